@@ -1,0 +1,270 @@
+"""The configuration: one frozen dataclass tree, mirrored by the TOML; a default is written once, here.
+
+Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line (the value in TOML's
+own notation; a bare word is taken as text). An unknown key is an error that names the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli
+import tomli_w
+
+
+class UserError(Exception):
+    """What the user can mend: one sentence with the field or line, both values and the cure. Never a traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    name: str = "run"
+    """The run's folder is `dir/name`."""
+    dir: str = "runs"
+    seed: int = 1
+    """Seeds the order of prompts, the sampling of responses and the trainer's generators."""
+    iterations: int = 100
+    """Steps of GRPO: one rollout and one update each."""
+    device: Literal["cpu", "cuda", "npu"] = "cpu"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of weights and activations in trainer and engine. Gradients and Adam's state are fp32 always."""
+    timeout_s: int = 1800
+    """A collective that waits longer ends the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    path: str = ""
+    """Folder in Hugging Face's format: config.json, tokenizer, safetensors. The reference always has these weights."""
+    shape: str = ""
+    """A file of configs/model/ that states the model's shape for planning without weights; must agree with config.json."""
+    checkpoint: str = ""
+    """A folder written by `convert.py to-mcore`, loaded in place of the safetensors; empty: stream `path` directly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    path: str = ""
+    """Folder written by preprocess.py."""
+    shuffle: bool = True
+    """Every epoch in a new seeded order; false: the order of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronGrid:
+    """Train's or the reference's place. What the degrees leave of the ranks is data parallel."""
+
+    ranks: str = "all"
+    """World ranks: "all", or ranges such as "0-5,8"."""
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    """Experts are spread over this many of a stage's ranks. At 1 they are cut by the tensor degree like the rest."""
+    pipeline_layers: tuple[int, ...] = ()
+    """Transformer layers of each pipeline stage; empty: equal stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmGrid:
+    """Rollout's place. What the degrees leave of the ranks are replicas."""
+
+    ranks: str = "all"
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    """Engines that share one set of experts (with enable_expert_parallel); they decode in lockstep."""
+    enable_expert_parallel: bool = False
+    """Experts are spread over tensor x data parallel ranks instead of being cut by the tensor degree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    train: MegatronGrid = field(default_factory=MegatronGrid)
+    reference: MegatronGrid | None = None
+    """Absent: colocated with train in train's own grid, by exchanging weights."""
+    rollout: VllmGrid = field(default_factory=VllmGrid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    temperature: float = 1.0
+    """Both engines divide their logits by it."""
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 2048
+    max_num_seqs: int = 128
+    """Responses that one engine decodes at a time."""
+    max_num_batched_tokens: int = 4096
+    """Tokens of one scheduler step; at least max_prompt_tokens + max_response_tokens where prefill is not chunked."""
+    kv_cache_gib: float = 1.0
+    """GiB of key-value cache for each rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grpo:
+    """Defaults: the recipe of DeepSeek-R1-Zero-671B as MindSpeed-RL published it."""
+
+    prompts_per_iteration: int = 384
+    """P: prompts of one iteration, over all ranks."""
+    group_size: int = 32
+    """G: responses to each prompt."""
+    kl_coef: float = 0.001
+    """Weight of the KL to the reference in the loss; 0: no reference is loaded."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman, "Approximating KL divergence" (2020). The published 384-die file has k1."""
+    clip_ratio: float = 0.2
+    """The ratio to the old policy is clipped to 1 - clip_ratio .. 1 + clip_ratio (Schulman et al. 2017, equation 7)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    rules: dict[str, float] = field(default_factory=lambda: {"base_acc": 1.0})
+    """Rule name, or `path.py:function`, and its weight; the reward is the weighted sum."""
+    workers_per_rank: int = 1
+    """Processes that grade on each rank that generates."""
+    deadline_s: float = 5.0
+    """Seconds after which the worker that grades one response is killed; the response then has no reward."""
+    max_unscored_share: float = 0.5
+    """The run stops when more than this share of an iteration's responses got no reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Adam with fp32 master weights, sharded over data-parallel ranks; the rate is constant after the warm-up."""
+
+    lr: float = 1e-6
+    lr_warmup_iterations: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+    """Largest global 2-norm of the gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    micro_batch_tokens: int = 4096
+    """Tokens of one packed micro-batch; one response with its prompt must fit."""
+    recompute: Literal["none", "full"] = "none"
+    """full: only the layers' inputs are kept for the backward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    every_iterations: int = 0
+    """Save after every so many iterations, and after the last; 0: only after the last."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue the run folder's newest checkpoint if there is one; never: refuse a folder that has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    dump_samples: int = 2
+    """Responses written to samples.jsonl each iteration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    layout: Layout = field(default_factory=Layout)
+    rollout: Rollout = field(default_factory=Rollout)
+    grpo: Grpo = field(default_factory=Grpo)
+    reward: Reward = field(default_factory=Reward)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    metrics: Metrics = field(default_factory=Metrics)
+
+
+T = TypeVar("T")
+
+
+def load(path: str, overrides: list[str], cls: type[T]) -> T:
+    """Read a TOML file into the dataclass `cls`, with `section.key=value` overrides on top. Raises UserError."""
+    tree = read_toml(path)
+    for text in overrides:
+        _override(tree, text)
+    return _build(cls, tree, path, "")
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Raises UserError with file and line where the file is missing or is not TOML."""
+    try:
+        return tomli.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing TOML file") from None
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not TOML: {error}") from None
+
+
+def dump(config: Any) -> str:
+    """The resolved config as TOML; `load` of it gives an equal config."""
+    return tomli_w.dumps(_plain(config))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: _plain(item) for name, item in pairs if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"argument {text!r}: is neither an option nor section.key=value")
+    try:
+        parsed = tomli.loads(f"x = {value}")["x"]
+    except tomli.TOMLDecodeError:
+        parsed = value
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"argument {text!r}: {section} is a value, not a section")
+    tree[name] = parsed
+
+
+def _build(cls: type[T], tree: dict[str, Any], path: str, prefix: str) -> T:
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in tree:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UserError(f"{path}: unknown key {prefix}{key}; the nearest known one is {prefix}{nearest}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in tree
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"{path}: {prefix}{missing[0]} is missing and has no default")
+    return cls(**{key: _convert(hints[key], value, path, prefix + key) for key, value in tree.items()})
+
+
+def _convert(hint: Any, value: Any, path: str, name: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    inner = [a for a in args if a is not type(None)]
+    if type(None) in args and len(inner) == 1:
+        return _convert(inner[0], value, path, name)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: {name} = {value!r} is a value; it must be a section")
+        return _build(hint, value, path, name + ".")
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{path}: {name} = {value!r}; it must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(args[0], v, path, f"{name}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {k: _convert(args[1], v, path, f"{name}.{k}") for k, v in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Any or type(value) is (origin or hint):
+        return value
+    raise UserError(f"{path}: {name} = {value!r} is of type {type(value).__name__}; "
+                    f"it must be {getattr(origin or hint, '__name__', hint)}")
