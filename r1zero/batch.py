@@ -1,0 +1,155 @@
+"""The nouns that cross stages, with their shapes: prompts, responses, the ragged training batch, packed micro-batches.
+
+Legend: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts and responses), R response tokens.
+"""
+
+import heapq
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Sequence
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    index: int
+    """Row in the data."""
+    token_ids: tuple[int, ...]
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Response:
+    prompt: int
+    """Position of its prompt in the list given to generate."""
+    sample: int
+    """0 .. G - 1."""
+    token_ids: list[int]
+    """With the stop token, where there is one."""
+    logprobs: list[float]
+    """Of each token when sampled, temperature included."""
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as flat ragged tensors: what training needs of them, and nothing else."""
+
+    ids_B: Tensor
+    """Number of the sample in the iteration: prompt number * G + sample. int64."""
+    prompt_lengths_B: Tensor
+    response_lengths_B: Tensor
+    tokens_T: Tensor
+    """Each sample's prompt, then its response. int64."""
+    advantages_B: Tensor
+    scored_B: Tensor
+    """1.0, or 0.0 for a sample that was not scored: its tokens carry no loss. float32."""
+    rollout_logprobs_R: Tensor
+    """By the engine that sampled. float32."""
+    ref_logprobs_R: Tensor
+    """By the reference. float32; empty where there is none."""
+
+    @property
+    def lengths_B(self) -> Tensor:
+        return self.prompt_lengths_B + self.response_lengths_B
+
+    def __len__(self) -> int:
+        return len(self.ids_B)
+
+    def select(self, indices: Tensor) -> "Batch":
+        """The samples at `indices`, in that order."""
+        def ragged(flat: Tensor, lengths: Tensor) -> Tensor:
+            return flat if not len(flat) else flat[ragged_index(lengths, indices)]
+        return Batch(
+            **{f.name: getattr(self, f.name)[indices] for f in fields(self) if f.name.endswith("_B")},
+            tokens_T=ragged(self.tokens_T, self.lengths_B),
+            rollout_logprobs_R=ragged(self.rollout_logprobs_R, self.response_lengths_B),
+            ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B))
+
+    def with_reference(self, ref_logprobs_R: Tensor) -> "Batch":
+        return replace(self, ref_logprobs_R=ref_logprobs_R)
+
+
+def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
+    """Positions, in a flat tensor of rows of `lengths_B`, of the elements of the rows `indices`, row by row."""
+    starts, taken = lengths_B.cumsum(0) - lengths_B, lengths_B[indices]
+    offsets = taken.cumsum(0) - taken
+    return torch.arange(int(taken.sum()), device=taken.device) + (starts[indices] - offsets).repeat_interleave(taken)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One micro-batch: samples laid end to end, no padding between them."""
+
+    indices: Tensor
+    """Its samples' places in the batch."""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence; a last one of padding where the total must be a multiple."""
+    tokens: Tensor
+    """(t,) int64."""
+    positions: Tensor
+    """(t,) each token's position in its own sequence."""
+    rows: Tensor
+    """(r,) rows of the logits that predict response tokens: one before each."""
+    targets: Tensor
+    """(r,) those response tokens."""
+    response_index: Tensor
+    """(r,) where each lies in the batch's R."""
+
+
+def pack(batch: Batch, indices: Tensor, multiple: int) -> Pack:
+    """Lay samples end to end; their total is padded to a multiple with a sequence of its own."""
+    lengths, prompts, responses = batch.lengths_B[indices], batch.prompt_lengths_B[indices], batch.response_lengths_B[indices]
+    tokens = batch.tokens_T[ragged_index(batch.lengths_B, indices)]
+    padding = -len(tokens) % multiple
+    seen = [int(n) for n in lengths] + ([padding] if padding else [])
+    tokens = torch.cat([tokens, tokens.new_zeros(padding)])
+    positions = torch.cat([torch.arange(n) for n in seen])
+    ends = lengths.cumsum(0)
+    first = (ends - responses).repeat_interleave(responses)   # row of each sample's first response token
+    within = torch.arange(int(responses.sum())) - (responses.cumsum(0) - responses).repeat_interleave(responses)
+    where = first + within
+    return Pack(indices, tuple(seen), tokens, positions, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices))
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Samples of like length together, at most `budget` tokens each; places in `lengths`. A single longer one stands alone."""
+    groups: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if not groups or lengths[i] > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(i)
+        room -= lengths[i]
+    return groups
+
+
+def spread(groups: list[list[int]], count: int) -> list[list[int]]:
+    """Exactly `count` groups, by halving the fullest; an empty group where there are fewer samples than that.
+
+    Ranks that share a collective must run the same number of micro-batches.
+    """
+    groups = list(groups)
+    while len(groups) < count:
+        fullest = max(range(len(groups)), key=lambda g: len(groups[g]))
+        group = groups[fullest]
+        if len(group) < 2:
+            groups.append([])
+            continue
+        groups[fullest:fullest + 1] = [group[:len(group) // 2], group[len(group) // 2:]]
+    return groups
+
+
+def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
+    """Samples dealt to `hands` ranks, longest first to the one with fewest tokens; every hand ascending, none empty
+    while samples last."""
+    heap = [(0, 0, h) for h in range(hands)]
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        tokens, count, hand = heapq.heappop(heap)
+        dealt[hand].append(i)
+        heapq.heappush(heap, (tokens + lengths[i], count + 1, hand))
+    return [sorted(hand) for hand in dealt]

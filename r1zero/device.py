@@ -1,0 +1,93 @@
+"""Three rows: cpu/gloo, cuda/nccl, npu/hccl. The vendor's start-up, before torch or anything built on it is imported."""
+
+import gc
+import importlib
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+
+@dataclass(frozen=True)
+class Device:
+    kind: str
+    backend: str
+    """Of torch.distributed."""
+    environment: tuple[tuple[str, str], ...]
+    """Set before the vendor's first import, unless the user has set them."""
+    imports: tuple[str, ...]
+    """In this order, before megatron and vLLM."""
+
+
+ROWS = {
+    # One thread a rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile costs
+    # 3 s at the first sample and gains nothing on small models. vLLM's own allocator is sized by kv_cache_memory_bytes.
+    "cpu": Device("cpu", "gloo", (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("TORCHDYNAMO_DISABLE", "1"),
+                                  ("VLLM_TARGET_DEVICE", "cpu")), ()),
+    # megatron-core asserts CUDA_DEVICE_MAX_CONNECTIONS=1 for tensor parallel overlap.
+    "cuda": Device("cuda", "nccl", (("CUDA_DEVICE_MAX_CONNECTIONS", "1"),), ()),
+    # MindSpeed's adaptor patches megatron-core and must come before it.
+    "npu": Device("npu", "cpu:gloo,npu:hccl", (("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("HCCL_CONNECT_TIMEOUT", "1800"),
+                                               ("HCCL_EXEC_TIMEOUT", "3600")), ("torch_npu", "mindspeed.megatron_adaptor")),
+}
+
+COMMON = (
+    ("TOKENIZERS_PARALLELISM", "false"),
+    ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),   # the engine lives in this process
+    ("VLLM_USE_V2_MODEL_RUNNER", "0"),
+    ("VLLM_NO_USAGE_STATS", "1"),
+    ("HF_HUB_OFFLINE", "1"),                   # models and data are folders
+    ("VLLM_LOGGING_LEVEL", "WARNING"),
+)
+
+
+def start(kind: str) -> Device:
+    """Set the environment and import the vendor's packages; the rank's device becomes the current one."""
+    device = ROWS[kind]
+    for name, value in COMMON + device.environment:
+        os.environ.setdefault(name, value)
+    with _hidden_arguments(), quiet_imports():
+        for module in device.imports:
+            importlib.import_module(module)
+    if kind != "cpu":
+        module(kind).set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def module(kind: str) -> Any:
+    """torch.cpu, torch.cuda or torch.npu."""
+    import torch
+
+    return torch.get_device_module(kind)
+
+
+def here(kind: str) -> Any:
+    """The rank's torch.device."""
+    import torch
+
+    return torch.device("cpu") if kind == "cpu" else torch.device(kind, module(kind).current_device())
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """No garbage collection while thousands of modules are made: 6.0 s of imports become 4.3 s. What is then alive is
+    frozen, so that the collections that vLLM asks for at its start (five) do not walk it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was:
+            gc.enable()
+
+
+@contextmanager
+def _hidden_arguments() -> Iterator[None]:
+    """MindSpeed parses sys.argv at import and turns every unknown flag into an attribute of megatron's configuration."""
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv
