@@ -1,0 +1,124 @@
+"""Timers, reductions over ranks, and the run's record: metrics.jsonl, TensorBoard, one console line an iteration."""
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.text import Text
+
+
+class Stopwatch:
+    """Seconds by phase of one iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def lap(self) -> dict[str, float]:
+        """`timing/<phase>` and `timing/all` since the last lap, in seconds."""
+        now = time.perf_counter()
+        timings = {f"timing/{name}": seconds for name, seconds in self.seconds.items()}
+        timings["timing/all"] = now - self._began
+        self.seconds, self._began = {}, now
+        return timings
+
+
+class Tally:
+    """Figures to be reduced over all ranks, in one collective a kind. Every rank names the same figures."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def peak(self, name: str, value: float) -> None:
+        self.peaks[name] = max(self.peaks.get(name, -float("inf")), value)
+
+    def reduce(self, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+        """(sums, peaks) over the world."""
+        reduced = []
+        for values, operation in ((self.sums, dist.ReduceOp.SUM), (self.peaks, dist.ReduceOp.MAX)):
+            names = sorted(values)
+            # Counts of tokens pass 2^24 in a large run: fp64 on the host's backends, fp32 where a device knows no other.
+            dtype = torch.float64 if device.type == "cpu" else torch.float32
+            vector = torch.tensor([values[n] for n in names], dtype=dtype, device=device)
+            dist.all_reduce(vector, operation)
+            reduced.append(dict(zip(names, vector.tolist(), strict=True)))
+        return reduced[0], reduced[1]
+
+
+class Record:
+    """What rank 0 writes into the run's folder. On resume what came after the checkpoint is taken back first."""
+
+    def __init__(self, folder: Path, done: int, iterations: int):
+        """done: iterations already in the checkpoint that this run continues from."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.iterations = folder, iterations
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _keep_until(folder / name, done)
+        self.board = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        self.console = Console(highlight=False, width=None if os.isatty(1) else 150)
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        line = {"iteration": iteration, **{name: round(value, 9) for name, value in metrics.items()}}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in metrics.items():
+            self.board.add_scalar(f"train/{name}", value, iteration)
+        self.console.print(self._line(iteration, metrics), soft_wrap=True)
+
+    def samples(self, iteration: int, rows: list[dict[str, Any]]) -> None:
+        with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps({"iteration": iteration, **row}, ensure_ascii=False) + "\n")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        self.board.close()
+
+    def _line(self, iteration: int, m: Mapping[str, float]) -> Text:
+        done = round(20 * iteration / self.iterations)
+        line = Text(f"{iteration:>{len(str(self.iterations))}}/{self.iterations} ")
+        line.append("━" * done, style="green").append("━" * (20 - done), style="bright_black")
+        line.append(f"  reward {m['grpo/rewards/mean']:.3f}", style="bold")
+        line.append(f"  length {m['response_length/mean']:.1f}  kl {m['actor/kl_loss']:.5f}  entropy {m['actor/entropy']:.3f}  "
+                    f"grad {m['grad_norm']:.3f}  gap {m['rollout_gap/mean']:.1e}  {m['e2e_tps']:.0f} tok/s/rank  {m['timing/all']:.2f} s")
+        return line
+
+
+def _keep_until(path: Path, iteration: int) -> None:
+    """Drop the lines of later iterations, and a torn last line; by way of a second file, renamed."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and json.loads(line)["iteration"] <= iteration:
+            kept.append(line)
+    aside = path.with_suffix(".tmp")
+    aside.write_text("".join(kept), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl."""
+    with open(folder / "metrics.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
