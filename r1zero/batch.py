@@ -103,10 +103,11 @@ def pack(batch: Batch, indices: Tensor, multiple: int) -> Pack:
     """Lay samples end to end; their total is padded to a multiple with a sequence of its own."""
     lengths, prompts, responses = batch.lengths_B[indices], batch.prompt_lengths_B[indices], batch.response_lengths_B[indices]
     tokens = batch.tokens_T[ragged_index(batch.lengths_B, indices)]
-    padding = -len(tokens) % multiple
+    padding = -len(tokens) % multiple if len(tokens) else multiple   # a pack without samples still runs, for the others' sake
     seen = [int(n) for n in lengths] + ([padding] if padding else [])
     tokens = torch.cat([tokens, tokens.new_zeros(padding)])
-    positions = torch.cat([torch.arange(n) for n in seen])
+    every = torch.tensor(seen)
+    positions = torch.arange(len(tokens)) - (every.cumsum(0) - every).repeat_interleave(every)
     ends = lengths.cumsum(0)
     first = (ends - responses).repeat_interleave(responses)   # row of each sample's first response token
     within = torch.arange(int(responses.sum())) - (responses.cumsum(0) - responses).repeat_interleave(responses)

@@ -1,0 +1,120 @@
+"""The trained model and the reference, as the step sees them: logprobs of a batch, and one update on it.
+
+Both run megatron-core's pipeline schedules over packed micro-batches; what a schedule leaves on the last stage is handed back.
+"""
+
+from functools import partial
+from typing import Any, Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from r1zero import grpo
+from r1zero.batch import Batch, Pack, micro_batches, pack, spread
+from r1zero.config import Config
+from r1zero.logprobs import TokenStats, token_stats
+from r1zero.model import build
+
+SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
+"""Sums over the batch's unmasked response tokens, returned by `update`."""
+
+
+class Policy:
+    """One role's model on this rank's place in its grid. Optimizer and scheduler are the trained one's; the reference has none."""
+
+    def __init__(self, cfg: Config, chunks: list[torch.nn.Module], forbidden_ids: list[int], device: torch.device,
+                 optimizer: Any = None, scheduler: Any = None):
+        self.cfg, self.chunks, self.device = cfg, chunks, device
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.tp_group = parallel_state.get_tensor_model_parallel_group()
+        self.dp_group = parallel_state.get_data_parallel_group()
+        self.multiple = self.tp_group.size()   # sequence parallelism cuts a pack evenly
+        width = build.padded_vocabulary(chunks[0]) // self.tp_group.size()
+        first = width * self.tp_group.rank()
+        self.forbidden_V = torch.zeros(width, dtype=torch.bool, device=device)
+        self.forbidden_V[[i - first for i in forbidden_ids if first <= i < first + width]] = True
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank is the one of its data-parallel index that reports results: last stage, first tensor rank."""
+        return parallel_state.is_pipeline_last_stage() and self.tp_group.rank() == 0
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor | None:
+        """(R,) fp32 on the last stage, in the batch's order; None on other stages. Collective over the role's ranks."""
+        packs = self._packs(batch)
+        stats = self._schedule(packs, lambda p, logits, non_loss_data: self._stats(p, logits).logprobs_R, forward_only=True)
+        if not parallel_state.is_pipeline_last_stage():
+            return None
+        out = torch.empty(int(batch.response_lengths_B.sum()))
+        for p, values in zip(packs, stats, strict=True):
+            out[p.response_index] = values.cpu()
+        return out
+
+    def update(self, batch: Batch, loss_tokens: float) -> tuple[dict[str, float], float, float]:
+        """One optimizer step on the GRPO loss. loss_tokens: unmasked response tokens of the whole batch, on all ranks.
+
+        Returns (this rank's share of SUMS, largest gap to the rollout engine's logprobs of any token here, gradient norm).
+        The first two are zero on ranks that do not speak.
+        """
+        packs = self._packs(batch)
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        # The schedule divides by the number of micro-batches, and the reduction over data-parallel ranks averages.
+        scale = len(packs) * self.dp_group.size()
+        results = self._schedule(packs, partial(self._loss, batch, loss_tokens, scale), forward_only=False)
+        _, grad_norm, _ = self.optimizer.step()
+        self.scheduler.step(1)
+        sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
+        if self.speaks:
+            sums = torch.stack([r["sums"] for r in results]).double().sum(0).cpu()
+            gap = max(float(r["gap_max"]) for r in results)
+        return dict(zip(SUMS, sums.tolist(), strict=True)), gap, float(grad_norm)
+
+    def _loss(self, batch: Batch, loss_tokens: float, scale: float, p: Pack, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        cfg, (logprobs, entropy) = self.cfg.grpo, self._stats(p, logits)
+        lengths = batch.response_lengths_B[p.indices]
+
+        def each(values_B: Tensor) -> Tensor:
+            return values_B[p.indices].repeat_interleave(lengths).to(self.device)
+
+        mask, advantages = each(batch.scored_B), each(batch.advantages_B)
+        # One update per rollout: the old policy is the current one, and its logprobs are these, detached.
+        old = logprobs.detach()
+        surrogate = grpo.clipped_surrogate(logprobs, old, advantages, cfg.clip_ratio)
+        kl = torch.zeros_like(logprobs)
+        if len(batch.ref_logprobs_R):
+            kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, batch.ref_logprobs_R[p.response_index].to(self.device))
+        loss = grpo.token_mean(surrogate.loss_R + cfg.kl_coef * kl, mask, loss_tokens)
+        with torch.no_grad():
+            gap = (old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs() * mask
+            figures = (surrogate.loss_R, kl, entropy, surrogate.clipped_R, old - logprobs, gap)
+            sums = torch.stack([(f * mask).sum() for f in figures])
+        return loss * scale, {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}
+
+    def _stats(self, p: Pack, logits: Tensor) -> TokenStats:
+        return token_stats(logits, p.rows.to(self.device), p.targets.to(self.device), temperature=self.cfg.rollout.temperature,
+                           forbidden_V=self.forbidden_V, group=self.tp_group)
+
+    def _packs(self, batch: Batch) -> list[Pack]:
+        groups = micro_batches(batch.lengths_B.tolist(), self.cfg.train.micro_batch_tokens)
+        count = torch.tensor(len(groups), device=self.device)
+        dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
+        return [pack(batch, torch.tensor(g, dtype=torch.long), self.multiple) for g in spread(groups, int(count))]
+
+    def _schedule(self, packs: list[Pack], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
+        """Run megatron's schedule; `on_logits(pack, logits)` is called on the last stage, once for each pack."""
+        def forward(data: Iterator[Pack], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+            p = next(data)
+            output = build.forward(chunk, p.tokens.to(self.device), p.positions.to(self.device), p.lengths)
+            return output, partial(on_logits, p)
+
+        return get_forward_backward_func()(
+            forward_step_func=forward, data_iterator=iter(packs), model=self.chunks, num_microbatches=len(packs),
+            seq_length=self.cfg.train.micro_batch_tokens, micro_batch_size=1, forward_only=forward_only,
+            collect_non_loss_data=forward_only)
