@@ -71,23 +71,15 @@ class Record:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.iterations = folder, iterations
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            _keep_until(folder / name, done)
+        keep_until(folder / "metrics.jsonl", done)
         self.board = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
         self.console = Console(highlight=False, width=None if os.isatty(1) else 150)
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        line = {"iteration": iteration, **{name: round(value, 9) for name, value in metrics.items()}}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.folder / "metrics.jsonl", iteration, [dict(metrics)])
         for name, value in metrics.items():
             self.board.add_scalar(f"train/{name}", value, iteration)
         self.console.print(self._line(iteration, metrics), soft_wrap=True)
-
-    def samples(self, iteration: int, rows: list[dict[str, Any]]) -> None:
-        with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"iteration": iteration, **row}, ensure_ascii=False) + "\n")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
@@ -105,7 +97,14 @@ class Record:
         return line
 
 
-def _keep_until(path: Path, iteration: int) -> None:
+def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
+    """One JSON line a row, each naming its iteration."""
+    with open(path, "a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"iteration": iteration, **row}, ensure_ascii=False) + "\n")
+
+
+def keep_until(path: Path, iteration: int) -> None:
     """Drop the lines of later iterations, and a torn last line; by way of a second file, renamed."""
     if not path.exists():
         return

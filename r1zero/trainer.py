@@ -1,0 +1,149 @@
+"""The loop and the step. Every rank calls every stage; a rank outside a stage's grid passes through it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1zero import figures, generation, metrics
+from r1zero.batch import Batch, Prompt
+from r1zero.config import Config, UserError, dump
+from r1zero.curves import draw
+from r1zero.data import tokenizer as tokens
+from r1zero.data.prompts import PromptOrder, PromptSet
+from r1zero.exchange import Census, Exchange
+from r1zero.generation import Judge, Samples
+from r1zero.layout import Layout
+from r1zero.reward import Scorer
+from r1zero.roles import Roles
+from r1zero.sync import Sync
+from r1zero.world import Launch
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    def __init__(self, cfg: Config, layout: Layout, launch: Launch, scorer: Scorer | None, device: torch.device):
+        self.cfg, self.layout, self.rank, self.device = cfg, layout, launch.rank, device
+        self.folder = Path(cfg.run.dir) / cfg.run.name
+        tokenizer = tokens.load(cfg.model.path)
+        self.prompts = PromptSet.open(cfg.data.path)
+        self.prompts.check(tokens.digest(cfg.model.path))
+        self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
+        self.judge = Judge(cfg, layout, launch.rank, scorer, tokenizer)
+        self.roles = Roles(cfg, layout, launch.rank, device, tokenizer, self.prompts.meta["stop_token_ids"])
+        self.exchange = Exchange(layout, launch.rank, device)
+        self.sync = Sync(layout, launch.rank, self.roles.shape, device)
+        self.watch = metrics.Stopwatch()
+        self.done = 0
+        self.record: metrics.Record | None = None
+
+    def run(self) -> None:
+        """Iterate until done; the folder then holds metrics, samples, curves and checkpoints."""
+        self._resume()
+        if self.rank == 0:
+            self.record = metrics.Record(self.folder, self.done, self.cfg.run.iterations)
+        if self.rank == self.layout.rollout.ranks[0]:
+            metrics.keep_until(self.folder / "samples.jsonl", self.done)
+        self.sync.push(self.roles.policy, self.roles.engine)
+        self.watch.lap()
+        for iteration in range(self.done + 1, self.cfg.run.iterations + 1):
+            figures = self.step(iteration)
+            self.done = iteration
+            with self.watch.phase("record"):
+                if self.record:
+                    self.record.write(iteration, figures)
+                last, every = iteration == self.cfg.run.iterations, self.cfg.checkpoint.every_iterations
+            if last or (every and iteration % every == 0):
+                with self.watch.phase("save"):
+                    self.save()
+        if self.record:
+            self.record.close()
+            for path in draw(self.folder):
+                self.record.say(f"drew {path}")
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """prompts -> rollout -> reward -> advantage -> exchange -> reference -> update -> sync. Returns the metrics, on every rank."""
+        cfg, watch, roles = self.cfg, self.watch, self.roles
+        with watch.phase("rollout"):
+            samples = self._generate(iteration)
+        with watch.phase("non_overlap_rule_reward"):
+            table = self.judge.collect(len(samples.responses)) if samples else None
+        with watch.phase("adv"):
+            mine = generation.to_batch(samples, table, cfg.grpo.group_size) if samples else None
+        with watch.phase("dispatch"):
+            census = self.exchange.census(mine, cfg.grpo.prompts_per_iteration * cfg.grpo.group_size)
+            batch = self.exchange.to_grid(mine, census, self.layout.train.dense)
+        with watch.phase("reference_model"):
+            ref_logprobs = self._reference(mine, batch, census)
+        with watch.phase("update"):
+            trained = roles.update(batch, ref_logprobs, census.loss_tokens)
+        with watch.phase("resharding_to_infer"):
+            self.sync.push(roles.policy, roles.engine)
+        with watch.phase("record"):
+            totals, peaks = self._reduce(samples, table, trained)
+            self._dump(iteration, samples, table)
+        return figures.named(cfg, totals, peaks, census.loss_tokens) | {"actor/lr": roles.lr} | figures.speeds(totals, watch.lap(), self.layout.size)
+
+    def _generate(self, iteration: int) -> Samples | None:
+        """Every rank takes the iteration's prompts from the order; each engine answers its own contiguous share."""
+        rows = self.order.take(self.cfg.grpo.prompts_per_iteration)
+        if self.roles.engine is None:
+            return None
+        share = len(rows) // self.layout.engines
+        first = self.layout.engine_of(self.rank) * share
+        prompts = [self.prompts[i] for i in rows[first:first + share]]
+        self.judge.prompts = prompts
+        responses = self.roles.engine.generate(prompts, self.cfg.grpo.group_size, iteration, self.judge.submit)
+        return Samples(prompts, responses, first * self.cfg.grpo.group_size)
+
+    def _reference(self, mine: Batch | None, batch: Batch | None, census: Census) -> Tensor | None:
+        """(R,) of this rank's training batch on train's last stage; None elsewhere, and without KL."""
+        if self.cfg.grpo.kl_coef == 0.0:
+            return None
+        if self.layout.reference is None:
+            return self.roles.reference_logprobs(batch)
+        grid = self.layout.reference.dense
+        theirs = self.exchange.to_grid(mine, census, grid)
+        values = self.roles.reference_logprobs(theirs)
+        return self.exchange.between(values, census, grid, self.layout.train.dense)
+
+    def _reduce(self, samples: Samples | None, table: Tensor | None, trained: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+        """Sums and peaks over the world; an engine's figures are counted once, by its first rank."""
+        tally = metrics.Tally()
+        first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
+        figures.tally(tally, self.cfg, samples if first else None, table)
+        figures.tally_training(tally, trained)
+        tally.peak("reward_waited_s", self.judge.scorer.waited_s if self.judge.scorer else 0.0)
+        totals, peaks = tally.reduce(self.device)
+        figures.check_unscored(self.cfg, totals)
+        return totals, peaks
+
+    def _dump(self, iteration: int, samples: Samples | None, table: Tensor | None) -> None:
+        """A few of the first engine's responses, and every one of its responses that could not be scored."""
+        if self.rank != self.layout.rollout.ranks[0]:
+            return
+        rows = []
+        for k, response in enumerate(samples.responses):
+            outcome = int(table[k, 1])
+            if outcome == 0 and k % self.cfg.grpo.group_size:
+                continue   # of scored responses the first of each group
+            if outcome == 0 and len(rows) >= self.cfg.metrics.dump_samples:
+                continue
+            prompt = samples.prompts[response.prompt]
+            rows.append({"prompt": prompt.text, "response": tokens.decode(self.tokenizer, response.token_ids), "label": prompt.label,
+                         "outcome": generation.OUTCOMES[outcome], "reward": float(table[k, 0]),
+                         "scores": dict(zip(self.cfg.reward.rules, table[k, 2:].tolist(), strict=True))})
+        metrics.append(self.folder / "samples.jsonl", iteration, rows)
+
+    def save(self) -> None:
+        self.roles.save(self.folder / "checkpoints", self.done, {"order": self.order.state()}, self.cfg.checkpoint.keep)
+
+    def _resume(self) -> None:
+        """Continue the folder's newest checkpoint, where there is one."""
+        extra = self.roles.resume(self.folder / "checkpoints", self.cfg.checkpoint.resume)
+        if extra:
+            self.done = extra["iteration"]
+            self.order.load(extra["order"])
