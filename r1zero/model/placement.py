@@ -1,0 +1,95 @@
+"""Which rank holds which part of which weight: a pure function of the family's table and the layout. No torch.
+
+Every rank computes the same answer, so that loading, export, sync and the plan never have to ask another rank.
+"""
+
+from r1zero.config import UserError
+from r1zero.layout import Grid, MegatronGrids
+from r1zero.model.families import Weight
+from r1zero.model.shape import Shape
+
+Part = tuple[slice, ...]
+"""A rectangle of a full HF tensor."""
+
+
+def stages(shape: Shape, grids: MegatronGrids) -> list[range]:
+    """Layers of each pipeline stage. Raises UserError where they do not add up to the model's."""
+    pp = grids.dense.size("pp")
+    if not grids.pipeline_layers and shape.layers % pp:
+        raise UserError(f"{shape.layers} layers do not divide into {pp} equal stages; state pipeline_layers, one number a stage")
+    counts = grids.pipeline_layers or (shape.layers // pp,) * pp
+    if sum(counts) != shape.layers or min(counts) < 1:
+        raise UserError(f"pipeline_layers = {list(counts)} adds up to {sum(counts)}, the model has {shape.layers} layers; "
+                        "every stage needs at least one")
+    starts = [sum(counts[:i]) for i in range(pp)]
+    return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+
+def check(shape: Shape, grids: MegatronGrids) -> None:
+    """Raises UserError where the degrees do not cut the model's dimensions evenly."""
+    stages(shape, grids)
+    tp, etp, ep = grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
+    cuts = [("num_attention_heads", shape.heads, tp), ("num_key_value_heads", shape.kv_heads, tp),
+            ("intermediate_size", shape.ffn_hidden_size, tp), ("vocab_size", shape.vocab_size, tp)]
+    if shape.moe:
+        cuts += [("moe_intermediate_size", shape.moe.ffn_hidden_size, etp),
+                 ("n_shared_experts x moe_intermediate_size", shape.moe.shared_experts * shape.moe.ffn_hidden_size, tp)]
+        if shape.moe.experts % ep:
+            raise UserError(f"expert_model_parallel_size = {ep} does not divide the model's {shape.moe.experts} experts")
+    elif ep > 1:
+        raise UserError(f"expert_model_parallel_size = {ep}, but {shape.family} has no experts; set it to 1")
+    for name, size, degree in cuts:
+        if size % degree:
+            raise UserError(f"tensor_model_parallel_size = {degree} does not divide the model's {name} = {size}")
+
+
+def stages_of(weight: Weight, shape: Shape, grids: MegatronGrids) -> tuple[int, ...]:
+    """Pipeline stages that hold the weight: one, or the first and the last for a tied embedding."""
+    last = grids.dense.size("pp") - 1
+    if weight.place == "layer":
+        return tuple(i for i, layers in enumerate(stages(shape, grids)) if weight.layer in layers)
+    return {"first": (0,), "last": (last,), "both ends": tuple(sorted({0, last}))}[weight.place]
+
+
+def part(weight: Weight, degree: int, index: int) -> Part:
+    """The rectangle of the full tensor that position `index` of `degree` tensor ranks holds."""
+    cut = [slice(0, n) for n in weight.shape]
+    if weight.cut is not None:
+        n = weight.shape[weight.cut] // degree
+        cut[weight.cut] = slice(index * n, (index + 1) * n)
+    return tuple(cut)
+
+
+def grid_of(weight: Weight, grids: MegatronGrids) -> tuple[Grid, str]:
+    """The grid that deals the weight out and the name of its tensor axis there."""
+    return (grids.dense, "tp") if weight.expert is None else (grids.experts, "etp")
+
+
+def holders(weight: Weight, shape: Shape, grids: MegatronGrids) -> dict[int, Part]:
+    """World rank -> the part of the weight that it holds. Ranks with equal parts are copies of each other."""
+    grid, axis = grid_of(weight, grids)
+    others = [name for name, _ in grid.axes if name not in (axis, "ep", "pp")]
+    fixed = {} if weight.expert is None else {"ep": weight.expert // experts_per_rank(shape, grids)}
+    found = {}
+    for stage in stages_of(weight, shape, grids):
+        for copy in range(grid.size(others[0])):
+            for index in range(grid.size(axis)):
+                rank = grid.at(**{axis: index, others[0]: copy, "pp": stage}, **fixed)
+                found[rank] = part(weight, grid.size(axis), index)
+    return found
+
+
+def experts_per_rank(shape: Shape, grids: MegatronGrids) -> int:
+    return shape.moe.experts // grids.experts.size("ep")
+
+
+def parameter_name(weight: Weight, shape: Shape, grids: MegatronGrids, stage: int) -> str:
+    """Name of the megatron-core parameter (or buffer) in the model chunk of a stage that holds the weight."""
+    if weight.place == "both ends" and stage > 0:
+        return "output_layer.weight"
+    if weight.place != "layer":
+        return weight.parameter
+    name = weight.parameter
+    if weight.expert is not None:
+        name = name.format(e=weight.expert % experts_per_rank(shape, grids))
+    return f"decoder.layers.{weight.layer - stages(shape, grids)[stage].start}.{name}"

@@ -1,0 +1,206 @@
+"""The process that owns the grading workers: forks them, feeds them, and kills what exceeds its deadline.
+
+Started as a fresh interpreter before MPI and the device, so that neither it nor a worker holds any of their state. It
+loads the solver once; a worker is a fork of it and ready in milliseconds. One thread, one loop, never blocked: the
+trainer may be deep in its engine for minutes and still no deadline slips.
+
+    trainer -- socket --> supervisor -- socket --> worker 1, 2, ...
+"""
+
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass, field
+
+from r1zero.reward.protocol import Frames, frame, receive
+from r1zero.reward.worker import Task, Work, die_with_parent, serve
+
+PATIENCE_S = 0.25  # a sample that takes longer is moved aside, and a fresh worker takes the next one
+ASIDE = 3  # at most so many set aside for each worker
+NICENESS_ASIDE = 10
+PARENT_CHECK_S = 1.0
+
+
+@dataclass(eq=False)
+class Worker:
+    pid: int
+    sock: socket.socket
+    frames: Frames = field(default_factory=Frames)
+    task: Task | None = None
+    started: float = 0.0  # monotonic seconds at which the task was handed over
+    aside: bool = False
+
+
+class Supervisor:
+    """The pool's state between two events."""
+
+    def __init__(self, trainer: socket.socket, work: Work, workers: int, deadline_s: float, memory_bytes: int) -> None:
+        self.trainer, self.work = trainer, work
+        self.size, self.deadline_s, self.memory_bytes = workers, deadline_s, memory_bytes
+        self.parent = os.getppid()
+        self.frames, self.outbox = Frames(), bytearray()
+        self.queue: deque[Task] = deque()
+        self.workers: list[Worker] = []
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(trainer, selectors.EVENT_READ)
+
+    def run(self, tasks: list[Task]) -> None:
+        """Until the trainer closes its end or dies. `tasks` came in beside the configuration."""
+        self.trainer.setblocking(False)
+        self.queue.extend(tasks)
+        alive = True
+        while alive and os.getppid() == self.parent:
+            self._dispatch()
+            for key, _ in self.selector.select(self._patience()):
+                if key.fileobj is self.trainer:
+                    alive = self._hear_trainer() and alive
+                else:
+                    self._hear_worker(key.data)
+            self._enforce(time.monotonic())
+            self._flush()
+        for worker in list(self.workers):
+            self._end(worker)
+
+    # the trainer's side
+
+    def _hear_trainer(self) -> bool:
+        tasks = receive(self.trainer, self.frames)
+        if tasks is None:
+            return False
+        for batch in tasks:
+            self.queue.extend(batch)
+        return True
+
+    def _report(self, number: int, outcome: str, result: object, ms: float) -> None:
+        self.outbox += frame([number, outcome, result, ms])
+
+    def _flush(self) -> None:
+        """Sends what the trainer's socket takes now; the rest waits until it can be written."""
+        try:
+            while self.outbox:
+                del self.outbox[: self.trainer.send(self.outbox)]
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            pass  # full, or gone: the next read tells which
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outbox else 0)
+        self.selector.modify(self.trainer, events)
+
+    # the workers' side
+
+    def _dispatch(self) -> None:
+        """Hands the queue to the free workers, forking those that are missing."""
+        crew = [worker for worker in self.workers if not worker.aside]
+        while len(crew) < self.size and len(self.workers) < self.size * (1 + ASIDE):
+            crew.append(self._fork())
+        for worker in crew:
+            if self.queue and worker.task is None:
+                worker.task, worker.started = self.queue.popleft(), time.monotonic()
+                try:
+                    worker.sock.sendall(frame(worker.task))
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # it died idle; its closed socket is the next event
+
+    def _fork(self) -> Worker:
+        here, there = socket.socketpair()
+        supervisor = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(here, there, supervisor)
+        there.close()
+        worker = Worker(pid, here)
+        self.workers.append(worker)
+        self.selector.register(here, selectors.EVENT_READ, worker)
+        return worker
+
+    def _become_worker(self, here: socket.socket, there: socket.socket, supervisor: int) -> None:
+        """In the child: drop every end that is not its own, then grade until the end. Never returns."""
+        try:
+            die_with_parent(supervisor)
+            for sock in (here, self.trainer, *(worker.sock for worker in self.workers)):
+                sock.close()
+            self.selector.close()
+            serve(there, self.work, self.deadline_s, self.memory_bytes)
+        finally:
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc(limit=-4)
+                os._exit(1)
+            os._exit(0)
+
+    def _hear_worker(self, worker: Worker) -> None:
+        answers = receive(worker.sock, worker.frames)
+        if answers is None:
+            if worker.task is not None:
+                elapsed = time.monotonic() - worker.started
+                self._report(worker.task[0], "failed", None, 1000 * elapsed)
+            self._end(worker)
+            return
+        for number, result, ms in answers:
+            self._report(number, "scored", result, ms)
+            worker.task = None
+            if worker.aside:
+                self._end(worker)
+
+    def _enforce(self, now: float) -> None:
+        """Kills what is past its deadline; sets aside what others would have to wait for."""
+        for worker in list(self.workers):
+            elapsed = now - worker.started
+            if worker.task is None:
+                continue
+            if elapsed >= self.deadline_s:
+                self._report(worker.task[0], "timeout", None, 1000 * elapsed)
+                self._end(worker)
+            elif elapsed >= PATIENCE_S and not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
+                worker.aside = True
+                os.setpriority(os.PRIO_PROCESS, worker.pid, NICENESS_ASIDE)
+
+    def _patience(self) -> float:
+        """Seconds until some worker's time is up, at most until the next look at the parent."""
+        now, waits = time.monotonic(), [PARENT_CHECK_S]
+        for worker in self.workers:
+            if worker.task is not None:
+                elapsed = now - worker.started
+                waits.append((self.deadline_s if worker.aside or elapsed >= PATIENCE_S else PATIENCE_S) - elapsed)
+        return max(0.0, min(waits))
+
+    def _end(self, worker: Worker) -> None:
+        """Kills, reaps and forgets."""
+        self.selector.unregister(worker.sock)
+        worker.sock.close()
+        self.workers.remove(worker)
+        os.kill(worker.pid, signal.SIGKILL)  # not yet reaped, so the id is still its own
+        os.waitpid(worker.pid, 0)
+
+
+def main() -> None:
+    """`python -m r1zero.reward.supervisor FD`: the first message on the socket is the configuration."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; its closed socket ends us
+    trainer = socket.socket(fileno=int(sys.argv[1]))
+    frames, messages = Frames(), []
+    while not messages:
+        received = receive(trainer, frames)
+        if received is None:
+            return
+        messages = received
+    config, batches = messages[0], messages[1:]
+
+    from r1zero.reward import accuracy, grading
+
+    work = grading.work(config["rules"])
+    trainer.sendall(frame({"started": True}))
+    accuracy.warm()
+    gc.collect()
+    gc.freeze()  # what is loaded now is shared with every fork and never walked again
+    supervisor = Supervisor(
+        trainer, work, config["workers"], config["deadline_s"], config["memory_bytes"]
+    )
+    supervisor.frames = frames
+    supervisor.run([task for batch in batches for task in batch])
+
+
+if __name__ == "__main__":
+    main()
