@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Make .venv from requirements.txt, unless it is there already and made from the same file. Sourced by the other scripts; also runs alone.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '\033[1m%s\033[0m\n' "$*"; }
+die() { printf '%s\n' "$*" >&2; exit 1; }
+
+# The first Python from 3.11 to 3.13; PYTHON=... chooses another.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.12 python3.11 python3.13 python3}; do
+        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    die "No Python 3.11, 3.12 or 3.13 with venv was found. On Debian or Ubuntu: apt-get install python3 python3-venv; or name one: PYTHON=/path/to/python3.11"
+}
+
+install() {
+    local stamp=.venv/.installed want python index=()
+    want=$(cat requirements.txt launch/install.sh | sha256sum)
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+        return
+    fi
+    python=$(find_python)
+    command -v cc >/dev/null || command -v gcc >/dev/null || die "No C compiler was found. On Debian or Ubuntu: apt-get install build-essential"
+    say "Installing into .venv with $($python --version) (about two minutes, 3 GB) ..."
+    rm -rf .venv && "$python" -m venv .venv
+    # torch's CPU build has its own index; it is named only where the configured ones do not have it.
+    if ! .venv/bin/pip download -q --no-deps -d "$(mktemp -d -p .venv)" "$(grep ^torch== requirements.txt)" 2>/dev/null; then
+        index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+    fi
+    .venv/bin/pip install -q --no-deps "${index[@]}" -r requirements.txt || die "The installation failed; see pip's message above, mend it and run this again."
+    rm -rf .venv/tmp.*
+    printf '%s\n' "$want" > "$stamp"
+    say "Installed."
+}
+
+install
+export PATH="$PWD/.venv/bin:$PATH"
+# Open MPI refuses to start as root, and to start more ranks than it counts cores, unless told.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+export PYTHONUNBUFFERED=1

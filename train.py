@@ -1,0 +1,52 @@
+"""Train: python train.py CONFIG [section.key=value ...], under mpirun, torchrun or srun, or alone as a world of one."""
+
+import argparse
+import os
+import sys
+import traceback
+
+from r1zero import config, device, layout, world
+from r1zero.config import UserError
+from r1zero.reward import RewardError, Scorer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
+    args = parser.parse_args()
+    launch = world.Launch(0, 1, 0, 1, "none")
+    try:
+        launch = world.read_launch()
+        cfg = config.load(args.config, args.overrides, config.Config)
+        grids = layout.carve(cfg.layout, launch.size)
+        layout.check_batch(cfg, grids)
+        train(cfg, grids, launch)
+    except (UserError, RewardError) as error:
+        if launch.rank == 0:
+            sys.stderr.write(f"{error}\n")
+        world.abort(launch, 2)
+    except Exception:   # the one boundary: a rank that fails ends the job, as the others would wait for it forever
+        sys.stderr.write(f"rank {launch.rank}:\n{traceback.format_exc()}")
+        world.abort(launch, 1)
+
+
+def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch) -> None:
+    # The grading processes come from a clean interpreter, before MPI and the device are started here.
+    scorer = None
+    if launch.rank in grids.rollout:
+        scorer = Scorer(cfg.reward.rules, cfg.reward.workers_per_rank, cfg.reward.deadline_s)
+    row = device.start(cfg.run.device)
+    world.join(launch, row, cfg.run.timeout_s)
+    with device.quiet_imports():
+        from r1zero.trainer import Trainer
+
+    trainer = Trainer(cfg, grids, launch, scorer, device.here(cfg.run.device))
+    trainer.run()
+    if scorer:
+        scorer.close()
+    world.leave(launch)
+
+
+if __name__ == "__main__":
+    main()
