@@ -1,9 +1,7 @@
 """Train: python train.py CONFIG [section.key=value ...], under mpirun, torchrun or srun, or alone as a world of one."""
 
 import argparse
-import os
 import sys
-import traceback
 
 from r1zero import config, device, layout, world
 from r1zero.config import UserError
@@ -18,6 +16,7 @@ def main() -> None:
     launch = world.Launch(0, 1, 0, 1, "none")
     try:
         launch = world.read_launch()
+        world.abort_on_exception(launch)
         cfg = config.load(args.config, args.overrides, config.Config)
         grids = layout.carve(cfg.layout, launch.size)
         layout.check_batch(cfg, grids)
@@ -26,9 +25,6 @@ def main() -> None:
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
-    except Exception:   # the one boundary: a rank that fails ends the job, as the others would wait for it forever
-        sys.stderr.write(f"rank {launch.rank}:\n{traceback.format_exc()}")
-        world.abort(launch, 1)
 
 
 def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch) -> None:

@@ -4,8 +4,11 @@ import os
 import re
 import socket
 import subprocess
+import sys
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
 from typing import Mapping
 
 from r1zero.config import UserError
@@ -93,8 +96,18 @@ def leave(launch: Launch) -> None:
     dist.destroy_process_group()
 
 
+def abort_on_exception(launch: Launch) -> None:
+    """From here on an exception that nothing catches ends all ranks, as the others would wait for this one forever."""
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(f"rank {launch.rank} on {socket.gethostname()}:\n{''.join(traceback.format_exception(kind, error, trace))}")
+        abort(launch, 1)
+    sys.excepthook = hook
+
+
 def abort(launch: Launch, code: int) -> None:
     """End the whole job at once from one rank's failure. torchrun ends its other ranks when this one has left."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     if launch.launcher in ("openmpi", "mpich"):
         from mpi4py import MPI
 

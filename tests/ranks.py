@@ -1,0 +1,84 @@
+"""A few processes that live as long as the test session and run functions as the ranks of a gloo world.
+
+Imports of torch, megatron and vLLM cost 5 to 14 s a process; here they are paid once. Every case gets a fresh process group of
+the size it asks for.
+"""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class Ranks:
+    """`run(f, *args, size=n)` calls f(rank, *args) on n ranks and returns their n results in order.
+
+    f must be importable (a function of a test module); its results must be picklable: plain values or CPU tensors.
+    """
+
+    def __init__(self) -> None:
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+
+    def run(self, function: Callable[..., Any], *args: Any, size: int, timeout_s: float = 300.0) -> list[Any]:
+        while len(self._pipes) < size:
+            self._start()
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        for rank in range(size):
+            self._pipes[rank].send((function, args, rank, size, port))
+        results, failures = [], []
+        for rank in range(size):
+            if not self._pipes[rank].poll(timeout_s):
+                self.close()
+                raise AssertionError(f"rank {rank} of {size} did not answer in {timeout_s} s\n" + "\n".join(failures))
+            ok, value = self._pipes[rank].recv()
+            results.append(value)
+            if not ok:
+                failures.append(f"rank {rank} of {size}:\n{value}")
+        if failures:
+            raise AssertionError("\n".join(failures))
+        return results
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._pipes, self._processes = [], []
+
+    def _start(self) -> None:
+        here, there = get_context("spawn").Pipe()
+        process = get_context("spawn").Process(target=_serve, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        self._pipes.append(here)
+        self._processes.append(process)
+
+
+def _serve(pipe: Connection) -> None:
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1")
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, args, rank, size, port = pipe.recv()
+        except EOFError:
+            return
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port))
+        try:
+            dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size,
+                                    timeout=timedelta(seconds=120))
+            result = (True, function(rank, *args))
+        except BaseException:   # whatever a rank dies of is the test's to show
+            result = (False, traceback.format_exc())
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        pipe.send(result)
