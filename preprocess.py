@@ -1,0 +1,60 @@
+"""Data to prompts: `python preprocess.py CONFIG [key=value ...] [--check-labels]`. The formats: r1zero/data/."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from r1zero import config
+from r1zero.data import prepare
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="preprocess.py", description="Read problems, write tokenised prompts.")
+    parser.add_argument("config", help="a file of configs/data/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says, e.g. map_keys.prompt=question")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        cfg = config.load(options.config, options.overrides, prepare.DataConfig)
+        report = _run(cfg, console)
+    except config.UserError as error:
+        console.print(f"preprocess.py: {error}", markup=False)
+        return 2
+    _show(cfg, report, console)
+    return 0
+
+
+def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rows]}")
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[Path, int] = {}
+
+        def progress(file: Path, share: float, counts: prepare.Counts) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file.name, total=1.0, rows="")
+            bar.update(tasks[file], completed=share, rows=f"{counts.kept} of {counts.rows} rows kept")
+
+        return prepare.prepare(cfg, progress)
+
+
+def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> None:
+    counts = report.counts
+    for complaint in report.complaints:
+        console.print(f"bad row: {complaint}", markup=False)
+    if counts.bad > len(report.complaints):
+        console.print(f"... and {counts.bad - len(report.complaints)} more in {cfg.output}/rejected.jsonl", markup=False)
+    table = Table(title=f"{cfg.output}: template {cfg.template}", title_justify="left")
+    names = ["rows", "kept", "too long", "bad", *(f"tokens {name}" for name in report.percentiles())]
+    for name in names:
+        table.add_column(name, justify="right")
+    values = (counts.rows, counts.kept, counts.too_long, counts.bad, *report.percentiles().values())
+    table.add_row(*map(str, values))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""Raw record to question and label, by the user's names of columns. A layout of data is one function in HANDLERS.
+
+An own handler is named in the config as `path.py:function`:
+
+    def handler(record: dict[str, Any], keys: MapKeys) -> tuple[str, str]:     # (question, label)
+
+It may return a third element, the system text, and a fourth, the history: pairs of earlier questions and answers.
+`ValueError`, `LookupError` and `TypeError` reject the row with their message; any other exception ends the run.
+"""
+
+import difflib
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from r1zero.config import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapKeys:
+    """The data's names for what a row holds; `a.b` reaches into an object. Empty: the data has no such column."""
+
+    prompt: str
+    query: str = ""
+    """Appended to the prompt on a line of its own; rows may lack it."""
+    response: str
+    """The label: what the boxed answer must equal."""
+    system: str = ""
+    """In place of the template's system text; rows may lack it."""
+    history: str = ""
+    """Earlier [question, answer] pairs; rows may lack it."""
+    solution: str = ""
+    """A worked solution, read by --check-labels alone; rows may lack it."""
+
+
+class Example(NamedTuple):
+    question: str
+    label: str
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[dict[str, Any], MapKeys], Example]
+
+
+def lookup(record: dict[str, Any], column: str) -> Any:
+    """The column's value, None where the row has none. Raises ValueError where a part of `a.b` is not an object."""
+    if column in record or "." not in column:
+        return record.get(column)
+    head, _, rest = column.partition(".")
+    inner = record.get(head)
+    if inner is not None and not isinstance(inner, dict):
+        raise ValueError(f"{head!r} is a {type(inner).__name__} and must be an object that holds {rest!r}")
+    return lookup(inner, rest) if inner is not None else None
+
+
+def text(record: dict[str, Any], column: str) -> str:
+    """A text, or a number as its text. Raises ValueError where the row has neither, or only white space."""
+    value = lookup(record, column)
+    if value is None:
+        nearest = difflib.get_close_matches(column, map(str, record), n=1, cutoff=0.0)
+        raise ValueError(f"has no {column!r}" + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; it is empty"))
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{column!r} is {_short(value)} and must be a text or a number")
+    if not str(value).strip():
+        raise ValueError(f"{column!r} is empty")
+    return str(value)
+
+
+def _optional(record: dict[str, Any], column: str) -> str:
+    value = lookup(record, column) if column else None
+    return "" if value is None or value == "" else text(record, column)
+
+
+def columns(record: dict[str, Any], keys: MapKeys) -> Example:
+    """Alpaca's layout: one column each. Either prompt or query may be empty."""
+    query = _optional(record, keys.query)
+    prompt = _optional(record, keys.prompt) if query else text(record, keys.prompt)
+    return Example("\n".join(part for part in (prompt, query) if part), text(record, keys.response).strip(),
+                   _optional(record, keys.system), _history(record, keys.history))
+
+
+def _history(record: dict[str, Any], column: str) -> tuple[tuple[str, str], ...]:
+    pairs = (lookup(record, column) if column else None) or []
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in pairs):
+        raise ValueError(f"{column!r} is {_short(pairs)} and must be a list of [question, answer] pairs")
+    return tuple((asked, answered) for asked, answered in pairs)
+
+
+def gsm8k(record: dict[str, Any], keys: MapKeys) -> Example:
+    """The response is a worked solution; the label stands after its last `####`, its thousands parted by commas."""
+    example = columns(record, keys)
+    _, mark, label = example.label.rpartition("####")
+    if not mark or not label.strip():
+        raise ValueError(f"{keys.response!r} has no final answer after ####")
+    return example._replace(label=label.strip().replace(",", ""))
+
+
+def messages(record: dict[str, Any], keys: MapKeys) -> Example:
+    """The prompt is a chat: [{role, content}, ..], ending with the user's question; verl's and DAPO's Parquet files."""
+    turns = lookup(record, keys.prompt)
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
+        raise ValueError(f"{keys.prompt!r} is {_short(turns)} and must be a list of {{role, content}} messages")
+    system = turns[0]["content"] if turns[0].get("role") == "system" else ""
+    said = turns[1:] if turns[0].get("role") == "system" else turns
+    roles = [turn.get("role") for turn in said]
+    if len(said) % 2 == 0 or roles != ["user", "assistant"] * (len(said) // 2) + ["user"]:
+        raise ValueError(f"{keys.prompt!r} has the roles {_short(roles)}; user and assistant must alternate and user comes last")
+    if not said[-1]["content"].strip():
+        raise ValueError(f"{keys.prompt!r} ends with an empty question")
+    contents = [turn["content"] for turn in said]
+    return Example(contents[-1], text(record, keys.response).strip(), system, tuple(zip(contents[:-1:2], contents[1::2])))
+
+
+HANDLERS: dict[str, Handler] = {"columns": columns, "gsm8k": gsm8k, "messages": messages}
+
+
+def find(name: str) -> Handler:
+    """A handler of the table, or the user's own by `path.py:function`. Raises UserError where there is none."""
+    if name in HANDLERS:
+        return HANDLERS[name]
+    path, colon, function = name.rpartition(":")
+    if not colon:
+        nearest = difflib.get_close_matches(name, HANDLERS, n=1, cutoff=0.0)[0]
+        raise UserError(f"handler = {name!r}: is not known; the nearest is {nearest!r} of {', '.join(HANDLERS)}, an own one is path.py:function")
+    if not Path(path).is_file():
+        raise UserError(f"handler = {name!r}: there is no file {path!r}")
+    spec = importlib.util.spec_from_file_location("own_handler", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"handler = {name!r}: {path!r} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"handler = {name!r}: {path}:{error.lineno}: {error.msg}") from None
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"handler = {name!r}: {path} defines no function {function!r}")
+    return getattr(module, function)
+
+
+def apply(handler: Handler, record: dict[str, Any], keys: MapKeys) -> Example | str:
+    """The row's example, or the reason why it has none."""
+    try:
+        example = Example(*handler(record, keys))
+        _check(example)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    return example
+
+
+def _check(example: Example) -> None:
+    """Raises ValueError unless all is text that UTF-8 can hold (JSON may spell half a surrogate pair) and not empty."""
+    texts = [example.question, example.label, example.system, *(t for pair in example.history for t in pair)]
+    if not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"the handler returned {_short(tuple(example))}; it must return texts")
+    if not example.question.strip() or not example.label.strip():
+        raise ValueError("the handler returned an empty question or label")
+    for t in texts:
+        try:
+            t.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds the half surrogate {t[error.start]!r}, which is no character") from None
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,0 +1,229 @@
+"""What preprocess.py does: rows to examples, examples to prompts, prompts to token ids, all written aside and renamed."""
+
+import dataclasses
+import difflib
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from r1zero.config import UserError
+from r1zero.data import handlers, records, store, templates, tokenizer
+from r1zero.data.handlers import Example, MapKeys
+from r1zero.data.records import Record
+
+PERCENTILES = (0, 50, 90, 99, 100)
+_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    input: str
+    """A .json, .jsonl or .parquet file, or a folder of them, read in order of name."""
+    tokenizer: str
+    """Folder of the model to train: the ids are only good for that model."""
+    output: str
+    """Folder to write; one that preprocess.py wrote before is replaced."""
+    template: str
+    """Name of an entry of `templates`."""
+    templates: str = "configs/model/templates.json"
+    """A file of templates in MindSpeed-RL's format."""
+    enable_thinking: bool = False
+    """Of reasoning templates such as qwen3: false ends the prompt with an empty thought."""
+    handler: str = "columns"
+    """columns, gsm8k, messages, or an own function as path.py:function (its signature: r1zero/data/handlers.py)."""
+    map_keys: MapKeys
+    dataset_additional_keys: tuple[str, ...] = ()
+    """Further columns to keep beside each prompt."""
+    max_prompt_tokens: int = 1024
+    """Longer prompts are left out and counted. At most rollout.max_prompt_tokens of the training config."""
+
+
+@dataclass
+class Counts:
+    rows: int = 0
+    kept: int = 0
+    too_long: int = 0
+    bad: int = 0
+
+
+@dataclass
+class Report:
+    counts: Counts = field(default_factory=Counts)
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of every prompt, those left out as too long included."""
+    complaints: list[str] = field(default_factory=list)
+    """The first bad rows, each with its place."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    begins_with_bos: bool = False
+
+    def percentiles(self) -> dict[str, int]:
+        """Nearest-rank percentiles of the prompts' tokens."""
+        values = np.percentile(self.lengths, PERCENTILES, method="inverted_cdf") if self.lengths else []
+        return {f"p{p}": int(v) for p, v in zip(PERCENTILES, values)}
+
+
+Progress = Callable[[Path, float, Counts], None]
+"""Called with the file, the share of it that is read, and the counts so far."""
+
+
+def prepare(cfg: DataConfig, progress: Progress) -> Report:
+    """Preprocess one data set. Raises UserError; then nothing has been written."""
+    if cfg.max_prompt_tokens < 1:
+        raise UserError(f"max_prompt_tokens = {cfg.max_prompt_tokens}; a prompt has at least one token")
+    files = records.files(cfg.input)
+    template = templates.load(cfg.templates, cfg.template)
+    with ExitStack() as stack:
+        examples = Examples(cfg)
+        folder = stack.enter_context(store.replaced(cfg.output))
+        encoder = _Encoder(cfg, template)
+        rejected = stack.enter_context((folder / store.REJECTED).open("w", encoding="utf-8"))
+        report = Report(stop_token_ids=encoder.stop_token_ids)
+        _write(folder, cfg, encoder, examples, _watched(files, report, progress), report, rejected)
+        examples.check_columns()
+        if not report.counts.kept:
+            raise UserError(f"input = {cfg.input!r}: none of its {report.counts.rows} rows is kept"
+                            + (f", the first because {report.complaints[0]}" if report.complaints else "")
+                            + ("" if report.counts.bad or not report.counts.rows else
+                               f", all over max_prompt_tokens = {cfg.max_prompt_tokens}; the shortest has {min(report.lengths)}"))
+        rejected.flush()
+        _write_meta(folder, cfg, template, files, report)
+    return report
+
+
+class Examples:
+    """Record to example, remembering which columns were seen: one that no row has is a misspelt name."""
+
+    def __init__(self, cfg: DataConfig):
+        self.cfg = cfg
+        self.handler = handlers.find(cfg.handler)
+        # "labels" is the reference's word for the label, which is always kept.
+        self.additional = tuple(key for key in cfg.dataset_additional_keys if key != "labels")
+        keys = cfg.map_keys
+        self.unseen = {"dataset_additional_keys": set(self.additional), "map_keys.solution": {keys.solution} - {""},
+                       "map_keys.query": {keys.query} - {""}, "map_keys.system": {keys.system} - {""},
+                       "map_keys.history": {keys.history} - {""}}
+        self.columns: set[str] = set()
+
+    def of(self, record: Record) -> Example | str:
+        """The example, or why the row is bad."""
+        if record.value is None:
+            return record.problem
+        self.columns.update(map(str, record.value))
+        for wanted in self.unseen.values():
+            wanted -= {column for column in wanted if self._has(record.value, column)}
+        return handlers.apply(self.handler, record.value, self.cfg.map_keys)
+
+    def _has(self, value: dict[str, Any], column: str) -> bool:
+        try:
+            return column in value or handlers.lookup(value, column) is not None
+        except ValueError:
+            return False
+
+    def kept(self, record: Record) -> dict[str, str | None]:
+        """The additional columns as texts. Raises ValueError where one is no text that UTF-8 can hold."""
+        values = {key: handlers.lookup(record.value or {}, key) for key in self.additional}
+        texts = {key: v if v is None or isinstance(v, str) else json.dumps(v, default=str) for key, v in values.items()}
+        for value in texts.values():
+            (value or "").encode("utf-8")
+        return texts
+
+    def check_columns(self) -> None:
+        """Raises UserError naming a configured column that no row has."""
+        for name, columns in self.unseen.items():
+            for column in sorted(columns) if self.columns else ():
+                nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)[0]
+                raise UserError(f"{name}: no row of {self.cfg.input} has a column {column!r}; the nearest is {nearest!r}")
+
+
+class _Encoder:
+    """Example to token ids and text, by one template and one tokenizer."""
+
+    def __init__(self, cfg: DataConfig, template: templates.Template):
+        self.template, self.thinking = template, cfg.enable_thinking
+        self.tokenizer = tokenizer.load(cfg.tokenizer)
+        self.stop_token_ids = [tokenizer.single_token(self.tokenizer, word) for word in template.stop_words]
+        self.eos_id = self.stop_token_ids[0] if template.replace_eos else self.tokenizer.eos_token_id
+
+    def encode(self, example: Example) -> tuple[list[int], str]:
+        pieces = templates.render(self.template, example.question, example.system, example.history, self.thinking)
+        return tokenizer.encode(self.tokenizer, pieces, self.eos_id)
+
+
+def _watched(files: list[Path], report: Report, progress: Progress) -> Iterator[Record]:
+    for file in files:
+        for record in records.read(file):
+            report.counts.rows += 1
+            yield record
+            if report.counts.rows % 64 == 0:
+                progress(file, record.progress, report.counts)
+        progress(file, 1.0, report.counts)
+
+
+def _write(folder: Path, cfg: DataConfig, encoder: _Encoder, examples: Examples, rows: Iterator[Record],
+           report: Report, rejected: IO[str]) -> None:
+    counts, batch, schema = report.counts, [], store.schema(examples.additional)
+
+    def reject(record: Record, reason: str) -> None:
+        rejected.write(json.dumps({"source": record.source, "reason": reason}) + "\n")
+
+    with pa.OSFile(str(folder / store.PROMPTS), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for record in rows:
+            row = _row(record, examples, encoder)
+            if isinstance(row, str):
+                counts.bad += 1
+                if len(report.complaints) < 10:
+                    report.complaints.append(f"{record.source} {row}")
+                reject(record, row)
+                continue
+            length = len(row["token_ids"])
+            report.lengths.append(length)
+            if length > cfg.max_prompt_tokens:
+                counts.too_long += 1
+                reject(record, f"its prompt has {length} tokens, over max_prompt_tokens = {cfg.max_prompt_tokens}")
+                continue
+            counts.kept += 1
+            batch.append(row)
+            if len(batch) == _BATCH_ROWS:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch.clear()
+        if batch:
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+
+
+def _row(record: Record, examples: Examples, encoder: _Encoder) -> dict[str, Any] | str:
+    example = examples.of(record)
+    if isinstance(example, str):
+        return example
+    try:
+        additional = examples.kept(record)
+    except (ValueError, RecursionError) as error:
+        return f"dataset_additional_keys: {error}"
+    token_ids, text = encoder.encode(example)
+    row = {"token_ids": token_ids, "text": text, "label": example.label, "source": record.source}
+    return row | {"additional": additional} if additional else row
+
+
+def _write_meta(folder: Path, cfg: DataConfig, template: templates.Template, files: list[Path], report: Report) -> None:
+    prompts = folder / store.PROMPTS
+    meta = {
+        "format": store.FORMAT,
+        "inspect": store.inspect_command(cfg.output),
+        "rows": report.counts.kept,
+        "counts": dataclasses.asdict(report.counts),
+        "tokens": report.percentiles(),
+        "max_prompt_tokens": cfg.max_prompt_tokens,
+        "tokenizer": {"path": cfg.tokenizer, "digest": tokenizer.digest(cfg.tokenizer)},
+        "template": {"path": cfg.templates, "name": template.name, "digest": template.digest},
+        "stop_words": list(template.stop_words),
+        "stop_token_ids": report.stop_token_ids,
+        "sources": [{"path": str(file), "sha256": store.file_digest(file)} for file in files],
+        "config": dataclasses.asdict(cfg),
+        "bytes": prompts.stat().st_size,
+        "sha256": store.file_digest(prompts),
+    }
+    (folder / store.META).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Tokenised prompts as train.py takes them, and the seeded, resumable order in which it does."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from r1zero.batch import Prompt
+from r1zero.config import UserError
+from r1zero.data import store, templates
+
+
+class PromptSet:
+    """The folder that preprocess.py wrote, memory-mapped: ranks of one node share its pages."""
+
+    def __init__(self, path: str, meta: dict[str, Any], table: pa.Table):
+        self.path, self.meta, self._table = path, meta, table
+
+    @classmethod
+    def open(cls, path: str) -> "PromptSet":
+        """Raises UserError where the folder is missing, not written by preprocess.py, or torn."""
+        meta = store.read_meta(path)
+        return cls(path, meta, store.read_prompts(path, meta))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Prompt:
+        token_ids, label, text = (self._table[name][index].as_py() for name in ("token_ids", "label", "text"))
+        return Prompt(index=index, token_ids=tuple(token_ids), label=label, text=text)
+
+    def source(self, index: int) -> str:
+        """Where the row came from, as file:line."""
+        return self._table["source"][index].as_py()
+
+    def additional(self, index: int) -> dict[str, str | None]:
+        """The row's dataset_additional_keys."""
+        return self._table["additional"][index].as_py() if "additional" in self._table.column_names else {}
+
+    def check(self, tokenizer_digest: str) -> None:
+        """Raises UserError where the tokenizer is not the one that made the data, or template or source changed since.
+
+        A source or template file that is not on this machine is not looked for.
+        """
+        made_with = self.meta["tokenizer"]
+        if made_with["digest"] != tokenizer_digest:
+            raise UserError(f"data {self.path!r}: was made with the tokenizer of {made_with['path']} (digest {made_with['digest'][:12]}), "
+                            f"the model's has the digest {tokenizer_digest[:12]}; run preprocess.py with the model's tokenizer")
+        for source in self.meta["sources"]:
+            now = store.file_digest(Path(source["path"])) if Path(source["path"]).is_file() else source["sha256"]
+            if now != source["sha256"]:
+                raise UserError(f"data {self.path!r}: was made from {source['path']} with sha256 {source['sha256'][:12]}, "
+                                f"which is {now[:12]} now; run preprocess.py again")
+        made = self.meta["template"]
+        if Path(made["path"]).is_file() and (now := templates.load(made["path"], made["name"]).digest) != made["digest"]:
+            raise UserError(f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
+                            f"which is {now[:12]} in {made['path']} now; run preprocess.py again")
+
+
+class PromptOrder:
+    """Rows without end, epoch after epoch, each row once an epoch; with `shuffle` every epoch in another order.
+
+    The order is a function of count, seed and epoch alone, so that a resumed run goes on where it was.
+    """
+
+    def __init__(self, count: int, seed: int, shuffle: bool):
+        if count < 1:
+            raise UserError("the data holds no prompt; run preprocess.py on data that does")
+        self.count, self.seed, self.shuffle = count, seed, shuffle
+        self._go_to(0, 0)
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        self.epoch, self.position = epoch, position
+        self._rows = list(range(self.count))
+        if self.shuffle:
+            # Sorting by random() and not shuffle(): of a seeded generator only random() is promised to stay the same.
+            generator = random.Random(f"{self.seed} {epoch}")
+            keys = [generator.random() for _ in self._rows]
+            self._rows.sort(key=keys.__getitem__)
+
+    def take(self, n: int) -> list[int]:
+        """The next `n` rows; where the epoch ends within them they go on into the next."""
+        taken: list[int] = []
+        while len(taken) < n:
+            if self.position == self.count:
+                self._go_to(self.epoch + 1, 0)
+            rows = self._rows[self.position:self.position + n - len(taken)]
+            self.position += len(rows)
+            taken += rows
+        return taken
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "seed": self.seed, "shuffle": self.shuffle, "epoch": self.epoch, "position": self.position}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UserError where it is of other data, seed or shuffling."""
+        mine = self.state()
+        for key, cure in (("count", "resume with the same data"), ("seed", "resume with the same run.seed"),
+                          ("shuffle", "resume with the same data.shuffle")):
+            if state.get(key) != mine[key]:
+                raise UserError(f"the checkpoint's order of prompts has {key} = {state.get(key)!r} and this run {mine[key]!r}; {cure}")
+        epoch, position = state.get("epoch"), state.get("position")
+        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= self.count:
+            raise UserError(f"the checkpoint's order of prompts is torn: epoch {epoch!r}, position {position!r} of {self.count}; "
+                            "resume from another checkpoint")
+        self._go_to(epoch, position)

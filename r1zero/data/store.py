@@ -1,0 +1,116 @@
+"""The folder that preprocess.py writes and train.py reads: prompts.arrow, to be memory-mapped, and a readable meta.json.
+
+    prompts.arrow   Arrow IPC: token_ids, text, label, source (file:line), additional (the kept columns, as texts)
+    meta.json       counts, token percentiles, tokenizer and template and source digests, stop_token_ids
+    rejected.jsonl  one line for each row that was bad or too long, with its place and why
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import pyarrow as pa
+
+from r1zero.config import UserError
+
+FORMAT = "r1zero prompts 1"
+PROMPTS, META, REJECTED = "prompts.arrow", "meta.json", "rejected.jsonl"
+META_TYPES = {"format": str, "rows": int, "bytes": int, "sha256": str, "tokenizer": dict, "template": dict, "sources": list,
+              "stop_token_ids": list, "max_prompt_tokens": int}
+"""What a reader relies on. The rest of meta.json is for people."""
+
+
+def schema(additional: tuple[str, ...]) -> pa.Schema:
+    kept = [("additional", pa.struct([(key, pa.string()) for key in additional]))] if additional else []
+    return pa.schema([("token_ids", pa.list_(pa.int32())), ("text", pa.string()), ("label", pa.string()),
+                      ("source", pa.string()), *kept])
+
+
+def inspect_command(folder: str) -> str:
+    """A command that shows the first three rows with pyarrow alone."""
+    file = Path(folder) / PROMPTS
+    return (f"python -c \"import pyarrow as pa; [print(row) for row in "
+            f"pa.ipc.open_file(pa.memory_map('{file}')).get_batch(0).slice(0, 3).to_pylist()]\"")
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replaced(folder: str) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block ends well and vanishes when it does not.
+
+    Raises UserError where `folder` holds something else than prompts, or cannot be written.
+    """
+    output = Path(folder)
+    if output.exists() and not (output / META).is_file():
+        raise UserError(f"output = {folder!r}: exists and was not written by preprocess.py; name a new folder, or remove it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise UserError(f"output = {folder!r}: cannot be written ({error.strerror}); name another folder") from None
+    try:
+        yield aside
+        _flush(aside)
+        aside.chmod(0o777 & ~_umask())
+        before = aside.with_name(aside.name + ".before")
+        if output.exists():
+            output.rename(before)
+        aside.rename(output)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_meta(folder: str) -> dict[str, Any]:
+    """Raises UserError where the folder is missing, not ours, or torn."""
+    file = Path(folder) / META
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"data {folder!r}: has no {META}; name a folder that preprocess.py wrote, or run preprocess.py") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is torn ({error}); run preprocess.py again") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise UserError(f"{file}: its format is {found!r} and must be {FORMAT!r}; run preprocess.py again")
+    for key, kind in META_TYPES.items():
+        if type(meta.get(key)) is not kind:
+            raise UserError(f"{file}: {key} = {meta.get(key)!r} must be of type {kind.__name__}; run preprocess.py again")
+    return meta
+
+
+def read_prompts(folder: str, meta: dict[str, Any]) -> pa.Table:
+    """The rows, memory-mapped. Raises UserError where the file is missing, torn, or not the one that `meta` describes."""
+    file = Path(folder) / PROMPTS
+    size = file.stat().st_size if file.is_file() else 0
+    if size != meta["bytes"]:
+        raise UserError(f"{file}: has {size} bytes and {META} says {meta['bytes']}; it is torn or incomplete: run preprocess.py again")
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: is torn ({str(error).splitlines()[0]}); run preprocess.py again") from None
+    if len(table) != meta["rows"] or not {"token_ids", "text", "label", "source"} <= set(table.column_names):
+        raise UserError(f"{file}: holds {len(table)} rows of {table.column_names} and {META} says {meta['rows']}; run preprocess.py again")
+    return table

@@ -1,0 +1,211 @@
+"""Question to prompt: templates read from a JSON file in MindSpeed-RL's format (its configs/model/templates.json loads as it is).
+
+The file is a list of entries. An entry has a `name` and, each optional, `format_user`, `format_assistant`,
+`format_system`, `format_separator`, `format_prefix` (each `{"slots": [...]}`), `default_system`, `stop_words`,
+`replace_eos`, `efficient_eos` and `template_class`. A slot is text with `{{content}}`, or `["bos_token"]`,
+`["eos_token"]`, or `{"token": "<name>"}`. Semantics: mindspeed_rl/datasets/templates.py and formatter.py.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from r1zero.config import UserError
+
+THOUGHT_WORDS = ("<think>", "</think>")
+_EMPTY_THOUGHT = f"{THOUGHT_WORDS[0]}\n\n{THOUGHT_WORDS[1]}\n\n"
+_PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
+
+FIELDS = ("name", "format_user", "format_assistant", "format_system", "format_separator", "format_prefix",
+          "default_system", "stop_words", "replace_eos", "efficient_eos", "template_class")
+UNUSED_FIELDS = ("format_observation", "format_function", "format_tools", "force_system", "thought_words")
+"""Of tool calls, or without effect on a prompt in the reference too: allowed, not read."""
+
+
+class Piece(NamedTuple):
+    """A part of a prompt that is tokenised by itself, so that merges never cross from one slot into the next."""
+
+    kind: Literal["text", "token", "bos", "eos"]
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    name: str
+    digest: str
+    """sha256 of the entry, whatever its spacing and order of keys."""
+    user: tuple[Piece, ...]
+    assistant: tuple[Piece, ...]
+    system: tuple[Piece, ...]
+    separator: tuple[Piece, ...]
+    """Before the second and later questions of a conversation."""
+    prefix: tuple[Piece, ...]
+    default_system: str
+    """Where the data gives none; empty: no system part."""
+    stop_words: tuple[str, ...]
+    replace_eos: bool
+    """The first stop word takes the place of the end token inside the template."""
+    system_in_user: bool
+    """Llama 2: the system text stands inside the first question's brackets."""
+    reasoning: bool
+    """Qwen3: unless thinking is enabled, the prompt ends with an empty thought."""
+
+
+def load(path: str, name: str) -> Template:
+    """The entry `name` of a template file. Raises UserError with file, entry and field."""
+    entries = _entries(path)
+    names = [entry["name"] for entry in entries]
+    if names.count(name) > 1:
+        raise UserError(f"{path}: has {names.count(name)} templates named {name!r}; rename all but one")
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        hint = f"the nearest is {nearest[0]!r} of {', '.join(names)}" if nearest else "the file is empty"
+        raise UserError(f"{path}: has no template {name!r}; {hint}")
+    number = names.index(name)
+    return _template(entries[number], f"{path}: entry {number + 1} ({name})")
+
+
+def _entries(path: str) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing template file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: is a JSON {type(entries).__name__}; a template file is a list of entries")
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise UserError(f"{path}: entry {number} has no name; every entry is an object with a text under \"name\"")
+    return entries
+
+
+def _template(entry: dict[str, Any], where: str) -> Template:
+    for key in entry:
+        if key not in FIELDS + UNUSED_FIELDS:
+            nearest = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)[0]
+            raise UserError(f"{where}: unknown field {key!r}; the nearest known one is {nearest!r}")
+    stop_words, replace_eos = _stop_words(entry, where), _flag(entry, "replace_eos", where)
+    if replace_eos and not stop_words:
+        raise UserError(f"{where}: replace_eos is true without stop_words; the first stop word is what replaces the end token")
+    template_class = entry.get("template_class") or "Template"
+    if template_class not in ("Template", "ReasoningTemplate"):
+        raise UserError(f"{where}.template_class = {template_class!r}; it must be 'ReasoningTemplate' or absent")
+    end = () if _flag(entry, "efficient_eos", where) else (Piece("eos"),)
+    content = (Piece("text", "{{content}}"),)
+    return Template(
+        name=entry["name"],
+        digest=hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest(),
+        user=_filled(entry, "format_user", where, content),
+        assistant=_filled(entry, "format_assistant", where, content + end),
+        system=_filled(entry, "format_system", where, content),
+        separator=_fixed(entry, "format_separator", where),
+        prefix=_fixed(entry, "format_prefix", where),
+        default_system=_default_system(entry, where),
+        stop_words=stop_words,
+        replace_eos=replace_eos,
+        system_in_user=entry["name"].startswith("llama2"),
+        reasoning=template_class == "ReasoningTemplate")
+
+
+def _flag(entry: dict[str, Any], key: str, where: str) -> bool:
+    value = entry.get(key) or False
+    if value is not True and value is not False:
+        raise UserError(f"{where}.{key} = {value!r}; it must be true or false")
+    return value
+
+
+def _stop_words(entry: dict[str, Any], where: str) -> tuple[str, ...]:
+    words = entry.get("stop_words") or []
+    if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+        raise UserError(f"{where}.stop_words = {words!r}; it must be a list of texts that are not empty")
+    return tuple(words)
+
+
+def _default_system(entry: dict[str, Any], where: str) -> str:
+    system = entry.get("default_system") or ""
+    if isinstance(system, list) and all(isinstance(part, str) for part in system):
+        return "".join(system)
+    if not isinstance(system, str):
+        raise UserError(f"{where}.default_system = {system!r}; it must be a text or a list of texts")
+    return system
+
+
+def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """Slots that hold `{{content}}` exactly once."""
+    if not entry.get(key):
+        return default
+    pieces = _slots(entry[key], f"{where}.{key}")
+    names = [name for piece in pieces if piece.kind == "text" for name in _PLACEHOLDER.findall(piece.text)]
+    unknown = sorted(set(names) - {"content", "idx"})
+    if unknown:
+        raise UserError(f"{where}.{key}: nothing fills the placeholder {{{{{unknown[0]}}}}}; use {{{{content}}}}")
+    if names.count("content") != 1:
+        raise UserError(f"{where}.{key}: has {{{{content}}}} {names.count('content')} times in its slots; it must be there once")
+    return pieces
+
+
+def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Piece, ...]:
+    """Slots without a placeholder."""
+    if not entry.get(key):
+        return ()
+    pieces = _slots(entry[key], f"{where}.{key}")
+    for piece in pieces:
+        if piece.kind == "text" and _PLACEHOLDER.search(piece.text):
+            raise UserError(f"{where}.{key}: the slot {piece.text!r} has a placeholder; this part is the same for every question")
+    return pieces
+
+
+def _slots(value: Any, where: str) -> tuple[Piece, ...]:
+    if not isinstance(value, dict) or not isinstance(value.get("slots"), list):
+        raise UserError(f"{where} = {value!r}; it must be an object with a list under \"slots\"")
+    pieces = (_slot(slot, f"{where}.slots[{i}]") for i, slot in enumerate(value["slots"]))
+    return tuple(piece for piece in pieces if piece != Piece("text"))
+
+
+def _slot(slot: Any, where: str) -> Piece:
+    if isinstance(slot, str):
+        return Piece("text", slot)
+    if isinstance(slot, list) and slot in (["bos_token"], ["eos_token"]):
+        return Piece(slot[0].removesuffix("_token"))
+    if isinstance(slot, dict) and list(slot) == ["token"] and isinstance(slot["token"], str):
+        return Piece("token", slot["token"])
+    raise UserError(f"{where} = {slot!r}; a slot is a text, [\"bos_token\"], [\"eos_token\"] or {{\"token\": \"...\"}}")
+
+
+def render(template: Template, question: str, system: str, history: tuple[tuple[str, str], ...], thinking: bool) -> list[Piece]:
+    """The prompt for one question after `history`, pairs of an earlier question and its answer.
+
+    `system` empty: the template's own. `thinking` is read by reasoning templates only.
+    """
+    system = system or template.default_system
+    pieces = list(template.prefix)
+    if system and not template.system_in_user:
+        pieces += _fill(template.system, system, 0)
+    for turn, (asked, answered) in enumerate([*history, (question, None)]):
+        if turn:
+            pieces += template.separator
+        elif system and template.system_in_user:
+            asked = "".join(piece.text for piece in _fill(template.system, system, 0)) + asked
+        pieces += _fill(template.user, asked, turn)
+        if answered is not None:
+            pieces += _fill(template.assistant, _without_thought(answered) if template.reasoning else answered, turn)
+    if template.reasoning and not thinking:
+        pieces.append(Piece("text", _EMPTY_THOUGHT))
+    return pieces
+
+
+def _fill(pieces: tuple[Piece, ...], content: str, turn: int) -> list[Piece]:
+    # One pass over the template's text: a placeholder that the user's own text holds stays as it is.
+    values = {"content": content, "idx": str(turn)}
+    filled = (Piece("text", _PLACEHOLDER.sub(lambda m: values[m[1]], p.text)) if p.kind == "text" else p for p in pieces)
+    return [piece for piece in filled if piece != Piece("text")]
+
+
+def _without_thought(answer: str) -> str:
+    begin, end = map(re.escape, THOUGHT_WORDS)
+    return re.sub(f"{begin}.*?{end}", "", answer, flags=re.DOTALL).lstrip("\n")

@@ -1,0 +1,112 @@
+"""The only door to transformers' tokenizers: load, digest, encode a rendered prompt, decode a response."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+from r1zero.config import UserError
+from r1zero.data.templates import Piece
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""One of them must be there: transformers makes an empty tokenizer out of a config.json alone."""
+JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+
+_PROBE = ("Let $x^{2}-3.5x\\le \\frac{1}{7}$; find  all 1234567 roots.\n\n\t<think> a\u0301\u00e9\u4e2d\u6587 \u0440\u0443\u0441 \U0001f600"
+          " don't </think><answer> \\boxed{-12,345.60} </answer>")
+"""Digits, spaces, LaTeX, tags, scripts, combining marks: two vocabularies alike that merge differently part here."""
+
+
+def load(path: str) -> Any:
+    """The fast tokenizer of a model folder; nothing is downloaded, no code of the folder is run. Raises UserError."""
+    folder = Path(path)
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise UserError(f"tokenizer {path!r}: has none of {', '.join(VOCABULARY_FILES)}; name a folder with a model's tokenizer")
+    for name in JSON_FILES:
+        _check_object(folder / name)
+    from transformers import AutoTokenizer  # here, because it takes seconds and an unreadable folder should not
+    try:
+        return AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"tokenizer {path!r}: cannot be loaded ({type(error).__name__}: {reason}); copy it again from its model") from None
+
+
+def _check_object(file: Path) -> None:
+    if not file.is_file():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is torn or not JSON ({error}); copy it again from its model") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: is a JSON {type(content).__name__} and must be an object; copy it again from its model")
+
+
+def digest(path: str) -> str:
+    """sha256 of what the tokenizer does: every token with its id, the special ones, and how it splits a probe.
+
+    Of behaviour rather than of files: saving a tokenizer again, or a new chat template, leaves the digest alone, while
+    another class for the same files (transformers chooses it by the config beside them) does not.
+    """
+    tokenizer = load(path)
+    facts = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), tokenizer.bos_token_id,
+             tokenizer.eos_token_id, tokenizer.encode(_PROBE, add_special_tokens=False)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def encode(tokenizer: Any, pieces: Sequence[Piece], eos_id: int | None) -> tuple[list[int], str]:
+    """Token ids of a rendered prompt and the text they stand for.
+
+    The begin token is there exactly where the template has it: the tokenizer adds none of its own. A tokenizer
+    without one adds nothing, as in the reference. Raises UserError where a token slot names no token.
+    """
+    ids: list[int] = []
+    text = ""
+    for piece in pieces:
+        if piece.kind == "text":
+            ids += tokenizer.encode(piece.text, add_special_tokens=False)
+            text += piece.text
+            continue
+        token = {"bos": tokenizer.bos_token_id, "eos": eos_id}[piece.kind] if piece.kind != "token" else single_token(tokenizer, piece.text)
+        if token is not None:
+            ids.append(token)
+            text += tokenizer.convert_ids_to_tokens(token)
+    return ids, text
+
+
+def single_token(tokenizer: Any, text: str) -> int:
+    """The id of a text that is one token. Raises UserError with what it is instead."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise UserError(f"template: {text!r} is {len(ids)} tokens in this tokenizer ({ids}) and must be one; "
+                        "choose the template of the tokenizer's model")
+    return ids[0]
+
+
+def decode(tokenizer: Any, ids: Sequence[int], stop_token_ids: Sequence[int] = ()) -> str:
+    """The text of a response without special tokens, as the reference grades it.
+
+    The reference makes every stop word a special token; `stop_token_ids` leaves out those that are ordinary here.
+    """
+    kept = [i for i in ids if i not in stop_token_ids] if stop_token_ids else list(ids)
+    return tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def missing_ids(tokenizer: Any, vocab_size: int) -> list[int]:
+    """Ids below `vocab_size`, rows of the model's embedding, that no token has: never to be sampled."""
+    known = set(tokenizer.get_vocab().values())
+    return [i for i in range(vocab_size) if i not in known]
+
+
+def eos_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a response: the tokenizer's own, and those of the model's generation_config.json beside it."""
+    ids = {tokenizer.eos_token_id}
+    file = Path(tokenizer.name_or_path) / "generation_config.json"
+    _check_object(file)
+    if file.is_file():
+        value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        ids.update(value if isinstance(value, list) else [value])
+    return tuple(sorted(i for i in ids if isinstance(i, int)))
