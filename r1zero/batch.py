@@ -85,12 +85,10 @@ class Pack:
 
     indices: Tensor
     """Its samples' places in the batch."""
-    lengths: tuple[int, ...]
-    """Tokens of each sequence; a last one of padding where the total must be a multiple."""
+    lengths: list[int]
+    """Tokens of each sequence."""
     tokens: Tensor
     """(t,) int64."""
-    positions: Tensor
-    """(t,) each token's position in its own sequence."""
     rows: Tensor
     """(r,) rows of the logits that predict response tokens: one before each."""
     targets: Tensor
@@ -99,20 +97,16 @@ class Pack:
     """(r,) where each lies in the batch's R."""
 
 
-def pack(batch: Batch, indices: Tensor, multiple: int) -> Pack:
-    """Lay samples end to end; their total is padded to a multiple with a sequence of its own."""
-    lengths, prompts, responses = batch.lengths_B[indices], batch.prompt_lengths_B[indices], batch.response_lengths_B[indices]
+def pack(batch: Batch, indices: Tensor) -> Pack:
+    """Lay samples end to end. Without samples: one token and nothing to predict, for the ranks whose collectives it joins."""
+    lengths, responses = batch.lengths_B[indices], batch.response_lengths_B[indices]
+    if not len(indices):
+        return Pack(indices, [1], batch.tokens_T.new_zeros(1), indices, indices, indices)
     tokens = batch.tokens_T[ragged_index(batch.lengths_B, indices)]
-    padding = -len(tokens) % multiple if len(tokens) else multiple   # a pack without samples still runs, for the others' sake
-    seen = [int(n) for n in lengths] + ([padding] if padding else [])
-    tokens = torch.cat([tokens, tokens.new_zeros(padding)])
-    every = torch.tensor(seen)
-    positions = torch.arange(len(tokens)) - (every.cumsum(0) - every).repeat_interleave(every)
-    ends = lengths.cumsum(0)
-    first = (ends - responses).repeat_interleave(responses)   # row of each sample's first response token
+    first = (lengths.cumsum(0) - responses).repeat_interleave(responses)   # row of each sample's first response token
     within = torch.arange(int(responses.sum())) - (responses.cumsum(0) - responses).repeat_interleave(responses)
     where = first + within
-    return Pack(indices, tuple(seen), tokens, positions, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices))
+    return Pack(indices, lengths.tolist(), tokens, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices))
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ import torch
 from r1zero.config import Config, UserError
 from r1zero.generation import Samples
 from r1zero.metrics import Tally
+from r1zero.policy import SUMS
 
 SPREADS = ("rewards", "response_length", "prompt_length")
 
@@ -50,12 +51,11 @@ def check_unscored(cfg: Config, sums: dict[str, float]) -> None:
 
 def tally_training(t: Tally, trained: dict[str, float]) -> None:
     """trained: Policy.update's figures on a rank that trains; all others pass an empty dict."""
-    from r1zero.policy import SUMS
-
     for name in SUMS:
         t.add(f"actor/{name}", trained.get(name, 0.0))
     t.peak("gap", trained.get("gap_max", 0.0))
     t.peak("grad_norm", trained.get("grad_norm", 0.0))
+    t.peak("lr", trained.get("lr", 0.0))
 
 
 def named(cfg: Config, sums: dict[str, float], peaks: dict[str, float], loss_tokens: float) -> dict[str, float]:
@@ -75,7 +75,7 @@ def named(cfg: Config, sums: dict[str, float], peaks: dict[str, float], loss_tok
         "reward/timeouts": sums["timeouts"], "reward/failures": sums["failures"], "reward/waited_s": peaks["reward_waited_s"],
         "actor/pg_loss": sums["actor/pg_loss"] / tokens, "actor/kl_loss": sums["actor/kl"] / tokens,
         "actor/entropy": sums["actor/entropy"] / tokens, "actor/pg_clipfrac": sums["actor/clipped"] / tokens,
-        "actor/ppo_kl": sums["actor/ppo_kl"] / tokens, "grad_norm": peaks["grad_norm"],
+        "actor/ppo_kl": sums["actor/ppo_kl"] / tokens, "actor/lr": peaks["lr"], "grad_norm": peaks["grad_norm"],
         "rollout_gap/mean": sums["actor/gap"] / tokens, "rollout_gap/max": peaks["gap"],
     }
 

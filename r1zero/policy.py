@@ -16,7 +16,7 @@ from r1zero import grpo
 from r1zero.batch import Batch, Pack, micro_batches, pack, spread
 from r1zero.config import Config
 from r1zero.logprobs import TokenStats, token_stats
-from r1zero.model import build
+from r1zero.model import build, packing
 
 SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
 """Sums over the batch's unmasked response tokens, returned by `update`."""
@@ -25,14 +25,13 @@ SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
 class Policy:
     """One role's model on this rank's place in its grid. Optimizer and scheduler are the trained one's; the reference has none."""
 
-    def __init__(self, cfg: Config, chunks: list[torch.nn.Module], forbidden_ids: list[int], device: torch.device,
+    def __init__(self, cfg: Config, chunks: list[torch.nn.Module], vocab_size: int, forbidden_ids: list[int], device: torch.device,
                  optimizer: Any = None, scheduler: Any = None):
         self.cfg, self.chunks, self.device = cfg, chunks, device
         self.optimizer, self.scheduler = optimizer, scheduler
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         self.dp_group = parallel_state.get_data_parallel_group()
-        self.multiple = self.tp_group.size()   # sequence parallelism cuts a pack evenly
-        width = build.padded_vocabulary(chunks[0]) // self.tp_group.size()
+        width = vocab_size // self.tp_group.size()
         first = width * self.tp_group.rank()
         self.forbidden_V = torch.zeros(width, dtype=torch.bool, device=device)
         self.forbidden_V[[i - first for i in forbidden_ids if first <= i < first + width]] = True
@@ -54,29 +53,29 @@ class Policy:
             out[p.response_index] = values.cpu()
         return out
 
-    def update(self, batch: Batch, loss_tokens: float) -> tuple[dict[str, float], float, float]:
+    def update(self, batch: Batch, loss_tokens: float) -> dict[str, float]:
         """One optimizer step on the GRPO loss. loss_tokens: unmasked response tokens of the whole batch, on all ranks.
 
-        Returns (this rank's share of SUMS, largest gap to the rollout engine's logprobs of any token here, gradient norm).
-        The first two are zero on ranks that do not speak.
+        Returns this rank's share of SUMS, `gap_max` (largest gap to the rollout engine's logprob of any token here), both zero on
+        ranks that do not speak, `grad_norm` of the whole model before clipping, and the step's `lr`.
         """
         packs = self._packs(batch)
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        # The schedule divides by the number of micro-batches, and the reduction over data-parallel ranks averages.
-        scale = len(packs) * self.dp_group.size()
-        results = self._schedule(packs, partial(self._loss, batch, loss_tokens, scale), forward_only=False)
+        results = self._schedule(packs, partial(self._loss, batch, loss_tokens), forward_only=False)
         _, grad_norm, _ = self.optimizer.step()
+        lr = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step(1)
         sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
         if self.speaks:
             sums = torch.stack([r["sums"] for r in results]).double().sum(0).cpu()
             gap = max(float(r["gap_max"]) for r in results)
-        return dict(zip(SUMS, sums.tolist(), strict=True)), gap, float(grad_norm)
+        return {**dict(zip(SUMS, sums.tolist(), strict=True)), "gap_max": gap, "grad_norm": float(grad_norm), "lr": lr}
 
-    def _loss(self, batch: Batch, loss_tokens: float, scale: float, p: Pack, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: Batch, loss_tokens: float, p: Pack, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """A share of the loss that needs no further scaling: the triple tells the schedule to leave it as it is."""
         cfg, (logprobs, entropy) = self.cfg.grpo, self._stats(p, logits)
         lengths = batch.response_lengths_B[p.indices]
 
@@ -95,7 +94,7 @@ class Policy:
             gap = (old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs() * mask
             figures = (surrogate.loss_R, kl, entropy, surrogate.clipped_R, old - logprobs, gap)
             sums = torch.stack([(f * mask).sum() for f in figures])
-        return loss * scale, {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}
+        return loss, torch.tensor(0, dtype=torch.int), {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}
 
     def _stats(self, p: Pack, logits: Tensor) -> TokenStats:
         return token_stats(logits, p.rows.to(self.device), p.targets.to(self.device), temperature=self.cfg.rollout.temperature,
@@ -105,16 +104,16 @@ class Policy:
         groups = micro_batches(batch.lengths_B.tolist(), self.cfg.train.micro_batch_tokens)
         count = torch.tensor(len(groups), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
-        return [pack(batch, torch.tensor(g, dtype=torch.long), self.multiple) for g in spread(groups, int(count))]
+        return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
 
     def _schedule(self, packs: list[Pack], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
         """Run megatron's schedule; `on_logits(pack, logits)` is called on the last stage, once for each pack."""
         def forward(data: Iterator[Pack], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
-            output = build.forward(chunk, p.tokens.to(self.device), p.positions.to(self.device), p.lengths)
-            return output, partial(on_logits, p)
+            # Sequence parallelism cuts a pack evenly over the tensor ranks.
+            packed = packing.pack(p.lengths, self.tp_group.size(), build.DTYPES[self.cfg.run.dtype], self.device)
+            return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_logits, p)
 
         return get_forward_backward_func()(
             forward_step_func=forward, data_iterator=iter(packs), model=self.chunks, num_microbatches=len(packs),
-            seq_length=self.cfg.train.micro_batch_tokens, micro_batch_size=1, forward_only=forward_only,
-            collect_non_loss_data=forward_only)
+            seq_length=1, micro_batch_size=1, forward_only=forward_only, collect_non_loss_data=forward_only)

@@ -1,41 +1,40 @@
 """The loop and the step. Every rank calls every stage; a rank outside a stage's grid passes through it."""
 
-import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from r1zero import figures, generation, metrics
 from r1zero.batch import Batch, Prompt
-from r1zero.config import Config, UserError, dump
+from r1zero.config import Config, dump
 from r1zero.curves import draw
 from r1zero.data import tokenizer as tokens
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.exchange import Census, Exchange
 from r1zero.generation import Judge, Samples
 from r1zero.layout import Layout
+from r1zero.model.families import read_shape
 from r1zero.reward import Scorer
 from r1zero.roles import Roles
 from r1zero.sync import Sync
 from r1zero.world import Launch
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
     def __init__(self, cfg: Config, layout: Layout, launch: Launch, scorer: Scorer | None, device: torch.device):
         self.cfg, self.layout, self.rank, self.device = cfg, layout, launch.rank, device
         self.folder = Path(cfg.run.dir) / cfg.run.name
-        tokenizer = tokens.load(cfg.model.path)
+        self.tokenizer = tokens.load(cfg.model.path)
         self.prompts = PromptSet.open(cfg.data.path)
         self.prompts.check(tokens.digest(cfg.model.path))
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
-        self.judge = Judge(cfg, layout, launch.rank, scorer, tokenizer)
-        self.roles = Roles(cfg, layout, launch.rank, device, tokenizer, self.prompts.meta["stop_token_ids"])
+        self.judge = Judge(cfg, layout, launch.rank, scorer, self.tokenizer)
+        stops = {*tokens.eos_ids(self.tokenizer), *self.prompts.meta["stop_token_ids"]}
+        self.roles = Roles(cfg, layout, launch.rank, device, stop_token_ids=sorted(stops),
+                           forbidden_ids=tokens.missing_ids(self.tokenizer, read_shape(cfg.model.path).vocab_size))
         self.exchange = Exchange(layout, launch.rank, device)
-        self.sync = Sync(layout, launch.rank, self.roles.shape, device)
+        self.sync = Sync(layout, self.roles.shape, cfg.run.dtype, cfg.layout.rollout.enable_expert_parallel)
         self.watch = metrics.Stopwatch()
         self.done = 0
         self.record: metrics.Record | None = None
@@ -44,19 +43,21 @@ class Trainer:
         """Iterate until done; the folder then holds metrics, samples, curves and checkpoints."""
         self._resume()
         if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
             self.record = metrics.Record(self.folder, self.done, self.cfg.run.iterations)
         if self.rank == self.layout.rollout.ranks[0]:
             metrics.keep_until(self.folder / "samples.jsonl", self.done)
-        self.sync.push(self.roles.policy, self.roles.engine)
+        self.sync.push(self.roles.chunks, self.roles.engine)
         self.watch.lap()
         for iteration in range(self.done + 1, self.cfg.run.iterations + 1):
-            figures = self.step(iteration)
+            reached = self.step(iteration)
             self.done = iteration
             with self.watch.phase("record"):
                 if self.record:
-                    self.record.write(iteration, figures)
-                last, every = iteration == self.cfg.run.iterations, self.cfg.checkpoint.every_iterations
-            if last or (every and iteration % every == 0):
+                    self.record.write(iteration, reached)
+            every = self.cfg.checkpoint.every_iterations
+            if iteration == self.cfg.run.iterations or (every and iteration % every == 0):
                 with self.watch.phase("save"):
                     self.save()
         if self.record:
@@ -81,11 +82,11 @@ class Trainer:
         with watch.phase("update"):
             trained = roles.update(batch, ref_logprobs, census.loss_tokens)
         with watch.phase("resharding_to_infer"):
-            self.sync.push(roles.policy, roles.engine)
+            self.sync.push(roles.chunks, roles.engine)
         with watch.phase("record"):
             totals, peaks = self._reduce(samples, table, trained)
             self._dump(iteration, samples, table)
-        return figures.named(cfg, totals, peaks, census.loss_tokens) | {"actor/lr": roles.lr} | figures.speeds(totals, watch.lap(), self.layout.size)
+        return figures.named(cfg, totals, peaks, census.loss_tokens) | figures.speeds(totals, watch.lap(), self.layout.size)
 
     def _generate(self, iteration: int) -> Samples | None:
         """Every rank takes the iteration's prompts from the order; each engine answers its own contiguous share."""

@@ -1,0 +1,85 @@
+"""The three roles on this rank: which models and engine live here, built in the one order in which all ranks build them."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor
+
+from r1zero.batch import Batch
+from r1zero.config import Config
+from r1zero.layout import Layout
+from r1zero.model import build, checkpoint, mapping
+from r1zero.model.families import read_shape
+from r1zero.policy import Policy
+from r1zero.rollout.vllm_engine import Engine
+
+
+class Roles:
+    """engine: on a rank that generates. policy: on a rank that trains. reference: on a rank of a reference's own grid; where it is
+    colocated with train, `original` holds its weights, to be put in the policy's place."""
+
+    def __init__(self, cfg: Config, layout: Layout, rank: int, device: torch.device, *, stop_token_ids: list[int], forbidden_ids: list[int]):
+        self.cfg, self.layout, self.rank = cfg, layout, rank
+        self.shape = read_shape(cfg.model.path)
+        self.engine: Engine | None = None
+        self.policy = self.reference = self.original = None
+        # The engine first: it looks for free memory on the whole device.
+        if rank in layout.rollout:
+            self.engine = Engine(cfg, layout, rank, stop_token_ids=stop_token_ids, forbidden_ids=forbidden_ids)
+        trains = rank in layout.train.dense
+        grids = layout.train if trains else layout.reference
+        if grids is None or rank not in grids.dense:
+            return
+        build.initialize(grids, cfg.run.device, cfg.run.seed)
+        chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
+        mapping.load(chunks, self.shape, grids, cfg.model.path)
+        if not trains:
+            self.reference = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device)
+            return
+        if cfg.grpo.kl_coef and layout.reference is None:
+            self.original = [p.detach().clone() for p in chunks[0].parameters()]
+        optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
+        self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
+
+    def reference_logprobs(self, batch: Batch | None) -> Tensor | None:
+        """(R,) by the original weights, on the last stage of the grid that has them; None elsewhere."""
+        if batch is None:
+            return None
+        if self.reference:
+            return self.reference.logprobs(batch)
+        with self._original_in_place():
+            return self.policy.logprobs(batch)
+
+    @contextmanager
+    def _original_in_place(self) -> Iterator[None]:
+        """Exchange the trained weights and the original ones: pointers only."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for i, p in enumerate(self.policy.chunks[0].parameters()):
+            p.data, self.original[i] = self.original[i], p.data
+
+    def update(self, batch: Batch | None, ref_logprobs_R: Tensor | None, loss_tokens: float) -> dict[str, float]:
+        """One optimizer step; {} on a rank that does not train. Without any scored token nothing is learned, and nothing is done."""
+        if batch is None or not loss_tokens:
+            return {}
+        return self.policy.update(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens)
+
+    @property
+    def chunks(self) -> list[torch.nn.Module] | None:
+        """The trained model's, on a rank that trains."""
+        return self.policy.chunks if self.policy else None
+
+    def save(self, folder: Path, iteration: int, extra: dict[str, Any], keep: int) -> None:
+        """Collective over the ranks that train."""
+        if self.policy:
+            checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra, keep)
+
+    def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
+        """What `save` was given, from the newest checkpoint, on every rank of the world; None where there is none."""
