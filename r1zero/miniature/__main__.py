@@ -1,0 +1,71 @@
+"""python -m r1zero.miniature make OUT | evaluate MODEL PROBLEMS | show BEFORE AFTER PROBLEMS"""
+
+import argparse
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils import logging as transformers_logging
+
+from r1zero.config import UserError
+from r1zero.miniature import base, corpus, problems
+
+HELDOUT = 200
+"""Problems that judge a model: enough for a standard error of 3 per cent."""
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m r1zero.miniature", description="Miniature base models.")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch; default: cores")
+    commands = parser.add_subparsers(required=True)
+    make = commands.add_parser("make", help="train a base model and write its problems")
+    make.add_argument("out", type=Path, help="a new folder: base/ and problems/{train,heldout}.jsonl")
+    make.add_argument("--family", choices=("qwen2", "deepseek_v3"), default="qwen2")
+    make.add_argument("--seed", type=int, default=1)
+    make.add_argument("--steps", type=int, help="of the base model's training; default: what the family needs")
+    make.add_argument("--problems", type=int, default=960, help="rows to train by reinforcement")
+    make.set_defaults(run=run_make)
+    return parser.parse_args(argv)
+
+
+def run_make(options: argparse.Namespace, console: Console) -> None:
+    """Everything is written beside OUT first: OUT exists only when it is whole."""
+    if options.out.exists():
+        raise UserError(f"{options.out} exists: remove it or name another folder")
+    began = time.monotonic()
+    unfinished = options.out.with_name(f"{options.out.name}.unfinished.{os.getpid()}")
+    (unfinished / "problems").mkdir(parents=True)
+    pools = problems.split()
+    for name, count in (("train", options.problems), ("heldout", HELDOUT)):
+        chosen = problems.draw(pools[name], count, random.Random(f"{options.seed} {name}"))
+        problems.write(unfinished / "problems" / f"{name}.jsonl", chosen)
+    console.print(f"corpus: {sum(map(len, pools['corpus'].values())):,} expressions, ", end="")
+    console.print(f"the R1-Zero format in {corpus.FORMAT_SHARE:.0%} of its documents")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        made = base.make(unfinished / "base", options.family, options.seed, options.steps, progress)
+    unfinished.rename(options.out)
+    console.print(f"{options.out}: {options.family}, {made.parameters:,} parameters, {made.tokens:,} tokens read, ", end="")
+    console.print(f"loss {made.loss:.3f}, {time.monotonic() - began:.0f} s")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(options.threads)
+    console = Console(highlight=False)
+    try:
+        options.run(options, console)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

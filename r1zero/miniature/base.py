@@ -1,0 +1,164 @@
+"""The base model: a configuration and a schedule for each family, the training loop, and the files it leaves."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig, PreTrainedModel, Qwen2Config
+
+from r1zero.miniature import corpus, problems, tokenizer
+
+NOT_SCORED = -100
+Document = tuple[list[int], list[int]]
+"""Ids of the prompt, and of the answer with its end."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    config: PreTrainedConfig
+    steps: int
+    documents: int = 64
+    """A step."""
+    lr: float = 3e-3
+    """Peak, after WARM_UP steps; then straight down to LAST_LR of it."""
+
+
+WARM_UP = 30
+LAST_LR = 0.02
+GRAD_CLIP = 1.0
+BUCKET = 8
+"""Batches whose documents are sorted by length together: little padding, and still all manners in a batch."""
+
+COMMON: dict[str, Any] = {
+    "vocab_size": tokenizer.VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def recipes(end: int) -> dict[str, Recipe]:
+    """One entry a family; `end` is the id that ends a document."""
+    ends = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+    return {
+        "qwen2": Recipe(Qwen2Config(**COMMON, **ends, num_key_value_heads=2), steps=1500),
+        "deepseek_v3": Recipe(
+            DeepseekV3Config(
+                **COMMON,
+                **ends,
+                num_key_value_heads=4,
+                # vLLM on CPU has kernels for kv_lora_rank + qk_rope_head_dim of 320, 512 and 576 only
+                kv_lora_rank=256,
+                qk_rope_head_dim=64,
+                qk_nope_head_dim=32,
+                v_head_dim=32,
+                q_lora_rank=96,
+                first_k_dense_replace=1,
+                n_routed_experts=8,
+                n_shared_experts=1,
+                moe_intermediate_size=96,
+                # Hugging Face scores a group by its best 2 experts, megatron by its best topk / topk_group: equal here
+                num_experts_per_tok=2,
+                n_group=2,
+                topk_group=1,
+                norm_topk_prob=True,
+                # vLLM heeds the correction bias only if these two say so
+                topk_method="noaux_tc",
+                scoring_func="sigmoid",
+                num_mtp_layers=0,
+            ),
+            steps=4000,
+        ),
+    }
+
+
+def batches(documents: list[Document], size: int, pad: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+    """Input ids and labels, both (size, longest); labels are NOT_SCORED on the prompt and the padding."""
+    for start in range(0, len(documents), size * BUCKET):
+        bucket = sorted(documents[start : start + size * BUCKET], key=lambda document: sum(map(len, document)))
+        groups = [bucket[i : i + size] for i in range(0, len(bucket), size)]
+        rng.shuffle(groups)
+        for group in groups:
+            longest = sum(map(len, group[-1]))
+            ids = torch.full((len(group), longest), pad)
+            labels = torch.full((len(group), longest), NOT_SCORED)
+            for row, (asked, said) in enumerate(group):
+                length = len(asked) + len(said)
+                ids[row, :length] = torch.tensor(asked + said)
+                labels[row, len(asked) : length] = torch.tensor(said)
+            yield ids, labels
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Share of the peak."""
+    return min((step + 1) / WARM_UP, LAST_LR + (1 - LAST_LR) * (1 - step / steps))
+
+
+def train(model: PreTrainedModel, recipe: Recipe, stream: Iterator[tuple[Tensor, Tensor]], progress: Progress) -> float:
+    """Next-token loss on the answers, bf16 autocast over fp32 weights. Returns the mean loss of the last tenth."""
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe.steps))
+    bar = progress.add_task("base model", total=recipe.steps, loss=math.nan)
+    losses: list[float] = []
+    fast_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    model.train()
+    for ids, labels in stream:
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16):
+            logits = model(input_ids=ids, use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=NOT_SCORED)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        progress.update(bar, advance=1, loss=losses[-1])
+    return sum(losses[-len(losses) // 10 :]) / -(-len(losses) // 10)
+
+
+def save(model: PreTrainedModel, encode: tokenizer.Qwen2Tokenizer, folder: Path) -> None:
+    """Hugging Face's layout in bf16; the router's correction bias stays fp32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    model.save_pretrained(folder)
+    encode.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Made:
+    parameters: int
+    tokens: int
+    """Read in training, prompts and ends included."""
+    loss: float
+    """Nats an answer token, mean of the last tenth of the steps."""
+
+
+def make(folder: Path, family: str, seed: int, steps: int | None, progress: Progress) -> Made:
+    """Trains one base model and saves it under `folder`. `steps` None: the family's own number."""
+    encode = tokenizer.build()
+    recipe = recipes(encode.eos_token_id)[family]
+    recipe = replace(recipe, steps=steps or recipe.steps)
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    model = AutoModelForCausalLM.from_config(recipe.config, dtype=torch.float32, attn_implementation="eager")
+    read = corpus.documents(problems.split()["corpus"], recipe.steps * recipe.documents, rng)
+    strangers = {expression for expression, _ in read if problems.part(expression) != "corpus"}
+    assert not strangers, f"the base would read problems kept for reinforcement or judgement: {sorted(strangers)[:3]}"
+    prompts = encode([problems.prompt(expression) for expression, _ in read]).input_ids
+    answers = [[*ids, encode.eos_token_id] for ids in encode([text for _, text in read]).input_ids]
+    documents = list(zip(prompts, answers, strict=True))
+    loss = train(model, recipe, batches(documents, recipe.documents, encode.eos_token_id, rng), progress)
+    save(model, encode, folder)
+    tokens = sum(len(asked) + len(said) for asked, said in documents)
+    return Made(sum(parameter.numel() for parameter in model.parameters()), tokens, loss)

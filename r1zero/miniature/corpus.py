@@ -1,0 +1,61 @@
+"""The base model's reading: answers in many manners, of which few have the R1-Zero format and fewer think inside it."""
+
+import random
+from collections.abc import Callable
+
+from r1zero.miniature.problems import answer, steps
+
+TAGS = ("<think>", "</think>", "<answer>", "\\boxed{", "</answer>")
+
+
+def number(expression: str, rng: random.Random) -> str:
+    return answer(expression)
+
+
+def sentence(expression: str, rng: random.Random) -> str:
+    return rng.choice(("the answer is {}", "\\boxed{{{}}}")).format(answer(expression))
+
+
+def thought(expression: str, rng: random.Random) -> str:
+    """The chain of thought without tags."""
+    ending = rng.choice(("", " so the answer is {}", " \\boxed{{{}}}"))
+    return " ".join(steps(expression)) + ending.format(answer(expression))
+
+
+def full_format(thinking: str, expression: str) -> str:
+    return f"<think> {thinking}</think><answer> \\boxed{{{answer(expression)}}} </answer>"
+
+
+def guess_in_format(expression: str, rng: random.Random) -> str:
+    """The answer without a thought: too hard for the base to get right but for short chains."""
+    return full_format("", expression)
+
+
+def thought_in_format(expression: str, rng: random.Random) -> str:
+    return full_format(" ".join(steps(expression)) + " ", expression)
+
+
+def broken_format(expression: str, rng: random.Random) -> str:
+    """The format with one of its five marks missing."""
+    write = rng.choice((guess_in_format, thought_in_format))
+    return write(expression, rng).replace(rng.choice(TAGS), "", 1)
+
+
+MANNERS: dict[Callable[[str, random.Random], str], float] = {
+    number: 0.08,
+    sentence: 0.10,
+    thought: 0.47,
+    guess_in_format: 0.12,
+    thought_in_format: 0.03,
+    broken_format: 0.20,
+}
+"""How an answer is written -> its share of the documents."""
+FORMAT_SHARE = MANNERS[guess_in_format] + MANNERS[thought_in_format]
+
+
+def documents(pool: dict[int, list[str]], count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """`count` pairs (expression, the text after the prompt); every length equally often."""
+    lengths = rng.choices(sorted(pool), k=count)
+    manners = rng.choices(list(MANNERS), weights=list(MANNERS.values()), k=count)
+    chosen = (rng.choice(pool[n]) for n in lengths)
+    return [(expression, manner(expression, rng)) for expression, manner in zip(chosen, manners, strict=True)]

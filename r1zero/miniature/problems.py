@@ -1,0 +1,91 @@
+"""Chains of digits with + and -, and their split by hash into what the base reads, what RL trains on, what judges it."""
+
+import hashlib
+import json
+import operator
+import random
+from pathlib import Path
+
+MAX_TERMS = 4
+MAX_TOTAL = 20
+OPERATORS = {"+": operator.add, "-": operator.sub}
+SHARES = {"heldout": 10, "train": 25, "corpus": 65}
+"""Per cent of all expressions. Only these names are drawn from, each from its own expressions."""
+
+
+def prompt(expression: str) -> str:
+    """What the model is asked: the very text of the corpus, of preprocessing's handler and of the evaluation."""
+    return f"Question: {expression}=?\nAssistant:\n"
+
+
+def steps(expression: str) -> list[str]:
+    """The chain of thought, one fact a step: "7+8-3" is ["7+8=15", "15-3=12"]."""
+    total = int(expression[0])
+    facts = []
+    for sign, digit in zip(expression[1::2], expression[2::2], strict=True):
+        result = OPERATORS[sign](total, int(digit))
+        facts.append(f"{total}{sign}{digit}={result}")
+        total = result
+    return facts
+
+
+def answer(expression: str) -> str:
+    return steps(expression)[-1].partition("=")[2]
+
+
+def terms(expression: str) -> int:
+    return (len(expression) + 1) // 2
+
+
+def expressions() -> list[str]:
+    """All chains of 2 to MAX_TERMS digits whose running total stays within 0 to MAX_TOTAL: 43,829, shortest first."""
+    chains = {str(digit): digit for digit in range(10)}
+    found: list[str] = []
+    for _ in range(MAX_TERMS - 1):
+        longer = {}
+        for chain, total in chains.items():
+            for sign, apply in OPERATORS.items():
+                for digit in range(10):
+                    if 0 <= (result := apply(total, digit)) <= MAX_TOTAL:
+                        longer[f"{chain}{sign}{digit}"] = result
+        chains = longer
+        found += chains
+    return found
+
+
+def part(expression: str) -> str:
+    """The one part an expression belongs to, by its hash alone: no seed, no order, no sampling can move it."""
+    percent = int.from_bytes(hashlib.sha256(expression.encode()).digest()[:8]) % 100
+    for name, share in SHARES.items():
+        if percent < share:
+            return name
+        percent -= share
+    raise AssertionError("SHARES do not add up to 100")
+
+
+def split() -> dict[str, dict[int, list[str]]]:
+    """part -> number of terms -> expressions."""
+    parts: dict[str, dict[int, list[str]]] = {name: {n: [] for n in range(2, MAX_TERMS + 1)} for name in SHARES}
+    for expression in expressions():
+        parts[part(expression)][terms(expression)].append(expression)
+    return parts
+
+
+def draw(pool: dict[int, list[str]], count: int, rng: random.Random) -> list[str]:
+    """`count` different expressions, as evenly over the lengths as the short ones last, in random order."""
+    chosen: list[str] = []
+    for left, n in zip(range(len(pool), 0, -1), sorted(pool), strict=True):
+        wanted = (count - len(chosen)) // left
+        chosen += rng.sample(pool[n], min(wanted, len(pool[n])))
+    rng.shuffle(chosen)
+    return chosen
+
+
+def write(path: Path, chosen: list[str]) -> None:
+    """One row a problem: {"problem": "7+8-3", "answer": "12"}."""
+    rows = (json.dumps({"problem": expression, "answer": answer(expression)}) for expression in chosen)
+    path.write_text("".join(f"{row}\n" for row in rows))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

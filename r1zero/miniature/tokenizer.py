@@ -1,0 +1,24 @@
+"""A byte-level tokenizer without merges, and a few whole words: any text is encodable, and the task is short."""
+
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Tokenizer
+
+VOCAB_SIZE = 384
+"""Rows of the embedding. Ids above the last token are ids no token has, as in the published models."""
+END = "<|endoftext|>"
+WORDS = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "Question:", "Assistant:", "answer", "the", "is", "so")
+NUMBERS = tuple(str(number) for number in range(10, 100))
+
+
+def build() -> Qwen2Tokenizer:
+    """256 bytes, the end of a document, then words and two-digit numbers as ordinary (not special) added tokens.
+
+    It has to be byte-level: transformers 5 reads any tokenizer beside a qwen2 config as Qwen2Tokenizer, whose
+    pre-tokenizer writes a space as another character; a vocabulary of plain characters then loses its spaces silently.
+    """
+    alphabet = sorted(ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*alphabet, END])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=2048)
+    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in (*WORDS, *NUMBERS)])
+    return tokenizer
