@@ -1,0 +1,152 @@
+"""The house: who may import whom, one door per vendor, the length budget, and what is not done here."""
+
+import ast
+import dataclasses
+import statistics
+import typing
+from pathlib import Path
+
+import pytest
+
+from r1zero import config
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = sorted((ROOT / "r1zero").rglob("*.py"))
+ENTRIES = [ROOT / name for name in ("train.py", "convert.py", "preprocess.py") if (ROOT / name).exists()]
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE + ENTRIES}
+
+# Each module or folder, and what of ours it may import. Imports descend: a name may only list names above it.
+MAY_IMPORT = {
+    "config": "",
+    "layout": "config",
+    "device": "",
+    "batch": "",
+    "subworld": "",
+    "world": "config device",
+    "grpo": "",
+    "logprobs": "",
+    "metrics": "",
+    "curves": "metrics",
+    "reward": "",
+    "data": "config batch reward",
+    "model": "config device layout subworld",
+    "rollout": "config device layout batch subworld",
+    "miniature": "config data reward",
+    "exchange": "layout batch",
+    "policy": "config batch grpo logprobs model",
+    "sync": "layout model rollout",
+    "generation": "config layout batch grpo data reward",
+    "figures": "config metrics generation policy",
+    "roles": "config layout batch model rollout policy",
+    "trainer": "config layout batch world metrics curves reward data model exchange sync generation figures roles",
+}
+
+DOORS = {
+    "megatron": ("model", "policy"),
+    "vllm": ("rollout",),
+    "safetensors": ("model/hf_files",),
+    "transformers": ("data/tokenizer", "miniature"),
+    "tensorboard": ("metrics",),
+    "matplotlib": ("curves",),
+    "math_verify": ("reward",),
+    "latex2sympy2_extended": ("reward",),
+    "sympy": ("reward",),
+    "mpi4py": ("world",),
+    "torch_npu": (),       # device names its vendors in a table
+    "mindspeed": (),
+}
+
+
+def place(path: Path) -> str:
+    return path.relative_to(ROOT / "r1zero").with_suffix("").as_posix() if path in PACKAGE else path.stem
+
+
+def imports(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def test_the_import_table_descends():
+    names = list(MAY_IMPORT)
+    for i, name in enumerate(names):
+        assert set(MAY_IMPORT[name].split()) <= set(names[:i]), name
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=place)
+def test_a_module_imports_only_what_the_table_grants(path):
+    parts = place(path).split("/")
+    if parts == ["__init__"]:
+        return
+    ours = {name.split(".")[1] for name in imports(TREES[path]) if name.startswith("r1zero.")} - {parts[0]}
+    assert ours <= set(MAY_IMPORT[parts[0]].split()), f"{place(path)} imports {sorted(ours)}"
+
+
+def test_nobody_imports_an_entry_point():
+    for path, tree in TREES.items():
+        assert not {"train", "convert", "preprocess"} & {name.split(".")[0] for name in imports(tree)}, path
+
+
+@pytest.mark.parametrize("vendor", DOORS)
+def test_a_vendor_is_named_behind_its_door_only(vendor):
+    for path, tree in TREES.items():
+        named = any(name.split(".")[0] == vendor or (vendor == "tensorboard" and "tensorboard" in name) for name in imports(tree))
+        behind = any(place(path) == door or place(path).startswith(door + "/") for door in DOORS[vendor])
+        assert not named or behind, f"{path} imports {vendor}"
+
+
+def functions():
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
+
+
+def test_length_budget():
+    lengths = {f"{place(path)}.{node.name}": node.end_lineno - node.lineno + 1 for path, node in functions()}
+    assert max(lengths.values()) <= 80, max(lengths, key=lengths.get)
+    assert statistics.quantiles(lengths.values(), n=10)[-1] <= 40
+    long = {place(p): n for p in TREES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
+    assert not long
+
+
+def test_nothing_prints_and_nothing_catches_everything():
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{path}:{node.lineno}"
+            if isinstance(node, ast.ExceptHandler):
+                names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"everything"}
+                assert not names & {"everything", "Exception", "BaseException"}, f"{path}:{node.lineno}"
+
+
+def test_no_module_is_called_utils():
+    assert not [p for p in PACKAGE if p.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def fields(cls):
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kinds = [a for a in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(a)] or [hints[field.name]]
+        if dataclasses.is_dataclass(kinds[0]):
+            yield from fields(kinds[0])
+        else:
+            yield cls.__name__, field.name
+
+
+def test_every_config_field_is_read_somewhere_and_says_what_it_is():
+    read = {node.attr for path, tree in TREES.items() if place(path) != "config" for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    unread = [f"{cls}.{name}" for cls, name in fields(config.Config) if name not in read]
+    assert not unread
+
+
+def test_importing_the_package_without_a_device_brings_no_heavy_library():
+    import subprocess
+    import sys
+
+    code = "import sys; from r1zero import config, layout, world, device, reward; print([m for m in ('torch', 'vllm', 'megatron', 'mpi4py') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
