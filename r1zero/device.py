@@ -38,7 +38,8 @@ COMMON = (
     ("VLLM_USE_V2_MODEL_RUNNER", "0"),
     ("VLLM_NO_USAGE_STATS", "1"),
     ("HF_HUB_OFFLINE", "1"),                   # models and data are folders
-    ("VLLM_LOGGING_LEVEL", "WARNING"),
+    ("VLLM_LOGGING_LEVEL", "ERROR"),
+    ("TORCH_CPP_LOG_LEVEL", "ERROR"),
 )
 
 
