@@ -20,10 +20,14 @@ def main() -> None:
         cfg = config.load(args.config, args.overrides, config.Config)
         grids = layout.carve(cfg.layout, launch.size)
         layout.check_batch(cfg, grids)
-        train(cfg, grids, launch)
-    except (UserError, RewardError) as error:
+    except UserError as error:   # every rank found the same and ends by itself
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    try:
+        train(cfg, grids, launch)
+    except (UserError, RewardError) as error:
+        sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
 
 

@@ -1,7 +1,7 @@
 """The configuration: one frozen dataclass tree, mirrored by the TOML; a default is written once, here.
 
 Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line (the value in TOML's
-own notation; a bare word is taken as text). An unknown key is an error that names the nearest known one.
+own notation; where a field is text, quotes may be left out). An unknown key is an error that names the nearest known one.
 """
 
 import dataclasses
@@ -215,20 +215,26 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+class _Argument(str):
+    """A value from the command line: what it is depends on the field it is for."""
+
+    def parsed(self) -> Any:
+        try:
+            return tomli.loads(f"x = {self}")["x"]
+        except tomli.TOMLDecodeError:
+            return str(self)
+
+
 def _override(tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"argument {text!r}: is neither an option nor section.key=value")
-    try:
-        parsed = tomli.loads(f"x = {value}")["x"]
-    except tomli.TOMLDecodeError:
-        parsed = value
     *sections, name = key.strip().split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise UserError(f"argument {text!r}: {section} is a value, not a section")
-    tree[name] = parsed
+    tree[name] = _Argument(value)
 
 
 def _build(cls: type[T], tree: dict[str, Any], path: str, prefix: str) -> T:
@@ -248,6 +254,9 @@ def _build(cls: type[T], tree: dict[str, Any], path: str, prefix: str) -> T:
 def _convert(hint: Any, value: Any, path: str, name: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     inner = [a for a in args if a is not type(None)]
+    if isinstance(value, _Argument):   # run.name=7 is text, run.seed=7 a number
+        parsed = value.parsed()
+        value = str(value) if hint is str and not isinstance(parsed, str) else parsed
     if type(None) in args and len(inner) == 1:
         return _convert(inner[0], value, path, name)
     if dataclasses.is_dataclass(hint):

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
@@ -108,6 +109,7 @@ def abort(launch: Launch, code: int) -> None:
     """End the whole job at once from one rank's failure. torchrun ends its other ranks when this one has left."""
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(0.5)   # mpirun forwards what was written above only while it still runs
     if launch.launcher in ("openmpi", "mpich"):
         from mpi4py import MPI
 
