@@ -76,6 +76,11 @@ class Roles:
         """The trained model's, on a rank that trains."""
         return self.policy.chunks if self.policy else None
 
+    def close(self) -> None:
+        """Before the world is left: vLLM's finalisers would look for their groups after it."""
+        if self.engine:
+            self.engine.close()
+
     def save(self, folder: Path, iteration: int, extra: dict[str, Any], keep: int) -> None:
         """Collective over the ranks that train."""
         if self.policy:

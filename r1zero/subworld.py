@@ -1,7 +1,7 @@
 """Make torch.distributed look like a world of only some ranks, while a library that spans the whole world builds its groups.
 
 megatron-core's `initialize_model_parallel` and vLLM's `init_distributed_environment` both lay their grid over
-`get_world_size()`. Inside `subworld(ranks)` they find just those ranks; afterwards nothing is patched, and the groups that
+`get_world_size()`. Inside `subworld(within)` they find just those ranks; afterwards nothing is patched, and the groups that
 were made are ordinary ones. Only members enter: groups are made with local synchronisation (gloo and nccl).
 """
 
@@ -19,20 +19,20 @@ _made: dict[tuple[int, ...], int] = {}
 
 
 @contextmanager
-def subworld(ranks: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
-    """`ranks`: world ranks, this one among them. The whole world: nothing is changed.
+def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
+    """`within`: world ranks, this one among them. The whole world: nothing is changed.
 
-    renumber: get_rank() and the lists given to new_group() count within `ranks` (megatron-core); else they are world
+    renumber: get_rank() and the lists given to new_group() count from 0 (megatron-core); else they are world
     ranks (vLLM, whose GroupCoordinator keeps the world ranks it is given).
     """
-    if len(ranks) == dist.get_world_size():
+    if len(within) == dist.get_world_size():
         yield
         return
     me = dist.get_rank()
     real = {name: getattr(dist, name) for name in ("get_world_size", "get_rank", "new_group", "all_gather_object", "barrier")}
 
-    def new_group(group_ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
-        members = tuple(ranks if group_ranks is None else (ranks[r] for r in group_ranks) if renumber else group_ranks)
+    def new_group(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+        members = tuple(within if ranks is None else (within[r] for r in ranks) if renumber else ranks)
         if me not in members:
             return dist.GroupMember.NON_GROUP_MEMBER
         return real["new_group"](list(members), *args, **{**kwargs, "use_local_synchronization": True})
@@ -49,15 +49,15 @@ def subworld(ranks: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         return call
 
     patches: dict[str, Any] = {
-        "get_world_size": lambda group=None: real["get_world_size"](group) if group else len(ranks),
+        "get_world_size": lambda group=None: real["get_world_size"](group) if group else len(within),
         "new_group": new_group,
         "all_gather_object": of_members("all_gather_object"),
         "barrier": of_members("barrier"),
     }
     if renumber:
-        patches["get_rank"] = lambda group=None: real["get_rank"](group) if group else ranks.index(me)
+        patches["get_rank"] = lambda group=None: real["get_rank"](group) if group else within.index(me)
     with mock.patch.object(distributed_c10d, "_process_group_name", name_of):
-        whole = real["new_group"](list(ranks), use_local_synchronization=True)
+        whole = real["new_group"](list(within), use_local_synchronization=True)
         with (mock.patch.multiple(dist, **patches),
-              mock.patch.dict(os.environ, RANK=str(ranks.index(me)), WORLD_SIZE=str(len(ranks)))):
+              mock.patch.dict(os.environ, RANK=str(within.index(me)), WORLD_SIZE=str(len(within)))):
             yield

@@ -64,6 +64,7 @@ class Trainer:
             self.record.close()
             for path in draw(self.folder):
                 self.record.say(f"drew {path}")
+        self.roles.close()
 
     def step(self, iteration: int) -> dict[str, float]:
         """prompts -> rollout -> reward -> advantage -> exchange -> reference -> update -> sync. Returns the metrics, on every rank."""

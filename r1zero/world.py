@@ -100,7 +100,8 @@ def leave(launch: Launch) -> None:
 def abort_on_exception(launch: Launch) -> None:
     """From here on an exception that nothing catches ends all ranks, as the others would wait for this one forever."""
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sys.stderr.write(f"rank {launch.rank} on {socket.gethostname()}:\n{''.join(traceback.format_exception(kind, error, trace))}")
+        # The true stderr: torch.distributed calls this with another in its place, to be copied out after we are gone.
+        sys.__stderr__.write(f"rank {launch.rank} on {socket.gethostname()}:\n{''.join(traceback.format_exception(kind, error, trace))}")
         abort(launch, 1)
     sys.excepthook = hook
 
@@ -108,7 +109,7 @@ def abort_on_exception(launch: Launch) -> None:
 def abort(launch: Launch, code: int) -> None:
     """End the whole job at once from one rank's failure. torchrun ends its other ranks when this one has left."""
     sys.stdout.flush()
-    sys.stderr.flush()
+    sys.__stderr__.flush()
     time.sleep(0.5)   # mpirun forwards what was written above only while it still runs
     if launch.launcher in ("openmpi", "mpich"):
         from mpi4py import MPI

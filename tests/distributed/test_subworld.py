@@ -1,0 +1,50 @@
+"""Inside a subworld torch.distributed counts only its members; afterwards nothing is left of it but ordinary groups."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from r1zero.subworld import subworld
+
+
+def inside(rank, within, renumber):
+    if rank not in within:
+        return None
+    # Histories differ: one member has made a group of its own before. torch's own group names would then not meet.
+    with subworld(within, renumber=renumber):
+        if rank == within[0]:
+            dist.new_group([0] if renumber else [within[0]])
+        seen = (dist.get_world_size(), dist.get_rank(), os.environ["RANK"])
+        members = [0, 2] if renumber else [within[0], within[2]]
+        group = dist.new_group(ranks=members)
+        everyone = [None] * len(within)
+        dist.all_gather_object(everyone, rank)
+    total = torch.tensor([float(rank)])
+    if group is not dist.GroupMember.NON_GROUP_MEMBER:
+        dist.all_reduce(total, group=group)
+    return seen, total.item(), everyone, (dist.get_world_size(), dist.get_rank(), os.environ["RANK"])
+
+
+def test_members_are_renumbered_and_groups_meet_whatever_was_made_before(ranks):
+    assert ranks.run(inside, (1, 2, 3), True, size=4) == [
+        None,
+        ((3, 0, "0"), 4.0, [1, 2, 3], (4, 1, "1")),
+        ((3, 1, "1"), 2.0, [1, 2, 3], (4, 2, "2")),
+        ((3, 2, "2"), 4.0, [1, 2, 3], (4, 3, "3")),
+    ]
+
+
+def test_without_renumbering_ranks_stay_the_worlds(ranks):
+    results = ranks.run(inside, (0, 1, 3), False, size=4)
+    assert results[3] == ((3, 3, "2"), 3.0, [0, 1, 3], (4, 3, "3")) and results[2] is None
+
+
+def whole(rank):
+    before = dist.get_world_size
+    with subworld(tuple(range(dist.get_world_size())), renumber=True):
+        return dist.get_world_size is before
+
+
+def test_the_whole_world_is_left_as_it_is(ranks):
+    assert ranks.run(whole, size=2) == [True, True]
