@@ -28,11 +28,11 @@ def subworld(ranks: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
     if len(ranks) == dist.get_world_size():
         yield
         return
-    me = dist.get_rank()
+    me, whole_ranks = dist.get_rank(), ranks
     real = {name: getattr(dist, name) for name in ("get_world_size", "get_rank", "new_group", "all_gather_object", "barrier")}
 
-    def new_group(group_ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
-        members = tuple(ranks if group_ranks is None else (ranks[r] for r in group_ranks) if renumber else group_ranks)
+    def new_group(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+        members = tuple(whole_ranks if ranks is None else (whole_ranks[r] for r in ranks) if renumber else ranks)
         if me not in members:
             return dist.GroupMember.NON_GROUP_MEMBER
         return real["new_group"](list(members), *args, **{**kwargs, "use_local_synchronization": True})
