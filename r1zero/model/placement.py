@@ -65,6 +65,22 @@ def grid_of(weight: Weight, grids: MegatronGrids) -> tuple[Grid, str]:
     return (grids.dense, "tp") if weight.expert is None else (grids.experts, "etp")
 
 
+def degree(weight: Weight, grids: MegatronGrids) -> int:
+    """Ranks over which the weight is cut: the tensor ranks, an expert's the expert tensor ranks."""
+    grid, axis = grid_of(weight, grids)
+    return grid.size(axis)
+
+
+def local_part(weight: Weight, shape: Shape, grids: MegatronGrids, rank: int) -> Part | None:
+    """What a world rank holds of the weight."""
+    grid, axis = grid_of(weight, grids)
+    if grid.coordinate(rank, "pp") not in stages_of(weight, shape, grids):
+        return None
+    if weight.expert is not None and grid.coordinate(rank, "ep") != weight.expert // experts_per_rank(shape, grids):
+        return None
+    return part(weight, grid.size(axis), grid.coordinate(rank, axis))
+
+
 def holders(weight: Weight, shape: Shape, grids: MegatronGrids) -> dict[int, Part]:
     """World rank -> the part of the weight that it holds. Ranks with equal parts are copies of each other."""
     grid, axis = grid_of(weight, grids)

@@ -1,0 +1,141 @@
+"""megatron-core 0.16.1 on a CPU: what it asks of torch.cuda, answered. Applied only where the device is the CPU.
+
+The library says "cuda" in three ways: through the module `torch` that its files import, through methods of tensors, and
+through functions of its own. The first is answered by a facade put in place of the global `torch` of the library's own
+modules: torch itself stays whole (replacing torch.empty and its like for everybody breaks transformers without an error).
+"""
+
+import importlib
+import queue
+import sys
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any, Callable
+
+import torch
+
+PINNED = "0.16.1"
+
+# Loaded before the facade is put in: what build, policy and checkpoint use, some of it imported late by the library.
+_MODULES = (
+    "distributed", "optimizer", "optimizer_param_scheduler", "parallel_state", "pipeline_parallel", "models.gpt.gpt_model",
+    "models.gpt.gpt_layer_specs", "transformer.moe.moe_layer", "transformer.moe.token_dispatcher",
+    "transformer.multi_latent_attention", "tensor_parallel.random", "distributed.finalize_model_grads",
+    "dist_checkpointing.strategies.torch", "dist_checkpointing.strategies.common",
+    "dist_checkpointing.strategies.filesystem_async", "dist_checkpointing.strategies.fully_parallel",
+)
+
+
+def install() -> None:
+    """Does nothing the second time. Raises RuntimeError for another version of megatron-core than the one these answers were checked with."""
+    if version("megatron-core") != PINNED:
+        raise RuntimeError(f"megatron-core {version('megatron-core')} on a CPU: its needs are known for {PINNED} only")
+    for name in _MODULES:
+        importlib.import_module(f"megatron.core.{name}")
+    if isinstance(sys.modules["megatron.core.distributed.distributed_data_parallel"].torch, _Facade):
+        return
+    facade = _facade()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
+            module.torch = facade
+    torch.Tensor.cuda = _itself
+    _answer_functions()
+
+
+def look_like_cuda(model: torch.nn.Module) -> None:
+    """The distributed optimizer sorts parameters by `param.type()` and knows torch.cuda.* only."""
+    for parameter in model.parameters():
+        _name_as_cuda(parameter)
+
+
+def _name_as_cuda(tensor: torch.Tensor) -> None:
+    name = f"torch.cuda.{torch.Tensor.type(tensor).removeprefix('torch.')}"
+    tensor.type = lambda: name
+
+
+def _itself(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return tensor
+
+
+class _Idle:
+    """A stream or an event with nothing to wait for."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., "_Idle"]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self
+
+    def __enter__(self) -> "_Idle":
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        pass
+
+
+class _Facade(ModuleType):
+    """A module that has `original`'s attributes except for those set on itself."""
+
+    def __init__(self, original: ModuleType):
+        super().__init__(original.__name__)
+        self._original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+def _facade() -> ModuleType:
+    facade = _Facade(torch)
+    for name in ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like"):
+        setattr(facade, name, _on_cpu(getattr(torch, name)))
+    facade.cuda = _Facade(torch.cuda)
+    for name in ("synchronize", "set_device", "empty_cache"):
+        setattr(facade.cuda, name, lambda *args, **kwargs: None)
+    for name in ("Stream", "Event", "current_stream", "default_stream", "stream"):
+        setattr(facade.cuda, name, _Idle)
+    facade.cuda.current_device = lambda: torch.device("cpu")
+    facade.cuda.get_rng_state = lambda *args: torch.get_rng_state()
+    facade.cuda.set_rng_state = lambda state, *args: torch.set_rng_state(state)
+    facade.cuda.manual_seed = torch.manual_seed
+    return facade
+
+
+def _on_cpu(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if str(kwargs.get("device")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return make(*args, **kwargs)
+    return made
+
+
+def _clip_with(clip: Callable[..., None]) -> Callable[..., None]:
+    def clipped(parameters: list[torch.Tensor], *args: Any, **kwargs: Any) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                _name_as_cuda(parameter.grad)
+        clip(parameters, *args, **kwargs)
+    return clipped
+
+
+def _answer_functions() -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.optimizer import optimizer
+    from megatron.core.tensor_parallel import random
+    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    # The import guarded by HAVE_TE succeeds without transformer-engine and leaves None where a class is asked for.
+    multi_latent_attention.HAVE_TE = False
+    moe_utils.te_general_gemm = None
+    # As published it turns a tensor into numpy only if it comes from a GPU; gloo's all_to_all needs plain numbers.
+    for module in (moe_utils, token_dispatcher):
+        module.maybe_move_tensor_to_cpu = lambda tensor, as_numpy=False, record_stream=False: (
+            tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor)
+    # It asserts the gradients' type by name, too.
+    optimizer.clip_grad_by_total_norm_fp32 = _clip_with(optimizer.clip_grad_by_total_norm_fp32)
+    # A synchronous save needs no manager process, whose start would import the main script again.
+    filesystem_async._get_write_results_queue = queue.Queue

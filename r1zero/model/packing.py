@@ -1,0 +1,120 @@
+"""Sequences one after the other in a pack, and the padded view in which attention is two products of matrices.
+
+Legend: T tokens of the pack, N sequences, L tokens of the longest. Indices and mask are made once for a pack and used by
+every layer.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+DENSE_TOKENS = 320
+"""Up to so long sequences are faster as explicit products than through torch's fused attention (measured on a CPU)."""
+
+
+@dataclass
+class Pack(PackedSeqParams):
+    """What megatron-core hands through to rotary positions and attention.
+
+    `cu_seqlens_q` is the pack as it is; `cu_seqlens_q_padded`, which only the rotary code reads, says that the pack is
+    one sequence, because the frequencies it gets are already those of each token's own position.
+    """
+
+    lengths: tuple[int, ...] = ()
+    """Of the sequences, the padding behind the last as one more."""
+    positions_T: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    frequencies: Tensor | None = None
+    """(T, 1, 1, D), filled by the first layer that asks."""
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def slots_T(self) -> Tensor | None:
+        """Place of each token in the padded view (N * L); None where no padding is needed."""
+        if len(set(self.lengths)) == 1:
+            return None
+        lengths = torch.tensor(self.lengths, device=self.positions_T.device)
+        return self.positions_T + torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths) * self.longest
+
+    @cached_property
+    def mask_LL(self) -> Tensor:
+        return torch.full((self.longest, self.longest), float("-inf"), dtype=self.dtype, device=self.positions_T.device).triu(1)
+
+
+def pack(lengths: list[int], multiple: int, dtype: torch.dtype, device: torch.device) -> Pack:
+    """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree.
+
+    dtype: of the model's activations.
+    """
+    padding = -sum(lengths) % multiple
+    every = (*lengths, padding) if padding else tuple(lengths)
+    sizes = torch.tensor(every)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
+    positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(sizes)
+    cu_seqlens = starts.to(device=device, dtype=torch.int32)
+    whole = torch.tensor([0, int(starts[-1])], dtype=torch.int32)
+    return Pack(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, cu_seqlens_q_padded=whole,
+                cu_seqlens_kv_padded=whole, max_seqlen_q=max(every), max_seqlen_kv=max(every), lengths=every,
+                positions_T=positions.to(device), dtype=dtype)
+
+
+class _ToSlots(torch.autograd.Function):
+    """(T, ...) to (N * L, ...), zero elsewhere. Its gradient is a gather; that of torch's own index_copy clones."""
+
+    @staticmethod
+    def forward(ctx, packed, slots, size):
+        ctx.save_for_backward(slots)
+        return packed.new_zeros((size, *packed.shape[1:])).index_copy_(0, slots, packed)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """(N * L, ...) to (T, ...). Slots are distinct, so that the gradient is a copy and not a sum."""
+
+    @staticmethod
+    def forward(ctx, padded, slots):
+        ctx.save_for_backward(slots)
+        ctx.size = padded.shape[0]
+        return padded.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx, grad):
+        slots = ctx.saved_tensors[0]
+        return grad.new_zeros((ctx.size, *grad.shape[1:])).index_copy_(0, slots, grad), None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tensor:
+    """Causal attention inside each sequence. q (T, h, d), k (T, g, d), v (T, g, e) to (T, h * e); g divides h."""
+    tokens, heads, width = q.shape[0], q.shape[1], v.shape[2]
+    count, longest = len(packed.lengths), packed.longest
+
+    def padded(x: Tensor) -> Tensor:                                     # (T, h, d) -> (N, h, L, d)
+        rows = x if packed.slots_T is None else _ToSlots.apply(x, packed.slots_T, count * longest)
+        return rows.view(count, longest, *x.shape[1:]).transpose(1, 2)
+
+    q, k, v = padded(q), padded(k), padded(v)
+    if longest <= DENSE_TOKENS:
+        out = _products(q * scale, k, v, packed.mask_LL)
+    else:
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale,
+                                                               enable_gqa=q.shape[1] != k.shape[1])
+    rows = out.transpose(1, 2).reshape(count * longest, heads * width)
+    return rows.view(tokens, -1) if packed.slots_T is None else _FromSlots.apply(rows, packed.slots_T)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """(N, h, L, d), (N, g, L, d), (N, g, L, e) to (N, h, L, e): the h / g queries of a key head share one product."""
+    n, h, length, d = q.shape
+    g, r = k.shape[1], h // k.shape[1]
+    scores = q.reshape(n * g, r * length, d) @ k.reshape(n * g, length, d).transpose(1, 2)
+    weights = (scores.view(n * g, r, length, length) + mask).softmax(-1, dtype=torch.float32).to(v.dtype)
+    return (weights.view(n * g, r * length, length) @ v.reshape(n * g, length, -1)).view(n, h, length, -1)

@@ -1,0 +1,132 @@
+"""What the ranks of a test world do: build a model on a grid, run megatron's schedule, bring results together by HF name."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from r1zero import config, layout
+from r1zero.layout import MegatronGrids
+from r1zero.model.families import read_shape
+from tests.model.oracle import LENGTHS, Oracle
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Built:
+    grids: MegatronGrids
+    shape: Any
+    chunks: list[torch.nn.Module]
+    optimizer: Any
+    scheduler: Any
+    cfg: config.Config
+
+
+def grid(**degrees: Any) -> config.MegatronGrid:
+    """tp, pp, ep, ranks, layers."""
+    names = dict(tp="tensor_model_parallel_size", pp="pipeline_model_parallel_size", ep="expert_model_parallel_size", layers="pipeline_layers")
+    return config.MegatronGrid(**{names.get(key, key): value for key, value in degrees.items()})
+
+
+def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32", recompute: str = "none", trainable: bool = True,
+             lr: float = 1e-2) -> Built | None:
+    """The model with its weights on the grid's ranks; None on others."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from megatron.core import parallel_state
+
+    from r1zero.model import build, mapping
+
+    parallel_state.destroy_model_parallel()
+    cfg = config.Config(run=config.Run(dtype=dtype), train=config.Train(recompute=recompute), optimizer=config.Optimizer(lr=lr, clip_grad=1e4))
+    grids = layout._megatron("layout.train", place, dist.get_world_size())
+    if dist.get_rank() not in grids.dense:
+        return None
+    build.initialize(grids, "cpu", 1)
+    shape = read_shape(oracle.folder)
+    chunks = build.build_model(shape, cfg, grids, trainable)
+    mapping.load(chunks, shape, grids, str(oracle.folder))
+    optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids) if trainable else (None, None)
+    return Built(grids, shape, chunks, optimizer, scheduler, cfg)
+
+
+def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only: bool = False) -> list[torch.Tensor]:
+    """Run megatron's schedule over this rank's samples in `packs` micro-batches. Returns the last stage's logits (T, V / tp)."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    from r1zero.model import build, packing
+
+    targets = sum(LENGTHS) - len(LENGTHS)
+    groups = [samples[i::packs] for i in range(packs)]
+    kept = []
+
+    def step(data: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+        group = next(data)
+        lengths = [len(s) for s in group]
+        packed = packing.pack(lengths, built.grids.dense.size("tp"), build.DTYPES[built.cfg.run.dtype], CPU)
+        tokens = torch.cat(group)
+        logits = build.forward(chunk, tokens, packed)
+
+        def loss(logits: torch.Tensor) -> Any:
+            kept.append(logits.detach().clone())
+            ends = torch.tensor(lengths).cumsum(0) - 1
+            rows = torch.ones(len(tokens), dtype=torch.bool).index_fill(0, ends, False).nonzero().squeeze(1)
+            return cross_entropy(logits[rows], tokens[rows + 1]) / targets, torch.tensor(0, dtype=torch.int), {}
+
+        return logits, loss
+
+    get_forward_backward_func()(forward_step_func=step, data_iterator=iter(groups), model=built.chunks, num_microbatches=packs, seq_length=1,
+                                micro_batch_size=1, forward_only=forward_only, force_all_reduce=not forward_only)
+    return kept
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over tokens, the vocabulary cut over tensor ranks."""
+    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+
+    return vocab_parallel_cross_entropy(logits.float(), targets).sum()
+
+
+def my_samples(built: Built, oracle: Oracle) -> tuple[list[int], list[torch.Tensor]]:
+    """Numbers and tokens of the sequences of this rank's data-parallel index."""
+    index = built.grids.dense.coordinate(dist.get_rank(), "dp")
+    numbers = list(range(len(LENGTHS)))[index::built.grids.dense.size("dp")]
+    pieces = oracle.tokens.split(LENGTHS)
+    return numbers, [pieces[i] for i in numbers]
+
+
+def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """HF name -> full tensor of something that lies like the parameters do, on every rank of the grid."""
+    from r1zero.model import mapping, stream
+
+    local = {name: replace(found, parameter=what(found.parameter)) for name, found in
+             mapping.local_tensors(built.chunks, built.shape, built.grids).items() if not found.weight.fp32}
+    found = stream.stream(local, built.shape, built.grids, lambda weight: () if weight.fp32 else built.grids.dense.ranks, torch.float32)
+    return {name: tensor.clone() for name, tensor in found}
+
+
+def parity(rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none") -> dict[str, Any] | None:
+    """Largest logit error and its scale, and for each HF name the gradient's error relative to its norm, against transformers."""
+    built = build_on(oracle, place, recompute=recompute)
+    if built is None:
+        return None
+    numbers, samples = my_samples(built, oracle)
+    for chunk in built.chunks:
+        chunk.zero_grad_buffer()
+    kept = schedule(built, samples, packs)
+    gradients = gathered(built, oracle, lambda parameter: parameter.main_grad)
+    expected = oracle.gradients()
+    errors = {name: float((gradients[name] - g).norm() / g.norm().clamp_min(1e-12)) for name, g in expected.items()}
+    assert gradients.keys() == expected.keys()
+    found: dict[str, Any] = {"gradients": errors}
+    if kept:
+        order = [n for i in range(packs) for n in numbers[i::packs]]
+        reference = torch.cat([oracle.logits().split(LENGTHS)[n] for n in order])
+        width = built.shape.vocab_size // built.grids.dense.size("tp")
+        first = width * built.grids.dense.coordinate(rank, "tp")
+        reference = reference[:, first:first + width]
+        found |= {"logits": float((torch.cat(kept) - reference).abs().max()), "scale": float(reference.abs().max())}
+    return found

@@ -1,0 +1,15 @@
+import pytest
+
+from tests.model import oracle
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Name -> Oracle, each made when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = oracle.make(name, tmp_path_factory.mktemp(name))
+        return made[name]
+    return get

@@ -1,0 +1,104 @@
+"""Tiny models of every family in Hugging Face's format, and what plain transformers computes with them in fp32."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+LENGTHS = [23, 40, 7, 31, 12, 18, 40, 29]
+"""Tokens of the sequences; 200 in all."""
+
+DENSE = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=128,
+             max_position_embeddings=512, rms_norm_eps=1e-6, rope_theta=10000.0)
+LATENT = dict(DENSE, num_key_value_heads=4, q_lora_rank=48, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=24,
+              n_routed_experts=8, num_experts_per_tok=4, n_group=4, topk_group=2, moe_intermediate_size=32, n_shared_experts=2,
+              first_k_dense_replace=1, routed_scaling_factor=2.5, norm_topk_prob=True, rope_interleave=True)
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=8)
+
+# name: (architecture, config). The yarn models see positions far beyond their original range.
+MODELS = {
+    "qwen2": ("Qwen2", dict(DENSE, tie_word_embeddings=False)),
+    "qwen2_tied": ("Qwen2", dict(DENSE, tie_word_embeddings=True)),
+    "qwen3": ("Qwen3", dict(DENSE, head_dim=24, tie_word_embeddings=False)),
+    "deepseek": ("DeepseekV3", LATENT),
+    "deepseek_no_q_lora": ("DeepseekV3", dict(LATENT, q_lora_rank=None)),
+    "deepseek_yarn": ("DeepseekV3", dict(LATENT, max_position_embeddings=320, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),
+    "deepseek_yarn_half": ("DeepseekV3", dict(LATENT, max_position_embeddings=320, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.5))),
+    "deepseek_yarn_plain": ("DeepseekV3", dict(LATENT, max_position_embeddings=320, rope_parameters=dict(YARN))),
+}
+
+
+@dataclass(frozen=True)
+class Oracle:
+    folder: Path
+    """config.json and model.safetensors, fp32."""
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        return torch.randint(0, DENSE["vocab_size"], (sum(LENGTHS),), generator=torch.Generator().manual_seed(7))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "model.safetensors")
+
+    def logits(self) -> torch.Tensor:
+        """(T, V), each sequence on its own."""
+        return load_file(self.folder / "oracle" / "logits.safetensors")["logits"]
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Of the sum over sequences of next-token cross entropies, divided by the number of targets, by HF name."""
+        return load_file(self.folder / "oracle" / "gradients.safetensors")
+
+
+def make(name: str, folder: Path) -> Oracle:
+    """Random weights, large enough that attention and routing are far from flat."""
+    import transformers
+
+    architecture, settings = MODELS[name]
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{architecture}ForCausalLM")._from_config(
+        getattr(transformers, f"{architecture}Config")(**settings), attn_implementation="eager", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1) if parameter.dim() > 1 else parameter.normal_(mean=1.0, std=0.2)
+        for key, buffer in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.1, 0.1)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    if architecture == "DeepseekV3":
+        config |= dict(topk_method="noaux_tc", scoring_func="sigmoid")
+        (folder / "config.json").write_text(json.dumps(config))
+    oracle = Oracle(folder)
+    _compute(model, oracle)
+    return oracle
+
+
+def _compute(model: torch.nn.Module, oracle: Oracle) -> None:
+    (oracle.folder / "oracle").mkdir()
+    pieces = oracle.tokens.split(LENGTHS)
+    logits = [model(piece[None]).logits[0] for piece in pieces]
+    loss = sum(torch.nn.functional.cross_entropy(x[:-1], t[1:], reduction="sum") for x, t in zip(logits, pieces, strict=True))
+    (loss / (sum(LENGTHS) - len(LENGTHS))).backward()
+    save_file({"logits": torch.cat(logits).detach()}, oracle.folder / "oracle" / "logits.safetensors")
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        gradients |= dict(_by_checkpoint_name(name, grad))
+    save_file({k: v.contiguous().clone() for k, v in gradients.items()}, oracle.folder / "oracle" / "gradients.safetensors")
+
+
+def _by_checkpoint_name(name: str, grad: torch.Tensor):
+    """transformers 5 keeps a layer's experts in two tensors, but writes them expert by expert."""
+    base = name.removesuffix("gate_up_proj").removesuffix("down_proj")
+    if name.endswith("experts.gate_up_proj"):
+        for e, both in enumerate(grad):
+            gate, up = both.chunk(2)
+            yield f"{base}{e}.gate_proj.weight", gate
+            yield f"{base}{e}.up_proj.weight", up
+    elif name.endswith("experts.down_proj"):
+        for e, down in enumerate(grad):
+            yield f"{base}{e}.down_proj.weight", down
+    else:
+        yield name, grad

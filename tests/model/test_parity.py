@@ -1,0 +1,45 @@
+"""megatron-core against plain transformers in fp32: logits and gradients by HF name, on one rank and on every layout.
+
+    python -m pytest tests/model/test_parity.py
+"""
+
+import pytest
+
+from tests.model import cases
+from tests.model.cases import grid
+
+# world size, grid. Grids smaller than their world are carved out of it.
+LAYOUTS = {
+    "one": (1, grid()),
+    "dp2": (2, grid()),
+    "tp2": (2, grid(tp=2)),
+    "pp2": (2, grid(pp=2)),
+    "pp2 uneven, ranks 2-3 of 4": (4, grid(ranks="2-3", pp=2, layers=(3, 1))),
+    "tp2 pp2": (4, grid(tp=2, pp=2)),
+    "tp2 dp2": (4, grid(tp=2)),
+}
+EXPERT_LAYOUTS = {
+    "ep2": (2, grid(ep=2)),
+    "tp2 ep2": (2, grid(tp=2, ep=2)),
+    "tp2 ep2, ranks 1 and 3 of 4": (4, grid(ranks="1,3", tp=2, ep=2)),
+    "tp2 ep4": (4, grid(tp=2, ep=4)),
+    "pp2 ep2": (4, grid(pp=2, ep=2)),
+}
+FAMILIES = ["qwen2", "qwen2_tied", "qwen3", "deepseek", "deepseek_no_q_lora", "deepseek_yarn", "deepseek_yarn_half", "deepseek_yarn_plain"]
+CASES = ([(name, "one") for name in FAMILIES]
+         + [(name, layout) for name in ("qwen2", "qwen2_tied", "deepseek") for layout in LAYOUTS if layout != "one"]
+         + [("qwen3", "tp2"), ("qwen3", "tp2 pp2"), ("deepseek_yarn", "tp2"), ("deepseek_no_q_lora", "tp2")]
+         + [("deepseek", layout) for layout in EXPERT_LAYOUTS])
+
+
+@pytest.mark.parametrize("name, layout", CASES)
+def test_logits_and_gradients_equal_transformers(ranks, models, name, layout):
+    size, place = {**LAYOUTS, **EXPERT_LAYOUTS}[layout]
+    results = [r for r in ranks.run(cases.parity, models(name), place, 2 if "pp" in layout else 1, size=size) if r]
+    speaking = [r for r in results if "logits" in r]
+    assert speaking
+    for result in speaking:
+        assert result["logits"] <= 1e-5 * result["scale"]
+    for result in results:
+        worst = max(result["gradients"], key=result["gradients"].get)
+        assert result["gradients"][worst] <= 1e-4, worst
