@@ -1,0 +1,164 @@
+r"""The door to math-verify, latex2sympy2_extended and sympy: text to a sympy tree, and two trees compared.
+
+Only math-verify's LaTeX side is used. Its expression extractor evaluates text as Python through sympy's `parse_expr`
+and is never given any; so are its searches through a response, because what to read is settled before.
+"""
+
+import logging
+import re
+from dataclasses import replace
+from fractions import Fraction
+from functools import lru_cache
+
+from antlr4.atn.PredictionMode import PredictionMode
+from antlr4.error.ErrorStrategy import BailErrorStrategy
+from antlr4.error.Errors import ParseCancellationException
+from latex2sympy2_extended import latex2sympy2
+from math_verify import verify
+from math_verify.parser import LatexExtractionConfig, extract_latex
+from sympy import Basic, Expr, FiniteSet, Float, I, Interval, Mul, Rational, Symbol, Tuple
+from sympy.core.function import AppliedUndef
+from sympy.matrices import MatrixBase
+
+from r1zero.reward import bounds
+from r1zero.reward.numerals import close, ends
+
+Tree = Basic | MatrixBase
+
+_WITH_UNITS = LatexExtractionConfig()
+_NO_UNITS = replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False))
+_WHOLE = re.compile(r"(?P<first_latexBoxed>.+)", re.DOTALL)
+_UNIT_TAIL = re.compile(r"(?:\}|[A-Za-z]{3})\s*(?:\^\s*\{?[23]\}?)?$")
+# The power of a letter needs the parser's slow second stage, unless braces part it from what stands before.
+_POWER_OF_LETTER = re.compile(
+    r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
+    r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
+)
+_PRECISION = 30  # digits at which two numbers are told apart
+_POINTS = (Rational(37, 29), Rational(-53, 31), Rational(71, 43), Rational(19, 47), Rational(-67, 59), Rational(83, 61))
+
+
+class TwoStageParser(latex2sympy2.PSParser):
+    """ANTLR's own advice for speed: predict without context first, with it only where that fails.
+
+    The grammar needs full context for few texts, but pays for it (40 to 170 ms) on every tuple. Where the first stage
+    succeeds its tree is the second stage's.
+    """
+
+    def math(self):
+        strategy = self._errHandler
+        self._errHandler, self._interp.predictionMode = BailErrorStrategy(), PredictionMode.SLL
+        try:
+            return super().math()
+        except ParseCancellationException:
+            self._errHandler, self._interp.predictionMode = strategy, PredictionMode.LL
+            self.reset()
+            return super().math()
+
+
+def load() -> None:
+    """Makes the grammar's parser the two-stage one and fills its tables, which every fork then shares."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we keep the time ourselves
+    latex2sympy2.PSParser = TwoStageParser
+    for text in _GRAMMAR_SAMPLES:
+        parse(text)
+
+
+@lru_cache(maxsize=4096)
+def parse_label(text: str) -> Tree | None:
+    """As `parse`; a label comes back once for each response of its group."""
+    return parse(text)
+
+
+def parse(text: str) -> Tree | None:
+    """The tree that math-verify reads from LaTeX, or None where it reads none or one too large to compute.
+
+    math-verify takes any last letter of a unit for one, the c of `a + b + c` too; units are left to it only at the end
+    of a word or of \\text{..}.
+    """
+    text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
+    config = _WITH_UNITS if _UNIT_TAIL.search(text) else _NO_UNITS
+    tree, _ = extract_latex(_WHOLE.match(text), config)
+    if tree is None or not isinstance(tree, Basic | MatrixBase) or not bounds.computable(tree):
+        return None
+    return _with_imaginary_unit(tree)
+
+
+def _with_imaginary_unit(tree: Tree) -> Tree:
+    """math-verify reads i as a letter like any other; here its square is -1."""
+    letters = {symbol for symbol in tree.free_symbols if symbol.name == "i"}
+    return tree.xreplace(dict.fromkeys(letters, I)) if letters else tree
+
+
+def same(gold: Tree, pred: Tree) -> bool:
+    """math-verify's decision, but for what its rounding would let pass (`_rounds_away`)."""
+    if _surely_differ(gold, pred):
+        return False
+    return verify(gold, pred, timeout_seconds=None) and not _rounds_away(gold, pred)
+
+
+def _surely_differ(gold: Tree, pred: Tree) -> bool:
+    """Whether two plain expressions have different values at one point: certain, and quicker than simplifying."""
+    if not (isinstance(gold, Expr) and isinstance(pred, Expr)) or gold.is_Symbol or pred.is_Symbol:
+        return False
+    if gold.has(Float, AppliedUndef) or pred.has(Float, AppliedUndef):
+        return False
+    symbols = sorted(gold.free_symbols | pred.free_symbols, key=lambda symbol: symbol.name)
+    if len(symbols) > len(_POINTS) or not all(isinstance(symbol, Symbol) for symbol in symbols):
+        return False
+    point = dict(zip(symbols, _POINTS, strict=False))
+    a, b = (tree.doit().evalf(_PRECISION, subs=point) for tree in (gold, pred))  # evalf drops the base of an undone log
+    if not (_is_finite_number(a) and _is_finite_number(b)):
+        return False
+    return bool(abs(a - b) > Float("1e-15") * (1 + abs(a) + abs(b)))
+
+
+def _is_finite_number(value: Tree) -> bool:
+    return isinstance(value, Expr) and value.is_number and value.is_finite is True and value.is_comparable is not None
+
+
+def _rounds_away(gold: Tree, pred: Tree) -> bool:
+    """Whether decimals agree only because both were rounded: 0.0000001 and 0.0000002 to six decimals."""
+    if not (gold.has(Float) or pred.has(Float)):
+        return False
+    pairs = zip(_numbers(gold), _numbers(pred), strict=False)
+    return any(a is not None and b is not None and not _agree(a, b) for a, b in pairs)
+
+
+def _agree(a: Fraction, b: Fraction) -> bool:
+    return a == b if ends(a) and ends(b) else close(a, b)
+
+
+def _numbers(tree: Tree) -> list[Fraction | None]:
+    """The elements of a tuple, set, interval or matrix, or the number itself, as exactly as they are known."""
+    if isinstance(tree, Interval):
+        return [_fraction(tree.start), _fraction(tree.end)]
+    if isinstance(tree, MatrixBase):
+        return [_fraction(element) for element in tree.flat()]
+    if isinstance(tree, FiniteSet):
+        elements = [_fraction(element) for element in tree.args]
+        return sorted(elements) if None not in elements else []
+    return [_fraction(element) for element in (tree.args if isinstance(tree, Tuple) else (tree,))]
+
+
+def _fraction(tree: Tree) -> Fraction | None:
+    if isinstance(tree, Rational):
+        return Fraction(tree.p, tree.q)
+    if isinstance(tree, Float):
+        return Fraction(str(tree))
+    if isinstance(tree, Mul) and all(isinstance(arg, Rational | Float) for arg in tree.args):
+        return _fraction(tree.doit())
+    if isinstance(tree, Expr) and tree.is_number and tree.is_real:
+        return Fraction(str(tree.evalf(_PRECISION)))
+    return None
+
+
+_GRAMMAR_SAMPLES = (
+    r"-\frac{3}{4}", r"2\sqrt{3}", r"\frac{\pi}{6}", r"\left( 2, -\frac{1}{3} \right)", r"(1, 2, 3)", r"1, 2, 3",
+    r"\{1, \sqrt{2}\}", r"[0, \infty)", r"(-\infty, -1) \cup (2, 3]", r"x = 5", r"2x + 3y = 7", r"x^2 + 2x - 1",
+    r"(x + 1)(x - 2)^2", r"1 \le x < 3", r"x > 2", r"\text{even}", r"A", r"\text{(A)}", r"\log_2 3 + \ln 5",
+    r"\sin \frac{\pi}{3}", r"\begin{pmatrix} 1 & -2 \\ \frac{1}{2} & 0 \end{pmatrix}", r"3 - 4i", r"e^{-2x}", r"n!",
+    r"\binom{n}{k}", r"90^\circ", r"10\%", r"1.5 \times 10^{3}", r"x_1 + x_2", r"f(x) = x^2", r"\pm \sqrt{5}",
+    r"\frac{1 + \sqrt{5}}{2}", r"\sqrt[3]{x}", r"x \in [1, 2]", r"|x - 1|", r"a \cdot b", r"2^{n+1} - 1", r"1:2",
+    r"\mathbb{R}", r"\lfloor x \rfloor", r"\frac{a^2 + b^2}{2ab}", r"(2 \sqrt{2}, \frac{5 \pi}{4})", r"x = 1, y = -2",
+)  # fmt: skip
