@@ -50,10 +50,11 @@ Tree = solver.Tree
 _DOLLARS = re.compile(r"\$\$?(?P<body>[^$]+)\$\$?|\\\((?P<body1>.+)\\\)|\\\[(?P<body2>.+)\\\]", re.DOTALL)
 _TRAILING = re.compile(r"(?:(?<!\\)[.,;]|\\\\|\\quad|\\qquad|\\[,;:! ]|~|\s)+$")
 _CHOICE = re.compile(
-    r"\\(?:text[a-z]*|mathrm|mathbf)\s*\{\s*\(?[A-H]\)(?:\s|~|\\ )*(?:\}(?:~|\\[ ,;:]|\\quad|\s)*(?P<value>.+)|(?P<inside>[^{}]+)\})"
+    r"\\(?:text[a-z]*|mathrm|mathbf)\s*\{\s*\(?[A-H]\)(?:(?:\s|~|\\ )*\}(?:~|\\[ ,;:]|\\quad|\s)*(?P<value>.+)|(?:\s|~|\\ )+(?P<inside>[^{}]+)\})"
     r"|\([A-H]\)(?:~|\\[ ,;:]|\\quad|\s)+(?P<bare>.+)",
     re.DOTALL,
 )
+_OTHER_CHOICE = re.compile(r"\([A-H]\)")
 _SENTENCE = re.compile(r"\\(?:text[a-z]*|mathrm|mbox)\s*\{(?P<inside>[^{}\\]*[0-9][^{}\\]*)\}")
 _SPELLINGS = (
     (re.compile(r"\\[bB]igg?[lr]?(?![a-z])|\\displaystyle(?![a-z])"), ""),
@@ -85,7 +86,8 @@ def equal(answer: str, label: str) -> bool:
     if not bounds.readable(answer) or not bounds.readable(label) or _marks(answer) != _marks(label):
         return False
     if choice := _CHOICE.fullmatch(answer):
-        return equal(next(filter(None, choice.groups())), label)
+        value = next(filter(None, choice.groups()))
+        return _OTHER_CHOICE.search(value) is None and equal(value, label)
     return _same_quantity(quantity(answer), quantity(label))
 
 

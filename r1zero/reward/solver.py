@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 from antlr4.atn.PredictionMode import PredictionMode
 from antlr4.error.ErrorStrategy import BailErrorStrategy
@@ -54,6 +55,11 @@ class TwoStageParser(latex2sympy2.PSParser):
             self._errHandler, self._interp.predictionMode = strategy, PredictionMode.LL
             self.reset()
             return super().math()
+
+
+class _Number(NamedTuple):
+    value: Fraction
+    exact: bool  # all of its decimals are known and there is an end to them
 
 
 def load() -> None:
@@ -125,31 +131,32 @@ def _rounds_away(gold: Tree, pred: Tree) -> bool:
     return any(a is not None and b is not None and not _agree(a, b) for a, b in pairs)
 
 
-def _agree(a: Fraction, b: Fraction) -> bool:
-    return a == b if ends(a) and ends(b) else close(a, b)
+def _agree(a: _Number, b: _Number) -> bool:
+    return a.value == b.value if a.exact and b.exact else close(a.value, b.value)
 
 
-def _numbers(tree: Tree) -> list[Fraction | None]:
+def _numbers(tree: Tree) -> list[_Number | None]:
     """The elements of a tuple, set, interval or matrix, or the number itself, as exactly as they are known."""
     if isinstance(tree, Interval):
-        return [_fraction(tree.start), _fraction(tree.end)]
+        return [_number(tree.start), _number(tree.end)]
     if isinstance(tree, MatrixBase):
-        return [_fraction(element) for element in tree.flat()]
+        return [_number(element) for element in tree.flat()]
     if isinstance(tree, FiniteSet):
-        elements = [_fraction(element) for element in tree.args]
+        elements = [_number(element) for element in tree.args]
         return sorted(elements) if None not in elements else []
-    return [_fraction(element) for element in (tree.args if isinstance(tree, Tuple) else (tree,))]
+    return [_number(element) for element in (tree.args if isinstance(tree, Tuple) else (tree,))]
 
 
-def _fraction(tree: Tree) -> Fraction | None:
+def _number(tree: Tree) -> _Number | None:
     if isinstance(tree, Rational):
-        return Fraction(tree.p, tree.q)
+        value = Fraction(tree.p, tree.q)
+        return _Number(value, ends(value))
     if isinstance(tree, Float):
-        return Fraction(str(tree))
+        return _Number(Fraction(str(tree)), True)
     if isinstance(tree, Mul) and all(isinstance(arg, Rational | Float) for arg in tree.args):
-        return _fraction(tree.doit())
+        return _number(tree.doit())
     if isinstance(tree, Expr) and tree.is_number and tree.is_real:
-        return Fraction(str(tree.evalf(_PRECISION)))
+        return _Number(Fraction(str(tree.evalf(_PRECISION))), False)
     return None
 
 
