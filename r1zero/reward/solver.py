@@ -17,11 +17,14 @@ from antlr4.error.Errors import ParseCancellationException
 from latex2sympy2_extended import latex2sympy2
 from math_verify import verify
 from math_verify.parser import LatexExtractionConfig, extract_latex
-from sympy import Basic, Expr, FiniteSet, Float, I, Interval, Mul, Rational, Symbol, Tuple
-from sympy.core.function import AppliedUndef
+from sympy import (
+    And, Basic, Expr, FiniteSet, Float, GreaterThan, I, Interval, LessThan, Mul, Rational, Set, StrictGreaterThan,
+    StrictLessThan, Tuple, oo,
+)  # fmt: skip
 from sympy.matrices import MatrixBase
 
 from r1zero.reward import bounds
+from r1zero.reward.differ import surely_differ
 from r1zero.reward.numerals import close, ends
 
 Tree = Basic | MatrixBase
@@ -35,8 +38,8 @@ _POWER_OF_LETTER = re.compile(
     r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
     r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
 )
-_PRECISION = 30  # digits at which two numbers are told apart
-_POINTS = (Rational(37, 29), Rational(-53, 31), Rational(71, 43), Rational(19, 47), Rational(-67, 59), Rational(83, 61))
+_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}")
+_PRECISION = 30  # digits
 
 
 class TwoStageParser(latex2sympy2.PSParser):
@@ -82,6 +85,7 @@ def parse(text: str) -> Tree | None:
     math-verify takes any last letter of a unit for one, the c of `a + b + c` too; units are left to it only at the end
     of a word or of \\text{..}.
     """
+    text = _SHORT_SUBSCRIPT.sub(r"_\1", text)
     text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
     config = _WITH_UNITS if _UNIT_TAIL.search(text) else _NO_UNITS
     tree, _ = extract_latex(_WHOLE.match(text), config)
@@ -98,29 +102,27 @@ def _with_imaginary_unit(tree: Tree) -> Tree:
 
 def same(gold: Tree, pred: Tree) -> bool:
     """math-verify's decision, but for what its rounding would let pass (`_rounds_away`)."""
-    if _surely_differ(gold, pred):
+    gold = _as_interval(gold) if isinstance(pred, Set) else gold
+    if surely_differ(gold, pred):
         return False
     return verify(gold, pred, timeout_seconds=None) and not _rounds_away(gold, pred)
 
 
-def _surely_differ(gold: Tree, pred: Tree) -> bool:
-    """Whether two plain expressions have different values at one point: certain, and quicker than simplifying."""
-    if not (isinstance(gold, Expr) and isinstance(pred, Expr)) or gold.is_Symbol or pred.is_Symbol:
-        return False
-    if gold.has(Float, AppliedUndef) or pred.has(Float, AppliedUndef):
-        return False
-    symbols = sorted(gold.free_symbols | pred.free_symbols, key=lambda symbol: symbol.name)
-    if len(symbols) > len(_POINTS) or not all(isinstance(symbol, Symbol) for symbol in symbols):
-        return False
-    point = dict(zip(symbols, _POINTS, strict=False))
-    a, b = (tree.doit().evalf(_PRECISION, subs=point) for tree in (gold, pred))  # evalf drops the base of an undone log
-    if not (_is_finite_number(a) and _is_finite_number(b)):
-        return False
-    return bool(abs(a - b) > Float("1e-15") * (1 + abs(a) + abs(b)))
-
-
-def _is_finite_number(value: Tree) -> bool:
-    return isinstance(value, Expr) and value.is_number and value.is_finite is True and value.is_comparable is not None
+def _as_interval(tree: Tree) -> Tree:
+    """math-verify lets a set answer a relation, and has sympy solve it; 1 <= x < 3 needs no solving."""
+    low, high, left_open, right_open = -oo, oo, True, True
+    for relation in tree.args if isinstance(tree, And) else (tree,):
+        if not isinstance(relation, StrictLessThan | LessThan | StrictGreaterThan | GreaterThan):
+            return tree
+        small, large = relation.lts, relation.gts
+        strict = isinstance(relation, StrictLessThan | StrictGreaterThan)
+        if large.is_Symbol and small.is_number and low == -oo:
+            low, left_open = small, strict
+        elif small.is_Symbol and large.is_number and high == oo:
+            high, right_open = large, strict
+        else:
+            return tree
+    return Interval(low, high, left_open, right_open) if len(tree.free_symbols) == 1 else tree
 
 
 def _rounds_away(gold: Tree, pred: Tree) -> bool:
