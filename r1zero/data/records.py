@@ -45,7 +45,7 @@ def _lines(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             done += len(line)
             if line.strip():
-                value, problem = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                value, problem = _parse((line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n"))
                 yield Record(f"{path}:{number}", value, problem, done / size)
 
 
