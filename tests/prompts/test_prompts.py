@@ -119,6 +119,14 @@ def test_data_of_another_tokenizer_is_refused_with_both_digests(made: str, token
     assert mine[:12] in str(caught.value) and "0" * 12 in str(caught.value) and "run preprocess.py" in str(caught.value)
 
 
+def test_data_with_a_prompt_over_the_engines_limit_is_refused_with_both_lengths(made: str) -> None:
+    prompts = PromptSet.open(made)
+    longest = max(len(prompts[i].token_ids) for i in range(len(prompts)))
+    prompts.check_length(longest)
+    with pytest.raises(UserError, match=f"has {longest} tokens and rollout.max_prompt_tokens is {longest - 1}; raise it"):
+        prompts.check_length(longest - 1)
+
+
 def test_data_of_a_source_that_changed_is_refused_and_of_one_that_is_gone_is_not(made: str, tokenizer_path: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"problem": "1", "answer": "1"}\n')
     with pytest.raises(UserError, match="rows.jsonl with sha256 .* run preprocess.py again"):
