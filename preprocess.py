@@ -47,12 +47,12 @@ def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> 
         console.print(f"bad row: {complaint}", markup=False)
     if counts.bad > len(report.complaints):
         console.print(f"... and {counts.bad - len(report.complaints)} more in {cfg.output}/rejected.jsonl", markup=False)
-    table = Table(title=f"{cfg.output}: template {cfg.template}", title_justify="left")
-    names = ["rows", "kept", "too long", "bad", *(f"tokens {name}" for name in report.percentiles())]
-    for name in names:
-        table.add_column(name, justify="right")
-    values = (counts.rows, counts.kept, counts.too_long, counts.bad, *report.percentiles().values())
-    table.add_row(*map(str, values))
+    table = Table(title=f"{cfg.output}, template {cfg.template}", title_justify="left", show_header=False)
+    table.add_row("rows", str(counts.rows))
+    for name, count in (("kept", counts.kept), ("too long", counts.too_long), ("bad", counts.bad)):
+        table.add_row(name, str(count), f"{count / counts.rows:.2%}")
+    for name, tokens in report.percentiles().items():
+        table.add_row(f"tokens {name}", str(tokens))
     console.print(table)
 
 

@@ -141,6 +141,8 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_grad: float = 1.0
     """Largest global 2-norm of the gradient."""
+    offload: bool = False
+    """Master weights and Adam's moments live in pinned host memory; the update brings one slice after another to the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,8 @@ class Train:
     """Tokens of one packed micro-batch; one response with its prompt must fit."""
     recompute: Literal["none", "full"] = "none"
     """full: only the layers' inputs are kept for the backward pass."""
+    offload: bool = False
+    """While the engine on the same ranks generates, the trainer's weights wait in host memory and its gradients have no memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,14 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `--plan` supposes of the machine; a run does not read it."""
+
+    assume: dict[str, float] = field(default_factory=dict)
+    """Values in place of those of the device's row in plan.machine, by the row's names and in its units."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
@@ -180,6 +192,7 @@ class Config:
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
+    plan: Plan = field(default_factory=Plan)
 
 
 T = TypeVar("T")

@@ -216,6 +216,7 @@ def _write_meta(folder: Path, cfg: DataConfig, template: templates.Template, fil
         "rows": report.counts.kept,
         "counts": dataclasses.asdict(report.counts),
         "tokens": report.percentiles(),
+        "longest_prompt": max(length for length in report.lengths if length <= cfg.max_prompt_tokens),
         "max_prompt_tokens": cfg.max_prompt_tokens,
         "tokenizer": {"path": cfg.tokenizer, "digest": tokenizer.digest(cfg.tokenizer)},
         "template": {"path": cfg.templates, "name": template.name, "digest": template.digest},

@@ -57,6 +57,12 @@ class PromptSet:
             raise UserError(f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
                             f"which is {now[:12]} in {made['path']} now; run preprocess.py again")
 
+    def check_length(self, max_prompt_tokens: int) -> None:
+        """Raises UserError where a prompt is longer than `rollout.max_prompt_tokens`."""
+        if self.meta["longest_prompt"] > max_prompt_tokens:
+            raise UserError(f"data {self.path!r}: its longest prompt has {self.meta['longest_prompt']} tokens and rollout.max_prompt_tokens "
+                            f"is {max_prompt_tokens}; raise it, or run preprocess.py with max_prompt_tokens={max_prompt_tokens}")
+
 
 class PromptOrder:
     """Rows without end, epoch after epoch, each row once an epoch; with `shuffle` every epoch in another order.

@@ -45,7 +45,7 @@ def _lines(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             done += len(line)
             if line.strip():
-                value, problem = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                value, problem = _parse((line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n"))
                 yield Record(f"{path}:{number}", value, problem, done / size)
 
 
@@ -118,8 +118,8 @@ def _parquet(path: Path) -> Iterator[Record]:
                 for i in range(batch.num_rows):
                     number += 1
                     yield Record(f"{path}:{number}", *_row(batch, i), number / total)
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: is torn or not Parquet ({str(error).splitlines()[0]}); copy it again") from None
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # a torn file may even spell its columns in no UTF-8
+        raise UserError(f"{path}: is torn or not Parquet ({(str(error) or type(error).__name__).splitlines()[0]}); copy it again") from None
 
 
 def _row(batch: pa.RecordBatch, i: int) -> tuple[dict[str, Any] | None, str]:

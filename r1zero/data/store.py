@@ -21,7 +21,7 @@ from r1zero.config import UserError
 FORMAT = "r1zero prompts 1"
 PROMPTS, META, REJECTED = "prompts.arrow", "meta.json", "rejected.jsonl"
 META_TYPES = {"format": str, "rows": int, "bytes": int, "sha256": str, "tokenizer": dict, "template": dict, "sources": list,
-              "stop_token_ids": list, "max_prompt_tokens": int}
+              "stop_token_ids": list, "longest_prompt": int}
 """What a reader relies on. The rest of meta.json is for people."""
 
 

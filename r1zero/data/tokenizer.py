@@ -12,10 +12,6 @@ VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 """One of them must be there: transformers makes an empty tokenizer out of a config.json alone."""
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 
-_PROBE = ("Let $x^{2}-3.5x\\le \\frac{1}{7}$; find  all 1234567 roots.\n\n\t<think> a\u0301\u00e9\u4e2d\u6587 \u0440\u0443\u0441 \U0001f600"
-          " don't </think><answer> \\boxed{-12,345.60} </answer>")
-"""Digits, spaces, LaTeX, tags, scripts, combining marks: two vocabularies alike that merge differently part here."""
-
 
 def load(path: str) -> Any:
     """The fast tokenizer of a model folder; nothing is downloaded, no code of the folder is run. Raises UserError."""
@@ -26,10 +22,13 @@ def load(path: str) -> Any:
         _check_object(folder / name)
     from transformers import AutoTokenizer  # here, because it takes seconds and an unreadable folder should not
     try:
-        return AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tokenizer {path!r}: cannot be loaded ({type(error).__name__}: {reason}); copy it again from its model") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer {path!r}: is a {type(tokenizer).__name__}, not a fast one; save it with a tokenizer.json")
+    return tokenizer
 
 
 def _check_object(file: Path) -> None:
@@ -46,15 +45,17 @@ def _check_object(file: Path) -> None:
 
 
 def digest(path: str) -> str:
-    """sha256 of what the tokenizer does: every token with its id, the special ones, and how it splits a probe.
+    """sha256 of what decides the ids: tokens, merges, normaliser, pre-tokeniser, special tokens.
 
-    Of behaviour rather than of files: saving a tokenizer again, or a new chat template, leaves the digest alone, while
-    another class for the same files (transformers chooses it by the config beside them) does not.
+    Of the loaded tokenizer rather than of its files: saving it again, or a new chat template, leaves the digest alone,
+    while another class for the same files (transformers chooses it by the config beside them) does not.
     """
     tokenizer = load(path)
-    facts = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), tokenizer.bos_token_id,
-             tokenizer.eos_token_id, tokenizer.encode(_PROBE, add_special_tokens=False)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = [m if isinstance(m, str) else " ".join(m) for m in backend["model"].get("merges", [])]  # both spellings exist
+    facts = [sorted(tokenizer.get_vocab().items()), merges, backend["normalizer"], backend["pre_tokenizer"],
+             sorted(tokenizer.all_special_ids), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def encode(tokenizer: Any, pieces: Sequence[Piece], eos_id: int | None) -> tuple[list[int], str]:

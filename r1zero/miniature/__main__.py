@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging as transformers_logging
 
 from r1zero.config import UserError
-from r1zero.miniature import base, corpus, problems
+from r1zero.miniature import base, corpus, problems, solve
 
 HELDOUT = 200
 """Problems that judge a model: enough for a standard error of 3 per cent."""
@@ -30,6 +30,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     make.add_argument("--steps", type=int, help="of the base model's training; default: what the family needs")
     make.add_argument("--problems", type=int, default=960, help="rows to train by reinforcement")
     make.set_defaults(run=run_make)
+    evaluate = commands.add_parser("evaluate", help="share of problems a saved model solves greedily")
+    evaluate.add_argument("model", type=Path, help="a folder in Hugging Face's format")
+    evaluate.add_argument("problems", type=Path, help="a file that make wrote")
+    evaluate.add_argument("--limit", type=int, help="only the first so many problems")
+    evaluate.set_defaults(run=run_evaluate)
+    show = commands.add_parser("show", help="one problem answered by two models")
+    show.add_argument("before", type=Path)
+    show.add_argument("after", type=Path)
+    show.add_argument("problems", type=Path)
+    show.set_defaults(run=run_show)
     return parser.parse_args(argv)
 
 
@@ -52,6 +62,22 @@ def run_make(options: argparse.Namespace, console: Console) -> None:
     unfinished.rename(options.out)
     console.print(f"{options.out}: {options.family}, {made.parameters:,} parameters, {made.tokens:,} tokens read, ", end="")
     console.print(f"loss {made.loss:.3f}, {time.monotonic() - began:.0f} s")
+
+
+def run_evaluate(options: argparse.Namespace, console: Console) -> None:
+    rows = problems.read(options.problems)[: options.limit]
+    with Progress(console=console, transient=True) as progress:
+        answered = solve.responses(options.model, rows, progress)
+    solved = sum(one.solved for one in answered)
+    console.print(f"{options.model}: {solved} of {len(answered)} problems solved greedily ({solved / len(answered):.3f})")
+
+
+def run_show(options: argparse.Namespace, console: Console) -> None:
+    """The first of the longest problems of the file."""
+    row = max(problems.read(options.problems), key=lambda row: len(row["problem"]))
+    with Progress(console=console, transient=True) as progress:
+        before, after = (solve.responses(model, [row], progress)[0] for model in (options.before, options.after))
+    console.print(solve.before_and_after(before, after))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -146,8 +146,9 @@ FAMILIES = {
 
 
 def read_shape(hf_dir: str | Path) -> Shape:
-    """The shape stated by `hf_dir`/config.json. Raises UserError where it is missing, unsupported or contradicts itself."""
-    config = Config(Path(hf_dir) / "config.json")
+    """The shape stated by `hf_dir`/config.json, or by a file of configs/model/. Raises UserError where it is missing,
+    unsupported or contradicts itself."""
+    config = Config(Path(hf_dir) if Path(hf_dir).suffix == ".toml" else Path(hf_dir) / "config.json")
     architecture = config["architectures"][0]
     if architecture not in FAMILIES:
         raise UserError(f"{config.path}: architecture {architecture!r} is not supported; supported are {', '.join(FAMILIES)}")

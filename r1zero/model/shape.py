@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from r1zero.config import UserError
 
 
@@ -74,15 +76,16 @@ class Shape:
 
 
 class Config(dict):
-    """config.json, whose missing keys are errors for the user."""
+    """config.json, or a file of configs/model/ with the same keys in TOML; missing keys are errors for the user."""
 
     def __init__(self, path: Path):
         try:
-            super().__init__(json.loads(path.read_text(encoding="utf-8")))
+            text = path.read_text(encoding="utf-8")
+            super().__init__(tomli.loads(text) if path.suffix == ".toml" else json.loads(text))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); model.path must be a folder in Hugging Face's format") from None
         except ValueError as error:
-            raise UserError(f"{path}: is not JSON: {error}") from None
+            raise UserError(f"{path}: is not {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from None
         self.path = path
 
     def __missing__(self, key: str) -> Any:

@@ -7,8 +7,7 @@ from typing import Any
 
 from r1zero.reward import accuracy
 from r1zero.reward.boxes import last_box
-from r1zero.reward.rules import RULES, Rule
-
+from r1zero.reward.rules import RULES
 from r1zero.reward.worker import Work
 
 Grade = Callable[[str, str], dict[str, Any]]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from r1zero.reward.protocol import Frames, frame, receive
 from r1zero.reward.rules import RULES
@@ -66,7 +66,9 @@ def check_rules(names: Iterable[str]) -> None:
         if not Path(path).is_file():
             raise RewardError(f'reward rule "{name}": there is no file {Path(path).absolute()}')
         try:
-            defined = {node.name for node in ast.parse(Path(path).read_bytes()).body if isinstance(node, ast.FunctionDef)}
+            defined = {
+                node.name for node in ast.parse(Path(path).read_bytes()).body if isinstance(node, ast.FunctionDef)
+            }
         except SyntaxError as error:
             raise RewardError(f'reward rule "{name}": line {error.lineno} is not Python: {error.msg}') from error
         if function not in defined:
@@ -205,7 +207,9 @@ class Scorer:
         self._keys.clear()
         return scores
 
-    def _score(self, outcome: Literal["scored", "timeout", "failed"], result: dict[str, Any] | None, ms: float) -> Score:
+    def _score(
+        self, outcome: Literal["scored", "timeout", "failed"], result: dict[str, Any] | None, ms: float
+    ) -> Score:
         if outcome != "scored" or not all(map(math.isfinite, result["scores"].values())):
             return Score("failed" if outcome == "scored" else outcome, math.nan, {}, None, ms)
         scores = result["scores"]
@@ -215,7 +219,7 @@ class Scorer:
     def close(self) -> None:
         self._pool.close()
 
-    def __enter__(self) -> "Scorer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

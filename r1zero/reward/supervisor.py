@@ -188,16 +188,14 @@ def main() -> None:
         messages = received
     config, batches = messages[0], messages[1:]
 
-    from r1zero.reward import accuracy, grading
+    from r1zero.reward import grading, solver
 
     work = grading.work(config["rules"])
     trainer.sendall(frame({"started": True}))
-    accuracy.warm()
+    solver.load()
     gc.collect()
     gc.freeze()  # what is loaded now is shared with every fork and never walked again
-    supervisor = Supervisor(
-        trainer, work, config["workers"], config["deadline_s"], config["memory_bytes"]
-    )
+    supervisor = Supervisor(trainer, work, config["workers"], config["deadline_s"], config["memory_bytes"])
     supervisor.frames = frames
     supervisor.run([task for batch in batches for task in batch])
 

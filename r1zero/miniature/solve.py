@@ -1,0 +1,64 @@
+"""Greedy answers of a saved model by plain transformers: how many problems it solves, and one of them to look at."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.columns import Columns
+from rich.console import Group
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.text import Text
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1zero.config import UserError
+from r1zero.miniature import problems
+
+MAX_NEW_TOKENS = 64
+BATCH = 100
+FORMAT = re.compile(r"<think>.*</think>.*<answer>.*\\boxed\{([^{}]*)\}.*</answer>", re.DOTALL)
+"""The greedy `.*` before the box makes the group the last box of the answer block."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    problem: str
+    answer: str
+    response: str
+
+    @property
+    def solved(self) -> bool:
+        """Whole format, and its last box is the answer: what the rule `base_acc` rewards."""
+        found = FORMAT.fullmatch(self.response)
+        return found is not None and found[1].strip() == self.answer
+
+
+def responses(folder: Path, rows: list[dict[str, str]], progress: Progress) -> list[Answered]:
+    """Greedy, at most MAX_NEW_TOKENS each; the weights as saved, multiplied in fp32."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json: name a folder in Hugging Face's format")
+    encode = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    done: list[Answered] = []
+    for start in progress.track(range(0, len(rows), BATCH), description=str(folder)):
+        batch = rows[start : start + BATCH]
+        asked = encode([problems.prompt(row["problem"]) for row in batch], return_tensors="pt", padding=True)
+        written = model.generate(**asked, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        texts = encode.batch_decode(written[:, asked.input_ids.shape[1] :], skip_special_tokens=True)
+        done += [Answered(row["problem"], row["answer"], text) for row, text in zip(batch, texts, strict=True)]
+    return done
+
+
+def card(title: str, answered: Answered) -> Panel:
+    """One model's response, its four tags dim, framed in green or red."""
+    text = Text(answered.response or "(nothing)")
+    text.highlight_regex(r"</?(think|answer)>", "dim")
+    text.highlight_regex(r"\\boxed\{[^}]*\}", "bold")
+    mark, colour = ("right", "green") if answered.solved else ("not solved", "red")
+    return Panel(text, title=f"{title}: {mark}", border_style=colour, width=58, padding=(1, 2))
+
+
+def before_and_after(before: Answered, after: Answered) -> Group:
+    question = Text(f"Question: {before.problem}=?   (answer {before.answer}, never seen in training)", style="bold")
+    return Group(question, Columns([card("before", before), card("after", after)]))

@@ -1,0 +1,78 @@
+r"""Whether an answer leaves the work to the grader: an echo of the question has the value of its answer.
+
+math-verify evaluates what it reads, so that `2+2` earns the reward of 4, and takes the right side of any equation, so
+that `2x+3=7` earns that of 7. A policy that copies the question would learn just that.
+"""
+
+from sympy import (
+    Add, Basic, Derivative, Eq, FiniteSet, Integral, Limit, Max, Min, Mod, Mul, Number, Pow, Product, Rational, S, Sum,
+    Tuple, UnevaluatedExpr, binomial, ceiling, factorial, floor, gamma, preorder_traversal,
+)  # fmt: skip
+from sympy.core.function import AppliedUndef
+from sympy.logic.boolalg import And
+from sympy.matrices import MatrixBase
+
+Tree = Basic | MatrixBase
+
+_COMPUTATIONS = (Sum, Product, Integral, Limit, Derivative, factorial, binomial, gamma, floor, ceiling, Mod, Max, Min)
+_PER_CENT = UnevaluatedExpr(Rational(1, 100))
+
+
+def left_undone(answer: Tree, label: Tree) -> bool:
+    """Whether the answer is an equation still to be solved, or holds arithmetic on numbers that the label lacks."""
+    if not _has_equation(label) and any(not _is_name(side) for side in _named_sides(answer)):
+        return True
+    return any(map(_is_computation, _values(answer))) and not any(map(_is_computation, _nodes(label)))
+
+
+def _has_equation(tree: Tree) -> bool:
+    return any(isinstance(node, Eq) for node in _nodes(tree))
+
+
+def _named_sides(tree: Tree) -> list[Basic]:
+    """The left sides of the equations that math-verify will drop."""
+    if isinstance(tree, Eq):
+        return [tree.lhs]
+    if isinstance(tree, And):
+        first = getattr(tree, "_unsorted_args", tree.args)[0]  # latex2sympy2_extended keeps a chain's order there
+        return _named_sides(first)
+    if isinstance(tree, FiniteSet | Tuple):
+        return [side for element in tree.args for side in _named_sides(element)]
+    return []
+
+
+def _is_name(side: Basic) -> bool:
+    """x, f(3), a + b, x^2 or AB/CD name a value, and 2 + 2 (= 4) is one; 2x + 3 (= 7) is an equation to solve."""
+    if not side.free_symbols:
+        return True
+    if isinstance(side, AppliedUndef):
+        return True
+    if isinstance(side, Number):
+        return side in (S.NegativeOne, S.One)
+    parts = side.args[:1] if isinstance(side, Pow) else side.args
+    return all(isinstance(part, Number) and part == -1 or _is_name(part) and bool(part.free_symbols) for part in parts)
+
+
+def _values(tree: Tree) -> list[Basic]:
+    """All nodes, but of an equation only those on its last side."""
+    if isinstance(tree, Eq):
+        return _values(tree.rhs)
+    if isinstance(tree, And):
+        return _values(getattr(tree, "_unsorted_args", tree.args)[-1])
+    if isinstance(tree, FiniteSet | Tuple):
+        return [node for element in tree.args for node in _values(element)]
+    return _nodes(tree)
+
+
+def _nodes(tree: Tree) -> list[Basic]:
+    roots = tree.flat() if isinstance(tree, MatrixBase) else [tree]
+    return [node for root in roots for node in preorder_traversal(root)]
+
+
+def _is_computation(node: Basic) -> bool:
+    """Two written numbers added or multiplied, or a function that only computing can remove."""
+    if isinstance(node, Add | Mul):
+        return sum(isinstance(arg, Number) and arg != -1 for arg in node.args) >= 2
+    if isinstance(node, UnevaluatedExpr):
+        return node != _PER_CENT
+    return isinstance(node, _COMPUTATIONS) and not node.free_symbols

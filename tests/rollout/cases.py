@@ -1,0 +1,138 @@
+"""What the ranks of a test world run. Each function is `f(rank, ...)` and returns plain data."""
+
+import glob
+import os
+import random
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from r1zero import config, layout
+from r1zero.batch import Prompt, Response
+from tests.rollout import models
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine's life: made, given each checkpoint in turn, asked."""
+
+    path: str
+    """For the shape."""
+    loads: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    grid: config.VllmGrid = config.VllmGrid()
+    train_ranks: str = "all"
+    dtype: str = "float32"
+    group_size: int = 2
+    iteration: int = 0
+    temperature: float = 0.7
+    stop_token_ids: tuple[int, ...] = (7,)
+    forbidden_ids: tuple[int, ...] = (500, 501, 511)
+    max_prompt_tokens: int = 40
+    max_response_tokens: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 64
+    without: tuple[str, ...] = ()
+    """Mends left out."""
+
+    @property
+    def cfg(self) -> config.Config:
+        return config.Config(
+            run=config.Run(dtype=self.dtype), model=config.Model(path=self.path),
+            layout=config.Layout(train=config.MegatronGrid(ranks=self.train_ranks), rollout=self.grid),
+            rollout=config.Rollout(
+                temperature=self.temperature, max_prompt_tokens=self.max_prompt_tokens, max_num_seqs=self.max_num_seqs,
+                max_response_tokens=self.max_response_tokens, max_num_batched_tokens=self.max_num_batched_tokens,
+                kv_cache_gib=0.0625))
+
+
+@dataclass(frozen=True)
+class Answer:
+    responses: list[Response]
+    scores: list[list[float]]
+    """Of each prompt with its response."""
+    still_decoding: list[int]
+    """Requests not yet finished at each call of on_finished."""
+    owned_experts: range
+    left_over: dict[str, Any]
+    """What the engine changed in its process and on its host."""
+
+
+def prompts(lengths: list[int], first: int = 0) -> tuple[Prompt, ...]:
+    """Of the given lengths, rows first, first + 1 .. of some data."""
+    return tuple(Prompt(first + i, tuple((31 * (first + i) + 7 * j + 11) % 480 + 8 for j in range(n)), "", "")
+                 for i, n in enumerate(lengths))
+
+
+def texts(case: Case, answer: Answer) -> list[list[int]]:
+    return [list(case.prompts[r.prompt].token_ids) + r.token_ids for r in answer.responses]
+
+
+def share(case: Case, grid: layout.Grid, rank: int, engines: int, engine: int) -> Case:
+    """The engine's part of the prompts."""
+    count = len(case.prompts) // engines
+    return replace(case, prompts=case.prompts[engine * count:(engine + 1) * count])
+
+
+def answer(rank: int, case: Case) -> Answer | None:
+    """Every rank's engine answers its share; None from a rank that does not generate."""
+    lay = layout.carve(case.cfg.layout, dist.get_world_size())
+    if rank not in lay.rollout:
+        return None
+    mine = share(case, lay.rollout, rank, lay.engines, lay.engine_of(rank))
+    before = _process()
+    with ExitStack() as stack:
+        _leave_out(case.without, stack)
+        given = _ask(rank, mine, lay)
+    after = _process()
+    return replace(given, left_over={k: (before[k], after[k]) for k in before if before[k] != after[k]})
+
+
+def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
+    from r1zero.rollout.vllm_engine import Engine
+
+    import vllm.v1.executor.uniproc_executor  # noqa: F401  what vLLM's import itself sets is not the engine's doing
+
+    engine = Engine(case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids), forbidden_ids=list(case.forbidden_ids))
+    for path in case.loads:
+        engine.reload((name, tensor) for name, tensor in models.weights(path) if engine.wants(name))
+    seen: list[tuple[int, int]] = []
+    decoding: list[int] = []
+
+    def on_finished(response: Response) -> None:
+        seen.append((response.prompt, response.sample))
+        decoding.append(engine._llm.llm_engine.get_num_unfinished_requests())
+
+    responses = engine.generate(list(case.prompts), case.group_size, case.iteration, on_finished)
+    order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
+    assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
+    given = Answer(responses, [], decoding, engine.owned_experts, {})
+    given = replace(given, scores=engine.score(texts(case, given)))
+    engine.close()
+    return given
+
+
+def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
+    from r1zero.rollout import cpu_vllm
+
+    kept = {name: mend for name, mend in cpu_vllm.MENDS.items() if name not in mends}
+    stack.enter_context(mock.patch.object(cpu_vllm, "MENDS", kept))
+    if "rotary" in mends:
+        stack.enter_context(mock.patch.object(cpu_vllm, "arguments", lambda shape: {}))
+    if "tied head" in mends:
+        stack.enter_context(mock.patch.object(cpu_vllm, "repack_tied_head", lambda model: None))
+
+
+def _process() -> dict[str, Any]:
+    import vllm  # noqa: F401
+
+    return {"environment": {k: os.environ.get(k) for k in ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "VLLM_DIST_IDENT",
+                                                           "VLLM_DP_SIZE", "VLLM_DP_RANK")},
+            "torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": str(np.random.get_state()),
+            "threads": (torch.get_num_threads(), torch.set_num_threads.__name__), "world": dist.get_world_size(),
+            "shared memory": sorted(glob.glob("/dev/shm/*r1zero*"))}

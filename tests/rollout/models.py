@@ -1,0 +1,69 @@
+"""Tiny random models on disk, and Hugging Face's logprobs of them: the oracle."""
+
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor
+
+DENSE = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=192,
+             vocab_size=512, max_position_embeddings=512, tie_word_embeddings=False)
+EXPERTS = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, intermediate_size=192,
+               moe_intermediate_size=96, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2, n_group=2,
+               topk_group=1, n_shared_experts=1, q_lora_rank=96, kv_lora_rank=256, qk_rope_head_dim=64, qk_nope_head_dim=32,
+               v_head_dim=32, vocab_size=512, max_position_embeddings=512, tie_word_embeddings=False)
+
+
+def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
+    """A checkpoint of kind "dense" (Qwen2) or "experts" (DeepSeek-V3), weights wide enough that tokens differ much."""
+    import transformers
+
+    torch.manual_seed(seed)
+    if kind == "dense":
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**{**DENSE, **changes}))
+    else:
+        model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**EXPERTS, **changes}))
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.dim() > 1:
+                tensor.normal_(0.0, 0.05)
+            elif name.endswith("bias"):
+                tensor.normal_(0.0, 0.05)
+        for name, tensor in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                tensor.uniform_(0.0, 0.1)
+    model.save_pretrained(folder)
+    if kind == "experts":   # vLLM takes the bias into account only if these are stated
+        _state(folder, topk_method="noaux_tc", scoring_func="sigmoid")
+    return str(folder)
+
+
+def _state(folder: Path, **fields: Any) -> None:
+    import json
+
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def weights(folder: str) -> Iterator[tuple[str, Tensor]]:
+    """What a trainer would send: checkpoint names and full tensors, layer by layer."""
+    from safetensors.torch import load_file
+
+    tensors = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        tensors.update(load_file(path))
+    yield from sorted(tensors.items())
+
+
+@torch.no_grad()
+def logprobs(folder: str, sequences: list[list[int]], temperature: float, forbidden_ids: list[int]) -> list[list[float]]:
+    """Of tokens 1.. of each sequence, by transformers in fp32."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    of_each = []
+    for tokens in sequences:
+        logits = model(torch.tensor([tokens])).logits[0, :-1] / temperature
+        logits[:, forbidden_ids] = -torch.inf
+        of_each.append(logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist())
+    return of_each
