@@ -25,6 +25,7 @@ class Trainer:
     def __init__(self, cfg: Config, layout: Layout, launch: Launch, scorer: Scorer | None, device: torch.device):
         self.cfg, self.layout, self.rank, self.device = cfg, layout, launch.rank, device
         self.folder = Path(cfg.run.dir) / cfg.run.name
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer = tokens.load(cfg.model.path)
         self.prompts = PromptSet.open(cfg.data.path)
         self.prompts.check(tokens.digest(cfg.model.path))
@@ -43,7 +44,6 @@ class Trainer:
         """Iterate until done; the folder then holds metrics, samples, curves and checkpoints."""
         self._resume()
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
             self.record = metrics.Record(self.folder, self.done, self.cfg.run.iterations)
         if self.rank == self.layout.rollout.ranks[0]:

@@ -1,0 +1,84 @@
+"""The real job in the ranks of a test: tiny random models, real data, the real trainer, a rule that rewards at random weights too."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from r1zero import config, device, layout, world
+from r1zero.config import Config
+
+RULE = f"{Path(__file__).resolve()}:even_share"
+
+
+def even_share(response: str, label: str) -> float:
+    """A reward that random text earns in different measure: the share of its characters with an even code."""
+    return sum(ord(c) % 2 == 0 for c in response) / max(1, len(response))
+
+
+def make_base(folder: Path, family: str, seed: int = 0) -> Path:
+    """A random model of the family with the miniature's tokenizer, in fp32, and its preprocessed problems: folder/base, folder/data."""
+    from transformers import AutoModelForCausalLM
+
+    from r1zero.data import prepare
+    from r1zero.miniature import base, problems, tokenizer
+
+    encode = tokenizer.build()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(base.recipes(encode.eos_token_id)[family].config, dtype=torch.float32)
+    for name, p in model.named_parameters():
+        if "norm" not in name:   # flat logits would hide errors
+            torch.nn.init.normal_(p, std=0.08)
+    model.save_pretrained(folder / "base")
+    encode.save_pretrained(folder / "base")
+    chosen = problems.draw(problems.split()["train"], 48, random.Random(seed))
+    problems.write(folder / "problems.jsonl", chosen)
+    overrides = [f"input={folder}/problems.jsonl", f"tokenizer={folder}/base", f"output={folder}/data"]
+    prepare.prepare(config.load("configs/data/quickstart.toml", overrides, prepare.DataConfig), lambda *_: None)
+    return folder
+
+
+def job_config(folder: Path, grids: config.Layout, **sections: dict) -> Config:
+    """A short job over `grids` in fp32; sections override fields: grpo=dict(kl_coef=0.0)."""
+    fields = {
+        "run": dict(name="job", dir=str(folder / "runs"), iterations=3, dtype="float32", seed=7),
+        "model": dict(path=str(folder / "base")),
+        "data": dict(path=str(folder / "data")),
+        "rollout": dict(max_prompt_tokens=32, max_response_tokens=24, max_num_seqs=64, max_num_batched_tokens=4096, kv_cache_gib=0.0625),
+        "grpo": dict(prompts_per_iteration=8, group_size=4, kl_coef=0.05),
+        "reward": dict(rules={RULE: 1.0}),
+        "optimizer": dict(lr=3e-3),
+        "train": dict(micro_batch_tokens=512),
+    }
+    kinds = {"run": config.Run, "model": config.Model, "data": config.Data, "rollout": config.Rollout, "grpo": config.Grpo,
+             "reward": config.Reward, "optimizer": config.Optimizer, "train": config.Train, "checkpoint": config.Checkpoint}
+    return Config(layout=grids, **{name: kind(**{**fields.get(name, {}), **sections.get(name, {})}) for name, kind in kinds.items()})
+
+
+def with_trainer(rank: int, cfg: Config, use):
+    """Build the real Trainer on this rank of the test's world, call use(trainer), and take everything down again."""
+    from megatron.core import parallel_state
+
+    from r1zero.reward import Scorer
+    from r1zero.trainer import Trainer
+
+    device.start(cfg.run.device)
+    size = dist.get_world_size()
+    grids = layout.carve(cfg.layout, size)
+    layout.check_batch(cfg, grids)
+    scorer = Scorer(cfg.reward.rules, 1, cfg.reward.deadline_s) if rank in grids.rollout else None
+    trainer = Trainer(cfg, grids, world.Launch(rank, size, rank, size, "none"), scorer, torch.device("cpu"))
+    try:
+        return use(trainer)
+    finally:
+        trainer.roles.close()
+        if scorer:
+            scorer.close()
+        parallel_state.destroy_model_parallel()
+        dist.barrier()
+
+
+def metrics_of(cfg: Config) -> list[dict]:
+    return [json.loads(line) for line in (Path(cfg.run.dir) / cfg.run.name / "metrics.jsonl").read_text().splitlines()]
