@@ -72,7 +72,7 @@ def named(cfg: Config, sums: dict[str, float], peaks: dict[str, float], loss_tok
     return metrics | {
         "frac_reward_zero_std": sums["constant_groups"] / sums["groups"],
         "response_length/clip_ratio": sums["clipped_responses"] / sums["samples"],
-        "reward/timeouts": sums["timeouts"], "reward/failures": sums["failures"], "reward/waited_s": peaks["reward_waited_s"],
+        "reward/timeouts": sums["timeouts"], "reward/failures": sums["failures"],
         "actor/pg_loss": sums["actor/pg_loss"] / tokens, "actor/kl_loss": sums["actor/kl"] / tokens,
         "actor/entropy": sums["actor/entropy"] / tokens, "actor/pg_clipfrac": sums["actor/clipped"] / tokens,
         "actor/ppo_kl": sums["actor/ppo_kl"] / tokens, "actor/lr": peaks["lr"], "grad_norm": peaks["grad_norm"],

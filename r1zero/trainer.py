@@ -118,7 +118,6 @@ class Trainer:
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
         figures.tally(tally, self.cfg, samples if first else None, table)
         figures.tally_training(tally, trained)
-        tally.peak("reward_waited_s", self.judge.scorer.waited_s if self.judge.scorer else 0.0)
         totals, peaks = tally.reduce(self.device)
         figures.check_unscored(self.cfg, totals)
         return totals, peaks
