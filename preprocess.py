@@ -15,7 +15,12 @@ from r1zero.data import prepare
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="preprocess.py", description="Read problems, write tokenised prompts.")
     parser.add_argument("config", help="a file of configs/data/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of what the file says, e.g. map_keys.prompt=question")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="in place of what the file says, e.g. map_keys.prompt=question",
+    )
     options = parser.parse_args(arguments)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
@@ -29,7 +34,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rows]}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[rows]}"),
+    )
     with Progress(*columns, console=console) as bar:
         tasks: dict[Path, int] = {}
 
@@ -43,10 +54,14 @@ def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
 
 def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> None:
     counts = report.counts
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
     for complaint in report.complaints:
         console.print(f"bad row: {complaint}", markup=False)
     if counts.bad > len(report.complaints):
-        console.print(f"... and {counts.bad - len(report.complaints)} more in {cfg.output}/rejected.jsonl", markup=False)
+        console.print(
+            f"... and {counts.bad - len(report.complaints)} more in {cfg.output}/rejected.jsonl", markup=False
+        )
     table = Table(title=f"{cfg.output}, template {cfg.template}", title_justify="left", show_header=False)
     table.add_row("rows", str(counts.rows))
     for name, count in (("kept", counts.kept), ("too long", counts.too_long), ("bad", counts.bad)):

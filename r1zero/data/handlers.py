@@ -11,9 +11,10 @@ It may return a third element, the system text, and a fourth, the history: pairs
 import difflib
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from r1zero.config import UserError
 
@@ -61,9 +62,16 @@ def text(record: dict[str, Any], column: str) -> str:
     value = lookup(record, column)
     if value is None:
         nearest = difflib.get_close_matches(column, map(str, record), n=1, cutoff=0.0)
-        raise ValueError(f"has no {column!r}" + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; it is empty"))
+        raise ValueError(
+            f"has no {column!r}" + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; it is empty")
+        )
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if (
+        isinstance(value, float)
+        and not math.isfinite(value)
+        or isinstance(value, bool)
+        or not isinstance(value, (str, int, float))
+    ):
         raise ValueError(f"{column!r} is {_short(value)} and must be a text or a number")
     if not str(value).strip():
         raise ValueError(f"{column!r} is empty")
@@ -79,13 +87,19 @@ def columns(record: dict[str, Any], keys: MapKeys) -> Example:
     """Alpaca's layout: one column each. Either prompt or query may be empty."""
     query = _optional(record, keys.query)
     prompt = _optional(record, keys.prompt) if query else text(record, keys.prompt)
-    return Example("\n".join(part for part in (prompt, query) if part), text(record, keys.response).strip(),
-                   _optional(record, keys.system), _history(record, keys.history))
+    return Example(
+        "\n".join(part for part in (prompt, query) if part),
+        text(record, keys.response).strip(),
+        _optional(record, keys.system),
+        _history(record, keys.history),
+    )
 
 
 def _history(record: dict[str, Any], column: str) -> tuple[tuple[str, str], ...]:
     pairs = (lookup(record, column) if column else None) or []
-    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in pairs):
+    if not isinstance(pairs, list) or not all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in pairs
+    ):
         raise ValueError(f"{column!r} is {_short(pairs)} and must be a list of [question, answer] pairs")
     return tuple((asked, answered) for asked, answered in pairs)
 
@@ -102,17 +116,28 @@ def gsm8k(record: dict[str, Any], keys: MapKeys) -> Example:
 def messages(record: dict[str, Any], keys: MapKeys) -> Example:
     """The prompt is a chat: [{role, content}, ..], ending with the user's question; verl's and DAPO's Parquet files."""
     turns = lookup(record, keys.prompt)
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns)
+    ):
         raise ValueError(f"{keys.prompt!r} is {_short(turns)} and must be a list of {{role, content}} messages")
     system = turns[0]["content"] if turns[0].get("role") == "system" else ""
     said = turns[1:] if turns[0].get("role") == "system" else turns
     roles = [turn.get("role") for turn in said]
     if len(said) % 2 == 0 or roles != ["user", "assistant"] * (len(said) // 2) + ["user"]:
-        raise ValueError(f"{keys.prompt!r} has the roles {_short(roles)}; user and assistant must alternate and user comes last")
+        raise ValueError(
+            f"{keys.prompt!r} has the roles {_short(roles)}; user and assistant must alternate and user comes last"
+        )
     if not said[-1]["content"].strip():
         raise ValueError(f"{keys.prompt!r} ends with an empty question")
     contents = [turn["content"] for turn in said]
-    return Example(contents[-1], text(record, keys.response).strip(), system, tuple(zip(contents[:-1:2], contents[1::2])))
+    return Example(
+        contents[-1],
+        text(record, keys.response).strip(),
+        system,
+        tuple(zip(contents[:-1:2], contents[1::2], strict=True)),
+    )
 
 
 HANDLERS: dict[str, Handler] = {"columns": columns, "gsm8k": gsm8k, "messages": messages}
@@ -125,7 +150,10 @@ def find(name: str) -> Handler:
     path, colon, function = name.rpartition(":")
     if not colon:
         nearest = difflib.get_close_matches(name, HANDLERS, n=1, cutoff=0.0)[0]
-        raise UserError(f"handler = {name!r}: is not known; the nearest is {nearest!r} of {', '.join(HANDLERS)}, an own one is path.py:function")
+        raise UserError(
+            f"handler = {name!r}: is not known; the nearest is {nearest!r} of {', '.join(HANDLERS)}, "
+            "an own one is path.py:function"
+        )
     if not Path(path).is_file():
         raise UserError(f"handler = {name!r}: there is no file {path!r}")
     spec = importlib.util.spec_from_file_location("own_handler", path)

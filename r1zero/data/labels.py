@@ -1,6 +1,7 @@
-"""The labels of a data set with their places and worked solutions, for --check-labels: no tokenizer, nothing written."""
+"""Labels with their places and worked solutions, for --check-labels: no tokenizer, nothing written."""
 
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from r1zero.data import handlers, records
 from r1zero.data.prepare import DataConfig, Examples

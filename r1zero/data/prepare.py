@@ -1,12 +1,12 @@
-"""What preprocess.py does: rows to examples, examples to prompts, prompts to token ids, all written aside and renamed."""
+"""What preprocess.py does: rows to examples to prompts to token ids, all written aside and renamed."""
 
 import dataclasses
 import difflib
 import json
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,18 @@ from r1zero.config import UserError
 from r1zero.data import handlers, records, store, templates, tokenizer
 from r1zero.data.handlers import Example, MapKeys
 from r1zero.data.records import Record
+from r1zero.data.templates import Piece
 
+NO_BOS = (
+    "template {} begins with the begin token, which {} does not have: prompts begin without one, as in the reference"
+)
 PERCENTILES = (0, 50, 90, 99, 100)
+SHOWN = 10
+"""Bad rows that are named on the screen; rejected.jsonl has them all."""
 _BATCH_ROWS = 1024
+
+Row = dict[str, Any]
+"""By column of store.schema."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +68,13 @@ class Report:
     complaints: list[str] = field(default_factory=list)
     """The first bad rows, each with its place."""
     stop_token_ids: list[int] = field(default_factory=list)
-    begins_with_bos: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What a user should know though nothing is wrong."""
 
     def percentiles(self) -> dict[str, int]:
         """Nearest-rank percentiles of the prompts' tokens."""
-        values = np.percentile(self.lengths, PERCENTILES, method="inverted_cdf") if self.lengths else []
-        return {f"p{p}": int(v) for p, v in zip(PERCENTILES, values)}
+        values = np.percentile(self.lengths, PERCENTILES, method="inverted_cdf")
+        return {f"p{p}": int(v) for p, v in zip(PERCENTILES, values, strict=True)}
 
 
 Progress = Callable[[Path, float, Counts], None]
@@ -77,22 +87,28 @@ def prepare(cfg: DataConfig, progress: Progress) -> Report:
         raise UserError(f"max_prompt_tokens = {cfg.max_prompt_tokens}; a prompt has at least one token")
     files = records.files(cfg.input)
     template = templates.load(cfg.templates, cfg.template)
-    with ExitStack() as stack:
-        examples = Examples(cfg)
-        folder = stack.enter_context(store.replaced(cfg.output))
+    examples = Examples(cfg)
+    with store.replaced(cfg.output) as folder:
         encoder = _Encoder(cfg, template)
-        rejected = stack.enter_context((folder / store.REJECTED).open("w", encoding="utf-8"))
-        report = Report(stop_token_ids=encoder.stop_token_ids)
-        _write(folder, cfg, encoder, examples, _watched(files, report, progress), report, rejected)
+        report = Report(stop_token_ids=encoder.stop_token_ids, notes=encoder.notes)
+        rows = ((record, _row(record, examples, encoder)) for record in _watched(files, report, progress))
+        _write(folder, store.schema(examples.additional), cfg.max_prompt_tokens, rows, report)
         examples.check_columns()
-        if not report.counts.kept:
-            raise UserError(f"input = {cfg.input!r}: none of its {report.counts.rows} rows is kept"
-                            + (f", the first because {report.complaints[0]}" if report.complaints else "")
-                            + ("" if report.counts.bad or not report.counts.rows else
-                               f", all over max_prompt_tokens = {cfg.max_prompt_tokens}; the shortest has {min(report.lengths)}"))
-        rejected.flush()
+        _check_kept(cfg, report)
         _write_meta(folder, cfg, template, files, report)
     return report
+
+
+def _check_kept(cfg: DataConfig, report: Report) -> None:
+    """Raises UserError where no row is kept."""
+    if report.counts.kept:
+        return
+    why = "; the files are empty"
+    if report.complaints:
+        why = f", the first because {report.complaints[0]}"
+    elif report.lengths:
+        why = f", all over max_prompt_tokens = {cfg.max_prompt_tokens}; the shortest has {min(report.lengths)}"
+    raise UserError(f"input = {cfg.input!r}: none of its {report.counts.rows} rows is kept{why}")
 
 
 class Examples:
@@ -104,9 +120,13 @@ class Examples:
         # "labels" is the reference's word for the label, which is always kept.
         self.additional = tuple(key for key in cfg.dataset_additional_keys if key != "labels")
         keys = cfg.map_keys
-        self.unseen = {"dataset_additional_keys": set(self.additional), "map_keys.solution": {keys.solution} - {""},
-                       "map_keys.query": {keys.query} - {""}, "map_keys.system": {keys.system} - {""},
-                       "map_keys.history": {keys.history} - {""}}
+        self.unseen = {
+            "dataset_additional_keys": set(self.additional),
+            "map_keys.solution": {keys.solution} - {""},
+            "map_keys.query": {keys.query} - {""},
+            "map_keys.system": {keys.system} - {""},
+            "map_keys.history": {keys.history} - {""},
+        }
         self.columns: set[str] = set()
 
     def of(self, record: Record) -> Example | str:
@@ -137,7 +157,9 @@ class Examples:
         for name, columns in self.unseen.items():
             for column in sorted(columns) if self.columns else ():
                 nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)[0]
-                raise UserError(f"{name}: no row of {self.cfg.input} has a column {column!r}; the nearest is {nearest!r}")
+                raise UserError(
+                    f"{name}: no row of {self.cfg.input} has a column {column!r}; the nearest is {nearest!r}"
+                )
 
 
 class _Encoder:
@@ -148,6 +170,8 @@ class _Encoder:
         self.tokenizer = tokenizer.load(cfg.tokenizer)
         self.stop_token_ids = [tokenizer.single_token(self.tokenizer, word) for word in template.stop_words]
         self.eos_id = self.stop_token_ids[0] if template.replace_eos else self.tokenizer.eos_token_id
+        without_bos = Piece("bos") in template.prefix + template.user and self.tokenizer.bos_token_id is None
+        self.notes = [NO_BOS.format(template.name, cfg.tokenizer)] if without_bos else []
 
     def encode(self, example: Example) -> tuple[list[int], str]:
         pieces = templates.render(self.template, example.question, example.system, example.history, self.thinking)
@@ -164,38 +188,39 @@ def _watched(files: list[Path], report: Report, progress: Progress) -> Iterator[
         progress(file, 1.0, report.counts)
 
 
-def _write(folder: Path, cfg: DataConfig, encoder: _Encoder, examples: Examples, rows: Iterator[Record],
-           report: Report, rejected: IO[str]) -> None:
-    counts, batch, schema = report.counts, [], store.schema(examples.additional)
-
-    def reject(record: Record, reason: str) -> None:
-        rejected.write(json.dumps({"source": record.source, "reason": reason}) + "\n")
-
-    with pa.OSFile(str(folder / store.PROMPTS), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for record in rows:
-            row = _row(record, examples, encoder)
+def _write(
+    folder: Path, schema: pa.Schema, max_prompt_tokens: int, rows: Iterator[tuple[Record, Row | str]], report: Report
+) -> None:
+    """The rows that are kept into prompts.arrow, the others with the reason into rejected.jsonl; all counted."""
+    counts, batch = report.counts, []
+    with (
+        pa.OSFile(str(folder / store.PROMPTS), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+        (folder / store.REJECTED).open("w", encoding="utf-8") as rejected,
+    ):
+        for record, row in rows:
+            reason = row if isinstance(row, str) else ""
             if isinstance(row, str):
                 counts.bad += 1
-                if len(report.complaints) < 10:
-                    report.complaints.append(f"{record.source} {row}")
-                reject(record, row)
-                continue
-            length = len(row["token_ids"])
-            report.lengths.append(length)
-            if length > cfg.max_prompt_tokens:
+                report.complaints += [f"{record.source} {row}"] if len(report.complaints) < SHOWN else []
+            elif len(row["token_ids"]) > max_prompt_tokens:
                 counts.too_long += 1
-                reject(record, f"its prompt has {length} tokens, over max_prompt_tokens = {cfg.max_prompt_tokens}")
-                continue
-            counts.kept += 1
-            batch.append(row)
+                reason = f"its prompt has {len(row['token_ids'])} tokens, over max_prompt_tokens = {max_prompt_tokens}"
+            else:
+                counts.kept += 1
+                batch.append(row)
+            if reason:
+                rejected.write(json.dumps({"source": record.source, "reason": reason}) + "\n")
+            if not isinstance(row, str):
+                report.lengths.append(len(row["token_ids"]))
             if len(batch) == _BATCH_ROWS:
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                batch.clear()
+                batch = []
         if batch:
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
 
 
-def _row(record: Record, examples: Examples, encoder: _Encoder) -> dict[str, Any] | str:
+def _row(record: Record, examples: Examples, encoder: _Encoder) -> Row | str:
     example = examples.of(record)
     if isinstance(example, str):
         return example

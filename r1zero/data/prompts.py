@@ -45,23 +45,36 @@ class PromptSet:
         """
         made_with = self.meta["tokenizer"]
         if made_with["digest"] != tokenizer_digest:
-            raise UserError(f"data {self.path!r}: was made with the tokenizer of {made_with['path']} (digest {made_with['digest'][:12]}), "
-                            f"the model's has the digest {tokenizer_digest[:12]}; run preprocess.py with the model's tokenizer")
+            raise UserError(
+                f"data {self.path!r}: was made with the tokenizer of {made_with['path']} "
+                f"(digest {made_with['digest'][:12]}), "
+                f"the model's has the digest {tokenizer_digest[:12]}; run preprocess.py with the model's tokenizer"
+            )
         for source in self.meta["sources"]:
             now = store.file_digest(Path(source["path"])) if Path(source["path"]).is_file() else source["sha256"]
             if now != source["sha256"]:
-                raise UserError(f"data {self.path!r}: was made from {source['path']} with sha256 {source['sha256'][:12]}, "
-                                f"which is {now[:12]} now; run preprocess.py again")
+                raise UserError(
+                    f"data {self.path!r}: was made from {source['path']} with sha256 {source['sha256'][:12]}, "
+                    f"which is {now[:12]} now; run preprocess.py again"
+                )
         made = self.meta["template"]
-        if Path(made["path"]).is_file() and (now := templates.load(made["path"], made["name"]).digest) != made["digest"]:
-            raise UserError(f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
-                            f"which is {now[:12]} in {made['path']} now; run preprocess.py again")
+        if (
+            Path(made["path"]).is_file()
+            and (now := templates.load(made["path"], made["name"]).digest) != made["digest"]
+        ):
+            raise UserError(
+                f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
+                f"which is {now[:12]} in {made['path']} now; run preprocess.py again"
+            )
 
     def check_length(self, max_prompt_tokens: int) -> None:
         """Raises UserError where a prompt is longer than `rollout.max_prompt_tokens`."""
         if self.meta["longest_prompt"] > max_prompt_tokens:
-            raise UserError(f"data {self.path!r}: its longest prompt has {self.meta['longest_prompt']} tokens and rollout.max_prompt_tokens "
-                            f"is {max_prompt_tokens}; raise it, or run preprocess.py with max_prompt_tokens={max_prompt_tokens}")
+            raise UserError(
+                f"data {self.path!r}: its longest prompt has {self.meta['longest_prompt']} tokens "
+                f"and rollout.max_prompt_tokens "
+                f"is {max_prompt_tokens}; raise it, or run preprocess.py with max_prompt_tokens={max_prompt_tokens}"
+            )
 
 
 class PromptOrder:
@@ -91,23 +104,37 @@ class PromptOrder:
         while len(taken) < n:
             if self.position == self.count:
                 self._go_to(self.epoch + 1, 0)
-            rows = self._rows[self.position:self.position + n - len(taken)]
+            rows = self._rows[self.position : self.position + n - len(taken)]
             self.position += len(rows)
             taken += rows
         return taken
 
     def state(self) -> dict[str, Any]:
-        return {"count": self.count, "seed": self.seed, "shuffle": self.shuffle, "epoch": self.epoch, "position": self.position}
+        return {
+            "count": self.count,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "epoch": self.epoch,
+            "position": self.position,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises UserError where it is of other data, seed or shuffling."""
         mine = self.state()
-        for key, cure in (("count", "resume with the same data"), ("seed", "resume with the same run.seed"),
-                          ("shuffle", "resume with the same data.shuffle")):
+        for key, cure in (
+            ("count", "resume with the same data"),
+            ("seed", "resume with the same run.seed"),
+            ("shuffle", "resume with the same data.shuffle"),
+        ):
             if state.get(key) != mine[key]:
-                raise UserError(f"the checkpoint's order of prompts has {key} = {state.get(key)!r} and this run {mine[key]!r}; {cure}")
+                raise UserError(
+                    f"the checkpoint's order of prompts has {key} = {state.get(key)!r} "
+                    f"and this run {mine[key]!r}; {cure}"
+                )
         epoch, position = state.get("epoch"), state.get("position")
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= self.count:
-            raise UserError(f"the checkpoint's order of prompts is torn: epoch {epoch!r}, position {position!r} of {self.count}; "
-                            "resume from another checkpoint")
+            raise UserError(
+                f"the checkpoint's order of prompts is torn: epoch {epoch!r}, position {position!r} of {self.count}; "
+                "resume from another checkpoint"
+            )
         self._go_to(epoch, position)

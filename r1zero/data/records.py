@@ -1,8 +1,9 @@
 """Rows of JSON, JSONL and Parquet files, each with its place; a row that cannot be read costs only itself."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -25,7 +26,9 @@ def files(path: str) -> list[Path]:
     root = Path(path)
     found = sorted(p for p in root.iterdir() if p.suffix in READERS) if root.is_dir() else [root]
     if not found or not all(p.is_file() for p in found):
-        raise UserError(f"input = {path!r}: there is no such file, or a folder without {', '.join(READERS)}; name the data to read")
+        raise UserError(
+            f"input = {path!r}: there is no such file, or a folder without {', '.join(READERS)}; name the data to read"
+        )
     if root.suffix not in READERS and not root.is_dir():
         raise UserError(f"input = {path!r}: the name ends in {root.suffix!r}; it must end in {', '.join(READERS)}")
     return found
@@ -93,14 +96,18 @@ def _elements(path: Path, text: str) -> Iterator[Record]:
         try:
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: is not JSON: {error}; mend it: in a torn list the later rows cannot be told apart") from None
+            raise UserError(
+                f"{where}: is not JSON: {error}; mend it: in a torn list the later rows cannot be told apart"
+            ) from None
         yield Record(where, *_object(value), at / len(text))
         at = _skip_space(text, at)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):
-            raise UserError(f"{where}: is followed by neither a comma nor the end of the list; the file is torn or needs mending")
+            raise UserError(
+                f"{where}: is followed by neither a comma nor the end of the list; the file is torn or needs mending"
+            )
         at = _skip_space(text, at + 1)
-    if text[at + (number == 0):].strip():
+    if text[at + (number == 0) :].strip():
         raise UserError(f"{path}: goes on after the end of its list; keep one list a file")
 
 
@@ -118,13 +125,19 @@ def _parquet(path: Path) -> Iterator[Record]:
                 for i in range(batch.num_rows):
                     number += 1
                     yield Record(f"{path}:{number}", *_row(batch, i), number / total)
-    except (pa.ArrowException, ValueError, OverflowError) as error:  # a torn file may even spell its columns in no UTF-8
-        raise UserError(f"{path}: is torn or not Parquet ({(str(error) or type(error).__name__).splitlines()[0]}); copy it again") from None
+    except (
+        pa.ArrowException,
+        ValueError,
+        OverflowError,
+    ) as error:  # a torn file may even spell its columns in no UTF-8
+        raise UserError(
+            f"{path}: is torn or not Parquet ({(str(error) or type(error).__name__).splitlines()[0]}); copy it again"
+        ) from None
 
 
 def _row(batch: pa.RecordBatch, i: int) -> tuple[dict[str, Any] | None, str]:
     try:
-        return {name: column[i].as_py() for name, column in zip(batch.schema.names, batch.columns)}, ""
+        return {name: column[i].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}, ""
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold
         return None, f"cannot be read: {error}"
 

@@ -1,8 +1,8 @@
-"""The folder that preprocess.py writes and train.py reads: prompts.arrow, to be memory-mapped, and a readable meta.json.
+"""The folder that preprocess.py writes and train.py reads: memory-mapped prompts.arrow, readable meta.json.
 
-    prompts.arrow   Arrow IPC: token_ids, text, label, source (file:line), additional (the kept columns, as texts)
-    meta.json       counts, token percentiles, tokenizer and template and source digests, stop_token_ids
-    rejected.jsonl  one line for each row that was bad or too long, with its place and why
+prompts.arrow   Arrow IPC: token_ids, text, label, source (file:line), additional (the kept columns, as texts)
+meta.json       counts, token percentiles, tokenizer and template and source digests, stop_token_ids
+rejected.jsonl  one line for each row that was bad or too long, with its place and why
 """
 
 import hashlib
@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,22 +21,40 @@ from r1zero.config import UserError
 
 FORMAT = "r1zero prompts 1"
 PROMPTS, META, REJECTED = "prompts.arrow", "meta.json", "rejected.jsonl"
-META_TYPES = {"format": str, "rows": int, "bytes": int, "sha256": str, "tokenizer": dict, "template": dict, "sources": list,
-              "stop_token_ids": list, "longest_prompt": int}
+META_TYPES = {
+    "format": str,
+    "rows": int,
+    "bytes": int,
+    "sha256": str,
+    "tokenizer": dict,
+    "template": dict,
+    "sources": list,
+    "stop_token_ids": list,
+    "longest_prompt": int,
+}
 """What a reader relies on. The rest of meta.json is for people."""
 
 
 def schema(additional: tuple[str, ...]) -> pa.Schema:
     kept = [("additional", pa.struct([(key, pa.string()) for key in additional]))] if additional else []
-    return pa.schema([("token_ids", pa.list_(pa.int32())), ("text", pa.string()), ("label", pa.string()),
-                      ("source", pa.string()), *kept])
+    return pa.schema(
+        [
+            ("token_ids", pa.list_(pa.int32())),
+            ("text", pa.string()),
+            ("label", pa.string()),
+            ("source", pa.string()),
+            *kept,
+        ]
+    )
 
 
 def inspect_command(folder: str) -> str:
     """A command that shows the first three rows with pyarrow alone."""
     file = Path(folder) / PROMPTS
-    return (f"python -c \"import pyarrow as pa; [print(row) for row in "
-            f"pa.ipc.open_file(pa.memory_map('{file}')).get_batch(0).slice(0, 3).to_pylist()]\"")
+    return (
+        f'python -c "import pyarrow as pa; [print(row) for row in '
+        f"pa.ipc.open_file(pa.memory_map('{file}')).get_batch(0).slice(0, 3).to_pylist()]\""
+    )
 
 
 def file_digest(path: Path) -> str:
@@ -51,22 +70,30 @@ def replaced(folder: str) -> Iterator[Path]:
     """
     output = Path(folder)
     if output.exists() and not (output / META).is_file():
-        raise UserError(f"output = {folder!r}: exists and was not written by preprocess.py; name a new folder, or remove it")
+        raise UserError(
+            f"output = {folder!r}: exists and was not written by preprocess.py; name a new folder, or remove it"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
         raise UserError(f"output = {folder!r}: cannot be written ({error.strerror}); name another folder") from None
+    before = aside.with_name(aside.name + ".before")
     try:
         yield aside
         _flush(aside)
         aside.chmod(0o777 & ~_umask())
-        before = aside.with_name(aside.name + ".before")
         if output.exists():
             output.rename(before)
         aside.rename(output)
         shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:  # a full disk; what cannot be read has its own sentence before it gets here
+        raise UserError(
+            f"output = {folder!r}: cannot be written ({error.strerror or error}); make room for it"
+        ) from None
     finally:
+        if before.exists() and not output.exists():
+            before.rename(output)
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -89,7 +116,9 @@ def read_meta(folder: str) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"data {folder!r}: has no {META}; name a folder that preprocess.py wrote, or run preprocess.py") from None
+        raise UserError(
+            f"data {folder!r}: has no {META}; name a folder that preprocess.py wrote, or run preprocess.py"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: is torn ({error}); run preprocess.py again") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
@@ -97,20 +126,28 @@ def read_meta(folder: str) -> dict[str, Any]:
         raise UserError(f"{file}: its format is {found!r} and must be {FORMAT!r}; run preprocess.py again")
     for key, kind in META_TYPES.items():
         if type(meta.get(key)) is not kind:
-            raise UserError(f"{file}: {key} = {meta.get(key)!r} must be of type {kind.__name__}; run preprocess.py again")
+            raise UserError(
+                f"{file}: {key} = {meta.get(key)!r} must be of type {kind.__name__}; run preprocess.py again"
+            )
     return meta
 
 
 def read_prompts(folder: str, meta: dict[str, Any]) -> pa.Table:
-    """The rows, memory-mapped. Raises UserError where the file is missing, torn, or not the one that `meta` describes."""
+    """The rows, memory-mapped. Raises UserError where the file is missing, torn, or not what `meta` describes."""
     file = Path(folder) / PROMPTS
     size = file.stat().st_size if file.is_file() else 0
     if size != meta["bytes"]:
-        raise UserError(f"{file}: has {size} bytes and {META} says {meta['bytes']}; it is torn or incomplete: run preprocess.py again")
+        raise UserError(
+            f"{file}: has {size} bytes and {META} says {meta['bytes']}; it is torn or incomplete: "
+            "run preprocess.py again"
+        )
     try:
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: is torn ({str(error).splitlines()[0]}); run preprocess.py again") from None
     if len(table) != meta["rows"] or not {"token_ids", "text", "label", "source"} <= set(table.column_names):
-        raise UserError(f"{file}: holds {len(table)} rows of {table.column_names} and {META} says {meta['rows']}; run preprocess.py again")
+        raise UserError(
+            f"{file}: holds {len(table)} rows of {table.column_names} and {META} says {meta['rows']}; "
+            "run preprocess.py again"
+        )
     return table

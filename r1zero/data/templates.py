@@ -1,4 +1,4 @@
-"""Question to prompt: templates read from a JSON file in MindSpeed-RL's format (its configs/model/templates.json loads as it is).
+"""Question to prompt: templates from a JSON file in MindSpeed-RL's format (its own file loads as it is).
 
 The file is a list of entries. An entry has a `name` and, each optional, `format_user`, `format_assistant`,
 `format_system`, `format_separator`, `format_prefix` (each `{"slots": [...]}`), `default_system`, `stop_words`,
@@ -20,8 +20,19 @@ THOUGHT_WORDS = ("<think>", "</think>")
 _EMPTY_THOUGHT = f"{THOUGHT_WORDS[0]}\n\n{THOUGHT_WORDS[1]}\n\n"
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
 
-FIELDS = ("name", "format_user", "format_assistant", "format_system", "format_separator", "format_prefix",
-          "default_system", "stop_words", "replace_eos", "efficient_eos", "template_class")
+FIELDS = (
+    "name",
+    "format_user",
+    "format_assistant",
+    "format_system",
+    "format_separator",
+    "format_prefix",
+    "default_system",
+    "stop_words",
+    "replace_eos",
+    "efficient_eos",
+    "template_class",
+)
 UNUSED_FIELDS = ("format_observation", "format_function", "format_tools", "force_system", "thought_words")
 """Of tool calls, or without effect on a prompt in the reference too: allowed, not read."""
 
@@ -80,7 +91,7 @@ def _entries(path: str) -> list[dict[str, Any]]:
         raise UserError(f"{path}: is a JSON {type(entries).__name__}; a template file is a list of entries")
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise UserError(f"{path}: entry {number} has no name; every entry is an object with a text under \"name\"")
+            raise UserError(f'{path}: entry {number} has no name; every entry is an object with a text under "name"')
     return entries
 
 
@@ -91,7 +102,9 @@ def _template(entry: dict[str, Any], where: str) -> Template:
             raise UserError(f"{where}: unknown field {key!r}; the nearest known one is {nearest!r}")
     stop_words, replace_eos = _stop_words(entry, where), _flag(entry, "replace_eos", where)
     if replace_eos and not stop_words:
-        raise UserError(f"{where}: replace_eos is true without stop_words; the first stop word is what replaces the end token")
+        raise UserError(
+            f"{where}: replace_eos is true without stop_words; the first stop word is what replaces the end token"
+        )
     template_class = entry.get("template_class") or "Template"
     if template_class not in ("Template", "ReasoningTemplate"):
         raise UserError(f"{where}.template_class = {template_class!r}; it must be 'ReasoningTemplate' or absent")
@@ -109,7 +122,8 @@ def _template(entry: dict[str, Any], where: str) -> Template:
         stop_words=stop_words,
         replace_eos=replace_eos,
         system_in_user=entry["name"].startswith("llama2"),
-        reasoning=template_class == "ReasoningTemplate")
+        reasoning=template_class == "ReasoningTemplate",
+    )
 
 
 def _flag(entry: dict[str, Any], key: str, where: str) -> bool:
@@ -145,7 +159,9 @@ def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Piece, .
     if unknown:
         raise UserError(f"{where}.{key}: nothing fills the placeholder {{{{{unknown[0]}}}}}; use {{{{content}}}}")
     if names.count("content") != 1:
-        raise UserError(f"{where}.{key}: has {{{{content}}}} {names.count('content')} times in its slots; it must be there once")
+        raise UserError(
+            f"{where}.{key}: has {{{{content}}}} {names.count('content')} times in its slots; it must be there once"
+        )
     return pieces
 
 
@@ -156,13 +172,15 @@ def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Piece, ...]:
     pieces = _slots(entry[key], f"{where}.{key}")
     for piece in pieces:
         if piece.kind == "text" and _PLACEHOLDER.search(piece.text):
-            raise UserError(f"{where}.{key}: the slot {piece.text!r} has a placeholder; this part is the same for every question")
+            raise UserError(
+                f"{where}.{key}: the slot {piece.text!r} has a placeholder; this part is the same for every question"
+            )
     return pieces
 
 
 def _slots(value: Any, where: str) -> tuple[Piece, ...]:
     if not isinstance(value, dict) or not isinstance(value.get("slots"), list):
-        raise UserError(f"{where} = {value!r}; it must be an object with a list under \"slots\"")
+        raise UserError(f'{where} = {value!r}; it must be an object with a list under "slots"')
     pieces = (_slot(slot, f"{where}.slots[{i}]") for i, slot in enumerate(value["slots"]))
     return tuple(piece for piece in pieces if piece != Piece("text"))
 
@@ -174,10 +192,12 @@ def _slot(slot: Any, where: str) -> Piece:
         return Piece(slot[0].removesuffix("_token"))
     if isinstance(slot, dict) and list(slot) == ["token"] and isinstance(slot["token"], str):
         return Piece("token", slot["token"])
-    raise UserError(f"{where} = {slot!r}; a slot is a text, [\"bos_token\"], [\"eos_token\"] or {{\"token\": \"...\"}}")
+    raise UserError(f'{where} = {slot!r}; a slot is a text, ["bos_token"], ["eos_token"] or {{"token": "..."}}')
 
 
-def render(template: Template, question: str, system: str, history: tuple[tuple[str, str], ...], thinking: bool) -> list[Piece]:
+def render(
+    template: Template, question: str, system: str, history: tuple[tuple[str, str], ...], thinking: bool
+) -> list[Piece]:
     """The prompt for one question after `history`, pairs of an earlier question and its answer.
 
     `system` empty: the template's own. `thinking` is read by reasoning templates only.
@@ -202,7 +222,9 @@ def render(template: Template, question: str, system: str, history: tuple[tuple[
 def _fill(pieces: tuple[Piece, ...], content: str, turn: int) -> list[Piece]:
     # One pass over the template's text: a placeholder that the user's own text holds stays as it is.
     values = {"content": content, "idx": str(turn)}
-    filled = (Piece("text", _PLACEHOLDER.sub(lambda m: values[m[1]], p.text)) if p.kind == "text" else p for p in pieces)
+    filled = (
+        Piece("text", _PLACEHOLDER.sub(lambda m: values[m[1]], p.text)) if p.kind == "text" else p for p in pieces
+    )
     return [piece for piece in filled if piece != Piece("text")]
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from r1zero.config import UserError
 from r1zero.data.templates import Piece
@@ -17,17 +18,24 @@ def load(path: str) -> Any:
     """The fast tokenizer of a model folder; nothing is downloaded, no code of the folder is run. Raises UserError."""
     folder = Path(path)
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise UserError(f"tokenizer {path!r}: has none of {', '.join(VOCABULARY_FILES)}; name a folder with a model's tokenizer")
+        raise UserError(
+            f"tokenizer {path!r}: has none of {', '.join(VOCABULARY_FILES)}; name a folder with a model's tokenizer"
+        )
     for name in JSON_FILES:
         _check_object(folder / name)
     from transformers import AutoTokenizer  # here, because it takes seconds and an unreadable folder should not
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"tokenizer {path!r}: cannot be loaded ({type(error).__name__}: {reason}); copy it again from its model") from None
+        raise UserError(
+            f"tokenizer {path!r}: cannot be loaded ({type(error).__name__}: {reason}); copy it again from its model"
+        ) from None
     if not tokenizer.is_fast:
-        raise UserError(f"tokenizer {path!r}: is a {type(tokenizer).__name__}, not a fast one; save it with a tokenizer.json")
+        raise UserError(
+            f"tokenizer {path!r}: is a {type(tokenizer).__name__}, not a fast one; save it with a tokenizer.json"
+        )
     return tokenizer
 
 
@@ -41,7 +49,9 @@ def _check_object(file: Path) -> None:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: is torn or not JSON ({error}); copy it again from its model") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file}: is a JSON {type(content).__name__} and must be an object; copy it again from its model")
+        raise UserError(
+            f"{file}: is a JSON {type(content).__name__} and must be an object; copy it again from its model"
+        )
 
 
 def digest(path: str) -> str:
@@ -52,9 +62,18 @@ def digest(path: str) -> str:
     """
     tokenizer = load(path)
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = [m if isinstance(m, str) else " ".join(m) for m in backend["model"].get("merges", [])]  # both spellings exist
-    facts = [sorted(tokenizer.get_vocab().items()), merges, backend["normalizer"], backend["pre_tokenizer"],
-             sorted(tokenizer.all_special_ids), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    merges = [
+        m if isinstance(m, str) else " ".join(m) for m in backend["model"].get("merges", [])
+    ]  # both spellings exist
+    facts = [
+        sorted(tokenizer.get_vocab().items()),
+        merges,
+        backend["normalizer"],
+        backend["pre_tokenizer"],
+        sorted(tokenizer.all_special_ids),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,7 +90,11 @@ def encode(tokenizer: Any, pieces: Sequence[Piece], eos_id: int | None) -> tuple
             ids += tokenizer.encode(piece.text, add_special_tokens=False)
             text += piece.text
             continue
-        token = {"bos": tokenizer.bos_token_id, "eos": eos_id}[piece.kind] if piece.kind != "token" else single_token(tokenizer, piece.text)
+        token = (
+            {"bos": tokenizer.bos_token_id, "eos": eos_id}[piece.kind]
+            if piece.kind != "token"
+            else single_token(tokenizer, piece.text)
+        )
         if token is not None:
             ids.append(token)
             text += tokenizer.convert_ids_to_tokens(token)
@@ -82,8 +105,10 @@ def single_token(tokenizer: Any, text: str) -> int:
     """The id of a text that is one token. Raises UserError with what it is instead."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
-        raise UserError(f"template: {text!r} is {len(ids)} tokens in this tokenizer ({ids}) and must be one; "
-                        "choose the template of the tokenizer's model")
+        raise UserError(
+            f"template: {text!r} is {len(ids)} tokens in this tokenizer ({ids}) and must be one; "
+            "choose the template of the tokenizer's model"
+        )
     return ids[0]
 
 

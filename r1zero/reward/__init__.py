@@ -1,8 +1,24 @@
 """Rewards by rule: mathematical equality and format, graded in killable worker processes.
 
 Usable on its own: importing it loads the standard library only, the workers add the solver (math-verify, sympy).
+
+    with Scorer(rules={"base_acc": 1.0}, workers=2, deadline_s=5.0) as scorer:
+        scorer.submit("first", response, label)      # grading begins
+        scores = scorer.collect()                    # {"first": Score(outcome="scored", reward=1.0, ...)}
 """
 
+from r1zero.reward.labels import LabelReport, LabelRow, check_labels
 from r1zero.reward.score import RewardError, Score, Scorer
+from r1zero.reward.unscored import counts, dump_unscored, refuse_share
 
-__all__ = ["RewardError", "Score", "Scorer"]
+__all__ = [
+    "LabelReport",
+    "LabelRow",
+    "RewardError",
+    "Score",
+    "Scorer",
+    "check_labels",
+    "counts",
+    "dump_unscored",
+    "refuse_share",
+]

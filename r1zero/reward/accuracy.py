@@ -55,6 +55,7 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _OTHER_CHOICE = re.compile(r"\([A-H]\)")
+_ONLY_CHOICE = re.compile(r"(?:\\[a-z]+\s*\{)?\s*\(?[A-H]\)?\s*\}?")
 _SENTENCE = re.compile(r"\\(?:text[a-z]*|mathrm|mbox)\s*\{(?P<inside>[^{}\\]*[0-9][^{}\\]*)\}")
 _SPELLINGS = (
     (re.compile(r"\\[bB]igg?[lr]?(?![a-z])|\\displaystyle(?![a-z])"), ""),
@@ -64,7 +65,9 @@ _SPELLINGS = (
     (re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\,|~)(?=[0-9]{3}(?![0-9]))"), ","),
     (re.compile(r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,3})(?![A-Za-z0-9.])"), r"\1\\times 10^{\2}"),
 )
-_WORDS = re.compile(r"\\(?:text[a-z]*|mathrm|mathbf|mathit|mbox|hbox)\s*\{\s*(?P<wrapped>[^{}\\$]*?)\s*\}|(?P<bare>[^{}\\$]*)")
+_WORDS = re.compile(
+    r"\\(?:text[a-z]*|mathrm|mathbf|mathit|mbox|hbox)\s*\{\s*(?P<wrapped>[^{}\\$]*?)\s*\}|(?P<bare>[^{}\\$]*)"
+)
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
 _RATIO = re.compile(r"[^:]+(?::[^:]+)+")
 _JUXTAPOSED = re.compile(
@@ -98,6 +101,15 @@ def parses(label: str) -> bool:
         return False
     body = quantity(label).body
     return numeral(body) is not None or bool(_words(body)) or _tree(body) is not None
+
+
+def is_choice(text: str) -> bool:
+    r"""Whether the text is a choice letter and nothing more.
+
+    >>> is_choice(r"\textbf{(B)}"), is_choice("D"), is_choice(r"\textbf{(B)}\ 5")
+    (True, True, False)
+    """
+    return _ONLY_CHOICE.fullmatch(tidy(text)) is not None
 
 
 def tidy(text: str) -> str:
@@ -188,7 +200,9 @@ def _words(text: str) -> frozenset[str]:
     if match is None:
         return frozenset()
     wrapped = match["wrapped"] is not None
-    parts = [part.strip(" ().") for part in re.split(r",|;|\band\b|\bor\b", match["wrapped"] if wrapped else match["bare"])]
+    parts = [
+        part.strip(" ().") for part in re.split(r",|;|\band\b|\bor\b", match["wrapped"] if wrapped else match["bare"])
+    ]
     parts = [part for part in parts if part]
     if not parts or not all(_LETTERS.fullmatch(part) for part in parts):
         return frozenset()

@@ -19,7 +19,7 @@ _PRECISION = 30  # digits
 _EXACT = Float("1e-15")  # relative
 _ROUNDED = Float("2e-6")  # absolute: beyond this no two numbers are equal at six decimals
 _MAX_DEGREE = 8
-_POINTS = (Rational(37, 29), Rational(-53, 31), Rational(71, 43), Rational(19, 47), Rational(-67, 59), Rational(83, 61))
+_POINTS = tuple(Rational((-1) ** k * (37 + 6 * k), 29 + 4 * k) for k in range(20))  # no value that a formula likes
 
 
 def surely_differ(gold: Tree, pred: Tree) -> bool:
@@ -72,7 +72,11 @@ def _expressions_differ(gold: Tree, pred: Tree) -> bool:
 
 def _value(tree: Tree, point: dict[Basic, Rational]) -> Expr | None:
     """The number at the point, or None where there is none, or not certainly."""
-    if not isinstance(tree, Expr) or tree.has(AppliedUndef) or not all(isinstance(s, Symbol) for s in tree.free_symbols):
+    if (
+        not isinstance(tree, Expr)
+        or tree.has(AppliedUndef)
+        or not all(isinstance(s, Symbol) for s in tree.free_symbols)
+    ):
         return None
     value = tree.doit().evalf(_PRECISION, subs=point)  # evalf alone would drop the base of a logarithm not yet done
     return value if isinstance(value, Expr) and value.is_number and value.is_finite else None
@@ -80,7 +84,10 @@ def _value(tree: Tree, point: dict[Basic, Rational]) -> Expr | None:
 
 def _equations_differ(gold: Eq, pred: Eq) -> bool:
     """Whether a solution of one, found with numbers for all letters but one, is certainly none of the other."""
-    f, g = (tree.lhs - tree.rhs if isinstance(tree.lhs, Expr) and isinstance(tree.rhs, Expr) else None for tree in (gold, pred))
+    f, g = (
+        tree.lhs - tree.rhs if isinstance(tree.lhs, Expr) and isinstance(tree.rhs, Expr) else None
+        for tree in (gold, pred)
+    )
     if f is None or g is None or f.has(AppliedUndef, Float) or g.has(AppliedUndef, Float):
         return False
     symbols = sorted(f.free_symbols | g.free_symbols, key=lambda symbol: symbol.name)

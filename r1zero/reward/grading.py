@@ -1,4 +1,4 @@
-"""From the names of rules to one function that grades a sample; runs in the supervisor and its workers."""
+"""What a worker is asked to do, as functions of two texts; runs in the supervisor and its workers."""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,10 +10,13 @@ from r1zero.reward.boxes import last_box
 from r1zero.reward.rules import RULES
 from r1zero.reward.worker import Work
 
-Grade = Callable[[str, str], dict[str, Any]]
+
+def work(rules: list[str]) -> Work:
+    """The kinds of task: "grade" a response against a label by the rules named, check a "label" and its solution."""
+    return {"grade": grader(rules), "label": check_label}
 
 
-def grader(names: list[str]) -> Grade:
+def grader(names: list[str]) -> Callable[[str, str], dict[str, Any]]:
     """`grade(response, label) -> {"equal": bool, "scores": {rule: value}}` for the rules named."""
     rules = {name: RULES[name] for name in names if name in RULES}
     user_rules = {name: load_rule(name) for name in names if name not in RULES}
@@ -27,6 +30,18 @@ def grader(names: list[str]) -> Grade:
         return {"equal": equal, "scores": {name: scores[name] for name in names}}
 
     return grade
+
+
+def check_label(label: str, solution: str | None) -> dict[str, Any]:
+    """Whether the label is readable, and whether the box of its worked solution, if any, equals it."""
+    box = last_box(solution or "")
+    agrees = box is not None and accuracy.equal(box.content, label)
+    return {
+        "parses": accuracy.parses(label),
+        "box": None if box is None else box.content,
+        "agrees": agrees,
+        "choice": box is not None and not agrees and accuracy.is_choice(box.content) and not accuracy.is_choice(label),
+    }
 
 
 def _decided_once(label: str) -> Callable[[str], bool]:
@@ -48,8 +63,3 @@ def load_rule(name: str) -> Callable[[str, str], float]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, function)
-
-
-def work(names: list[str]) -> Work:
-    """What a worker can be asked to do."""
-    return {"grade": grader(names)}

@@ -16,7 +16,9 @@ import sys
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from r1zero.reward.protocol import Frames, frame, receive
 from r1zero.reward.worker import Task, Work, die_with_parent, serve
@@ -40,9 +42,10 @@ class Worker:
 class Supervisor:
     """The pool's state between two events."""
 
-    def __init__(self, trainer: socket.socket, work: Work, workers: int, deadline_s: float, memory_bytes: int) -> None:
-        self.trainer, self.work = trainer, work
-        self.size, self.deadline_s, self.memory_bytes = workers, deadline_s, memory_bytes
+    def __init__(self, trainer: socket.socket, work: Work, warming: Iterator[None], config: dict[str, Any]) -> None:
+        self.trainer, self.work, self.warming = trainer, work, warming
+        self.size, self.deadline_s = config["workers"], config["deadline_s"]
+        self.memory_bytes = config["memory_bytes"]
         self.parent = os.getppid()
         self.frames, self.outbox = Frames(), bytearray()
         self.queue: deque[Task] = deque()
@@ -57,7 +60,9 @@ class Supervisor:
         alive = True
         while alive and os.getppid() == self.parent:
             self._dispatch()
-            for key, _ in self.selector.select(self._patience()):
+            idle = not self.queue and all(worker.task is None for worker in self.workers)
+            warming = idle and self._warm()
+            for key, _ in self.selector.select(0 if warming else self._patience()):
                 if key.fileobj is self.trainer:
                     alive = self._hear_trainer() and alive
                 else:
@@ -66,6 +71,21 @@ class Supervisor:
             self._flush()
         for worker in list(self.workers):
             self._end(worker)
+
+    def _warm(self) -> bool:
+        """One step of preparation, for which only an idle pool has time. After the last the workers are forked anew."""
+        if self.warming is None:
+            return False
+        try:
+            next(self.warming)
+            return True
+        except StopIteration:
+            self.warming = None
+        for worker in list(self.workers):
+            self._end(worker)
+        _freeze()
+        self._dispatch()
+        return False
 
     # the trainer's side
 
@@ -188,16 +208,23 @@ def main() -> None:
         messages = received
     config, batches = messages[0], messages[1:]
 
-    from r1zero.reward import grading, solver
+    from r1zero.reward import grading, samples, solver  # half a second, after the configuration is known to be whole
 
+    solver.load()
     work = grading.work(config["rules"])
     trainer.sendall(frame({"started": True}))
-    solver.load()
-    gc.collect()
-    gc.freeze()  # what is loaded now is shared with every fork and never walked again
-    supervisor = Supervisor(trainer, work, config["workers"], config["deadline_s"], config["memory_bytes"])
+    for _ in solver.warm(samples.FIRST):
+        pass
+    _freeze()
+    supervisor = Supervisor(trainer, work, solver.warm(samples.REST), config)
     supervisor.frames = frames
     supervisor.run([task for batch in batches for task in batch])
+
+
+def _freeze() -> None:
+    """What is loaded now is shared with every fork, and no collector walks it again."""
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -56,10 +56,21 @@ UNITS = {
 }
 _CANONICAL = {spelling: name for name, spellings in UNITS.items() for spelling in spellings.split()}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-_SYMBOLS = {"\\$": "dollar", "\\textdollar": "dollar", "$": "dollar", "€": "euro", "\\euro": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
+_SYMBOLS = {
+    "\\$": "dollar",
+    "\\textdollar": "dollar",
+    "$": "dollar",
+    "€": "euro",
+    "\\euro": "euro",
+    "£": "pound sterling",
+    "¥": "yen",
+    "₹": "rupee",
+}
 
 _DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*(?:\\circ|\\degree|∘)\s*\}?|°|\\degree)\s*$")
-_PERCENT = re.compile(r"\s*(?:\\?%|\\(?:text|mathrm|mbox)\s*\{\s*(?:\\?%|percent)\s*\}|(?<![A-Za-z])percent|(?<![A-Za-z])pct)\s*$")
+_PERCENT = re.compile(
+    r"\s*(?:\\?%|\\(?:text|mathrm|mbox)\s*\{\s*(?:\\?%|percent)\s*\}|(?<![A-Za-z])percent|(?<![A-Za-z])pct)\s*$"
+)
 _EXPONENT = r"\s*(?:\^\s*(?:\{\s*(?P<n>[23])\s*\}|(?P<n1>[23]))|(?P<n2>[²³]))?\s*$"
 _TEXT_TAIL = re.compile(r"\s*\\(?:text[a-z]*|mathrm|mathit|mbox|hbox)\s*\{(?P<unit>[^{}]*)\}" + _EXPONENT)
 _BARE_TAIL = re.compile(r"(?P<space>\s*)(?P<unit>[A-Za-z][A-Za-z./\s]*?)" + _EXPONENT)

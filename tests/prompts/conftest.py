@@ -9,8 +9,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 SPECIAL = ["<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<｜User｜>", "<｜Assistant｜>"]
 
 
-def build_tokenizer(folder: Path, special: list[str] = SPECIAL, ordinary: tuple[str, ...] = ("<think>", "</think>"),
-                    adds_bos: bool = True) -> str:
+def build_tokenizer(
+    folder: Path,
+    special: list[str] = SPECIAL,
+    ordinary: tuple[str, ...] = ("<think>", "</think>"),
+    adds_bos: bool = True,
+) -> str:
     """`adds_bos`: as Llama's and DeepSeek's do, encoding puts the begin token in front unless it is told not to."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e"), (":", "Ġ"), (">", "Ċ")]
@@ -25,7 +29,9 @@ def build_tokenizer(folder: Path, special: list[str] = SPECIAL, ordinary: tuple[
         tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=bos)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"} | ({"bos_token": "<bos>"} if "<bos>" in special else {})
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"} | (
+        {"bos_token": "<bos>"} if "<bos>" in special else {}
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return str(folder)
 

@@ -24,14 +24,18 @@ def test_the_label_is_what_response_maps_to() -> None:
 
 def test_query_goes_below_the_prompt_and_may_be_absent() -> None:
     keys = MapKeys(prompt="instruction", query="input", response="output")
-    assert outcome("columns", {"instruction": "Add.", "input": "1, 1", "output": "2"}, keys) == Example("Add.\n1, 1", "2")
+    assert outcome("columns", {"instruction": "Add.", "input": "1, 1", "output": "2"}, keys) == Example(
+        "Add.\n1, 1", "2"
+    )
     assert outcome("columns", {"instruction": "1+1?", "output": "2"}, keys) == Example("1+1?", "2")
     assert outcome("columns", {"input": "1+1?", "output": "2"}, keys) == Example("1+1?", "2")
 
 
 def test_system_and_history_come_from_their_columns() -> None:
     keys = MapKeys(prompt="p", response="r", system="s", history="h")
-    assert outcome("columns", {"p": "b", "r": 2, "s": "S", "h": [["a", "A"]]}, keys) == Example("b", "2", "S", (("a", "A"),))
+    assert outcome("columns", {"p": "b", "r": 2, "s": "S", "h": [["a", "A"]]}, keys) == Example(
+        "b", "2", "S", (("a", "A"),)
+    )
     assert outcome("columns", {"p": "b", "r": 2, "s": None, "h": None}, keys) == Example("b", "2")
 
 
@@ -39,27 +43,38 @@ def test_a_dotted_name_reaches_into_an_object_unless_a_column_has_that_name() ->
     keys = MapKeys(prompt="problem", response="reward_model.ground_truth")
     assert outcome("columns", {"problem": "q", "reward_model": {"ground_truth": "34"}}, keys) == Example("q", "34")
     assert outcome("columns", {"problem": "q", "reward_model.ground_truth": "35"}, keys) == Example("q", "35")
-    assert outcome("columns", {"problem": "q", "reward_model": "34"}, keys) == "'reward_model' is a str and must be an object that holds 'ground_truth'"
+    assert (
+        outcome("columns", {"problem": "q", "reward_model": "34"}, keys)
+        == "'reward_model' is a str and must be an object that holds 'ground_truth'"
+    )
 
 
-@pytest.mark.parametrize(("label", "text"), [(204, "204"), (0.5, "0.5"), (["\\frac12"], "\\frac12"), ("  x ", "x"), (0, "0")])
+@pytest.mark.parametrize(
+    ("label", "text"), [(204, "204"), (0.5, "0.5"), (["\\frac12"], "\\frac12"), ("  x ", "x"), (0, "0")]
+)
 def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
     assert outcome("columns", {"problem": "q", "answer": label}) == Example("q", text)
 
 
-@pytest.mark.parametrize(("record", "reason"), [
-    ({"problem": "q"}, "has no 'answer'; the nearest of its columns is 'problem'"),
-    ({}, "has no 'problem'; it is empty"),
-    ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest of its columns is 'answr'"),
-    ({"problem": "q", "answer": None}, "has no 'answer'; the nearest of its columns is 'answer'"),
-    ({"problem": " \n", "answer": "2"}, "'problem' is empty"),
-    ({"problem": "q", "answer": ""}, "'answer' is empty"),
-    ({"problem": "q", "answer": True}, "'answer' is True and must be a text or a number"),
-    ({"problem": "q", "answer": float("nan")}, "'answer' is nan and must be a text or a number"),
-    ({"problem": "q", "answer": ["1", "2"]}, "'answer' is ['1', '2'] and must be a text or a number"),
-    ({"problem": "q", "answer": {"a": "x" * 200}}, "'answer' is {'a': '" + "x" * 70 + "... and must be a text or a number"),
-    ({"problem": "q\ud800", "answer": "2"}, "holds the half surrogate '\\ud800', which is no character"),
-])
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"problem": "q"}, "has no 'answer'; the nearest of its columns is 'problem'"),
+        ({}, "has no 'problem'; it is empty"),
+        ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest of its columns is 'answr'"),
+        ({"problem": "q", "answer": None}, "has no 'answer'; the nearest of its columns is 'answer'"),
+        ({"problem": " \n", "answer": "2"}, "'problem' is empty"),
+        ({"problem": "q", "answer": ""}, "'answer' is empty"),
+        ({"problem": "q", "answer": True}, "'answer' is True and must be a text or a number"),
+        ({"problem": "q", "answer": float("nan")}, "'answer' is nan and must be a text or a number"),
+        ({"problem": "q", "answer": ["1", "2"]}, "'answer' is ['1', '2'] and must be a text or a number"),
+        (
+            {"problem": "q", "answer": {"a": "x" * 200}},
+            "'answer' is {'a': '" + "x" * 70 + "... and must be a text or a number",
+        ),
+        ({"problem": "q\ud800", "answer": "2"}, "holds the half surrogate '\\ud800', which is no character"),
+    ],
+)
 def test_a_row_that_is_not_what_the_map_says_gives_the_reason(record: dict[str, Any], reason: str) -> None:
     assert outcome("columns", record) == reason
 
@@ -73,8 +88,12 @@ def test_gsm8k_takes_the_label_from_after_the_marks() -> None:
 
 def test_messages_are_a_chat_that_ends_with_the_question() -> None:
     keys = MapKeys(prompt="prompt", response="reward_model.ground_truth")
-    said = [{"role": "system", "content": "S"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "A"},
-            {"role": "user", "content": "b"}]
+    said = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "b"},
+    ]
     row = {"prompt": said, "reward_model": {"ground_truth": "34", "style": "rule"}}
     assert outcome("messages", row, keys) == Example("b", "34", "S", (("a", "A"),))
     assert outcome("messages", row | {"prompt": said[3:]}, keys) == Example("b", "34")
@@ -92,8 +111,9 @@ def test_an_own_handler_is_a_function_of_record_and_keys(tmp_path: Path) -> None
     assert outcome(name, {"n": ["1+1"], "answer": "2"}) == Example("1+1=", "2", "S")
     assert outcome(name, {"answer": "2"}) == "'n'"
     assert outcome(name, {"n": 3, "answer": "2"}) == "'int' object is not subscriptable"
-    assert outcome(name, {"n": ["1"], "answer": 2}) == "the handler returned ('1=', 2, 'S', ()) and must return texts".replace(
-        " and must", "; it must")
+    assert outcome(
+        name, {"n": ["1"], "answer": 2}
+    ) == "the handler returned ('1=', 2, 'S', ()) and must return texts".replace(" and must", "; it must")
     assert outcome(name, {"n": [""], "answer": ""}) == "the handler returned an empty question or label"
 
 
@@ -102,10 +122,16 @@ def test_a_bug_in_an_own_handler_is_not_taken_for_a_bad_row(tmp_path: Path) -> N
         outcome(own(tmp_path, "def take(record, keys):\n    return 1 / 0\n"), {})
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("gsm8", "the nearest is 'gsm8k' of columns, gsm8k, messages, an own one is path.py:function"),
-    ("none.py:take", "there is no file 'none.py'"), ("{}/own.py:tke", "defines no function 'tke'"), ("{}/own.txt:take", "must end in .py"),
-    ("{}/torn.py:take", "torn.py:1:")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gsm8", "the nearest is 'gsm8k' of columns, gsm8k, messages, an own one is path.py:function"),
+        ("none.py:take", "there is no file 'none.py'"),
+        ("{}/own.py:tke", "defines no function 'tke'"),
+        ("{}/own.txt:take", "must end in .py"),
+        ("{}/torn.py:take", "torn.py:1:"),
+    ],
+)
 def test_a_handler_that_is_not_there_is_a_sentence(name: str, message: str, tmp_path: Path) -> None:
     for file, body in (("own.py", "def take(): ..."), ("own.txt", ""), ("torn.py", "def take(:")):
         (tmp_path / file).write_text(body)
@@ -114,13 +140,21 @@ def test_a_handler_that_is_not_there_is_a_sentence(name: str, message: str, tmp_
     assert message in str(caught.value)
 
 
-ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "user", "b"]), inner, max_size=3),
-                   max_leaves=8)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "user", "b"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 
 
 @settings(deadline=None)
-@given(record=st.dictionaries(st.sampled_from(["a", "a.b", "q", "s", "h"]), ANY), name=st.sampled_from(list(handlers.HANDLERS)))
+@given(
+    record=st.dictionaries(st.sampled_from(["a", "a.b", "q", "s", "h"]), ANY),
+    name=st.sampled_from(list(handlers.HANDLERS)),
+)
 def test_any_record_is_an_example_of_texts_or_a_reason(record: dict[str, Any], name: str) -> None:
     result = outcome(name, record, MapKeys(prompt="a", query="q", response="a.b", system="s", history="h"))
     if isinstance(result, str):

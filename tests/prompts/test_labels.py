@@ -10,7 +10,11 @@ from r1zero.data.prepare import DataConfig
 
 def test_labels_come_with_their_place_and_solution_and_bad_rows_are_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    rows = [{"problem": "p", "answer": "1", "solution": "\\boxed{1}"}, {"problem": "p"}, {"problem": "p", "answer": 2, "solution": None}]
+    rows = [
+        {"problem": "p", "answer": "1", "solution": "\\boxed{1}"},
+        {"problem": "p"},
+        {"problem": "p", "answer": 2, "solution": None},
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = load("configs/data/math500.toml", [f"input={file}"], DataConfig)
     assert list(labels.rows(cfg)) == [(f"{file}:1", "1", "\\boxed{1}"), (f"{file}:3", "2", "")]

@@ -1,6 +1,7 @@
 """pytest tests/prompts/test_preprocess.py"""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from r1zero import config
 from r1zero.data import store, tokenizer
 from r1zero.data.prepare import DataConfig
 from r1zero.data.prompts import PromptSet
+from tests.prompts.conftest import build_tokenizer
 
 SAMPLES = Path("tests/data/prompts")
 
@@ -21,10 +23,12 @@ SAMPLES = Path("tests/data/prompts")
 @pytest.fixture
 def run(tokenizer_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Runs preprocess.py on CONFIG with overrides; gives its exit status, its words and the folder it writes."""
+
     def call(name: str, *overrides: str) -> tuple[int, str, Path]:
         output = tmp_path / "out"
         status = preprocess.main([name, f"tokenizer={tokenizer_path}", f"output={output}", *overrides])
         return status, capsys.readouterr().err, output
+
     return call
 
 
@@ -44,8 +48,12 @@ def test_jsonl_json_and_parquet_make_the_same_prompts(run, tmp_path: Path) -> No
         made.append([(prompts[i], prompts.additional(i)) for i in range(len(prompts))])
     assert made[0] == made[1] == made[2] and len(made[0]) == len(rows)
     assert [p.label for p, _ in made[0]] == [row["answer"] for row in rows]
-    assert all(row["problem"] in p.text for (p, _), row in zip(made[0], rows))
-    assert made[0][0][1] == {"subject": rows[0]["subject"], "level": str(rows[0]["level"]), "unique_id": rows[0]["unique_id"]}
+    assert all(row["problem"] in p.text for (p, _), row in zip(made[0], rows, strict=True))
+    assert made[0][0][1] == {
+        "subject": rows[0]["subject"],
+        "level": str(rows[0]["level"]),
+        "unique_id": rows[0]["unique_id"],
+    }
 
 
 def test_the_quick_starts_prompt_is_exactly_this(run, tmp_path: Path, tokenizer_path: str) -> None:
@@ -58,7 +66,9 @@ def test_the_quick_starts_prompt_is_exactly_this(run, tmp_path: Path, tokenizer_
 
 def test_a_list_of_deepscalers_layout_and_lines_of_gsm8ks_are_read_by_their_configs(run) -> None:
     status, _, output = run("configs/data/deepscaler.toml", f"input={SAMPLES / 'deepscaler.json'}")
-    assert status == 0 and PromptSet.open(str(output))[0].text.startswith("<bos>A conversation between User and Assistant.")
+    assert status == 0 and PromptSet.open(str(output))[0].text.startswith(
+        "<bos>A conversation between User and Assistant."
+    )
     status, _, output = run("configs/data/gsm8k.toml", f"input={SAMPLES / 'gsm8k.jsonl'}", "max_prompt_tokens=2000")
     prompts = PromptSet.open(str(output))
     assert status == 0 and [prompts[i].label for i in range(len(prompts))] == ["72", "10"]
@@ -66,10 +76,15 @@ def test_a_list_of_deepscalers_layout_and_lines_of_gsm8ks_are_read_by_their_conf
 
 def test_bad_rows_are_named_with_file_and_line_and_cost_only_themselves(run, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(b'{"problem": "1+1", "answer": 2}\n{"problem": "1+2"}\n{"problem": "1+3", "answ\n\xff\n{"problem": "1+4", "answer": "5"}\n')
+    file.write_bytes(
+        b'{"problem": "1+1", "answer": 2}\n{"problem": "1+2"}\n{"problem": "1+3", "answ\n\xff\n{"problem": "1+4", "answer": "5"}\n'
+    )
     status, words, output = run("configs/data/quickstart.toml", f"input={file}")
     prompts = PromptSet.open(str(output))
-    assert status == 0 and [(prompts[i].label, prompts.source(i)) for i in range(2)] == [("2", f"{file}:1"), ("5", f"{file}:5")]
+    assert status == 0 and [(prompts[i].label, prompts.source(i)) for i in range(2)] == [
+        ("2", f"{file}:1"),
+        ("5", f"{file}:5"),
+    ]
     assert f"bad row: {file}:2 has no 'answer'; the nearest of its columns is 'problem'" in words
     assert f"bad row: {file}:3 is not JSON: Unterminated string" in words and f"bad row: {file}:4 is not UTF-8" in words
     rejected = [json.loads(line)["source"] for line in (output / store.REJECTED).read_text().splitlines()]
@@ -85,14 +100,22 @@ def test_prompts_over_the_limit_are_left_out_and_counted(run, tmp_path: Path) ->
     prompts = PromptSet.open(str(output))
     assert status == 0 and [len(prompts[i].token_ids) for i in range(len(prompts))] == [exactly - 4, exactly]
     assert prompts.meta["counts"] == {"rows": 4, "kept": 2, "too_long": 2, "bad": 0}
-    assert prompts.meta["tokens"] == {"p0": exactly - 4, "p50": exactly, "p90": exactly + 35, "p99": exactly + 35, "p100": exactly + 35}
+    assert prompts.meta["tokens"] == {
+        "p0": exactly - 4,
+        "p50": exactly,
+        "p90": exactly + 35,
+        "p99": exactly + 35,
+        "p100": exactly + 35,
+    }
     assert f"{file}:3" in (output / store.REJECTED).read_text() and "too long" in words
 
 
 def test_the_meta_names_a_command_that_shows_the_first_rows(run, tmp_path: Path) -> None:
     _, _, output = run("configs/data/math500.toml", f"input={SAMPLES / 'math.jsonl'}")
     command = json.loads((output / store.META).read_text(encoding="utf-8"))["inspect"]
-    shown = subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["bash", "-c", command.replace("python", sys.executable, 1)], capture_output=True, text=True, check=True
+    ).stdout
     assert len(shown.splitlines()) == 3 and "'label': '\\\\left( 3, \\\\frac{\\\\pi}{2} \\\\right)'" in shown
 
 
@@ -138,27 +161,48 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
     assert left_in(tmp_path / "out") == {"thesis.tex"}
 
 
-@pytest.mark.parametrize(("override", "sentence"), [
-    ("template=qwen_r2", "configs/model/templates.json: has no template 'qwen_r2'; the nearest is 'qwen_r1'"),
-    ("templates=none.json", "none.json: cannot be read (No such file or directory)"),
-    ("template=llama3", ""),
-    ("tokenizer=none", "tokenizer 'none': has none of tokenizer.json"),
-    ("input=none.jsonl", "input = 'none.jsonl': there is no such file"),
-    ("input=pyproject.toml", "input = 'pyproject.toml': "),
-    ("handler=gsm8q", "handler = 'gsm8q': is not known; the nearest is 'gsm8k'"),
-    ("handler=gsm8k", "none of its 5 rows is kept, the first because tests/data/prompts/math.jsonl:1 'answer' has no final answer after ####"),
-    ("map_keys.prompt=problm", "the first because tests/data/prompts/math.jsonl:1 has no 'problm'; the nearest of its columns is 'problem'"),
-    ("map_keys.promt=problem", "configs/data/math500.toml: unknown key map_keys.promt; the nearest known one is map_keys.prompt"),
-    ("max_prompt_token=8", "unknown key max_prompt_token; the nearest known one is max_prompt_tokens"),
-    ("max_prompt_tokens=0", "max_prompt_tokens = 0; a prompt has at least one token"),
-    ("max_prompt_tokens=8", "all over max_prompt_tokens = 8; the shortest has "),
-    ("max_prompt_tokens=many", "max_prompt_tokens = 'many' is of type str; it must be int"),
-    ("map_keys.system=sytem", "map_keys.system: no row of tests/data/prompts/math.jsonl has a column 'sytem'; the nearest is "),
-    ("map_keys.query=inputs", "map_keys.query: no row of tests/data/prompts/math.jsonl has a column 'inputs'; the nearest is "),
-    ('dataset_additional_keys=["labels", "levl"]', "dataset_additional_keys: no row of tests/data/prompts/math.jsonl has a column 'levl'; "
-                                                  "the nearest is 'level'"),
-    ("output=tests/data/prompts/math.jsonl/x", "output = 'tests/data/prompts/math.jsonl/x': cannot be written ("),
-])
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("template=qwen_r2", "configs/model/templates.json: has no template 'qwen_r2'; the nearest is 'qwen_r1'"),
+        ("templates=none.json", "none.json: cannot be read (No such file or directory)"),
+        ("template=llama3", ""),
+        ("tokenizer=none", "tokenizer 'none': has none of tokenizer.json"),
+        ("input=none.jsonl", "input = 'none.jsonl': there is no such file"),
+        ("input=pyproject.toml", "input = 'pyproject.toml': "),
+        ("handler=gsm8q", "handler = 'gsm8q': is not known; the nearest is 'gsm8k'"),
+        (
+            "handler=gsm8k",
+            "none of its 5 rows is kept, the first because tests/data/prompts/math.jsonl:1 'answer' has no final answer after ####",
+        ),
+        (
+            "map_keys.prompt=problm",
+            "the first because tests/data/prompts/math.jsonl:1 has no 'problm'; the nearest of its columns is 'problem'",
+        ),
+        (
+            "map_keys.promt=problem",
+            "configs/data/math500.toml: unknown key map_keys.promt; the nearest known one is map_keys.prompt",
+        ),
+        ("max_prompt_token=8", "unknown key max_prompt_token; the nearest known one is max_prompt_tokens"),
+        ("max_prompt_tokens=0", "max_prompt_tokens = 0; a prompt has at least one token"),
+        ("max_prompt_tokens=8", "all over max_prompt_tokens = 8; the shortest has "),
+        ("max_prompt_tokens=many", "max_prompt_tokens = 'many' is of type str; it must be int"),
+        (
+            "map_keys.system=sytem",
+            "map_keys.system: no row of tests/data/prompts/math.jsonl has a column 'sytem'; the nearest is ",
+        ),
+        (
+            "map_keys.query=inputs",
+            "map_keys.query: no row of tests/data/prompts/math.jsonl has a column 'inputs'; the nearest is ",
+        ),
+        (
+            'dataset_additional_keys=["labels", "levl"]',
+            "dataset_additional_keys: no row of tests/data/prompts/math.jsonl has a column 'levl'; "
+            "the nearest is 'level'",
+        ),
+        ("output=tests/data/prompts/math.jsonl/x", "output = 'tests/data/prompts/math.jsonl/x': cannot be written ("),
+    ],
+)
 def test_bad_input_is_one_sentence_and_leaves_nothing(override: str, sentence: str, run, tmp_path: Path) -> None:
     before = left_in(tmp_path), left_in(SAMPLES)
     status, words, output = run("configs/data/math500.toml", f"input={SAMPLES / 'math.jsonl'}", override)
@@ -173,8 +217,29 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(override: str, sentence: s
 def test_a_stop_word_that_the_tokenizer_does_not_have_is_refused(tmp_path: Path, run) -> None:
     templates = tmp_path / "own.json"
     templates.write_text(json.dumps([{"name": "own", "stop_words": ["<|end|>"]}]))
-    status, words, output = run("configs/data/math500.toml", f"input={SAMPLES / 'math.jsonl'}", f"templates={templates}", "template=own")
+    status, words, output = run(
+        "configs/data/math500.toml", f"input={SAMPLES / 'math.jsonl'}", f"templates={templates}", "template=own"
+    )
     assert status == 2 and "'<|end|>' is 7 tokens in this tokenizer" in words and not output.exists()
+
+
+def test_a_begin_token_that_the_tokenizer_lacks_is_left_out_and_said(tmp_path: Path, run) -> None:
+    plain = build_tokenizer(tmp_path / "plain", special=["<eos>"], adds_bos=False)
+    overrides = f"input={SAMPLES / 'math.jsonl'}", "template=deepseek3_r1", "max_prompt_tokens=4000"
+    status, words, output = run("configs/data/math500.toml", *overrides, f"tokenizer={plain}")
+    assert status == 0 and "note: template deepseek3_r1 begins with the begin token, which" in words
+    assert PromptSet.open(str(output))[0].text.startswith("A conversation")
+    assert "note:" not in run("configs/data/math500.toml", *overrides)[1]
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, run) -> None:
+    before, limits = left_in(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+    try:
+        status, words, _ = run("configs/data/math500.toml", f"input={SAMPLES / 'math.jsonl'}", "max_prompt_tokens=4000")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2 and "cannot be written (" in words and left_in(tmp_path) == before
 
 
 @pytest.mark.parametrize("file", sorted(Path("configs/data").glob("*.toml")), ids=lambda p: p.stem)

@@ -16,9 +16,16 @@ from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.data.tokenizer import digest
 
 
-@given(count=st.integers(1, 40), seed=st.integers(0, 2**31), shuffle=st.booleans(), takes=st.lists(st.integers(0, 50), max_size=12))
+@given(
+    count=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+    shuffle=st.booleans(),
+    takes=st.lists(st.integers(0, 50), max_size=12),
+)
 @settings(deadline=None)
-def test_every_row_is_taken_exactly_once_an_epoch_whatever_the_batches(count: int, seed: int, shuffle: bool, takes: list[int]) -> None:
+def test_every_row_is_taken_exactly_once_an_epoch_whatever_the_batches(
+    count: int, seed: int, shuffle: bool, takes: list[int]
+) -> None:
     order = PromptOrder(count, seed, shuffle)
     rows: list[int] = []
     for n in takes:
@@ -26,15 +33,22 @@ def test_every_row_is_taken_exactly_once_an_epoch_whatever_the_batches(count: in
         assert len(taken) == n
         rows += taken
     for start in range(0, len(rows), count):
-        epoch = rows[start:start + count]
+        epoch = rows[start : start + count]
         assert set(Counter(epoch).values()) <= {1} and set(epoch) <= set(range(count))
         assert len(epoch) < count or sorted(epoch) == list(range(count))
 
 
-@given(count=st.integers(1, 40), seed=st.integers(0, 2**31), shuffle=st.booleans(), before=st.lists(st.integers(0, 50), max_size=6),
-       after=st.integers(1, 120))
+@given(
+    count=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+    shuffle=st.booleans(),
+    before=st.lists(st.integers(0, 50), max_size=6),
+    after=st.integers(1, 120),
+)
 @settings(deadline=None)
-def test_a_resumed_order_goes_on_as_the_uninterrupted_one(count: int, seed: int, shuffle: bool, before: list[int], after: int) -> None:
+def test_a_resumed_order_goes_on_as_the_uninterrupted_one(
+    count: int, seed: int, shuffle: bool, before: list[int], after: int
+) -> None:
     whole = PromptOrder(count, seed, shuffle)
     for n in before:
         whole.take(n)
@@ -69,10 +83,17 @@ def test_shuffling_is_uniform() -> None:
     assert all(abs(first[row] - 1000) < 5 * (4000 * 0.25 * 0.75) ** 0.5 for row in range(4))
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    ({"count": 9}, "has count = 9 and this run 8; resume with the same data"), ({"seed": 2}, "has seed = 2 and this run 1"),
-    ({"shuffle": False}, "has shuffle = False and this run True"), ({"position": 9}, "is torn: epoch 0, position 9 of 8"),
-    ({"epoch": None}, "is torn"), ({"position": -1}, "is torn")])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"count": 9}, "has count = 9 and this run 8; resume with the same data"),
+        ({"seed": 2}, "has seed = 2 and this run 1"),
+        ({"shuffle": False}, "has shuffle = False and this run True"),
+        ({"position": 9}, "is torn: epoch 0, position 9 of 8"),
+        ({"epoch": None}, "is torn"),
+        ({"position": -1}, "is torn"),
+    ],
+)
 def test_a_state_of_other_data_is_refused(change: dict, sentence: str) -> None:
     order = PromptOrder(8, 1, True)
     with pytest.raises(UserError, match=sentence):
@@ -88,7 +109,9 @@ def test_no_prompt_at_all_is_refused() -> None:
 def original(tokenizer_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3,000 rows, more than one Arrow batch."""
     folder = tmp_path_factory.mktemp("original")
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"problem": str(n), "answer": str(n)}) + "\n" for n in range(3000)))
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"problem": str(n), "answer": str(n)}) + "\n" for n in range(3000))
+    )
     overrides = [f"input={folder / 'rows.jsonl'}", f"tokenizer={tokenizer_path}", f"output={folder / 'prompts'}"]
     prepare(load("configs/data/quickstart.toml", overrides, DataConfig), lambda file, share, counts: None)
     return folder
@@ -123,11 +146,15 @@ def test_data_with_a_prompt_over_the_engines_limit_is_refused_with_both_lengths(
     prompts = PromptSet.open(made)
     longest = max(len(prompts[i].token_ids) for i in range(len(prompts)))
     prompts.check_length(longest)
-    with pytest.raises(UserError, match=f"has {longest} tokens and rollout.max_prompt_tokens is {longest - 1}; raise it"):
+    with pytest.raises(
+        UserError, match=f"has {longest} tokens and rollout.max_prompt_tokens is {longest - 1}; raise it"
+    ):
         prompts.check_length(longest - 1)
 
 
-def test_data_of_a_source_that_changed_is_refused_and_of_one_that_is_gone_is_not(made: str, tokenizer_path: str, tmp_path: Path) -> None:
+def test_data_of_a_source_that_changed_is_refused_and_of_one_that_is_gone_is_not(
+    made: str, tokenizer_path: str, tmp_path: Path
+) -> None:
     (tmp_path / "rows.jsonl").write_text('{"problem": "1", "answer": "1"}\n')
     with pytest.raises(UserError, match="rows.jsonl with sha256 .* run preprocess.py again"):
         PromptSet.open(made).check(digest(tokenizer_path))
@@ -150,7 +177,7 @@ def test_data_of_a_template_that_changed_is_refused(made: str, tokenizer_path: s
 def test_a_torn_folder_is_refused(name: str, share: float, made: str) -> None:
     file = Path(made) / name
     content = file.read_bytes()
-    file.write_bytes(content[:int(share * (len(content) - 2))])
+    file.write_bytes(content[: int(share * (len(content) - 2))])
     with pytest.raises(UserError, match="torn"):
         PromptSet.open(made)
 
@@ -160,8 +187,12 @@ def test_a_missing_or_foreign_folder_is_refused(made: str, tmp_path: Path) -> No
         PromptSet.open(str(tmp_path / "none"))
     file = Path(made) / store.META
     meta = json.loads(file.read_text())
-    for changed, sentence in (({"format": "r1zero prompts 0"}, "its format is 'r1zero prompts 0'"), ({"rows": "3000"}, "rows = '3000' must be of type int"),
-                              ({"rows": 2999}, "holds 3000 rows"), ({"stop_token_ids": None}, "stop_token_ids = None must be of type list")):
+    for changed, sentence in (
+        ({"format": "r1zero prompts 0"}, "its format is 'r1zero prompts 0'"),
+        ({"rows": "3000"}, "rows = '3000' must be of type int"),
+        ({"rows": 2999}, "holds 3000 rows"),
+        ({"stop_token_ids": None}, "stop_token_ids = None must be of type list"),
+    ):
         file.write_text(json.dumps(meta | changed))
         with pytest.raises(UserError, match=sentence):
             PromptSet.open(made)

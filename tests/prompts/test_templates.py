@@ -16,11 +16,14 @@ PREAMBLE = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks "
     "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are enclosed "
     "within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think><answer> answer "
-    "here </answer>. Put your final answer within \\boxed{}.")
+    "here </answer>. Put your final answer within \\boxed{}."
+)
 IM = "<|im_start|>{}\n{}<|im_end|>\n"
 TEXTS = {
     "deepseek3_r1": f"<bos>{PREAMBLE} <｜User｜>1+1?<｜Assistant｜>",
-    "qwen_r1": IM.format("system", "You are a helpful assistant.") + IM.format("user", PREAMBLE + "\n1+1?") + "<|im_start|>assistant\n",
+    "qwen_r1": IM.format("system", "You are a helpful assistant.")
+    + IM.format("user", PREAMBLE + "\n1+1?")
+    + "<|im_start|>assistant\n",
     "qwen": IM.format("system", "You are a helpful assistant.") + IM.format("user", "1+1?") + "<|im_start|>assistant\n",
     "llama3": "<bos><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "default": "Human: 1+1?\nAssistant:",
@@ -78,7 +81,9 @@ def test_system_of_the_data_takes_the_place_of_the_default(tokenizer_path: str) 
     assert prompt(SHIPPED, "qwen", tokenizer_path, "1+1?", system="S")[1].startswith(IM.format("system", "S"))
 
 
-def test_earlier_turns_are_parted_by_the_separator_and_ended_by_what_replaces_the_end_token(tokenizer_path: str) -> None:
+def test_earlier_turns_are_parted_by_the_separator_and_ended_by_what_replaces_the_end_token(
+    tokenizer_path: str,
+) -> None:
     text = prompt(SHIPPED, "qwen", tokenizer_path, "b?", system="S", history=(("a?", "A"),))[1]
     user = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     assert text == IM.format("system", "S") + user.format("a?") + "A<|im_end|>" + "\n" + user.format("b?")
@@ -91,8 +96,15 @@ def test_efficient_eos_leaves_the_end_token_out_of_earlier_answers(tokenizer_pat
 
 
 def test_llama2_puts_the_system_text_inside_the_first_question(tokenizer_path: str, tmp_path: Path) -> None:
-    file = write(tmp_path, {"name": "llama2", "format_user": slots(["bos_token"], "[INST] {{content}} [/INST]"),
-                            "format_system": slots("<<SYS>>\n{{content}}\n<</SYS>>\n\n"), "efficient_eos": True})
+    file = write(
+        tmp_path,
+        {
+            "name": "llama2",
+            "format_user": slots(["bos_token"], "[INST] {{content}} [/INST]"),
+            "format_system": slots("<<SYS>>\n{{content}}\n<</SYS>>\n\n"),
+            "efficient_eos": True,
+        },
+    )
     text = prompt(file, "llama2", tokenizer_path, "b", system="S", history=(("a", "A"),))[1]
     assert text == "<bos>[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST]A<bos>[INST] b [/INST]"
 
@@ -106,8 +118,12 @@ def test_a_reasoning_template_ends_with_an_empty_thought_unless_thinking(tokeniz
 
 def test_a_token_slot_is_that_token_and_an_unknown_one_is_an_error(tokenizer_path: str, tmp_path: Path) -> None:
     entry = {"format_user": slots({"token": "<|eot_id|>"}, "{{content}}")}
-    file = write(tmp_path, {"name": "t", **entry}, {"name": "u", "format_user": slots({"token": "<none>"}, "{{content}}")})
-    assert prompt(file, "t", tokenizer_path, "q")[0][0] == tokenizer.load(tokenizer_path).convert_tokens_to_ids("<|eot_id|>")
+    file = write(
+        tmp_path, {"name": "t", **entry}, {"name": "u", "format_user": slots({"token": "<none>"}, "{{content}}")}
+    )
+    assert prompt(file, "t", tokenizer_path, "q")[0][0] == tokenizer.load(tokenizer_path).convert_tokens_to_ids(
+        "<|eot_id|>"
+    )
     with pytest.raises(UserError, match="'<none>' is 6 tokens"):
         prompt(file, "u", tokenizer_path, "q")
 
@@ -121,33 +137,55 @@ def test_the_users_own_braces_are_never_filled(question: str) -> None:
         assert piece.text == f"Question: {text}=?\nAssistant:\n"
 
 
-@pytest.mark.parametrize(("entry", "message"), [
-    ({"format_usr": slots("{{content}}")}, "entry 1 (t): unknown field 'format_usr'; the nearest known one is 'format_user'"),
-    ({"format_user": slots("Human:")}, "entry 1 (t).format_user: has {{content}} 0 times"),
-    ({"format_user": slots("{{content}}", "{{content}}")}, "entry 1 (t).format_user: has {{content}} 2 times"),
-    ({"format_user": slots("{{content}} {{name}}")}, "nothing fills the placeholder {{name}}"),
-    ({"format_user": slots("{{content}}", 3)}, "entry 1 (t).format_user.slots[1] = 3"),
-    ({"format_user": slots("{{content}}", ["pad_token"])}, "entry 1 (t).format_user.slots[1] = ['pad_token']"),
-    ({"format_user": "{{content}}"}, "entry 1 (t).format_user = '{{content}}'; it must be an object with a list under \"slots\""),
-    ({"format_prefix": slots("{{content}}")}, "entry 1 (t).format_prefix: the slot '{{content}}' has a placeholder"),
-    ({"stop_words": "<|im_end|>"}, "entry 1 (t).stop_words = '<|im_end|>'"),
-    ({"stop_words": [""]}, "entry 1 (t).stop_words = ['']"),
-    ({"replace_eos": True}, "entry 1 (t): replace_eos is true without stop_words"),
-    ({"replace_eos": "yes"}, "entry 1 (t).replace_eos = 'yes'; it must be true or false"),
-    ({"default_system": 1}, "entry 1 (t).default_system = 1"),
-    ({"template_class": "Other"}, "entry 1 (t).template_class = 'Other'"),
-])
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"format_usr": slots("{{content}}")},
+            "entry 1 (t): unknown field 'format_usr'; the nearest known one is 'format_user'",
+        ),
+        ({"format_user": slots("Human:")}, "entry 1 (t).format_user: has {{content}} 0 times"),
+        ({"format_user": slots("{{content}}", "{{content}}")}, "entry 1 (t).format_user: has {{content}} 2 times"),
+        ({"format_user": slots("{{content}} {{name}}")}, "nothing fills the placeholder {{name}}"),
+        ({"format_user": slots("{{content}}", 3)}, "entry 1 (t).format_user.slots[1] = 3"),
+        ({"format_user": slots("{{content}}", ["pad_token"])}, "entry 1 (t).format_user.slots[1] = ['pad_token']"),
+        (
+            {"format_user": "{{content}}"},
+            "entry 1 (t).format_user = '{{content}}'; it must be an object with a list under \"slots\"",
+        ),
+        (
+            {"format_prefix": slots("{{content}}")},
+            "entry 1 (t).format_prefix: the slot '{{content}}' has a placeholder",
+        ),
+        ({"stop_words": "<|im_end|>"}, "entry 1 (t).stop_words = '<|im_end|>'"),
+        ({"stop_words": [""]}, "entry 1 (t).stop_words = ['']"),
+        ({"replace_eos": True}, "entry 1 (t): replace_eos is true without stop_words"),
+        ({"replace_eos": "yes"}, "entry 1 (t).replace_eos = 'yes'; it must be true or false"),
+        ({"default_system": 1}, "entry 1 (t).default_system = 1"),
+        ({"template_class": "Other"}, "entry 1 (t).template_class = 'Other'"),
+    ],
+)
 def test_a_wrong_entry_is_named_with_its_field(entry: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         templates.load(write(tmp_path, {"name": "t", **entry}), "t")
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "cannot be read (No such file or directory)"), (b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"{}", "is a JSON dict"),
-    (b"[1]", "entry 1 has no name"), (b'[{"name": "a"}, {"name": 2}]', "entry 2 has no name"), (b"[" * 100_000, "is not JSON"),
-    (b"[]", "has no template 't'; the file is empty"), (b'[{"name": "tt"}, {"name": "x"}]', "has no template 't'; the nearest is 'tt' of tt, x"),
-    (b'[{"name": "t"}, {"name": "t"}]', "has 2 templates named 't'")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"{}", "is a JSON dict"),
+        (b"[1]", "entry 1 has no name"),
+        (b'[{"name": "a"}, {"name": 2}]', "entry 2 has no name"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "has no template 't'; the file is empty"),
+        (b'[{"name": "tt"}, {"name": "x"}]', "has no template 't'; the nearest is 'tt' of tt, x"),
+        (b'[{"name": "t"}, {"name": "t"}]', "has 2 templates named 't'"),
+    ],
+)
 def test_a_wrong_file_gets_one_sentence(content: bytes | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "templates.json"
     if content is not None:
@@ -157,15 +195,21 @@ def test_a_wrong_file_gets_one_sentence(content: bytes | None, message: str, tmp
     assert message in str(caught.value) and str(file) in str(caught.value)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.just("{{content}}"),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["slots", "token", "x"]), inner, max_size=2),
-                    max_leaves=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.just("{{content}}"),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["slots", "token", "x"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
 ENTRY = st.dictionaries(st.sampled_from(templates.FIELDS + templates.UNUSED_FIELDS + ("other",)), JSON, max_size=5)
 
 
 @settings(deadline=None)
 @given(entries=st.lists(ENTRY | ENTRY.map(lambda e: e | {"name": "t"}), max_size=3) | JSON)
-def test_whatever_the_file_holds_it_renders_or_is_refused(entries: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_whatever_the_file_holds_it_renders_or_is_refused(
+    entries: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzzed.json"
     file.write_text(json.dumps(entries))
     try:

@@ -94,16 +94,21 @@ def damage(folder: Path, name: str, content: str | None) -> None:
         (folder / name).write_text(content)
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("tokenizer.json", None, "has none of tokenizer.json"),
-    ("tokenizer.json", '{"version": "1.0", "model"', "tokenizer.json: is torn or not JSON"),
-    ("tokenizer.json", "[]", "tokenizer.json: is a JSON list and must be an object"),
-    ("tokenizer.json", "{}", "cannot be loaded (KeyError"),
-    ("tokenizer_config.json", "{", "tokenizer_config.json: is torn or not JSON"),
-    ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["own.Own", null]}}', "cannot be loaded (ValueError"),
-    ("config.json", '{"model_type": "qwen2"', "config.json: is torn or not JSON")])
-def test_a_damaged_folder_is_a_sentence_and_none_of_its_code_is_run(name: str, content: str | None, message: str, tokenizer_path: str,
-                                                                    tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", None, "has none of tokenizer.json"),
+        ("tokenizer.json", '{"version": "1.0", "model"', "tokenizer.json: is torn or not JSON"),
+        ("tokenizer.json", "[]", "tokenizer.json: is a JSON list and must be an object"),
+        ("tokenizer.json", "{}", "cannot be loaded (KeyError"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: is torn or not JSON"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["own.Own", null]}}', "cannot be loaded (ValueError"),
+        ("config.json", '{"model_type": "qwen2"', "config.json: is torn or not JSON"),
+    ],
+)
+def test_a_damaged_folder_is_a_sentence_and_none_of_its_code_is_run(
+    name: str, content: str | None, message: str, tokenizer_path: str, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(tokenizer_path, tmp_path / "damaged"))
     (folder / "own.py").write_text("raise SystemExit('ran')")
     damage(folder, name, content)

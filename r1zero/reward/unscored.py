@@ -1,0 +1,40 @@
+"""What becomes of samples that could not be graded: counted, dumped, and above a share the end of the run."""
+
+import json
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+
+from r1zero.reward.score import RewardError, Score
+
+
+def counts(scores: Iterable[Score]) -> dict[str, int]:
+    """The metrics `reward/timeouts` and `reward/failures`."""
+    outcomes = [score.outcome for score in scores]
+    return {"reward/timeouts": outcomes.count("timeout"), "reward/failures": outcomes.count("failed")}
+
+
+def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Hashable, tuple[str, str]]) -> int:
+    """Appends a JSON line for each ungraded sample, its (response, label) from `texts`; returns how many there were."""
+    unscored = [key for key, score in scores.items() if score.outcome != "scored"]
+    if unscored:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="ascii") as file:
+            for key in unscored:
+                response, label = texts[key]
+                row = {"outcome": scores[key].outcome, "ms": scores[key].ms, "label": label, "response": response}
+                file.write(json.dumps(row) + "\n")
+    return len(unscored)
+
+
+def refuse_share(timeouts: int, failures: int, samples: int, max_share: float) -> None:
+    """Stops a run whose rewards have become too few to mean anything.
+
+    Raises:
+        RewardError: more than `max_share` of the samples were not graded.
+    """
+    share = (timeouts + failures) / samples if samples else 0.0
+    if share > max_share:
+        raise RewardError(
+            f"{timeouts + failures} of {samples} samples ({share:.1%}) could not be graded, more than the {max_share:.1%} "
+            f"allowed: {timeouts} ran past the deadline, {failures} ended their worker; their texts are in the run folder"
+        )
