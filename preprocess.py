@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         metavar="key=value",
         help="in place of what the file says, e.g. map_keys.prompt=question",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         cfg = config.load(options.config, options.overrides, prepare.DataConfig)
