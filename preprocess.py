@@ -1,6 +1,7 @@
 """Data to prompts: `python preprocess.py CONFIG [key=value ...] [--check-labels]`. The formats: r1zero/data/."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from r1zero import config
-from r1zero.data import prepare
+from r1zero.data import labels, prepare
+from r1zero.reward import RewardError, check_labels
 
 
 def main(arguments: list[str]) -> int:
@@ -21,15 +23,20 @@ def main(arguments: list[str]) -> int:
         metavar="key=value",
         help="in place of what the file says, e.g. map_keys.prompt=question",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--check-labels", action="store_true", help="grade labels, and solutions against them, as training will"
+    )
+    options = parser.parse_intermixed_args(arguments)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         cfg = config.load(options.config, options.overrides, prepare.DataConfig)
         report = _run(cfg, console)
-    except config.UserError as error:
+        _show(cfg, report, console)
+        if options.check_labels:
+            _check_labels(cfg, report.counts.kept + report.counts.too_long, console)
+    except (config.UserError, RewardError) as error:
         console.print(f"preprocess.py: {error}", markup=False)
         return 2
-    _show(cfg, report, console)
     return 0
 
 
@@ -50,6 +57,14 @@ def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
             bar.update(tasks[file], completed=share, rows=f"{counts.kept} of {counts.rows} rows kept")
 
         return prepare.prepare(cfg, progress)
+
+
+def _check_labels(cfg: prepare.DataConfig, count: int, console: Console) -> None:
+    with Progress(console=console, transient=True) as bar:
+        rows = bar.track(labels.rows(cfg), total=count, description="labels")
+        checked = check_labels(rows, workers=len(os.sched_getaffinity(0)), deadline_s=config.Reward().deadline_s)
+    for line in checked.lines():
+        console.print(line, markup=False)
 
 
 def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> None:

@@ -12,13 +12,20 @@ from r1zero.config import UserError
 
 
 class Record(NamedTuple):
-    source: str
-    """file:line, for Parquet file:row (both from 1), in a JSON list also the element's number."""
+    file: Path
+    line: int
+    """From 1; of a Parquet file the row."""
     value: dict[str, Any] | None
     problem: str
     """Why there is no value; empty where there is one."""
     progress: float
     """Share of the file that has been read."""
+    element: int = 0
+    """Number in a JSON list, from 1; 0 in other files."""
+
+    @property
+    def source(self) -> str:
+        return f"{self.file}:{self.line}" + (f" (element {self.element})" if self.element else "")
 
 
 def files(path: str) -> list[Path]:
@@ -49,7 +56,7 @@ def _lines(path: Path) -> Iterator[Record]:
             done += len(line)
             if line.strip():
                 value, problem = _parse((line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n"))
-                yield Record(f"{path}:{number}", value, problem, done / size)
+                yield Record(path, number, value, problem, done / size)
 
 
 def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
@@ -99,7 +106,7 @@ def _elements(path: Path, text: str) -> Iterator[Record]:
             raise UserError(
                 f"{where}: is not JSON: {error}; mend it: in a torn list the later rows cannot be told apart"
             ) from None
-        yield Record(where, *_object(value), at / len(text))
+        yield Record(path, line, *_object(value), at / len(text), number)
         at = _skip_space(text, at)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):
@@ -124,7 +131,7 @@ def _parquet(path: Path) -> Iterator[Record]:
             for batch in file.iter_batches(batch_size=1024):
                 for i in range(batch.num_rows):
                     number += 1
-                    yield Record(f"{path}:{number}", *_row(batch, i), number / total)
+                    yield Record(path, number, *_row(batch, i), number / total)
     except (
         pa.ArrowException,
         ValueError,
