@@ -186,17 +186,21 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _model_world() -> Iterator[None]:
-    """The library coordinates over torch's default group; for a model on some of the ranks that is for now the model's group."""
-    everyone = parallel_state.get_intra_distributed_optimizer_instance_group()
-    default = dist.group.WORLD
+    """The library coordinates over torch's default group and counts ranks in it. For a model on some of the ranks that group is,
+    for as long as this lasts, the model's, and its ranks are renumbered in all groups inside it."""
+    everyone, default = parallel_state.get_intra_distributed_optimizer_instance_group(), dist.group.WORLD
     if everyone.size() == default.size():
         yield
         return
-    distributed_c10d._update_default_pg(everyone)
-    try:
-        yield
-    finally:
-        distributed_c10d._update_default_pg(default)
+    numbers = {rank: i for i, rank in enumerate(dist.get_process_group_ranks(everyone))}
+    held = distributed_c10d._world.pg_group_ranks
+    inside = {group: {numbers[rank]: i for rank, i in members.items()} for group, members in held.items() if members.keys() <= numbers.keys()}
+    with mock.patch.dict(held, inside):
+        distributed_c10d._update_default_pg(everyone)
+        try:
+            yield
+        finally:
+            distributed_c10d._update_default_pg(default)
 
 
 @contextmanager
