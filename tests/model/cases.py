@@ -209,3 +209,74 @@ def load_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dt
     noise = torch.rand(3)
     train(built, oracle, 3)
     return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
+
+
+@together
+def export(rank: int, oracle: Oracle, place: config.MegatronGrid, out: Any) -> None:
+    from r1zero.model.export import export_hf
+
+    built = build_on(oracle, place, "bfloat16", trainable=False)
+    if built:
+        export_hf(built.chunks, built.shape, built.grids, torch.bfloat16, oracle.folder, out)
+
+
+@together
+def streamed(rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """What this rank gets when weights whose name contains a key of `receivers` (the first that fits) go to those ranks."""
+    from r1zero.model import mapping, stream
+
+    built = build_on(oracle, place, trainable=False)
+    grids = layout._megatron("layout.train", place, dist.get_world_size())
+    shape = read_shape(oracle.folder)
+    local = mapping.local_tensors(built.chunks, shape, grids) if built else {}
+    found = stream.stream(local, shape, grids, lambda w: next(v for k, v in receivers.items() if k in w.name), torch.float32)
+    return {name: tensor.clone() for name, tensor in found}
+
+
+@together
+def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense_tokens: int) -> dict[str, Any] | None:
+    """The last stage's logits with all sequences in one pack, and with each in a pack of its own."""
+    from unittest import mock
+
+    from r1zero.model import packing
+
+    built = build_on(oracle, place, trainable=False)
+    if built is None:
+        return None
+    _, samples = my_samples(built, oracle)
+    with torch.no_grad(), mock.patch.object(packing, "DENSE_TOKENS", dense_tokens):
+        return {"together": schedule(built, samples, 1, forward_only=True), "alone": schedule(built, samples, len(samples), forward_only=True)}
+
+
+@together
+def trained(rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: str, packs: int) -> dict[str, torch.Tensor] | None:
+    """Weights and fp32 buffers after two updates."""
+    built = build_on(oracle, place, recompute=recompute)
+    if built is None:
+        return None
+    _, samples = my_samples(built, oracle)
+    for _ in range(2):
+        for chunk in built.chunks:
+            chunk.zero_grad_buffer()
+        built.optimizer.zero_grad()
+        schedule(built, samples, packs)
+        built.optimizer.step()
+        built.scheduler.step(1)
+    buffers = {name: b.clone() for chunk in built.chunks for name, b in chunk.named_buffers() if name.endswith("expert_bias")}
+    assert all(b.dtype == torch.float32 for b in buffers.values())
+    return gathered(built, oracle, lambda parameter: parameter) | buffers
+
+
+@together
+def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
+    """Learning rates of the first updates."""
+    from r1zero.model import build
+
+    built = build_on(oracle, grid())
+    cfg = config.Optimizer(lr=1.0, lr_warmup_iterations=warmup)
+    optimizer, scheduler = build.build_optimizer(built.chunks, cfg, built.grids)
+    found = []
+    for _ in range(5):
+        found.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(1)
+    return found
