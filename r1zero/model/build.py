@@ -24,7 +24,7 @@ from torch import Tensor
 
 from r1zero import config, device
 from r1zero.layout import MegatronGrids
-from r1zero.model import cpu_megatron, placement
+from r1zero.model import cpu_megatron, mapping, placement
 from r1zero.model.layers import layer_spec, use_packed_rotary
 from r1zero.model.packing import Pack
 from r1zero.model.shape import Shape
@@ -66,12 +66,20 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
         share_embeddings_and_output_weights=shape.tied, position_embedding_type="rope", rotary_base=shape.rope_theta)
     model.to(device.here(cfg.run.device))
     use_packed_rotary(model)
+    _mark_what_is_cut(model, shape, grids)
     if cfg.run.device == "cpu":
         cpu_megatron.look_like_cuda(model)
     if not trainable:
         return [model.requires_grad_(False).eval()]
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False)
     return [DistributedDataParallel(settings, ddp, model)]
+
+
+def _mark_what_is_cut(model: torch.nn.Module, shape: Shape, grids: MegatronGrids) -> None:
+    """Parameters of which the tensor ranks hold different parts, or different experts. The norm of the gradient counts the others
+    on the first tensor rank only; megatron-core sets the mark where it initialises weights, which here it does not."""
+    for local in mapping.local_tensors([model], shape, grids).values():
+        local.parameter.tensor_model_parallel = local.weight.cut is not None or local.weight.expert is not None
 
 
 def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> TransformerConfig:

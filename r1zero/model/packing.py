@@ -102,7 +102,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tenso
         return rows.view(count, longest, *x.shape[1:]).transpose(1, 2)
 
     q, k, v = padded(q), padded(k), padded(v)
-    if longest <= DENSE_TOKENS:
+    if longest <= DENSE_TOKENS and q.device.type == "cpu":
         out = _products(q * scale, k, v, packed.mask_LL)
     else:
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale,

@@ -121,7 +121,8 @@ def together(case: Callable[..., Any]) -> Callable[..., Any]:
 
 @together
 def parity(rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none") -> dict[str, Any] | None:
-    """Largest logit error and its scale, and for each HF name the gradient's error relative to its norm, against transformers."""
+    """Against transformers: the largest logit error and its scale, for each HF name the gradient's error relative to its norm; and
+    the norm of the whole gradient that megatron clips by."""
     built = build_on(oracle, place, recompute=recompute)
     if built is None:
         return None
@@ -133,7 +134,8 @@ def parity(rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1
     expected = oracle.gradients()
     errors = {name: float((gradients[name] - g).norm() / g.norm().clamp_min(1e-12)) for name, g in expected.items()}
     assert gradients.keys() == expected.keys()
-    found: dict[str, Any] = {"gradients": errors}
+    _, norm, _ = built.optimizer.step()
+    found: dict[str, Any] = {"gradients": errors, "norm": norm}
     if kept:
         order = [n for i in range(packs) for n in numbers[i::packs]]
         reference = torch.cat([oracle.logits().split(LENGTHS)[n] for n in order])
@@ -280,3 +282,14 @@ def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
         found.append(optimizer.param_groups[0]["lr"])
         scheduler.step(1)
     return found
+
+
+@together
+def transformers_beside_megatron(rank: int, oracle: Oracle) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain transformers' logits in a process that megatron-core runs in, and in one where it does not."""
+    import transformers
+
+    build_on(oracle, grid())
+    model = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return torch.cat([model(piece[None]).logits[0] for piece in oracle.tokens.split(LENGTHS)]), oracle.logits()

@@ -4,6 +4,7 @@
 """
 
 import pytest
+import torch
 
 from tests.model import cases
 from tests.model.cases import grid
@@ -30,7 +31,7 @@ FAMILIES = ["qwen2", "qwen2_tied", "qwen3", "deepseek", "deepseek_no_q_lora", "d
 CASES = ([(name, "one", 1) for name in FAMILIES]
          + [(name, layout, 2) for name in ("qwen2", "qwen2_tied", "deepseek") for layout in LAYOUTS if layout != "one"]
          + [("qwen3", "tp2", 1), ("qwen3", "tp2 pp2", 4), ("deepseek_yarn", "tp2", 1), ("deepseek_no_q_lora", "tp2", 1)]
-         + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8)]
+         + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8), ("qwen2", "tp2", 8), ("deepseek", "tp2 ep2", 8)]
          + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS])
 
 
@@ -42,6 +43,8 @@ def test_logits_and_gradients_equal_transformers(ranks, models, name, layout, pa
     assert speaking
     for result in speaking:
         assert result["logits"] <= 1e-5 * result["scale"]
+    norm = torch.cat([g.flatten() for g in models(name).gradients().values()]).double().norm()
     for result in results:
+        assert result["norm"] == pytest.approx(float(norm), rel=1e-5)
         worst = max(result["gradients"], key=result["gradients"].get)
         assert result["gradients"][worst] <= 1e-4, worst
