@@ -6,7 +6,6 @@ modules: torch itself stays whole (replacing torch.empty and its like for everyb
 """
 
 import importlib
-import queue
 import sys
 from importlib.metadata import version
 from types import ModuleType
@@ -120,7 +119,6 @@ def _clip_with(clip: Callable[..., None]) -> Callable[..., None]:
 
 
 def _answer_functions() -> None:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.optimizer import optimizer
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer import multi_latent_attention
@@ -137,5 +135,3 @@ def _answer_functions() -> None:
             tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor)
     # It asserts the gradients' type by name, too.
     optimizer.clip_grad_by_total_norm_fp32 = _clip_with(optimizer.clip_grad_by_total_norm_fp32)
-    # A synchronous save needs no manager process, whose start would import the main script again.
-    filesystem_async._get_write_results_queue = queue.Queue

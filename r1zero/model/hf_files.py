@@ -99,9 +99,14 @@ def dequantise(values: Tensor, scales: Tensor, row: int, column: int) -> Tensor:
     return values.float() * scales.float()[rows][:, columns]
 
 
+def start(folder: Path) -> None:
+    """An empty folder to write parts into."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
 def write_part(folder: Path, rank: int, tensors: Iterable[tuple[str, Tensor]], file_bytes: int) -> dict[str, str]:
     """One rank's tensors into files of about `file_bytes` in `folder`. Returns tensor name -> file name."""
-    folder.mkdir(parents=True, exist_ok=True)
     placed: dict[str, str] = {}
     for number, bucket in enumerate(_buckets(tensors, file_bytes)):
         name = f"part-{rank:05d}-{number:05d}.safetensors"
@@ -124,10 +129,11 @@ def _buckets(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict
         yield bucket
 
 
-def finish(folder: Path, out: Path, placed: dict[str, str], source: Path) -> None:
-    """Name the parts as Hugging Face does, add index, config and tokenizer of `source`, and move the whole to `out`."""
-    if out.exists():
-        raise UserError(f"{out}: exists already; name a new folder")
+def finish(folder: Path, out: Path, placed: dict[str, str], source: Path, dtype: torch.dtype) -> None:
+    """Name the parts as Hugging Face does, add index, config and tokenizer of `source`, and move the whole to `out`.
+
+    dtype: of the weights written, which config.json then states in place of what the source was stored in.
+    """
     files = sorted(set(placed.values()))
     names = {old: SINGLE if len(files) == 1 else f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i, old in enumerate(files)}
     total = 0
@@ -140,4 +146,8 @@ def finish(folder: Path, out: Path, placed: dict[str, str], source: Path) -> Non
     for file in source.iterdir():
         if file.is_file() and file.suffix in (".json", ".model", ".txt", ".jinja", ".py") and file.name != INDEX:
             shutil.copy2(file, folder / file.name)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    config |= dict.fromkeys(config.keys() & {"dtype", "torch_dtype"} or {"torch_dtype"}, str(dtype).removeprefix("torch."))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     os.replace(folder, out)

@@ -1,5 +1,6 @@
 """What the ranks of a test world do: build a model on a grid, run megatron's schedule, bring results together by HF name."""
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -108,6 +109,17 @@ def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) 
     return {name: tensor.clone() for name, tensor in found}
 
 
+def together(case: Callable[..., Any]) -> Callable[..., Any]:
+    """Ranks outside a case's grid wait for the others: rank 0 keeps the store in which groups meet."""
+    @functools.wraps(case)
+    def run(*args: Any) -> Any:
+        result = case(*args)
+        dist.barrier()
+        return result
+    return run
+
+
+@together
 def parity(rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none") -> dict[str, Any] | None:
     """Largest logit error and its scale, and for each HF name the gradient's error relative to its norm, against transformers."""
     built = build_on(oracle, place, recompute=recompute)
@@ -129,4 +141,142 @@ def parity(rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1
         first = width * built.grids.dense.coordinate(rank, "tp")
         reference = reference[:, first:first + width]
         found |= {"logits": float((torch.cat(kept) - reference).abs().max()), "scale": float(reference.abs().max())}
+    return found
+
+
+def train(built: Built, oracle: Oracle, steps: int) -> None:
+    _, samples = my_samples(built, oracle)
+    for _ in range(steps):
+        for chunk in built.chunks:
+            chunk.zero_grad_buffer()
+        built.optimizer.zero_grad()
+        schedule(built, samples, 2)
+        built.optimizer.step()
+        built.scheduler.step(1)
+
+
+def state(built: Built, oracle: Oracle) -> dict[str, torch.Tensor]:
+    """HF name -> weights, fp32 masters and both moments, gathered; and the rate of the next step."""
+    found = {f"weight {name}": t for name, t in gathered(built, oracle, lambda p: p.float()).items()}
+    for key in ("param", "exp_avg", "exp_avg_sq"):
+        found |= {f"{key} {name}": t for name, t in gathered(built, oracle, lambda p, key=key: _full_state(built, p, key)).items()}
+    return found | {"lr": torch.tensor(built.optimizer.param_groups[0]["lr"])}
+
+
+def _full_state(built: Built, parameter: torch.Tensor, key: str) -> torch.Tensor:
+    """A parameter's optimizer state, put together from its data-parallel shards."""
+    from megatron.core import parallel_state
+
+    expert = not getattr(parameter, "allreduce", True)
+    group = parallel_state.get_expert_data_parallel_group() if expert else parallel_state.get_data_parallel_group()
+    full = torch.zeros(parameter.numel())
+    for part in built.optimizer.chained_optimizers:
+        if parameter in part.model_param_group_index_map:
+            index, order = part.model_param_group_index_map[parameter]
+            main = part.optimizer.param_groups[index]["params"][order]
+            cut = part._get_model_param_range_map(parameter)["param"]
+            full[cut.start:cut.end] = main.detach() if key == "param" else part.optimizer.state[main][key]
+    dist.all_reduce(full, group=group)
+    return full.view(parameter.shape)
+
+
+@together
+def save_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any) -> dict[str, torch.Tensor] | None:
+    """Three steps, a checkpoint, three more. Returns the state at the checkpoint and at the end, told apart by a prefix."""
+    from r1zero.model import checkpoint
+
+    built = build_on(oracle, place, dtype)
+    if built is None:
+        return None
+    train(built, oracle, 3)
+    middle = state(built, oracle)
+    checkpoint.save(folder, 3, built.chunks, built.optimizer, built.scheduler, {"cursor": 17}, keep=2)
+    noise = torch.rand(3)
+    train(built, oracle, 3)
+    return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
+
+
+@together
+def load_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any) -> dict[str, torch.Tensor] | None:
+    from r1zero.model import checkpoint
+
+    built = build_on(oracle, place, dtype)
+    if built is None:
+        return None
+    path = checkpoint.newest(folder)
+    assert checkpoint.load(path, built.chunks, built.optimizer, built.scheduler) == {"cursor": 17} == checkpoint.extra(path)
+    middle = state(built, oracle)
+    noise = torch.rand(3)
+    train(built, oracle, 3)
+    return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
+
+
+@together
+def export(rank: int, oracle: Oracle, place: config.MegatronGrid, out: Any) -> None:
+    from r1zero.model.export import export_hf
+
+    built = build_on(oracle, place, "bfloat16", trainable=False)
+    if built:
+        export_hf(built.chunks, built.shape, built.grids, torch.bfloat16, oracle.folder, out)
+
+
+@together
+def streamed(rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """What this rank gets when weights whose name contains a key of `receivers` (the first that fits) go to those ranks."""
+    from r1zero.model import mapping, stream
+
+    built = build_on(oracle, place, trainable=False)
+    grids = layout._megatron("layout.train", place, dist.get_world_size())
+    shape = read_shape(oracle.folder)
+    local = mapping.local_tensors(built.chunks, shape, grids) if built else {}
+    found = stream.stream(local, shape, grids, lambda w: next(v for k, v in receivers.items() if k in w.name), torch.float32)
+    return {name: tensor.clone() for name, tensor in found}
+
+
+@together
+def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense_tokens: int) -> dict[str, Any] | None:
+    """The last stage's logits with all sequences in one pack, and with each in a pack of its own."""
+    from unittest import mock
+
+    from r1zero.model import packing
+
+    built = build_on(oracle, place, trainable=False)
+    if built is None:
+        return None
+    _, samples = my_samples(built, oracle)
+    with torch.no_grad(), mock.patch.object(packing, "DENSE_TOKENS", dense_tokens):
+        return {"together": schedule(built, samples, 1, forward_only=True), "alone": schedule(built, samples, len(samples), forward_only=True)}
+
+
+@together
+def trained(rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: str, packs: int) -> dict[str, torch.Tensor] | None:
+    """Weights and fp32 buffers after two updates."""
+    built = build_on(oracle, place, recompute=recompute)
+    if built is None:
+        return None
+    _, samples = my_samples(built, oracle)
+    for _ in range(2):
+        for chunk in built.chunks:
+            chunk.zero_grad_buffer()
+        built.optimizer.zero_grad()
+        schedule(built, samples, packs)
+        built.optimizer.step()
+        built.scheduler.step(1)
+    buffers = {name: b.clone() for chunk in built.chunks for name, b in chunk.named_buffers() if name.endswith("expert_bias")}
+    assert all(b.dtype == torch.float32 for b in buffers.values())
+    return gathered(built, oracle, lambda parameter: parameter) | buffers
+
+
+@together
+def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
+    """Learning rates of the first updates."""
+    from r1zero.model import build
+
+    built = build_on(oracle, grid())
+    cfg = config.Optimizer(lr=1.0, lr_warmup_iterations=warmup)
+    optimizer, scheduler = build.build_optimizer(built.chunks, cfg, built.grids)
+    found = []
+    for _ in range(5):
+        found.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(1)
     return found

@@ -26,16 +26,18 @@ EXPERT_LAYOUTS = {
     "pp2 ep2": (4, grid(pp=2, ep=2)),
 }
 FAMILIES = ["qwen2", "qwen2_tied", "qwen3", "deepseek", "deepseek_no_q_lora", "deepseek_yarn", "deepseek_yarn_half", "deepseek_yarn_plain"]
-CASES = ([(name, "one") for name in FAMILIES]
-         + [(name, layout) for name in ("qwen2", "qwen2_tied", "deepseek") for layout in LAYOUTS if layout != "one"]
-         + [("qwen3", "tp2"), ("qwen3", "tp2 pp2"), ("deepseek_yarn", "tp2"), ("deepseek_no_q_lora", "tp2")]
-         + [("deepseek", layout) for layout in EXPERT_LAYOUTS])
+# name, layout, micro-batches
+CASES = ([(name, "one", 1) for name in FAMILIES]
+         + [(name, layout, 2) for name in ("qwen2", "qwen2_tied", "deepseek") for layout in LAYOUTS if layout != "one"]
+         + [("qwen3", "tp2", 1), ("qwen3", "tp2 pp2", 4), ("deepseek_yarn", "tp2", 1), ("deepseek_no_q_lora", "tp2", 1)]
+         + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8)]
+         + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS])
 
 
-@pytest.mark.parametrize("name, layout", CASES)
-def test_logits_and_gradients_equal_transformers(ranks, models, name, layout):
+@pytest.mark.parametrize("name, layout, packs", CASES)
+def test_logits_and_gradients_equal_transformers(ranks, models, name, layout, packs):
     size, place = {**LAYOUTS, **EXPERT_LAYOUTS}[layout]
-    results = [r for r in ranks.run(cases.parity, models(name), place, 2 if "pp" in layout else 1, size=size) if r]
+    results = [r for r in ranks.run(cases.parity, models(name), place, packs, size=size) if r]
     speaking = [r for r in results if "logits" in r]
     assert speaking
     for result in speaking:

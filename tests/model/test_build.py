@@ -1,0 +1,70 @@
+"""Packs, recomputation, micro-batches, the rate and the router's bias; weights out again to ranks and to folders.
+
+    python -m pytest tests/model/test_build.py
+"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.model import cases
+from tests.model.cases import grid
+
+
+@pytest.mark.parametrize("dense_tokens", [0, 1000], ids=["fused attention", "explicit products"])
+@pytest.mark.parametrize("name, size, place", [("qwen2", 1, grid()), ("qwen2", 2, grid(tp=2)), ("deepseek", 1, grid()), ("deepseek", 2, grid(tp=2, ep=2))])
+def test_a_sequence_has_the_same_logits_in_any_company(ranks, models, name, size, place, dense_tokens):
+    for found in ranks.run(cases.logits_of_packs, models(name), place, dense_tokens, size=size):
+        alone = torch.cat(found["alone"])
+        assert (found["together"][0] - alone).abs().max() <= 1e-5 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name, size, place", [("qwen2", 1, grid()), ("deepseek", 1, grid()), ("deepseek", 2, grid(tp=2, ep=2))])
+def test_recomputation_changes_no_bit_of_the_trained_weights(ranks, models, name, size, place):
+    plain, recomputed = (ranks.run(cases.trained, models(name), place, recompute, 2, size=size)[0] for recompute in ("none", "full"))
+    assert [key for key, value in plain.items() if not torch.equal(recomputed[key], value)] == []
+
+
+def test_the_routers_bias_stays_in_fp32_as_it_was_loaded(ranks, models):
+    oracle = models("deepseek")
+    found = ranks.run(cases.trained, oracle, grid(), "none", 1, size=1)[0]
+    biases = [value for key, value in found.items() if key.endswith("expert_bias")]
+    loaded = [value for key, value in sorted(oracle.weights().items()) if key.endswith("e_score_correction_bias")]
+    assert len(biases) == 3 and all(torch.equal(a, b) for a, b in zip(biases, loaded, strict=True))
+
+
+def test_the_rate_rises_in_equal_steps_and_then_stays(ranks, models):
+    assert ranks.run(cases.rates, models("qwen2"), 0, size=1)[0] == [1.0] * 5
+    assert ranks.run(cases.rates, models("qwen2"), 3, size=1)[0] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("name, size, place", [
+    ("qwen2", 1, grid()), ("qwen2", 4, grid(tp=2, pp=2)), ("qwen2_tied", 2, grid(pp=2)), ("qwen3", 2, grid(tp=2)),
+    ("deepseek", 2, grid(tp=2)), ("deepseek", 4, grid(tp=2, pp=2, ep=2)), ("deepseek_no_q_lora", 4, grid(ranks="2-3", pp=2, layers=(1, 3)))])
+def test_a_folder_comes_back_bit_for_bit_in_bf16(ranks, models, tmp_path, name, size, place):
+    import transformers
+
+    out = tmp_path / "out"
+    ranks.run(cases.export, models(name), place, out, size=size)
+    found = {key: value for file in out.glob("*.safetensors") for key, value in load_file(file).items()}
+    source = models(name).weights()
+    assert found.keys() == source.keys()
+    for key, value in source.items():
+        expected = value if key.endswith("e_score_correction_bias") else value.bfloat16()
+        assert torch.equal(found[key], expected), key
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert torch.equal(model.state_dict()["model.layers.0.input_layernorm.weight"], source["model.layers.0.input_layernorm.weight"].bfloat16())
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("name, place", [("qwen2", grid(ranks="0-1", tp=2)), ("qwen2_tied", grid(ranks="2-3", pp=2)),
+                                         ("deepseek", grid(ranks="1,3", tp=2, ep=2)), ("deepseek", grid(tp=2, pp=2))])
+def test_weights_reach_exactly_the_ranks_that_want_them(ranks, models, name, place):
+    wanted = {"experts.1.": (0,), "experts.5.": (3,), "lm_head": (1, 2), "": (0, 2, 3)}
+    source = models(name).weights()
+    for rank, found in enumerate(ranks.run(cases.streamed, models(name), place, wanted, size=4)):
+        assert found.keys() == {key for key in source if rank in next(v for k, v in wanted.items() if k in key)}
+        assert all(torch.equal(value, source[key]) for key, value in found.items())

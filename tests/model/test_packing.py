@@ -1,0 +1,54 @@
+"""Attention over a pack against attention written out for each sequence alone.
+
+    python -m pytest tests/model/test_packing.py
+"""
+
+from unittest import mock
+
+import pytest
+import torch
+
+from r1zero.model import packing
+
+CPU = torch.device("cpu")
+
+
+def written_out(q, k, v, scale, lengths):
+    """Softmax over the keys up to each query, sequence by sequence, head by head."""
+    out, start = [], 0
+    for n in lengths:
+        rows = slice(start, start + n)
+        for_heads = []
+        for h in range(q.shape[1]):
+            g = h * k.shape[1] // q.shape[1]
+            scores = (q[rows, h] @ k[rows, g].T * scale).masked_fill(torch.ones(n, n).triu(1).bool(), float("-inf"))
+            for_heads.append(scores.softmax(-1) @ v[rows, g])
+        out.append(torch.stack(for_heads, 1).flatten(1))
+        start += n
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("dense_tokens", [0, 1000], ids=["fused", "products"])
+@pytest.mark.parametrize("lengths, multiple", [([5, 5, 5], 1), ([3, 9, 1, 6], 1), ([4, 7], 4), ([1], 1)])
+@pytest.mark.parametrize("heads, kv_heads, width", [(4, 2, 8), (4, 4, 5)])
+def test_outputs_and_gradients_equal_attention_written_out(dense_tokens, lengths, multiple, heads, kv_heads, width):
+    packed = packing.pack(lengths, multiple, torch.float64, CPU)
+    tokens = len(packed.positions_T)
+    assert tokens % multiple == 0 and tokens - sum(lengths) < multiple
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(tokens, h, d, generator=make, dtype=torch.float64, requires_grad=True)
+               for h, d in ((heads, 8), (kv_heads, 8), (kv_heads, width)))
+    weights = torch.randn(tokens, heads * width, generator=make, dtype=torch.float64)
+    found = []
+    for run in (lambda: packing.attend(q, k, v, 0.3, packed), lambda: written_out(q, k, v, 0.3, packed.lengths)):
+        with mock.patch.object(packing, "DENSE_TOKENS", dense_tokens):
+            out = run()
+        found.append([out, *torch.autograd.grad((out * weights).sum(), (q, k, v))])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() < 1e-6   # the weights of the sum are made in fp32
+
+
+def test_positions_begin_anew_in_each_sequence():
+    packed = packing.pack([3, 2], 4, torch.float32, CPU)
+    assert packed.positions_T.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert packed.cu_seqlens_q.tolist() == [0, 3, 5, 8] and packed.max_seqlen_q == 3
