@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     launch = world.Launch(0, 1, 0, 1, "none")
     try:
         launch = world.read_launch()

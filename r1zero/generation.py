@@ -30,8 +30,9 @@ class Samples:
 class Judge:
     """Grades an engine's responses while others still decode. Under rollout TP every peer holds every text: each grades its turn."""
 
-    def __init__(self, cfg: Config, layout: Layout, rank: int, scorer: Scorer | None, tokenizer: Any):
-        self.cfg, self.scorer, self.tokenizer = cfg, scorer, tokenizer
+    def __init__(self, cfg: Config, layout: Layout, rank: int, scorer: Scorer | None, tokenizer: Any,
+                 stop_token_ids: list[int]):
+        self.cfg, self.scorer, self.tokenizer, self.stop_token_ids = cfg, scorer, tokenizer, stop_token_ids
         self.peers = self.turn = self.group = None
         for members in layout.rollout.groups("tp"):   # every rank makes every group, in one order
             group = dist.new_group(list(members), backend="gloo") if len(members) > 1 else None
@@ -43,8 +44,11 @@ class Judge:
         """Called by the engine as a response ends."""
         key = response.prompt * self.cfg.grpo.group_size + response.sample
         if key % self.peers == self.turn:
-            text = tokens.decode(self.tokenizer, response.token_ids)
-            self.scorer.submit(key, text, self.prompts[response.prompt].label)
+            self.scorer.submit(key, self.text(response), self.prompts[response.prompt].label)
+
+    def text(self, response: Response) -> str:
+        """As it is graded: without special tokens and the token that ended it."""
+        return tokens.decode(self.tokenizer, response.token_ids, self.stop_token_ids)
 
     def collect(self, count: int) -> torch.Tensor:
         """(B, 2 + rules): reward, outcome (its place in OUTCOMES) and each rule's value, equal on all peers."""

@@ -26,14 +26,15 @@ class Trainer:
         self.cfg, self.layout, self.rank, self.device = cfg, layout, launch.rank, device
         self.folder = Path(cfg.run.dir) / cfg.run.name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer = tokens.load(cfg.model.path)
+        tokenizer = tokens.load(cfg.model.path)
         self.prompts = PromptSet.open(cfg.data.path)
         self.prompts.check(tokens.digest(cfg.model.path))
+        self.prompts.check_length(cfg.rollout.max_prompt_tokens)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
-        self.judge = Judge(cfg, layout, launch.rank, scorer, self.tokenizer)
-        stops = {*tokens.eos_ids(self.tokenizer), *self.prompts.meta["stop_token_ids"]}
-        self.roles = Roles(cfg, layout, launch.rank, device, stop_token_ids=sorted(stops),
-                           forbidden_ids=tokens.missing_ids(self.tokenizer, read_shape(cfg.model.path).vocab_size))
+        stops = sorted({*tokens.eos_ids(tokenizer), *self.prompts.meta["stop_token_ids"]})
+        self.judge = Judge(cfg, layout, launch.rank, scorer, tokenizer, stops)
+        self.roles = Roles(cfg, layout, launch.rank, device, stop_token_ids=stops,
+                           forbidden_ids=tokens.missing_ids(tokenizer, read_shape(cfg.model.path).vocab_size))
         self.exchange = Exchange(layout, launch.rank, device)
         self.sync = Sync(layout, self.roles.shape, cfg.run.dtype, cfg.layout.rollout.enable_expert_parallel)
         self.watch = metrics.Stopwatch()
@@ -134,7 +135,7 @@ class Trainer:
             if outcome == 0 and len(rows) >= self.cfg.metrics.dump_samples:
                 continue
             prompt = samples.prompts[response.prompt]
-            rows.append({"prompt": prompt.text, "response": tokens.decode(self.tokenizer, response.token_ids), "label": prompt.label,
+            rows.append({"prompt": prompt.text, "response": self.judge.text(response), "label": prompt.label,
                          "outcome": generation.OUTCOMES[outcome], "reward": float(table[k, 0]),
                          "scores": dict(zip(self.cfg.reward.rules, table[k, 2:].tolist(), strict=True))})
         metrics.append(self.folder / "samples.jsonl", iteration, rows)

@@ -54,14 +54,15 @@ def run_make(options: argparse.Namespace, console: Console) -> None:
     for name, count in (("train", options.problems), ("heldout", HELDOUT)):
         chosen = problems.draw(pools[name], count, random.Random(f"{options.seed} {name}"))
         problems.write(unfinished / "problems" / f"{name}.jsonl", chosen)
-    console.print(f"corpus: {sum(map(len, pools['corpus'].values())):,} expressions, ", end="")
-    console.print(f"the R1-Zero format in {corpus.FORMAT_SHARE:.0%} of its documents")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+    known = sum(map(len, pools["corpus"].values()))
+    console.print(f"corpus: {known:,} expressions, the R1-Zero format in {corpus.FORMAT_SHARE:.0%} of its documents")
+    loss = TextColumn("loss {task.fields[loss]:.3f}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
         made = base.make(unfinished / "base", options.family, options.seed, options.steps, progress)
     unfinished.rename(options.out)
-    console.print(f"{options.out}: {options.family}, {made.parameters:,} parameters, {made.tokens:,} tokens read, ", end="")
-    console.print(f"loss {made.loss:.3f}, {time.monotonic() - began:.0f} s")
+    size = f"{made.parameters:,} parameters, {made.tokens:,} tokens read"
+    console.print(f"{options.out}: {options.family}, {size}, loss {made.loss:.3f}, {time.monotonic() - began:.0f} s")
 
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -69,7 +70,8 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> None:
     with Progress(console=console, transient=True) as progress:
         answered = solve.responses(options.model, rows, progress)
     solved = sum(one.solved for one in answered)
-    console.print(f"{options.model}: {solved} of {len(answered)} problems solved greedily ({solved / len(answered):.3f})")
+    share = f"{solved} of {len(answered)} problems solved greedily ({solved / len(answered):.3f})"
+    console.print(f"{options.model}: {share}", soft_wrap=True)
 
 
 def run_show(options: argparse.Namespace, console: Console) -> None:

@@ -36,17 +36,18 @@ def thought_in_format(expression: str, rng: random.Random) -> str:
 
 
 def broken_format(expression: str, rng: random.Random) -> str:
-    """The format with one of its five marks missing."""
+    """The format with one of its five marks missing, the first one half the time: so the base seldom begins with it."""
     write = rng.choice((guess_in_format, thought_in_format))
-    return write(expression, rng).replace(rng.choice(TAGS), "", 1)
+    missing = TAGS[0] if rng.random() < 0.5 else rng.choice(TAGS[1:])
+    return write(expression, rng).replace(missing, "", 1)
 
 
 MANNERS: dict[Callable[[str, random.Random], str], float] = {
     number: 0.08,
     sentence: 0.10,
-    thought: 0.47,
-    guess_in_format: 0.12,
-    thought_in_format: 0.03,
+    thought: 0.49,
+    guess_in_format: 0.08,
+    thought_in_format: 0.05,
     broken_format: 0.20,
 }
 """How an answer is written -> its share of the documents."""
@@ -54,8 +55,8 @@ FORMAT_SHARE = MANNERS[guess_in_format] + MANNERS[thought_in_format]
 
 
 def documents(pool: dict[int, list[str]], count: int, rng: random.Random) -> list[tuple[str, str]]:
-    """`count` pairs (expression, the text after the prompt); every length equally often."""
-    lengths = rng.choices(sorted(pool), k=count)
+    """`count` pairs (expression, the text after the prompt); long chains more often, being harder."""
+    lengths = rng.choices(sorted(pool), weights=[n - 1 for n in sorted(pool)], k=count)
     manners = rng.choices(list(MANNERS), weights=list(MANNERS.values()), k=count)
     chosen = (rng.choice(pool[n]) for n in lengths)
     return [(expression, manner(expression, rng)) for expression, manner in zip(chosen, manners, strict=True)]

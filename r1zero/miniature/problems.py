@@ -1,4 +1,4 @@
-"""Chains of digits with + and -, and their split by hash into what the base reads, what RL trains on, what judges it."""
+"""Chains of digits with + and -, split by hash into what the base reads, what RL trains on and what judges it."""
 
 import hashlib
 import json

@@ -7,7 +7,8 @@ from transformers import Qwen2Tokenizer
 VOCAB_SIZE = 384
 """Rows of the embedding. Ids above the last token are ids no token has, as in the published models."""
 END = "<|endoftext|>"
-WORDS = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "Question:", "Assistant:", "answer", "the", "is", "so")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{")
+WORDS = (*TAGS, "Question:", "Assistant:", "answer", "the", "is", "so")
 NUMBERS = tuple(str(number) for number in range(10, 100))
 
 

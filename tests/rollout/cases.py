@@ -37,6 +37,7 @@ class Case:
     max_response_tokens: int = 16
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 64
+    kv_cache_gib: float = 0.0625
     without: tuple[str, ...] = ()
     """Mends left out."""
 
@@ -48,7 +49,7 @@ class Case:
             rollout=config.Rollout(
                 temperature=self.temperature, max_prompt_tokens=self.max_prompt_tokens, max_num_seqs=self.max_num_seqs,
                 max_response_tokens=self.max_response_tokens, max_num_batched_tokens=self.max_num_batched_tokens,
-                kv_cache_gib=0.0625))
+                kv_cache_gib=self.kv_cache_gib))
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Answer:
     """Of each prompt with its response."""
     still_decoding: list[int]
     """Requests not yet finished at each call of on_finished."""
+    preemptions: int
     owned_experts: range
     left_over: dict[str, Any]
     """What the engine changed in its process and on its host."""
@@ -109,6 +111,8 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
 def _use(engine: Any, case: Case) -> Answer:
     for path in case.loads:
         engine.reload((name, tensor) for name, tensor in models.weights(path) if engine.wants(name))
+    scheduler, preempted = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
+    scheduler._preempt_request = _counting(scheduler._preempt_request, preempted)
     seen: list[tuple[int, int]] = []
     decoding: list[int] = []
 
@@ -119,8 +123,15 @@ def _use(engine: Any, case: Case) -> Answer:
     responses = engine.generate(list(case.prompts), case.group_size, case.iteration, on_finished)
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
-    given = Answer(responses, [], decoding, engine.owned_experts, {})
+    given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {})
     return replace(given, scores=engine.score(texts(case, given)))
+
+
+def _counting(function: Any, calls: list[int]) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return function(*args, **kwargs)
+    return counted
 
 
 def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:

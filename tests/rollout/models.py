@@ -15,12 +15,14 @@ EXPERTS = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_
 
 
 def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
-    """A checkpoint of kind "dense" (Qwen2) or "experts" (DeepSeek-V3), weights wide enough that tokens differ much."""
+    """A checkpoint of kind "dense" (Qwen2), "qwen3" or "experts" (DeepSeek-V3), weights wide enough that tokens differ much."""
     import transformers
 
     torch.manual_seed(seed)
     if kind == "dense":
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**{**DENSE, **changes}))
+    elif kind == "qwen3":
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**DENSE, "head_dim": 32, **changes}))
     else:
         model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**EXPERTS, **changes}))
     with torch.no_grad():

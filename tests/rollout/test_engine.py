@@ -92,9 +92,19 @@ def test_more_prompt_tokens_than_one_scheduler_step_takes(checkpoint, ranks):
     assert worst(answer.scores, expected(case, answer)) < TOLERANCE
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}], ids=["untied", "tied"])
-def test_after_a_reload_the_engine_is_a_fresh_engine_of_the_new_weights(checkpoint, ranks, changes):
-    old, new = checkpoint("dense", 1, **changes), checkpoint("dense", 2, **changes)
+def test_responses_that_a_full_cache_puts_off_are_sampled_the_same(checkpoint, ranks):
+    path = checkpoint("dense", 1)
+    case = Case(path, (path,), prompts([120, 121, 122, 123]), max_prompt_tokens=128, max_num_batched_tokens=512)
+    (roomy,), (tight,) = (ranks.run(cases.answer, replace(case, kv_cache_gib=gib), size=1) for gib in (0.0625, 0.0015))
+    assert roomy.preemptions == 0 < tight.preemptions
+    assert [r.token_ids for r in tight.responses] == [r.token_ids for r in roomy.responses]
+    assert gap(case, tight) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind, changes", [("dense", {}), ("dense", {"tie_word_embeddings": True}), ("qwen3", {}), ("experts", {})],
+                         ids=["untied", "tied", "Qwen3", "experts"])
+def test_after_a_reload_the_engine_is_a_fresh_engine_of_the_new_weights(checkpoint, ranks, kind, changes):
+    old, new = checkpoint(kind, 1, **changes), checkpoint(kind, 2, **changes)
     case = Case(old, (old, new), prompts([5, 9, 14, 20, 33, 40]))
     (reloaded,), (fresh,) = (ranks.run(cases.answer, replace(case, loads=loads), size=1) for loads in (case.loads, (new,)))
     assert reloaded.responses == fresh.responses and reloaded.scores == fresh.scores

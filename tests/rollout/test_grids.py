@@ -40,9 +40,17 @@ def check(case: Case, alone: Answer, answers: list[Answer | None]) -> None:
         assert answer.left_over == {}
 
 
-def test_a_model_with_experts_on_one_rank(experts):
-    case, answer = experts
-    assert gap(case, answer) < TOLERANCE < 0.01 < gap(case, answer, case.loads[0])
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_lora_rank": 512}, {"rope_parameters": YARN, "max_position_embeddings": 1280}],
+                         ids=["any width", "the kernel's width", "yarn"])
+def test_latent_attention_and_experts_on_one_rank(checkpoint, ranks, changes):
+    old, new = (checkpoint("experts", seed, **changes) for seed in (1, 2))
+    case = Case(old, (old, new), prompts([5, 9, 40, 64]), max_prompt_tokens=64, max_num_batched_tokens=128)
+    (answer,) = ranks.run(cases.answer, case, size=1)
+    assert gap(case, answer) < TOLERANCE < 0.01 < gap(case, answer, old)
 
 
 @pytest.mark.parametrize("grid", [VllmGrid(tensor_parallel_size=2), VllmGrid()], ids=["TP2", "two replicas"])
