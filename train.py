@@ -5,6 +5,7 @@ import sys
 
 from r1zero import config, device, layout, world
 from r1zero.config import UserError
+from r1zero.model import families, placement
 from r1zero.reward import RewardError, Scorer
 
 
@@ -20,6 +21,9 @@ def main() -> None:
         cfg = config.load(args.config, args.overrides, config.Config)
         grids = layout.carve(cfg.layout, launch.size)
         layout.check_batch(cfg, grids)
+        shape = families.read_shape(cfg.model.path)
+        for role in filter(None, (grids.train, grids.reference)):
+            placement.check(shape, role)
     except UserError as error:   # every rank found the same and ends by itself
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -69,15 +70,15 @@ def with_trainer(rank: int, cfg: Config, use):
     grids = layout.carve(cfg.layout, size)
     layout.check_batch(cfg, grids)
     scorer = Scorer(cfg.reward.rules, 1, cfg.reward.deadline_s) if rank in grids.rollout else None
-    trainer = Trainer(cfg, grids, world.Launch(rank, size, rank, size, "none"), scorer, torch.device("cpu"))
-    try:
-        return use(trainer)
-    finally:
-        trainer.roles.close()
+    with ExitStack() as stack:
+        stack.callback(parallel_state.destroy_model_parallel)
         if scorer:
-            scorer.close()
-        parallel_state.destroy_model_parallel()
+            stack.callback(scorer.close)
+        trainer = Trainer(cfg, grids, world.Launch(rank, size, rank, size, "none"), scorer, torch.device("cpu"))
+        stack.callback(trainer.roles.close)
+        found = use(trainer)
         dist.barrier()
+        return found
 
 
 def metrics_of(cfg: Config) -> list[dict]:

@@ -28,7 +28,8 @@ def grids(train=None, reference=None, rollout=None):
                          rollout=VllmGrid(**(rollout or {})))
 
 
-TP2, PP2, EP2 = ({f"{name}_model_parallel_size": 2} for name in ("tensor", "pipeline", "expert"))
+TP2, EP2 = {"tensor_model_parallel_size": 2}, {"expert_model_parallel_size": 2}
+PP2 = {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)}
 ONE = grids()
 UPDATES = 6
 SAME = ("grpo/rewards/mean", "response_length/mean", "actor/pg_loss", "actor/kl_loss", "actor/entropy", "grad_norm")
