@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from r1zero.batch import Batch
-from r1zero.config import Config
-from r1zero.layout import Layout
-from r1zero.model import build, checkpoint, mapping
+from r1zero.config import Config, UserError
+from r1zero.layout import Layout, MegatronGrids
+from r1zero.model import build, checkpoint, mapping, step_folders
 from r1zero.model.families import read_shape
 from r1zero.policy import Policy
 from r1zero.rollout.vllm_engine import Engine
@@ -34,7 +34,7 @@ class Roles:
             return
         build.initialize(grids, cfg.run.device, cfg.run.seed)
         chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
-        mapping.load(chunks, self.shape, grids, cfg.model.path)
+        self._load(chunks, grids)
         if not trains:
             self.reference = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device)
             return
@@ -42,6 +42,13 @@ class Roles:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
         self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
+
+    def _load(self, chunks: list[torch.nn.Module], grids: MegatronGrids) -> None:
+        """The original weights."""
+        if self.cfg.model.checkpoint:
+            checkpoint.load_weights(chunks, self.shape, grids, self.cfg.model.checkpoint, self.cfg.model.path)
+        else:
+            mapping.load(chunks, self.shape, grids, self.cfg.model.path)
 
     def reference_logprobs(self, batch: Batch | None) -> Tensor | None:
         """(R,) by the original weights, on the last stage of the grid that has them; None elsewhere."""
@@ -87,4 +94,12 @@ class Roles:
             checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra, keep)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
-        """What `save` was given, from the newest checkpoint, on every rank of the world; None where there is none."""
+        """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None without one."""
+        found = step_folders.newest(folder)
+        if found is None:
+            return None
+        if mode == "never":
+            raise UserError(f'checkpoint.resume = "never", and {found.path} is there; set it to "auto" to go on from it, or change run.name')
+        if self.policy:
+            checkpoint.load(found, self.policy.chunks, self.policy.optimizer, self.policy.scheduler)
+        return {**found.extra, "iteration": found.iteration}

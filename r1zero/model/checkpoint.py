@@ -1,237 +1,222 @@
-"""Checkpoints in megatron-core's distributed format: written aside and renamed, read into the same layout or another.
+"""Checkpoints of a run: megatron-core's distributed format, written aside, hashed, renamed; resumed where the newest whole one ends.
 
-A checkpoint is a folder `step_N`. megatron-core writes metadata.json last, but a folder written over a complete one keeps the old
-metadata.json and loads without an error although half of its files are new: so a folder is never written twice. Rank 0 of
-the grid renames `step_N.tmp` and points `latest` to it when everything is on disk.
+A checkpoint is a folder `step_N` under the run's `checkpoints`; `latest` there names the newest. It does not depend on the
+layout: weights, masters, Adam's moments and the schedule load into any other. Only the generators' states, of which each
+rank has its own, need the same one.
 """
 
-import os
-import queue
 import random
-import shutil
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 from unittest import mock
 
-import numpy
+import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as torch_checkpoint
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing import ShardedObject
-from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy, get_default_save_sharded_strategy
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper, FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
-from torch.distributed import distributed_c10d
 
-LATEST = "latest"
+from r1zero.config import UserError
+from r1zero.layout import MegatronGrids
+from r1zero.model import conversion, hf_export, manifest, step_folders
+from r1zero.model.dist_files import Writer
+from r1zero.model.mapping import local_tensors
+from r1zero.model.shape import Shape
+from r1zero.model.step_folders import Found, gather
+from r1zero.subworld import as_world
 
-# The library's default kind of sharding cannot be saved in this format; this one can be read into any layout.
-_KIND = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True, "singleton_local_shards": False}
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint that `latest` names; None where there is none."""
-    pointer = folder / LATEST
-    return folder / pointer.read_text(encoding="utf-8").strip() if pointer.exists() else None
-
-
-def extra(path: Path) -> dict[str, Any]:
-    """What `save` was given beside the model. Any rank may ask, alone."""
-    return dist_checkpointing.load_common_state_dict(str(path))["extra"]
+# The only one of megatron-core 0.16's formats of optimizer state that loads into any layout.
+FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True, "singleton_local_shards": False}
 
 
-def save(folder: Path, iteration: int, chunks: list[torch.nn.Module], optimizer: Any, scheduler: Any, extra: dict[str, Any],
-         keep: int) -> None:
-    """Write folder/step_<iteration>, point `latest` to it and delete all but the newest `keep`. Collective over the model's grid.
+def save(folder: Path, iteration: int, chunks: list[torch.nn.Module], optimizer: Any, scheduler: OptimizerParamScheduler,
+         extra: dict[str, Any], keep: int) -> None:
+    """Write `folder/step_<iteration>`. Collective over the ranks that train. extra: the same JSON values on all of them.
 
-    optimizer, scheduler: None writes the weights only. extra: plain values, the same on all ranks.
+    Raises UserError on each of them where the disk is too small or cannot be written; older checkpoints then stay as they are.
     """
-    final, aside = folder / f"step_{iteration}", folder / f"step_{iteration}.tmp"
-    with _model_world(), _writing_here():
-        if dist.get_rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        dist.barrier()
-        state = _state(chunks, optimizer, scheduler, _layout(), loading=False) | {"extra": extra}
-        strategy = get_default_save_sharded_strategy("torch_dist")
-        dist_checkpointing.save(state, str(aside), FullyParallelSaveStrategyWrapper(strategy, _data_group()),
-                                content_metadata={**_KIND, "layout": _layout()})
-        if dist.get_rank() == 0:
-            _publish(folder, aside, final, keep)
-        dist.barrier()
+    group = _everyone()
+    final = folder / f"step_{iteration}"
+    aside = final.with_name(final.name + ".tmp")
+    _allocate(optimizer)
+    state = _state(chunks, optimizer, scheduler, loading=False)
+    needed = sum(gather(_bytes(state), group))
+    problem = step_folders.prepare(folder, aside, needed) if group.rank() == 0 else ""
+    if problem := gather(problem, group)[0]:
+        raise UserError(f"{final}: {problem}")
+    writer = Writer(str(aside))
+    strategy = FullyParallelSaveStrategyWrapper(_Strategy(writer), parallel_state.get_data_parallel_group(with_context_parallel=True))
+    try:
+        with as_world(group):
+            dist_checkpointing.save(state, str(aside), strategy, content_metadata=FORMAT)
+    except torch_checkpoint.api.CheckpointException as error:
+        reasons = {f"rank {rank}: {reason}" for rank, (reason, _) in error.failures.items() if isinstance(reason, OSError)}
+        if not reasons:
+            raise
+        raise UserError(f"{final}: could not be written ({'; '.join(sorted(reasons))}); make room and start again: "
+                        "the run continues from the checkpoint before") from None
+    files = {name: segments for part in gather(writer.files, group) for name, segments in part.items()}
+    if group.rank() == 0:
+        files |= {path.name: manifest.adopt(path) for path in sorted(aside.iterdir()) if path.name not in files}
+        manifest.seal(aside, {"iteration": iteration, "extra": extra, "layout": _layout()}, files)
+        step_folders.put_in_place(aside, final, keep)
+    dist.barrier(group)
 
 
-def load(path: Path, chunks: list[torch.nn.Module], optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    """Weights, optimizer, scheduler and generators as they were; the generators only in the layout that wrote them.
+class _Strategy(SaveShardedStrategy):
+    """megatron's state through torch's own saving, in this process: megatron's forks a process for each file."""
 
-    Returns `extra`. Collective over the model's grid. optimizer, scheduler: None loads the weights only.
+    can_handle_sharded_objects = True
+
+    def __init__(self, writer: Writer):
+        super().__init__("torch_dist", 1)
+        self.writer = writer
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Any) -> None:
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
+        planner = MCoreSavePlanner(flatten_state_dict=False)
+        torch_checkpoint.save(mcore_to_pyt_state_dict(by_key), storage_writer=self.writer, planner=planner)
+
+
+def load(found: Found, chunks: list[torch.nn.Module], optimizer: Any, scheduler: OptimizerParamScheduler) -> None:
+    """Weights, optimizer, schedule; in the same layout the generators, too. Collective over the ranks that train.
+
+    Raises UserError where the checkpoint is of another model.
     """
-    saved = dist_checkpointing.load_content_metadata(str(path))["layout"]
-    with _model_world(), _step_is_no_tensor_of_a_parameter(), torch.no_grad():
-        if optimizer:
-            _allocate_adam(optimizer)
-        state = _state(chunks, optimizer, scheduler, saved, loading=True)
-        strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(path)), _data_group())
-        found = dist_checkpointing.load(state, str(path), strategy)
-        unwrap_model(chunks[0]).load_state_dict(found["model"])
-        if optimizer:
-            _load_optimizer(optimizer, found["optimizer"], dist_checkpointing.load_common_state_dict(str(path))["optimizer"])
-            scheduler.load_state_dict(found["scheduler"])
-        if "rng" in found:
-            _set_generators(found["rng"])
-    return extra(path)
+    _allocate(optimizer)
+    state = _state(chunks, optimizer, scheduler, loading=True)
+    if found.layout != _layout():
+        del state["rng"]
+    try:
+        with as_world(_everyone()):
+            loaded = dist_checkpointing.load(state, str(found.path))
+    except (KeyError, dist_checkpointing.core.CheckpointingException) as error:
+        reason = str(error.args[0]).split(":")[0]
+        raise UserError(f"{found.path}: is not a checkpoint of this model ({reason}); give the run another name or folder") from None
+    unwrap_model(chunks[0]).load_state_dict(loaded["model"], strict=False)
+    step = dist_checkpointing.load_common_state_dict(str(found.path))["step"]
+    _set_optimizer(optimizer, loaded["optimizer"], step)
+    scheduler.load_state_dict(loaded["scheduler"])
+    if "rng" in loaded:
+        _set_generators(loaded["rng"])
 
 
-def load_weights(path: Path, chunks: list[torch.nn.Module]) -> None:
-    """The weights alone, into a model without an optimizer or before it is built."""
-    load(path, chunks, None, None)
+def load_weights(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids, path: str, source: str) -> None:
+    """Fill the model from a folder that `convert.py to-mcore` made of `source`, reading this rank's slices.
+
+    Collective over the model's ranks. Raises UserError for a folder that is torn, or made of another model.
+    """
+    folder = conversion.open_weights(Path(path), shape)
+    group = _everyone()
+    conversion.check_source(folder, gather(hf_export.fingerprint(Path(source)) if group.rank() == 0 else "", group)[0])
+    for local in local_tensors(chunks, shape, grids).values():
+        view = local.view()
+        with torch.no_grad():
+            view.copy_(conversion.read(folder, local.weight, local.part).view(view.shape))
 
 
-def _layout() -> list[int]:
-    return [parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size(),
-            parallel_state.get_expert_model_parallel_world_size(), parallel_state.get_data_parallel_world_size()]
-
-
-def _data_group() -> dist.ProcessGroup:
-    return parallel_state.get_data_parallel_group(with_context_parallel=True)
-
-
-def _state(chunks: list[torch.nn.Module], optimizer: Any, scheduler: Any, layout: list[int], loading: bool) -> dict[str, Any]:
-    """layout: of the checkpoint. The part that is not sharded must be equal on all ranks."""
-    model = unwrap_model(chunks[0]).sharded_state_dict(metadata={**_KIND, "dp_cp_group": _data_group()})
-    state: dict[str, Any] = {"model": model}
-    if optimizer:
-        state["optimizer"] = optimizer.sharded_state_dict(model, is_loading=loading, metadata=_KIND)
-        state["scheduler"] = scheduler.state_dict()
-        if layout == _layout():
-            tp, pp, _, dp = layout
-            place = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank(),
-                     parallel_state.get_data_parallel_rank())
-            state["rng"] = ShardedObject("rng", _generators(), (pp, tp, dp), place, replica_id=0)
+def _state(chunks: list[torch.nn.Module], optimizer: Any, scheduler: OptimizerParamScheduler, *, loading: bool) -> dict[str, Any]:
+    model = unwrap_model(chunks[0]).sharded_state_dict(
+        metadata={**FORMAT, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)})
+    # Modules of transformer-engine have an extra state; here it is None for each of them.
+    model = {name: value for name, value in model.items() if not isinstance(value, ShardedObject)}
+    state = {"model": model, "scheduler": scheduler.state_dict(), "rng": _generators(),
+             "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=FORMAT)}
+    if not loading:
+        state["step"] = _step(optimizer)
     return state
 
 
-def _generators() -> dict[str, Any]:
-    return {"python": random.getstate(), "numpy": numpy.random.get_state(), "torch": torch.get_rng_state(),
-            "megatron": get_cuda_rng_tracker().get_states()}
+def _bytes(state: dict[str, Any]) -> int:
+    """Of the tensors of which this rank has the first copy."""
+    return sum(value.data.nbytes for value in nested_values(state)
+               if hasattr(value, "replica_id") and torch.is_tensor(value.data) and is_main_replica(value.replica_id))
+
+
+def _parts(optimizer: Any) -> list[DistributedOptimizer]:
+    """One for dense parameters, with experts over several ranks another one for them."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _step(optimizer: Any) -> float:
+    """Updates that Adam counts; the same for all parameters."""
+    return float(_parts(optimizer)[0].state_dict()["optimizer"]["param_groups"][0]["step"])
+
+
+def _allocate(optimizer: Any) -> None:
+    """torch's Adam makes its state at the first step, and megatron wants to see it before."""
+    for part in _parts(optimizer):
+        if not isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            continue
+        for parameter in (p for group in part.optimizer.param_groups for p in group["params"]):
+            if not part.optimizer.state[parameter]:
+                part.optimizer.state[parameter].update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(parameter),
+                                                       exp_avg_sq=torch.zeros_like(parameter))
+
+
+def _set_optimizer(optimizer: Any, loaded: Any, step: float) -> None:
+    """How many optimizers there are depends on the layout: all but the tensors comes from the ones that run."""
+    parts = _parts(optimizer)
+    states = []
+    for number, part in enumerate(parts):
+        state = part.state_dict()
+        for group in state["optimizer"]["param_groups"]:
+            group["step"] = step
+        state["param_state"] = (loaded if len(parts) == 1 else loaded[number])["param_state"]
+        state["param_state_sharding_type"] = FORMAT["distrib_optim_sharding_type"]
+        states.append(state)
+    with torch.no_grad(), mock.patch.object(DistributedOptimizer, "_set_main_param_and_optimizer_states", _copy_in):
+        optimizer.load_state_dict(states[0] if len(parts) == 1 else dict(enumerate(states)))
+    for part in parts:
+        for state in part.optimizer.state.values():
+            # All parameters were given one tensor, to which torch's Adam then adds 1 for each of them.
+            state["step"] = state["step"].clone()
+
+
+def _copy_in(part: DistributedOptimizer, parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+    """megatron-core 0.16.1's own asks for a "step" among the tensors, where torch's Adam is used."""
+    group, order = part.model_param_group_index_map[parameter]
+    main = part.optimizer.param_groups[group]["params"][order]
+    for name, own in {"param": main, **part.optimizer.state[main]}.items():
+        if name != "step":
+            own.copy_(tensors[name])
+
+
+def _generators() -> ShardedObject:
+    """Every rank's own: Python's, numpy's, torch's, the device's by way of megatron's tracker."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(),
+             "tracker": get_cuda_rng_tracker().get_states()}
+    axes = [(parallel_state.get_pipeline_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_rank()),
+            (parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()),
+            (parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank())]
+    return ShardedObject("rng", state, tuple(size for size, _ in axes), tuple(rank for _, rank in axes), replica_id=0)
 
 
 def _set_generators(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
-    numpy.random.set_state(state["numpy"])
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    get_cuda_rng_tracker().set_states(state["megatron"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
 
 
-def _parts(optimizer: Any) -> list[DistributedOptimizer]:
-    """One optimizer for dense weights and, with spread experts, another for theirs."""
-    return getattr(optimizer, "chained_optimizers", [optimizer])
+def _layout() -> dict[str, int]:
+    return {"tp": parallel_state.get_tensor_model_parallel_world_size(), "pp": parallel_state.get_pipeline_model_parallel_world_size(),
+            "ep": parallel_state.get_expert_model_parallel_world_size(), "dp": parallel_state.get_data_parallel_world_size()}
 
 
-def _allocate_adam(optimizer: Any) -> None:
-    """Before its first step torch's Adam has no state to load into, and the library asserts that it has."""
-    for part in _parts(optimizer):
-        for group in part.optimizer.param_groups:
-            for p in group["params"]:
-                if not part.optimizer.state[p]:
-                    part.optimizer.state[p].update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-
-
-def _load_optimizer(optimizer: Any, found: dict[Any, Any], common: dict[Any, Any]) -> None:
-    """What is not a tensor is taken from the running optimizer, with the saved step: how many parts there are depends on the layout."""
-    parts = _parts(optimizer)
-    first = common if "optimizer" in common else common[min(key for key in common if isinstance(key, int))]
-    states = []
-    for i, part in enumerate(parts):
-        state = part.state_dict()
-        for group in state["optimizer"]["param_groups"]:
-            group["step"] = first["optimizer"]["param_groups"][0]["step"]
-        state["param_state"] = (found if len(parts) == 1 else found[i])["param_state"]
-        state["param_state_sharding_type"] = _KIND["distrib_optim_sharding_type"]
-        states.append(state)
-    optimizer.load_state_dict(states[0] if len(states) == 1 else dict(enumerate(states)))
-    # One tensor of the step is given to all parameters, to which torch's Adam then adds 1 for each: n instead of 1.
-    for part in parts:
-        for held in part.optimizer.state.values():
-            held["step"] = held["step"].clone()
-
-
-def _publish(folder: Path, aside: Path, final: Path, keep: int) -> None:
-    for file in (*aside.iterdir(), aside):
-        _flush(file)
-    if final.exists():   # of a run that went back to an older checkpoint
-        shutil.rmtree(final)
-    os.rename(aside, final)
-    pointer = folder / f"{LATEST}.tmp"
-    pointer.write_text(final.name + "\n", encoding="utf-8")
-    _flush(pointer)
-    os.replace(pointer, folder / LATEST)
-    _flush(folder)
-    steps = sorted((p for p in folder.glob("step_*") if p.suffix != ".tmp"), key=lambda p: int(p.name.removeprefix("step_")))
-    for old in [p for p in steps if p != final][:max(0, len(steps) - keep)]:
-        shutil.rmtree(old)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _model_world() -> Iterator[None]:
-    """The library coordinates over torch's default group and counts ranks in it. For a model on some of the ranks that group is,
-    for as long as this lasts, the model's, and its ranks are renumbered in all groups inside it."""
-    everyone, default = parallel_state.get_intra_distributed_optimizer_instance_group(), dist.group.WORLD
-    if everyone.size() == default.size():
-        yield
-        return
-    numbers = {rank: i for i, rank in enumerate(dist.get_process_group_ranks(everyone))}
-    held = distributed_c10d._world.pg_group_ranks
-    inside = {group: {numbers[rank]: i for rank, i in members.items()} for group, members in held.items() if members.keys() <= numbers.keys()}
-    with mock.patch.dict(held, inside):
-        distributed_c10d._update_default_pg(everyone)
-        try:
-            yield
-        finally:
-            distributed_c10d._update_default_pg(default)
-
-
-@contextmanager
-def _writing_here() -> Iterator[None]:
-    """Even a synchronous save forks a process for each file and spawns one for their results: not beside live collectives."""
-    writer = filesystem_async.FileSystemWriterAsync
-
-    def write(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: queue.Queue) -> None:
-        done, counted = queue.Queue(), queue.Queue()
-        for i, bucket in enumerate(buckets):
-            counted.put(i)
-            writer.write_preloaded_data(transforms, i, bucket, done, counted, True)
-        written = dict(done.get() for _ in buckets)
-        failures = [result for result in written.values() if isinstance(result, Exception)]
-        results.put(failures[0] if failures else written)
-
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(filesystem_async, "_get_write_results_queue", queue.Queue))
-        stack.enter_context(mock.patch.object(writer, "write_preloaded_data_multiproc", staticmethod(write)))
-        yield
-
-
-@contextmanager
-def _step_is_no_tensor_of_a_parameter() -> Iterator[None]:
-    """The library copies every entry of torch's Adam state from the checkpoint, which has no step for each parameter."""
-    def copy(self: DistributedOptimizer, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-        group, order = self.model_param_group_index_map[model_param]
-        main = self.optimizer.param_groups[group]["params"][order]
-        for key, target in {"param": main, **self.optimizer.state[main]}.items():
-            if key != "step":
-                target.copy_(tensors[key])
-
-    with mock.patch.object(DistributedOptimizer, "_set_main_param_and_optimizer_states", copy):
-        yield
+def _everyone() -> Any:
+    """The group of all ranks of this megatron world."""
+    return parallel_state.get_intra_distributed_optimizer_instance_group()

@@ -1,15 +1,11 @@
-"""Hugging Face folders: the only door to safetensors. Reads slices, dequantises FP8 blocks, writes folders whole or not at all."""
+"""Hugging Face folders: the only door to safetensors. Reads slices and dequantises FP8 blocks."""
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from r1zero.config import UserError
@@ -58,6 +54,10 @@ class HfFolder:
             found = tuple(self._where[name].get_slice(name).get_shape())
             if found != dims:
                 raise UserError(f"{self.path}: {name} has shape {list(found)}, config.json asks for {list(dims)}")
+        unscaled = [name for name in expected if self._where[name].get_slice(name).get_dtype() == "F8_E4M3"
+                    and f"{name}_scale_inv" not in self._where]
+        if unscaled:
+            raise UserError(f"{self.path}: {len(unscaled)} FP8 tensors have no scales (_scale_inv of {_some(unscaled)}); download it again")
 
 
 def _left_out(name: str, shape: Shape, expected: dict[str, tuple[int, ...]]) -> bool:
@@ -97,57 +97,3 @@ def dequantise(values: Tensor, scales: Tensor, row: int, column: int) -> Tensor:
     rows = (torch.arange(values.shape[0]) + row) // BLOCK
     columns = (torch.arange(values.shape[1]) + column) // BLOCK
     return values.float() * scales.float()[rows][:, columns]
-
-
-def start(folder: Path) -> None:
-    """An empty folder to write parts into."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def write_part(folder: Path, rank: int, tensors: Iterable[tuple[str, Tensor]], file_bytes: int) -> dict[str, str]:
-    """One rank's tensors into files of about `file_bytes` in `folder`. Returns tensor name -> file name."""
-    placed: dict[str, str] = {}
-    for number, bucket in enumerate(_buckets(tensors, file_bytes)):
-        name = f"part-{rank:05d}-{number:05d}.safetensors"
-        save_file(bucket, folder / name, metadata={"format": "pt"})
-        placed |= dict.fromkeys(bucket, name)
-    return placed
-
-
-def _buckets(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
-    bucket: dict[str, Tensor] = {}
-    held = 0
-    for name, tensor in tensors:
-        if bucket and held + tensor.nbytes > limit:
-            yield bucket
-            bucket, held = {}, 0
-        # A copy: what comes may be a view of a live parameter, or of one buffer shared by several.
-        bucket[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        held += tensor.nbytes
-    if bucket:
-        yield bucket
-
-
-def finish(folder: Path, out: Path, placed: dict[str, str], source: Path, dtype: torch.dtype) -> None:
-    """Name the parts as Hugging Face does, add index, config and tokenizer of `source`, and move the whole to `out`.
-
-    dtype: of the weights written, which config.json then states in place of what the source was stored in.
-    """
-    files = sorted(set(placed.values()))
-    names = {old: SINGLE if len(files) == 1 else f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i, old in enumerate(files)}
-    total = 0
-    for old, new in names.items():
-        total += (folder / old).stat().st_size
-        os.replace(folder / old, folder / new)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {name: names[old] for name, old in sorted(placed.items())}}
-        (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    for file in source.iterdir():
-        if file.is_file() and file.suffix in (".json", ".model", ".txt", ".jinja", ".py") and file.name != INDEX:
-            shutil.copy2(file, folder / file.name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config.pop("quantization_config", None)
-    config |= dict.fromkeys(config.keys() & {"dtype", "torch_dtype"} or {"torch_dtype"}, str(dtype).removeprefix("torch."))
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    os.replace(folder, out)

@@ -200,26 +200,19 @@ def save_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dt
 
 @together
 def load_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any) -> dict[str, torch.Tensor] | None:
-    from r1zero.model import checkpoint
+    from r1zero.model import checkpoint, step_folders
 
     built = build_on(oracle, place, dtype)
+    found = step_folders.newest(folder)
+    assert (found.iteration, found.extra) == (3, {"cursor": 17})
     if built is None:
         return None
-    path = checkpoint.newest(folder)
-    assert checkpoint.load(path, built.chunks, built.optimizer, built.scheduler) == {"cursor": 17} == checkpoint.extra(path)
+    checkpoint.load(found, built.chunks, built.optimizer, built.scheduler)
+    assert {float(state["step"]) for part in built.optimizer.chained_optimizers for state in part.optimizer.state.values()} == {3.0}
     middle = state(built, oracle)
     noise = torch.rand(3)
     train(built, oracle, 3)
     return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
-
-
-@together
-def export(rank: int, oracle: Oracle, place: config.MegatronGrid, out: Any) -> None:
-    from r1zero.model.export import export_hf
-
-    built = build_on(oracle, place, "bfloat16", trainable=False)
-    if built:
-        export_hf(built.chunks, built.shape, built.grids, torch.bfloat16, oracle.folder, out)
 
 
 @together

@@ -79,20 +79,6 @@ def test_a_missing_file_is_named(folder):
         opened(folder)
 
 
-def test_a_folder_written_in_several_files_reads_as_one(folder, tmp_path):
-    whole = load_file(folder / "model.safetensors")
-    aside, out = tmp_path / "out.partial", tmp_path / "out"
-    hf_files.start(aside)
-    names = sorted(whole)
-    placed = hf_files.write_part(aside, 0, ((n, whole[n]) for n in names[:50]), 40_000)
-    placed |= hf_files.write_part(aside, 1, ((n, whole[n]) for n in names[50:]), 40_000)
-    hf_files.finish(aside, out, placed, folder, torch.float32)
-    assert len(list(out.glob("model-*-of-*.safetensors"))) > 3 and not aside.exists()
-    source = opened(out)
-    for weight in weights(read_shape(out)):
-        assert torch.equal(source.read(weight, tuple(slice(0, n) for n in weight.shape)), whole[weight.name])
-
-
 @pytest.mark.parametrize("cut", [(slice(0, 300), slice(0, 200)), (slice(130, 270), slice(5, 199)), (slice(128, 256), slice(128, 200)),
                                  (slice(299, 300), slice(0, 1))])
 def test_fp8_blocks_are_scaled_as_by_a_loop_over_elements(folder, cut):
@@ -112,3 +98,10 @@ def test_an_fp8_folder_reads_like_its_dequantised_self(folder):
     rewrite(folder, lambda t: t.update({name: values, f"{name}_scale_inv": torch.tensor([[0.25]])}))
     weight = next(w for w in weights(read_shape(folder)) if w.name == name)
     assert torch.equal(opened(folder).read(weight, (slice(0, 64), slice(48, 96))), values.float()[:, 48:] * 0.25)
+
+
+def test_fp8_values_without_their_scales_are_named(folder):
+    name = "model.layers.0.mlp.down_proj.weight"
+    rewrite(folder, lambda t: t.update({name: t[name].to(torch.float8_e4m3fn)}))
+    with pytest.raises(UserError, match="1 FP8 tensors have no scales .*mlp.down_proj.weight"):
+        opened(folder)

@@ -1,0 +1,78 @@
+"""Weights between Hugging Face's format and megatron's distributed checkpoints, alone or under mpirun, torchrun or srun.
+
+python convert.py to-mcore CONFIG OUT               model.path of CONFIG, for model.checkpoint
+python convert.py to-hf    CONFIG CHECKPOINT OUT    a run's step, or what to-mcore wrote
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from r1zero import config, device, world
+from r1zero.config import UserError
+
+PATIENCE_S = 7 * 24 * 3600
+"""Processes that are done wait for those that are not."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    for name, folders in (("to-mcore", ["out"]), ("to-hf", ["checkpoint", "out"])):
+        command = commands.add_parser(name)
+        for argument in ("config", *folders):
+            command.add_argument(argument, type=Path)
+    options = parser.parse_args()
+    launch = world.Launch(0, 1, 0, 1, "none")
+    try:
+        launch = world.read_launch()
+        world.abort_on_exception(launch)
+        cfg = config.load(str(options.config), [], config.Config)
+        device.start("cpu")
+        if launch.size > 1:
+            world.join(launch, device.ROWS["cpu"], PATIENCE_S)
+        _convert(options, cfg, launch)
+    except UserError as error:
+        sys.stderr.write(f"convert.py: {error}\n")
+        if launch.size > 1:
+            world.abort(launch, 2)
+        sys.exit(2)
+    if launch.size > 1:
+        world.leave(launch)
+
+
+def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Launch) -> None:
+    from r1zero.model import conversion
+    from r1zero.model.families import read_shape
+
+    shape = read_shape(cfg.model.path)
+    workers = conversion.Workers(launch.rank, launch.size, _barrier(launch.size))
+    console = Console(stderr=True, quiet=launch.rank > 0)
+    columns = TextColumn(options.command), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        def progress(total: int) -> Callable[[int], None]:
+            """The first process's own share of the work stands for all."""
+            task = bar.add_task("", total=total / launch.size)
+            return lambda done: bar.update(task, advance=done)
+
+        if options.command == "to-mcore":
+            conversion.to_mcore(shape, Path(cfg.model.path), options.out, workers, progress)
+        else:
+            conversion.to_hf(shape, Path(cfg.model.path), options.checkpoint, options.out, workers, progress)
+    console.print(f"wrote {options.out}")
+
+
+def _barrier(size: int) -> Callable[[], None]:
+    if size == 1:
+        return lambda: None
+    import torch.distributed as dist
+
+    return dist.barrier
+
+
+if __name__ == "__main__":
+    main()
