@@ -93,7 +93,8 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> Transfo
         hidden_dropout=0.0, attention_dropout=0.0,
         tensor_model_parallel_size=tp, sequence_parallel=tp > 1, pipeline_model_parallel_size=pp,
         expert_model_parallel_size=grids.experts.size("ep"), expert_tensor_parallel_size=grids.experts.size("etp"),
-        pipeline_dtype=dtype, params_dtype=dtype, bf16=dtype == torch.bfloat16, variable_seq_lengths=True, moe_token_dispatcher_type="alltoall",
+        pipeline_dtype=dtype, params_dtype=dtype, bf16=dtype == torch.bfloat16,
+        variable_seq_lengths=True, moe_token_dispatcher_type="alltoall",
         pipeline_model_parallel_layout=_pipeline_layout(shape, grids) if pp > 1 else None,
         # Weights are always loaded; making them first would cost the full, uncut tensor on a CPU.
         use_cpu_initialization=on_cpu, perform_initialization=False,

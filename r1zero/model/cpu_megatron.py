@@ -7,9 +7,10 @@ modules: torch itself stays whole (replacing torch.empty and its like for everyb
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ _MODULES = (
 
 
 def install() -> None:
-    """Does nothing the second time. Raises RuntimeError for another version of megatron-core than the one these answers were checked with."""
+    """Does nothing the second time. Raises RuntimeError for a version that these answers were not checked with."""
     if version("megatron-core") != PINNED:
         raise RuntimeError(f"megatron-core {version('megatron-core')} on a CPU: its needs are known for {PINNED} only")
     for name in _MODULES:

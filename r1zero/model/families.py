@@ -11,6 +11,7 @@ queries (MLA), U keys and values made from the latent, O input of the attention'
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,6 +164,11 @@ def read_shape(hf_dir: str | Path) -> Shape:
 
 def weights(shape: Shape) -> list[Weight]:
     """Every tensor of the HF checkpoint (multi-token prediction left out), in the order of a forward pass."""
+    return list(_weights(shape))
+
+
+@lru_cache(maxsize=4)
+def _weights(shape: Shape) -> tuple[Weight, ...]:
     dims = _dims(shape)
     embedding, norm, head = (_weight(row, row.hf, dims, None, None) for row in _ENDS)
     if shape.tied:
@@ -178,7 +184,7 @@ def weights(shape: Shape) -> list[Weight]:
             rows = [row for row in FAMILIES[shape.family].layer(shape, layer) if "{e}" in row.hf]
             found.extend(_weight(row, f"model.layers.{layer}.{row.hf.format(e=e)}", dims, layer, e)
                          for e in range(shape.moe.experts) for row in rows)
-    return found + [norm] + ([] if shape.tied else [head])
+    return (*found, norm) if shape.tied else (*found, norm, head)
 
 
 def _dims(shape: Shape) -> dict[str, int]:

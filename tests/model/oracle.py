@@ -15,6 +15,7 @@ DENSE = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key
 LATENT = dict(DENSE, num_key_value_heads=4, q_lora_rank=48, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=24,
               n_routed_experts=8, num_experts_per_tok=4, n_group=4, topk_group=2, moe_intermediate_size=32, n_shared_experts=2,
               first_k_dense_replace=1, routed_scaling_factor=2.5, norm_topk_prob=True, rope_interleave=True)
+FAR = dict(LATENT, max_position_embeddings=320)
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=8)
 
 # name: (architecture, config). The yarn models see positions far beyond their original range.
@@ -24,9 +25,9 @@ MODELS = {
     "qwen3": ("Qwen3", dict(DENSE, head_dim=24, tie_word_embeddings=False)),
     "deepseek": ("DeepseekV3", LATENT),
     "deepseek_no_q_lora": ("DeepseekV3", dict(LATENT, q_lora_rank=None)),
-    "deepseek_yarn": ("DeepseekV3", dict(LATENT, max_position_embeddings=320, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),
-    "deepseek_yarn_half": ("DeepseekV3", dict(LATENT, max_position_embeddings=320, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.5))),
-    "deepseek_yarn_plain": ("DeepseekV3", dict(LATENT, max_position_embeddings=320, rope_parameters=dict(YARN))),
+    "deepseek_yarn": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),
+    "deepseek_yarn_half": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.5))),
+    "deepseek_yarn_plain": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN))),
 }
 
 

@@ -18,7 +18,8 @@ V3 = dict(
     qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=256, num_experts_per_tok=8, n_group=8, topk_group=4,
     moe_intermediate_size=2048, n_shared_experts=1, first_k_dense_replace=3, routed_scaling_factor=2.5, scoring_func="sigmoid",
     topk_method="noaux_tc", norm_topk_prob=True, moe_layer_freq=1, tie_word_embeddings=False, hidden_act="silu", num_nextn_predict_layers=1,
-    rope_scaling=dict(type="yarn", factor=40, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=4096))
+    rope_scaling=dict(type="yarn", factor=40, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0,
+                      original_max_position_embeddings=4096))
 
 
 def shape_of(folder, config):

@@ -17,7 +17,8 @@ from tests.model.test_families import V3
 
 
 def carved(size, **degrees):
-    names = dict(tp="tensor_model_parallel_size", pp="pipeline_model_parallel_size", ep="expert_model_parallel_size", layers="pipeline_layers")
+    names = dict(tp="tensor_model_parallel_size", pp="pipeline_model_parallel_size", ep="expert_model_parallel_size",
+                 layers="pipeline_layers")
     grid = config.MegatronGrid(**{names[key]: value for key, value in degrees.items()})
     return layout.carve(config.Layout(train=grid), size).train
 
@@ -58,7 +59,8 @@ def test_a_tied_embedding_lives_at_both_ends_of_the_pipeline(tmp_path):
     embedding = weights(shape)[0]
     grids = carved(2, pp=2)
     assert set(placement.holders(embedding, shape, grids)) == {0, 1}
-    assert [placement.parameter_name(embedding, shape, grids, stage) for stage in (0, 1)] == ["embedding.word_embeddings.weight", "output_layer.weight"]
+    names = [placement.parameter_name(embedding, shape, grids, stage) for stage in (0, 1)]
+    assert names == ["embedding.word_embeddings.weight", "output_layer.weight"]
     assert "lm_head.weight" not in {w.name for w in weights(shape)}
 
 
