@@ -1,0 +1,1 @@
+"""Generation by vLLM in this process, and what vLLM needs for it on CPU."""

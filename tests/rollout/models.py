@@ -6,16 +6,16 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 
-DENSE = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=192,
-             vocab_size=512, max_position_embeddings=512, tie_word_embeddings=False)
-EXPERTS = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, intermediate_size=192,
-               moe_intermediate_size=96, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=2, n_group=2,
-               topk_group=1, n_shared_experts=1, q_lora_rank=96, kv_lora_rank=256, qk_rope_head_dim=64, qk_nope_head_dim=32,
-               v_head_dim=32, vocab_size=512, max_position_embeddings=512, tie_word_embeddings=False)
+COMMON = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, vocab_size=512,
+              max_position_embeddings=512, tie_word_embeddings=False)
+DENSE = dict(COMMON, num_key_value_heads=2)
+EXPERTS = dict(COMMON, num_key_value_heads=4, q_lora_rank=96, kv_lora_rank=256, qk_rope_head_dim=64,
+               qk_nope_head_dim=32, v_head_dim=32, moe_intermediate_size=96, first_k_dense_replace=1, n_routed_experts=8,
+               n_shared_experts=1, num_experts_per_tok=2, n_group=2, topk_group=1)
 
 
 def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
-    """A checkpoint of kind "dense" (Qwen2), "qwen3" or "experts" (DeepSeek-V3), weights wide enough that tokens differ much."""
+    """A checkpoint of kind "dense" (Qwen2), "qwen3" or "experts" (DeepSeek-V3), weights wide enough to tell apart."""
     import transformers
 
     torch.manual_seed(seed)
@@ -27,9 +27,7 @@ def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
         model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**EXPERTS, **changes}))
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if tensor.dim() > 1:
-                tensor.normal_(0.0, 0.05)
-            elif name.endswith("bias"):
+            if tensor.dim() > 1 or name.endswith("bias"):
                 tensor.normal_(0.0, 0.05)
         for name, tensor in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
@@ -58,7 +56,8 @@ def weights(folder: str) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def logprobs(folder: str, sequences: list[list[int]], temperature: float, forbidden_ids: list[int]) -> list[list[float]]:
+def logprobs(folder: str, sequences: list[list[int]], temperature: float,
+             forbidden_ids: list[int]) -> list[list[float]]:
     """Of tokens 1.. of each sequence, by transformers in fp32."""
     import transformers
 

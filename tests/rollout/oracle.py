@@ -13,7 +13,8 @@ def worst(ours: list[list[float]], theirs: list[list[float]]) -> float:
 
 def expected(case: Case, answer: Answer, path: str | None = None) -> list[list[float]]:
     """Logprobs of each prompt with its response under the checkpoint loaded last, or under another."""
-    return models.logprobs(path or case.loads[-1], cases.texts(case, answer), case.temperature, list(case.forbidden_ids))
+    sequences = cases.texts(case, answer)
+    return models.logprobs(path or case.loads[-1], sequences, case.temperature, list(case.forbidden_ids))
 
 
 def gap(case: Case, answer: Answer, path: str | None = None) -> float:

@@ -44,7 +44,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "beta_fast":
         "mscale_all_dim": 1.0, "original_max_position_embeddings": 32}
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_lora_rank": 512}, {"rope_parameters": YARN, "max_position_embeddings": 1280}],
+@pytest.mark.parametrize("changes",
+                         [{}, {"kv_lora_rank": 512}, {"rope_parameters": YARN, "max_position_embeddings": 1280}],
                          ids=["any width", "the kernel's width", "yarn"])
 def test_latent_attention_and_experts_on_one_rank(checkpoint, ranks, changes):
     old, new = (checkpoint("experts", seed, **changes) for seed in (1, 2))

@@ -31,8 +31,8 @@ def test_without_the_mend_logprobs_are_silently_wrong(checkpoint, ranks, mend, k
     ("latent attention", "Unsupported block size"),
 ])
 def test_without_the_mend_nothing_is_generated(checkpoint, ranks, mend, error):
-    path = checkpoint("experts", 1)
-    case = Case(path, (path,), prompts([5, 9]), grid=VllmGrid(data_parallel_size=2, enable_expert_parallel=True), without=(mend,))
+    path, grid = checkpoint("experts", 1), VllmGrid(data_parallel_size=2, enable_expert_parallel=True)
+    case = Case(path, (path,), prompts([5, 9]), grid=grid, without=(mend,))
     with pytest.raises(AssertionError, match=error):
         ranks.run(cases.answer, case, size=2)
 
