@@ -35,6 +35,8 @@ False
 [True, False, False]
 >>> [equal("3 4", "7"), equal("3(4)", "7"), equal("1:3:2", "1:2:3"), equal("A", "A'"), equal("11_3", "11_2")]
 [False, False, False, False, False]
+>>> [equal(r"\boxed{5}", "5"), equal(r"\boxed{5}+1", "5"), equal("1" * 2000, "1" * 2000), equal("", "5")]
+[True, False, True, False]
 """
 
 import re
@@ -42,6 +44,7 @@ import re
 from sympy import Rational
 
 from r1zero.reward import bounds, solver, undone
+from r1zero.reward.boxes import last_box
 from r1zero.reward.numerals import Numeral, numeral, same
 from r1zero.reward.units import Quantity, quantity
 
@@ -49,6 +52,7 @@ Tree = solver.Tree
 
 _DOLLARS = re.compile(r"\$\$?(?P<body>[^$]+)\$\$?|\\\((?P<body1>.+)\\\)|\\\[(?P<body2>.+)\\\]", re.DOTALL)
 _TRAILING = re.compile(r"(?:(?<!\\)[.,;]|\\\\|\\quad|\\qquad|\\[,;:! ]|~|\s)+$")
+_LEADING = re.compile(r"(?:\\displaystyle(?![a-z])|\\[,;:! ]|\\q?quad(?![a-z])|~|\s)+")
 _CHOICE = re.compile(
     r"\\(?:text[a-z]*|mathrm|mathbf)\s*\{\s*\(?[A-H]\)(?:(?:\s|~|\\ )*\}(?:~|\\[ ,;:]|\\quad|\s)*(?P<value>.+)|(?:\s|~|\\ )+(?P<inside>[^{}]+)\})"
     r"|\([A-H]\)(?:~|\\[ ,;:]|\\quad|\s)+(?P<bare>.+)",
@@ -86,12 +90,20 @@ def equal(answer: str, label: str) -> bool:
         return False
     if answer == label:
         return True
+    if "\\boxed" in answer:
+        return _equal_inside_box(answer, label)
     if not bounds.readable(answer) or not bounds.readable(label) or _marks(answer) != _marks(label):
         return False
     if choice := _CHOICE.fullmatch(answer):
         value = next(filter(None, choice.groups()))
         return _OTHER_CHOICE.search(value) is None and equal(value, label)
     return _same_quantity(quantity(answer), quantity(label))
+
+
+def _equal_inside_box(answer: str, label: str) -> bool:
+    r"""A box in a box is the box; beside anything else it is no answer (math-verify would read the 5 of `\boxed{5}+1`)."""
+    box = last_box(answer) if len(answer) <= bounds.MAX_CHARACTERS else None
+    return box is not None and len(answer) == box.stop - box.start and equal(box.content, label)
 
 
 def parses(label: str) -> bool:
@@ -124,6 +136,8 @@ def tidy(text: str) -> str:
     text = _TRAILING.sub("", text)
     if wrapped := _DOLLARS.fullmatch(text):
         text = _TRAILING.sub("", (wrapped["body"] or wrapped["body1"] or wrapped["body2"]).strip())
+    if leading := _LEADING.match(text):
+        text = text[leading.end() :]
     if sentence := _SENTENCE.fullmatch(text):
         text = sentence["inside"].strip()
     return text

@@ -7,7 +7,7 @@ by letter.
 import math
 import re
 
-from sympy import Basic, Float, Integer, Pow, Product, Rational, Sum, binomial, factorial
+from sympy import Basic, Float, Integer, Pow, Product, Rational, Sum, binomial, exp, factorial
 
 MAX_CHARACTERS = 1000
 MAX_NESTING = 20
@@ -23,6 +23,7 @@ _LONG_EXPONENT = re.compile(rf"\^\s*[{{(]*\s*[-+]?[0-9,]{{{MAX_EXPONENT_DIGITS +
 _NUMERIC_TOWER = re.compile(r"\^\s*[{(][-+0-9\s(){]*[0-9)}]\s*(?:\^\s*[{(]*\s*[0-9]|!)")
 _FACTORIALS = re.compile(r"!\s*!|[0-9]{6}\s*!|!\s*[)}\]]+\s*!")
 _EVALUATED = re.compile(r"(?:binom\s*|Gamma\s*)[({]*\s*[0-9]{5}|(?:eye|zeros|ones|diag)[^0-9]*[0-9]{3}")
+_BARS = re.compile(r"(?:[|‖][^|‖]*){13}")
 _SILENT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -42,7 +43,7 @@ def readable(text: str) -> bool:
                 return False
         elif character in _SHALLOWER:
             depth -= 1
-    patterns = (_LONG_NUMERAL, _LONG_EXPONENT, _NUMERIC_TOWER, _FACTORIALS, _EVALUATED)
+    patterns = (_LONG_NUMERAL, _LONG_EXPONENT, _NUMERIC_TOWER, _FACTORIALS, _EVALUATED, _BARS)
     return not any(pattern.search(text) for pattern in patterns)
 
 
@@ -90,6 +91,8 @@ def _own_size(node: Basic, children: list[float]) -> float:
     largest = max(children, default=0.0)
     if isinstance(node, Pow):
         return children[0] * 10.0 ** children[1] if _is_number(node.exp) else largest
+    if isinstance(node, exp):
+        return 0.44 * 10.0 ** children[0] if _is_number(node) else largest
     if isinstance(node, factorial | binomial):
         n = 10.0 ** children[0]
         return n * max(math.log10(n), 1.0)

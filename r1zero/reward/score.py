@@ -88,7 +88,7 @@ class Pool:
         path = [str(Path(__file__).resolve().parents[2]), *(str(Path(entry or ".").absolute()) for entry in sys.path)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "r1zero.reward.supervisor", str(child.fileno())],
-            env=kept | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+            env=kept | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
             pass_fds=[child.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=2,  # what a user's rule prints must not reach our standard output

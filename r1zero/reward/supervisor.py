@@ -25,7 +25,6 @@ from r1zero.reward.worker import Task, Work, die_with_parent, serve
 
 PATIENCE_S = 0.25  # a sample that takes longer is moved aside, and a fresh worker takes the next one
 ASIDE = 3  # at most so many set aside for each worker
-NICENESS_ASIDE = 10
 PARENT_CHECK_S = 1.0
 
 
@@ -34,6 +33,7 @@ class Worker:
     pid: int
     sock: socket.socket
     frames: Frames = field(default_factory=Frames)
+    outbox: bytearray = field(default_factory=bytearray)
     task: Task | None = None
     started: float = 0.0  # monotonic seconds at which the task was handed over
     aside: bool = False
@@ -62,13 +62,17 @@ class Supervisor:
             self._dispatch()
             idle = not self.queue and all(worker.task is None for worker in self.workers)
             warming = idle and self._warm()
-            for key, _ in self.selector.select(0 if warming else self._patience()):
+            for key, events in self.selector.select(0 if warming else self._patience()):
                 if key.fileobj is self.trainer:
-                    alive = self._hear_trainer() and alive
-                else:
+                    alive = (not events & selectors.EVENT_READ or self._hear_trainer()) and alive
+                    continue
+                if events & selectors.EVENT_WRITE:
+                    self._flush(key.data.sock, key.data.outbox, key.data)
+                if events & selectors.EVENT_READ:
                     self._hear_worker(key.data)
             self._enforce(time.monotonic())
-            self._flush()
+            if self.outbox:
+                self._flush(self.trainer, self.outbox, None)
         for worker in list(self.workers):
             self._end(worker)
 
@@ -100,15 +104,14 @@ class Supervisor:
     def _report(self, number: int, outcome: str, result: object, ms: float) -> None:
         self.outbox += frame([number, outcome, result, ms])
 
-    def _flush(self) -> None:
-        """Sends what the trainer's socket takes now; the rest waits until it can be written."""
+    def _flush(self, sock: socket.socket, outbox: bytearray, data: Worker | None) -> None:
+        """Sends what the socket takes now; the rest waits until it can be written: nobody's slowness is ours."""
         try:
-            while self.outbox:
-                del self.outbox[: self.trainer.send(self.outbox)]
+            while outbox:
+                del outbox[: sock.send(outbox)]
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             pass  # full, or gone: the next read tells which
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outbox else 0)
-        self.selector.modify(self.trainer, events)
+        self.selector.modify(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0), data)
 
     # the workers' side
 
@@ -120,10 +123,8 @@ class Supervisor:
         for worker in crew:
             if self.queue and worker.task is None:
                 worker.task, worker.started = self.queue.popleft(), time.monotonic()
-                try:
-                    worker.sock.sendall(frame(worker.task))
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # it died idle; its closed socket is the next event
+                worker.outbox += frame(worker.task)
+                self._flush(worker.sock, worker.outbox, worker)
 
     def _fork(self) -> Worker:
         here, there = socket.socketpair()
@@ -132,6 +133,7 @@ class Supervisor:
         if pid == 0:
             self._become_worker(here, there, supervisor)
         there.close()
+        here.setblocking(False)
         worker = Worker(pid, here)
         self.workers.append(worker)
         self.selector.register(here, selectors.EVENT_READ, worker)
@@ -176,7 +178,6 @@ class Supervisor:
                 self._end(worker)
             elif elapsed >= PATIENCE_S and not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
                 worker.aside = True
-                os.setpriority(os.PRIO_PROCESS, worker.pid, NICENESS_ASIDE)
 
     def _patience(self) -> float:
         """Seconds until some worker's time is up, at most until the next look at the parent."""
@@ -212,7 +213,10 @@ def main() -> None:
 
     solver.load()
     work = grading.work(config["rules"])
-    trainer.sendall(frame({"started": True}))
+    try:
+        trainer.sendall(frame({"started": True}))
+    except (BrokenPipeError, ConnectionResetError):
+        return  # it has ended meanwhile
     for _ in solver.warm(samples.FIRST):
         pass
     _freeze()

@@ -11,21 +11,10 @@ from sympy.matrices import MatrixBase
 
 Tree = sympy.Basic | MatrixBase
 
-_COMPUTATIONS = (
-    sympy.Sum,
-    sympy.Product,
-    sympy.Integral,
-    sympy.Limit,
-    sympy.Derivative,
-    sympy.factorial,
-    sympy.binomial,
-    sympy.gamma,
-    sympy.floor,
-    sympy.ceiling,
-    sympy.Mod,
-    sympy.Max,
-    sympy.Min,
-)
+_OPERATIONS = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
+_FUNCTIONS = (
+    sympy.factorial, sympy.binomial, sympy.gamma, sympy.floor, sympy.ceiling, sympy.Mod, sympy.Max, sympy.Min,
+)  # fmt: skip
 _PER_CENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 
 
@@ -83,9 +72,9 @@ def _nodes(tree: Tree) -> list[sympy.Basic]:
 
 
 def _is_computation(node: sympy.Basic) -> bool:
-    """Two written numbers added or multiplied, or a function that only computing can remove."""
+    """Two written numbers added or multiplied, a sum or an integral, or a function of numbers that can be computed."""
     if isinstance(node, sympy.Add | sympy.Mul):
         return sum(isinstance(arg, sympy.Number) and arg != -1 for arg in node.args) >= 2
     if isinstance(node, sympy.UnevaluatedExpr):
         return node != _PER_CENT
-    return isinstance(node, _COMPUTATIONS) and not node.free_symbols
+    return isinstance(node, _OPERATIONS) or isinstance(node, _FUNCTIONS) and not node.free_symbols

@@ -24,6 +24,7 @@ def serve(sock: socket.socket, work: Work, deadline_s: float, memory_bytes: int)
     An exception is not caught: it ends this process, and the supervisor reports the sample as failed.
     """
     _bound_memory(memory_bytes)
+    _bound_cpu(deadline_s)
     frames = Frames()
     while (tasks := receive(sock, frames)) is not None:
         for number, kind, a, b in tasks:

@@ -1,0 +1,26 @@
+"""The committed pairs and labels."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+DATA = Path(__file__).parents[1] / "data" / "reward"
+
+
+class Pair(NamedTuple):
+    category: str
+    right: bool
+    label: str
+    answer: str
+
+
+def read_pairs() -> list[Pair]:
+    with (DATA / "pairs.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    return [Pair(category, verdict == "right", label, answer) for category, verdict, label, answer in rows]
+
+
+def read_labels() -> list[tuple[str, int, str]]:
+    """(data set, how often, label)"""
+    with (DATA / "labels.tsv").open(encoding="utf-8", newline="") as file:
+        return [(name, int(n), label) for name, n, label in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
