@@ -24,7 +24,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch; default: cores")
     commands = parser.add_subparsers(required=True)
     make = commands.add_parser("make", help="train a base model and write its problems")
-    make.add_argument("out", type=Path, help="a new folder: base/ and problems/{train,heldout}.jsonl")
+    make.add_argument("out", type=Path, help="folder to fill: base/ and problems/{train,heldout}.jsonl")
     make.add_argument("--family", choices=("qwen2", "deepseek_v3"), default="qwen2")
     make.add_argument("--seed", type=int, default=1)
     make.add_argument("--steps", type=int, help="of the base model's training; default: what the family needs")
@@ -44,11 +44,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run_make(options: argparse.Namespace, console: Console) -> None:
-    """Everything is written beside OUT first: OUT exists only when it is whole."""
-    if options.out.exists():
-        raise UserError(f"{options.out} exists: remove it or name another folder")
+    """Everything is written under another name first: OUT/problems and OUT/base exist only when they are whole."""
+    for name in ("base", "problems"):
+        if (options.out / name).exists():
+            raise UserError(f"{options.out / name} exists: remove it or name another folder")
     began = time.monotonic()
-    unfinished = options.out.with_name(f"{options.out.name}.unfinished.{os.getpid()}")
+    unfinished = options.out / f"unfinished.{os.getpid()}"
     (unfinished / "problems").mkdir(parents=True)
     pools = problems.split()
     for name, count in (("train", options.problems), ("heldout", HELDOUT)):
@@ -60,7 +61,9 @@ def run_make(options: argparse.Namespace, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         made = base.make(unfinished / "base", options.family, options.seed, options.steps, progress)
-    unfinished.rename(options.out)
+    for name in ("problems", "base"):
+        (unfinished / name).rename(options.out / name)
+    unfinished.rmdir()
     size = f"{made.parameters:,} parameters, {made.tokens:,} tokens read"
     console.print(f"{options.out}: {options.family}, {size}, loss {made.loss:.3f}, {time.monotonic() - began:.0f} s")
 

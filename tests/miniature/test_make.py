@@ -79,6 +79,7 @@ def test_names_and_types_of_the_files_are_those_of_the_published_models(made):
     }[family]
     assert expected <= set(found)
     assert found["lm_head.weight"].shape == (tokenizer.VOCAB_SIZE, 128)
+    assert all(found[name].any() for name in found), "a tensor of nothing but zeros hides a loader that drops it"
 
 
 def test_the_deepseek_shape_is_one_that_megatron_and_vllm_route_alike(made):
@@ -100,7 +101,7 @@ def test_problems_beside_the_base_are_disjoint_and_right(made):
         assert all(row["answer"] == problems.answer(row["problem"]) for row in own)
 
 
-def test_an_existing_folder_is_refused_in_a_sentence_and_left_alone(made, capsys):
+def test_what_is_made_already_is_refused_in_a_sentence_and_left_alone(made, capsys):
     before = digest(made[1])
     assert miniature.main(["--threads", "1", "make", str(made[1])]) == 2
     assert "exists: remove it" in capsys.readouterr().err
