@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "exchange": "layout batch",
     "policy": "config batch grpo logprobs model",
     "sync": "layout model rollout",
+    "reshard": "config layout model",
+    "plan": "config layout model reshard",
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics generation policy",
     "roles": "config layout batch model rollout policy",

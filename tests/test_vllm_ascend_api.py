@@ -47,12 +47,13 @@ CALLS = [
 ENGINE_ARGS = ("model tokenizer dtype tensor_parallel_size distributed_executor_backend enable_expert_parallel load_format enforce_eager "
                "gpu_memory_utilization kv_cache_memory_bytes max_model_len max_num_seqs max_num_batched_tokens enable_prefix_caching "
                "enable_chunked_prefill enable_sleep_mode async_scheduling seed logprobs_mode hf_overrides compilation_config "
-               "additional_config skip_tokenizer_init").split()
-SAMPLING = "n temperature top_p top_k min_p seed max_tokens logprobs detokenize stop_token_ids ignore_eos output_kind".split()
+               "additional_config skip_tokenizer_init generation_config").split()
+SAMPLING = ("n temperature top_p top_k min_p seed max_tokens logprobs detokenize stop_token_ids ignore_eos output_kind "
+            "skip_clone prompt_logprobs").split()
 
 ENVIRONMENT = {
     VLLM: ("vllm.envs", "VLLM_DP_SIZE VLLM_DP_RANK VLLM_DP_RANK_LOCAL VLLM_DP_MASTER_IP VLLM_DP_MASTER_PORT "
-           "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_USE_V2_MODEL_RUNNER VLLM_PLUGINS"),
+           "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_USE_V2_MODEL_RUNNER VLLM_PLUGINS VLLM_TARGET_DEVICE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS"),
     ASCEND: ("vllm_ascend.envs", "VLLM_ASCEND_ENABLE_NZ VLLM_ASCEND_ENABLE_FUSED_MC2 VLLM_ASCEND_ENABLE_FLASHCOMM1 "
              "VLLM_ASCEND_ENABLE_MLAPO VLLM_ASCEND_BALANCE_SCHEDULING DYNAMIC_EPLB"),
 }
@@ -224,6 +225,18 @@ def test_every_keyword_given_to_llm_and_sampling_params_is_in_the_tables() -> No
              if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in allowed
              for k in n.keywords if k.arg and k.arg not in allowed[n.func.id]]
     assert not wrong, "add to ENGINE_ARGS or SAMPLING, where they are checked against the wheel"
+
+
+def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> None:
+    """The engine gathers LLM's arguments in dict literals: `_arguments` returns one, ARGUMENTS has one a device."""
+    engine = ast.parse((ROOT / "r1zero" / "rollout" / "vllm_engine.py").read_text(encoding="utf-8"))
+    given = next(n for n in ast.walk(wheels.find(engine, "_arguments")) if isinstance(n, ast.Return)).value
+    rows = wheels.find(engine, "ARGUMENTS").value
+    names = {key.value for table in (given, *rows.values) for key in table.keys if key is not None}
+    assert len(names) > 15 and names <= set(ENGINE_ARGS), names - set(ENGINE_ARGS)
+    extra = ast.literal_eval(rows.values[[key.value for key in rows.keys].index("npu")])["additional_config"]
+    config = wheels.source(node(ASCEND, "vllm_ascend.ascend_config", "AscendConfig"))
+    assert all(f"'{name}'" in config for name in extra)
 
 
 def test_every_vllm_variable_that_we_name_is_in_the_tables() -> None:

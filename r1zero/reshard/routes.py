@@ -68,19 +68,35 @@ def axis(weight: Weight) -> int:
 
 
 def need(weight: Weight, shape: Shape, rollout: Grid, expert_parallel: bool) -> dict[int, Span]:
-    """World rank -> what vLLM keeps of the weight there. Raises UserError where its degrees do not cut the model."""
-    tp, length = rollout.size("tp"), weight.shape[axis(weight)]
+    """World rank -> what vLLM keeps of the weight there, for the ranks that keep any."""
+    tp = rollout.size("tp")
     if weight.expert is not None and expert_parallel:
-        # vLLM deals experts over tensor x data ranks of a replica in runs of equal length ("linear" placement).
-        place, _ = divmod(weight.expert, shape.moe.experts // (tp * rollout.size("dp")))
-        dp, t = divmod(place, tp)
-        return {rollout.at(tp=t, dp=dp, replica=r): Span(0, length) for r in range(rollout.size("replica"))}
-    spans = [Span(0, length)] * tp if weight.cut is None else [_vllm_span(weight, shape, tp, t) for t in range(tp)]
+        dp, t = divmod(_owner(weight, shape, rollout), tp)
+        return {rollout.at(tp=t, dp=dp, replica=r): Span(0, weight.shape[axis(weight)]) for r in range(rollout.size("replica"))}
+    spans = [_vllm_span(weight, shape, tp, t) for t in range(tp)]
     return {rank: spans[i % tp] for i, rank in enumerate(rollout.ranks)}
+
+
+def need_of(weight: Weight, shape: Shape, rollout: Grid, expert_parallel: bool, rank: int) -> Span | None:
+    """`need` of one rank."""
+    if rank not in rollout:
+        return None
+    tp, t = rollout.size("tp"), rollout.coordinate(rank, "tp")
+    if weight.expert is not None and expert_parallel:
+        mine = rollout.coordinate(rank, "dp") * tp + t == _owner(weight, shape, rollout)
+        return Span(0, weight.shape[axis(weight)]) if mine else None
+    return _vllm_span(weight, shape, tp, t)
+
+
+def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
+    """vLLM deals experts over a replica's ranks, tensor rank fastest, in runs of equal length ("linear" placement)."""
+    return weight.expert // (shape.moe.experts // (rollout.size("tp") * rollout.size("dp")))
 
 
 def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int) -> Span:
     length = weight.shape[axis(weight)]
+    if weight.cut is None:
+        return Span(0, length)
     if weight.place != "layer":
         width = -(-length // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // tp
         return Span(min(length, t * width), min(length, (t + 1) * width))

@@ -16,10 +16,7 @@ from r1zero.layout import Layout
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
 from r1zero.reshard import rounds as planned
-from r1zero.reshard.routes import Routes, Span, axis, need
-
-STAGING_BYTES = 512 << 20
-"""Of one rank, in a round, sent and received together. A 64 GB die has some 10 GB left while weights travel."""
+from r1zero.reshard.routes import Routes, Span, axis, need_of
 
 Read = Callable[[Weight], Tensor]
 """The trainer's own part of a weight on this rank, in HF's orientation."""
@@ -46,14 +43,14 @@ class Compiled:
     """Weight -> what this rank's engine keeps."""
 
 def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel: bool, dtype: torch.dtype, device: torch.device,
-                    staging_bytes: int = STAGING_BYTES) -> Compiled:
+                    staging_bytes: int = planned.STAGING_BYTES) -> Compiled:
     """Done once, alike on every rank, without communication. 384 ranks of DeepSeek-V3: 3 s."""
     routes = Routes(layout, shape, expert_parallel)
     rounds = planned.schedule(routes, dtype.itemsize, staging_bytes)
     held, wanted = {}, {}
     for number, weight in enumerate(routes.weights):
         if rank in routes.route(weight).of_rank:
-            part, span = routes.held(weight).get(rank), need(weight, shape, layout.rollout, expert_parallel).get(rank)
+            part, span = routes.held(weight).get(rank), need_of(weight, shape, layout.rollout, expert_parallel, rank)
             if part:
                 held[number] = part.first
             if span and span.first < span.end:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from r1zero import sync
 from r1zero.layout import Layout
+from r1zero.model import stream
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
 from r1zero.reshard import run
-from r1zero.reshard.routes import Span, axis, need
+from r1zero.reshard.routes import Span, axis, need_of
 from tests.reshard.shapes import CASES
 
 CPU = torch.device("cpu")
@@ -44,20 +45,31 @@ def make(shape: Shape, layout: Layout, expert_parallel: bool, rank: int, dtype: 
     return run.compile_reshard(layout, shape, rank, expert_parallel=expert_parallel, dtype=dtype, device=CPU, staging_bytes=20_000)
 
 
+class Held:
+    """What the generic path reads of a rank's part: in the job, a view of megatron-core's parameter (mapping.Local)."""
+
+    def __init__(self, tensor: Tensor):
+        self.parameter = tensor
+
+    def tensor(self) -> Tensor:
+        return self.parameter
+
+
 def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: int) -> None:
     """Each rank gets exactly what its engine keeps, equal to the whole tensor and to the generic path, bit for bit."""
     for dtype in (torch.bfloat16, torch.float32):
         compiled = make(shape, layout, expert_parallel, rank, dtype)
+        read = reader(compiled, dtype)
+        local = {w.name: Held(read(w)) for w in compiled.routes.weights if rank in compiled.routes.held(w)}
         receivers = sync.engine_receivers(layout.rollout, shape, expert_parallel)
-        route = sync.compile_route(shape, layout.train, receivers, rank, layout.size)
-        generic = dict(sync.stream(route, reader(compiled, dtype), dtype, CPU))
-        got = dict(run.stream(compiled, reader(compiled, dtype), verify=True))
+        generic = dict(stream.stream(local, shape, layout.train, receivers, dtype))
+        got = dict(run.stream(compiled, read, verify=True))
         by_name = {weight.name: weight for weight in compiled.routes.weights}
         assert set(got) <= set(generic), "an engine was sent what it does not keep"
         kept = 0
         for name, tensor in generic.items():
             weight = by_name[name]
-            span = need(weight, shape, layout.rollout, expert_parallel)[rank]   # the generic path sends nothing to others
+            span = need_of(weight, shape, layout.rollout, expert_parallel, rank)   # the generic path sends nothing to others
             if span.first == span.end:
                 continue
             mine = [t.narrow(axis(weight), span.first, span.end - span.first) for t in (got[name], tensor, whole(weight, dtype))]

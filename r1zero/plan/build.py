@@ -1,0 +1,162 @@
+"""The plan as data: everything that `train.py CONFIG --plan` shows, from the config and a number of ranks."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1zero import layout as layouts
+from r1zero.config import Config, UserError
+from r1zero.layout import Layout
+from r1zero.model import families, placement
+from r1zero.model.shape import Shape
+from r1zero.plan import communicators, duration, memory, remedies
+from r1zero.plan.communicators import Group
+from r1zero.plan.machine import Machine, suppose
+from r1zero.plan.memory import Books, Ledger, Place
+from r1zero.plan.traffic import Traffic, sync_traffic
+from r1zero.reshard.routes import Routes
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class PlaceLedger:
+    place: Place
+    ranks: int
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: str
+    world: int
+    nodes: int
+    parameters: int
+    """Without multi-token prediction; a router's bias counts, as in the published total."""
+    active_parameters: float
+    """Met by one token; the embedding, which is looked up, does not count."""
+    stages: tuple[tuple[int, int], ...]
+    """First layer and number of layers of each pipeline stage of the trainer."""
+    groups: tuple[Group, ...]
+    batch: dict[str, float]
+    places: tuple[PlaceLedger, ...]
+    host: dict[str, int]
+    """Kind -> bytes of the fullest node's host memory."""
+    traffic: Traffic
+    seconds: dict[str, float]
+    tokens_per_second: float
+    """Prompts and responses, of all ranks."""
+    machine: Machine
+    problems: tuple[str, ...]
+    """Why it would not run, each with the cure; empty: it fits."""
+    notes: tuple[str, ...]
+
+    @property
+    def worst(self) -> PlaceLedger:
+        return max(self.places, key=lambda p: p.ledger.total(p.ledger.worst))
+
+
+def model_shape(cfg: Config) -> Shape:
+    """From model.shape or model.path's config.json; where both are there they must agree. Raises UserError."""
+    has_path = bool(cfg.model.path) and (Path(cfg.model.path) / "config.json").exists()
+    if not cfg.model.shape:
+        return families.read_shape(cfg.model.path)
+    stated = families.read_shape(cfg.model.shape)
+    if has_path:
+        found = families.read_shape(cfg.model.path)
+        for field in dataclasses.fields(Shape):
+            ours, theirs = getattr(stated, field.name), getattr(found, field.name)
+            if ours != theirs:
+                raise UserError(f"{cfg.model.shape} says {field.name} = {ours}, {cfg.model.path}/config.json says {theirs}; "
+                                "name the shape file of this model, or leave model.shape out")
+    return stated
+
+
+def plan(cfg: Config, world: int, name: str = "") -> Plan:
+    """Raises UserError where degrees, ranks, batch and model do not fit together. What does not fit the memory is a problem
+    of the plan, so that the numbers can be seen."""
+    if world < 1:
+        raise UserError(f"--world {world}; a world has at least one rank")
+    layout = layouts.carve(cfg.layout, world)
+    layouts.check_batch(cfg, layout)
+    machine, shape = suppose(cfg), model_shape(cfg)
+    if layout.reference:
+        placement.check(shape, layout.reference)
+    routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel)
+    books = memory.open_books(cfg, layout, routes, machine)
+    places = ledgers(books)
+    traffic = sync_traffic(routes, books.itemsize, int(machine.node_ranks))
+    host = fullest_node(books)
+    seconds = duration.seconds(books, traffic)
+    tokens = duration.samples(books) * memory.mean_tokens(books)
+    runs = placement.stages(shape, layout.train)
+    found = communicators.groups(layout, shape, routes.expert_parallel, cfg.run.device, int(machine.node_ranks))
+    return Plan(
+        config=name or cfg.run.name, world=world, nodes=-(-world // int(machine.node_ranks)),
+        parameters=sum(w.size for w in routes.weights), active_parameters=sum(s.work for s in books.train),
+        stages=tuple((run.start, len(run)) for run in runs), groups=tuple(found), batch=batch_algebra(books), places=places, host=host,
+        traffic=traffic, seconds=seconds, tokens_per_second=tokens / sum(seconds.values()), machine=machine,
+        problems=tuple(remedies.problems(books, places, host)), notes=tuple(notes(books, layout)))
+
+
+def ledgers(books: Books) -> tuple[PlaceLedger, ...]:
+    """One ledger for each kind of place, and how many ranks it stands for."""
+    counted = Counter(memory.place_of(books.layout, rank, bool(books.reference)) for rank in range(books.layout.size))
+    return tuple(PlaceLedger(place, n, memory.ledger(books, place)) for place, n in counted.items())
+
+
+def fullest_node(books: Books) -> dict[str, int]:
+    per_node: dict[int, Counter[str]] = {}
+    made: dict[Place, dict[str, int]] = {}
+    for rank in range(books.layout.size):
+        place = memory.place_of(books.layout, rank, bool(books.reference))
+        if place not in made:
+            made[place] = memory.ledger(books, place).host
+        per_node.setdefault(rank // int(books.machine.node_ranks), Counter()).update(made[place])
+    return dict(max(per_node.values(), key=lambda kinds: sum(kinds.values())))
+
+
+def batch_algebra(books: Books) -> dict[str, float]:
+    cfg, layout = books.cfg, books.layout
+    at_once, cache = memory.cache_need(books)
+    samples = duration.samples(books)
+    return {
+        "prompts an iteration": cfg.grpo.prompts_per_iteration, "responses a prompt": cfg.grpo.group_size, "responses an iteration": samples,
+        "engines": layout.engines, "prompts an engine": cfg.grpo.prompts_per_iteration // layout.engines,
+        "responses decoded at a time by an engine": at_once,
+        "waves of decoding": -(-(samples // layout.engines) // at_once),
+        "cache for as many full sequences, GB a rank": round(cache / GB, 1),
+        "data-parallel ranks": layout.train.dense.size("dp"),
+        "responses a data-parallel rank": samples / layout.train.dense.size("dp"),
+        "micro-batches a data-parallel rank, about": memory.micro_batches(books),
+        "updates an iteration": 1,
+    }
+
+
+def notes(books: Books, layout: Layout) -> list[str]:
+    cfg = books.cfg
+    at_once, cache = memory.cache_need(books)
+    have = cfg.rollout.kv_cache_gib * memory.GIB
+    found = []
+    if have < cache:
+        found.append(f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
+                     f"({cache / memory.GIB:.1f} GiB): where responses grow that long vLLM queues or recomputes some")
+    slow = [f"{group.kind.name} groups span {group.nodes} nodes" for group in books_groups(books)
+            if group.kind.name in ("train tp", "engine tp") and group.nodes > 1]
+    return found + [f"{text}: tensor parallelism between nodes is slow; keep tp within the node" for text in slow]
+
+
+def books_groups(books: Books) -> list[Group]:
+    return communicators.groups(books.layout, books.routes.shape, books.routes.expert_parallel, books.cfg.run.device,
+                                int(books.machine.node_ranks))
+
+
+def as_data(made: Plan) -> dict[str, Any]:
+    """Plain lists, dicts and numbers, for --json."""
+    data = dataclasses.asdict(made)
+    for row in data["places"]:
+        row["place"] = dict(zip(Place._fields, row["place"], strict=True))
+    data["fits"] = not made.problems
+    return data

@@ -1,0 +1,100 @@
+"""The groups that talk on the device, whom they join, and what their buffers take."""
+
+import math
+from dataclasses import dataclass
+
+from r1zero.layout import Grid, Layout
+from r1zero.model.shape import Shape
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Groups of one use."""
+
+    name: str
+    axes: tuple[str, ...]
+    grid: str
+    """dense, experts, reference or rollout: whose axes they are."""
+    note: str
+    buffered: bool = True
+    """False: its collectives run on gloo, in host memory."""
+
+
+# The groups that megatron-core 0.16.1 and vLLM 0.23 use while training R1-Zero; they make more, which stay silent and cost
+# nothing: a communicator's buffers come with its first collective.
+TRAIN = (
+    Kind("train tp", ("tp",), "dense", "sequence parallel gather and scatter, vocabulary"),
+    Kind("train dp", ("dp",), "dense", "dense gradients and weights"),
+    Kind("train pp", ("pp",), "dense", "activations between stages"),
+    Kind("train tp-pp", ("tp", "pp"), "dense", "gradient norm, dense"),
+    Kind("train ep", ("etp", "ep"), "experts", "tokens to experts and back"),
+    Kind("train edp", ("edp",), "experts", "expert gradients"),
+    Kind("train etp-ep-pp", ("etp", "ep", "pp"), "experts", "gradient norm, experts"),
+)
+REFERENCE = (
+    Kind("reference tp", ("tp",), "reference", "sequence parallel gather and scatter, vocabulary"),
+    Kind("reference pp", ("pp",), "reference", "activations between stages"),
+    Kind("reference ep", ("etp", "ep"), "reference experts", "tokens to experts and back"),
+)
+ROLLOUT = (
+    Kind("engine tp", ("tp",), "rollout", "hidden states, logits"),
+    Kind("engine dp", ("dp",), "rollout", "who has unfinished requests", buffered=False),
+    Kind("engine ep", ("tp", "dp"), "rollout", "tokens to experts and back (prefill)"),
+    Kind("engine mc2", ("tp", "dp"), "rollout", "tokens to experts and back (decode), fused operators"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    kind: Kind
+    size: int
+    count: int
+    examples: tuple[tuple[int, ...], ...]
+    nodes: int
+    """Most nodes that one group spans."""
+
+
+def grids(layout: Layout) -> dict[str, Grid]:
+    found = {"dense": layout.train.dense, "experts": layout.train.experts, "rollout": layout.rollout}
+    if layout.reference:
+        found |= {"reference": layout.reference.dense, "reference experts": layout.reference.experts}
+    return found
+
+
+def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device: str) -> list[Kind]:
+    found = []
+    for kind in TRAIN + (REFERENCE if layout.reference else ()) + ROLLOUT:
+        experts = kind.name.partition(" ")[2] in ("ep", "edp", "etp-ep-pp", "mc2")
+        if experts and not shape.moe or kind.name in ("engine ep", "engine mc2") and not expert_parallel:
+            continue
+        if kind.name == "engine mc2" and device != "npu":
+            continue
+        if math.prod(grids(layout)[kind.grid].size(axis) for axis in kind.axes) > 1:
+            found.append(kind)
+    return found
+
+
+def groups(layout: Layout, shape: Shape, expert_parallel: bool, device: str, node_ranks: int) -> list[Group]:
+    found = []
+    for kind in kinds(layout, shape, expert_parallel, device):
+        every = grids(layout)[kind.grid].groups(*kind.axes)
+        nodes = max(len({rank // node_ranks for rank in group}) for group in every)
+        found.append(Group(kind, len(every[0]), len(every), tuple(every[:2] + every[-1:] if len(every) > 2 else every), nodes))
+    return found
+
+
+def mc2_buffer(shape: Shape, layout: Layout, max_num_seqs: int) -> int:
+    """Bytes that one buffer of the engine's fused dispatch needs (npu_moe_distribute_dispatch_v2 in Ascend's op-plugin).
+
+    Each rank of a tensor group dispatches its share of the decode batch; every rank may get all of it.
+    """
+    ranks = layout.rollout.size("tp") * layout.rollout.size("dp")
+    tokens = -(-max_num_seqs // layout.rollout.size("tp"))
+    row = 2 * shape.hidden_size
+    dispatch = shape.moe.experts // ranks * tokens * ranks * _align(_align(row, 32) + 64, 512)
+    combine = (shape.moe.topk + shape.moe.shared_experts) * tokens * _align(row, 512)
+    return 2 * (dispatch + combine)
+
+
+def _align(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

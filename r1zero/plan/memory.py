@@ -1,0 +1,213 @@
+"""Bytes on a rank's device in each phase, by kind; and what waits in its host memory."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from r1zero.config import Config
+from r1zero.layout import Layout
+from r1zero.model.placement import MegatronGrids
+from r1zero.plan import communicators
+from r1zero.plan.machine import Machine
+from r1zero.plan.sizes import Stage, absorbed_elements, cache_elements, engine_elements, layer_elements, stages
+from r1zero.reshard.rounds import STAGING_BYTES
+from r1zero.reshard.routes import Routes
+
+PHASES = ("rollout", "reference", "update", "sync")
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+class Place(NamedTuple):
+    """What a rank is: ranks of one place need the same memory. None: it has no part in that role."""
+
+    train: int | None
+    """Pipeline stage."""
+    reference: int | None
+    rollout: bool
+
+
+@dataclass(frozen=True)
+class Ledger:
+    device: dict[str, dict[str, int]]
+    """Phase -> kind -> bytes."""
+    host: dict[str, int]
+    """Kind -> bytes of pinned host memory; nothing on a CPU, whose device it is."""
+
+    def total(self, phase: str) -> int:
+        return sum(self.device[phase].values())
+
+    @property
+    def worst(self) -> str:
+        return max(self.device, key=self.total)
+
+
+@dataclass(frozen=True)
+class Books:
+    """What the ledgers are computed from; made once for a config."""
+
+    cfg: Config
+    layout: Layout
+    routes: Routes
+    machine: Machine
+    train: list[Stage]
+    reference: list[Stage]
+    engine: tuple[int, int]
+
+    @property
+    def itemsize(self) -> int:
+        return 2 if self.cfg.run.dtype == "bfloat16" else 4
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.cfg.run.device == "cpu"
+
+
+def open_books(cfg: Config, layout: Layout, routes: Routes, machine: Machine) -> Books:
+    grids = layout.reference or layout.train
+    reference = stages(routes, grids) if cfg.grpo.kl_coef else []
+    return Books(cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes))
+
+
+def place_of(layout: Layout, rank: int, has_reference: bool) -> Place:
+    train = layout.train.dense.coordinate(rank, "pp") if rank in layout.train.dense else None
+    reference = None
+    if has_reference:
+        grid = (layout.reference or layout.train).dense
+        reference = grid.coordinate(rank, "pp") if rank in grid else None
+    return Place(train, reference, rank in layout.rollout)
+
+
+def ledger(books: Books, place: Place) -> Ledger:
+    """The residents by phase. Roles on other ranks leave their lines out; on a CPU nothing is ever put away."""
+    shared = place.train is not None and place.rollout
+    weights, gradients, optimizer, host = _trainer(books, place)
+    engine, cache = _engine(books) if place.rollout else (0, 0)
+    asleep = shared and not books.on_cpu     # an engine that shares its device gives up weights and cache between rollouts
+    away = shared and books.cfg.train.offload and not books.on_cpu
+    second = _reference_copy(books, place)
+    always = {"communicators": _communicators(books, place), "runtime": int(books.machine.runtime_gib * GIB), "reference": second,
+              "optimizer": optimizer}
+    kept = {"engine weights": 0 if asleep else engine, "KV cache": 0 if asleep else cache}
+    trainer = {"weights": weights, "gradients": gradients}
+    rollout_trainer = {"weights": 0, "gradients": 0} if away else trainer
+    lines = {
+        "rollout": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "workspace": _workspace(books) if place.rollout else 0},
+        "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(books, place, False)},
+        "update": {**trainer, **kept, **_passes(books, place, True), "optimizer": optimizer + _window(books, place)},
+        "sync": {**trainer, "gradients": 0 if away else gradients, "engine weights": engine, "KV cache": kept["KV cache"],
+                 "staging": STAGING_BYTES if engine or weights else 0},
+    }
+    return Ledger({phase: {kind: n for kind, n in {**always, **lines[phase]}.items() if n} for phase in PHASES}, host)
+
+
+def _communicators(books: Books, place: Place) -> int:
+    """Two buffers for each live communicator of a rank, the world's among them."""
+    layout, routes = books.layout, books.routes
+    mine = {"dense": place.train is not None, "experts": place.train is not None, "rollout": place.rollout,
+            "reference": place.reference is not None, "reference experts": place.reference is not None}
+    live = communicators.kinds(layout, routes.shape, routes.expert_parallel, books.cfg.run.device)
+    count = sum(kind.buffered and mine[kind.grid] for kind in live) + (layout.size > 1)
+    return int(count * 2 * books.machine.buffer_mb * MIB)
+
+
+def _trainer(books: Books, place: Place) -> tuple[int, int, int, dict[str, int]]:
+    """(weights, gradients, resident optimizer, host) in bytes."""
+    if place.train is None:
+        return 0, 0, 0, {}
+    stage, cfg = books.train[place.train], books.cfg
+    weights = weight_bytes(stage, books.itemsize)
+    state = optimizer_bytes(stage, books.layout.train, books.itemsize)
+    host = {}
+    if not books.on_cpu:
+        if cfg.optimizer.offload:
+            host["optimizer"] = state
+        if cfg.train.offload and place.rollout:
+            host["weights"] = weights
+        if place.reference is not None and books.layout.reference is None:
+            host["reference"] = weights
+    resident = 0 if cfg.optimizer.offload and not books.on_cpu else state
+    return weights, 4 * stage.elements, resident, host
+
+
+def weight_bytes(stage: Stage, itemsize: int) -> int:
+    return itemsize * stage.elements + 4 * stage.buffers
+
+
+def optimizer_bytes(stage: Stage, grids: MegatronGrids, itemsize: int) -> int:
+    """fp32 master weights (bf16 runs only: fp32 weights are their own) and two moments, dealt over the ranks that hold copies."""
+    each = 12 if itemsize == 2 else 8
+    return each * -(-stage.dense // grids.dense.size("dp")) + each * -(-stage.experts // grids.experts.size("edp"))
+
+
+def _window(books: Books, place: Place) -> int:
+    """The part of a host optimizer's state that is on the device while its step runs."""
+    if place.train is None or books.on_cpu or not books.cfg.optimizer.offload:
+        return 0
+    return int(optimizer_bytes(books.train[place.train], books.layout.train, books.itemsize) / books.machine.swap_parts)
+
+
+def _reference_copy(books: Books, place: Place) -> int:
+    """A reference of its own ranks; or the second copy of the weights where the device is the host."""
+    if place.reference is None or (books.layout.reference is None and not books.on_cpu):
+        return 0
+    return weight_bytes(books.reference[place.reference], books.itemsize)
+
+
+def _engine(books: Books) -> tuple[int, int]:
+    plain, fp32 = books.engine
+    if books.cfg.run.device == "npu":
+        plain += absorbed_elements(books.routes.shape, books.layout)
+    return plain * books.itemsize + 4 * fp32, int(books.cfg.rollout.kv_cache_gib * GIB)
+
+
+def _workspace(books: Books) -> int:
+    """One layer's forward pass over a scheduler step, and the sampler's fp32 copies of the whole vocabulary."""
+    shape, rollout = books.routes.shape, books.cfg.rollout
+    layer = max(layer_elements(shape, i, books.layout.rollout.size("tp"), books.machine.expert_imbalance) for i in (0, shape.layers - 1))
+    return int(rollout.max_num_batched_tokens * layer * books.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
+
+
+def _passes(books: Books, place: Place, training: bool) -> dict[str, int]:
+    """Activations and logits of the trainer's passes (training) or of the reference's."""
+    stage = place.train if training else place.reference
+    if stage is None:
+        return {}
+    grids = books.layout.train if training else books.layout.reference or books.layout.train
+    shape, tp, pp = books.routes.shape, grids.dense.size("tp"), grids.dense.size("pp")
+    tokens, size = books.cfg.train.micro_batch_tokens, books.itemsize
+    layers = range(sum(s.layers for s in books.train[:stage]), sum(s.layers for s in books.train[:stage + 1])) if training else (shape.layers - 1,)
+    each = [layer_elements(shape, i, tp, books.machine.expert_imbalance) for i in layers]
+    if not training:
+        kept, live = 0.0, 2 * max(each)
+    else:
+        flying = min(pp - stage, micro_batches(books))          # one forward, one backward: packs under way at this stage
+        full = books.cfg.train.recompute == "full"
+        kept = flying * (len(layers) * shape.hidden_size / tp if full else sum(each))
+        live = (2 if full else 1) * max(each)                   # the layer being recomputed, and gradients of its tensors
+    found = {"activations": int(tokens * size * (kept + live))}
+    if stage == pp - 1:
+        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy.
+        found["logits"] = tokens * shape.vocab_size // tp * (size + 16)
+    return found
+
+
+def micro_batches(books: Books) -> int:
+    """Packs of one data-parallel rank in an iteration, at the mean length; packs are filled to nine tenths or better."""
+    cfg = books.cfg
+    tokens = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size * mean_tokens(books) / books.layout.train.dense.size("dp")
+    return max(1, -(-int(tokens) // int(0.9 * cfg.train.micro_batch_tokens)))
+
+
+def mean_tokens(books: Books) -> float:
+    """Of one sample, prompt and response."""
+    r, m = books.cfg.rollout, books.machine
+    return m.prompt_share * r.max_prompt_tokens + m.response_share * r.max_response_tokens
+
+
+def cache_need(books: Books) -> tuple[int, int]:
+    """(sequences decoded at a time by one engine, bytes of cache if all of them were full)."""
+    cfg = books.cfg
+    share = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size // books.layout.engines
+    at_once = min(cfg.rollout.max_num_seqs, share)
+    tokens = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
+    return at_once, at_once * tokens * cache_elements(books.routes.shape, books.layout) * books.itemsize

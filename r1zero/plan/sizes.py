@@ -1,0 +1,108 @@
+"""How many elements of the model a rank holds, as trainer by pipeline stage and as engine; bytes of the cache; operations a token."""
+
+from dataclasses import dataclass
+
+from r1zero.layout import Layout
+from r1zero.model import placement
+from r1zero.model.families import Weight
+from r1zero.model.shape import Shape
+from r1zero.reshard.routes import Routes, axis, need_of
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Elements on each rank of one pipeline stage of a trainer or reference."""
+
+    layers: int
+    dense: int
+    """Trained, replicated over data-parallel ranks."""
+    experts: int
+    """Trained, replicated over expert-data-parallel ranks."""
+    buffers: int
+    """fp32 tensors that are not trained: the routers' biases."""
+    work: float
+    """Parameters that one token meets on all tensor ranks together, without the embedding."""
+
+    @property
+    def elements(self) -> int:
+        return self.dense + self.experts
+
+
+def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
+    shape, tp, etp, ep = routes.shape, grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
+    layers = placement.stages(shape, grids)
+    where = [s for s, run in enumerate(layers) for _ in run]
+    sums = [[0, 0, 0, 0.0] for _ in layers]
+    for weight in routes.weights:
+        last = len(layers) - 1
+        homes = {"first": [0], "last": [last], "both ends": sorted({0, last})}.get(weight.place) or [where[weight.layer]]
+        degree = 1 if weight.cut is None else tp if weight.expert is None else etp
+        for stage in homes:
+            if weight.fp32:
+                sums[stage][2] += weight.size
+            elif weight.expert is None:
+                sums[stage][0] += weight.size // degree
+            else:
+                sums[stage][1] += weight.size // degree   # of all experts; dealt below
+            sums[stage][3] += met(weight, shape) if stage == homes[-1] else 0
+    return [Stage(len(run), dense, experts // ep, buffers, work) for run, (dense, experts, buffers, work) in zip(layers, sums, strict=True)]
+
+
+def met(weight: Weight, shape: Shape) -> float:
+    """Parameters of a weight that one token is multiplied with, on average. The embedding is looked up, not multiplied."""
+    if weight.place == "first":
+        return 0.0
+    return weight.size * (shape.moe.topk / shape.moe.experts if weight.expert is not None else 1.0)
+
+
+def engine_elements(routes: Routes) -> tuple[int, int]:
+    """(elements of the run's type, fp32 elements) on each rollout rank, as vLLM keeps them. All ranks have the same."""
+    rank, plain, fp32 = routes.layout.rollout.ranks[0], 0, 0
+    for weight in routes.weights:
+        span = need_of(weight, routes.shape, routes.layout.rollout, routes.expert_parallel, rank)
+        if span:
+            size = weight.size // weight.shape[axis(weight)] * (span.end - span.first)
+            plain, fp32 = (plain, fp32 + size) if weight.fp32 else (plain + size, fp32)
+    return plain, fp32
+
+
+def absorbed_elements(shape: Shape, layout: Layout) -> int:
+    """Copies of kv_b_proj that Ascend's latent attention keeps in the shape that decoding wants (W_UV and W_UK_T)."""
+    if not shape.mla:
+        return 0
+    return shape.layers * shape.heads * (shape.mla.qk_nope_head_dim + shape.mla.v_head_dim) * shape.mla.kv_lora_rank // layout.rollout.size("tp")
+
+
+def cache_elements(shape: Shape, layout: Layout) -> int:
+    """Elements of key-value cache for one token on one rank, all layers. The latent cache is whole on every tensor rank."""
+    if shape.mla:
+        return shape.layers * (shape.mla.kv_lora_rank + shape.mla.qk_rope_head_dim)
+    return shape.layers * 2 * max(1, shape.kv_heads // layout.rollout.size("tp")) * shape.head_dim
+
+
+def attention_operations(shape: Shape, context: float) -> float:
+    """Operations of scores and weighted values for one token that sees `context` tokens, all layers and heads."""
+    values = shape.mla.v_head_dim if shape.mla else shape.head_dim
+    return 2.0 * shape.layers * shape.heads * (shape.head_dim + values) * context
+
+
+def layer_elements(shape: Shape, layer: int, tp: int, imbalance: float) -> float:
+    """Elements kept for the backward pass of one layer, for one token, on one rank, with sequence parallelism.
+
+    What megatron-core's layer saves: inputs of its linear layers (re-gathered, hence cut by tp), what attention and
+    the activation function need, and both residual sums. A routed token counts topk times.
+    """
+    h, heads = shape.hidden_size, shape.heads
+    if mla := shape.mla:
+        q, k, v = heads * shape.head_dim, heads * shape.head_dim, heads * mla.v_head_dim
+        latents = 2 * (mla.q_lora_rank or 0) + 2 * (mla.kv_lora_rank + mla.qk_rope_head_dim)
+        attention = latents + 2 * q + heads * (mla.qk_nope_head_dim + mla.v_head_dim) + k + 2 * v
+    else:
+        q, k = heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        attention = 2 * (q + k) + k + q
+    if shape.is_moe(layer):
+        moe = shape.moe
+        feed = moe.topk * imbalance * (3 * h + 3 * moe.ffn_hidden_size) + 3 * moe.shared_experts * moe.ffn_hidden_size
+    else:
+        feed = 3 * shape.ffn_hidden_size
+    return (4 * h + attention + feed) / tp

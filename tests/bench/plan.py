@@ -1,0 +1,31 @@
+"""Seconds that the planner and the compiled reshard take, by number of ranks.
+
+    python -m tests.bench.plan
+"""
+
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from r1zero import config, layout, plan
+from r1zero.reshard import rounds
+from r1zero.reshard.routes import Routes
+
+
+def main() -> None:
+    table = Table("ranks", "plan s", "compile for one rank s", "rounds")
+    for world in (384, 1536, 12288):
+        cfg = config.load("configs/a3.toml", [f"grpo.prompts_per_iteration={world}"], config.Config)
+        start = time.perf_counter()
+        plan.plan(cfg, world)
+        planned = time.perf_counter()
+        routes = Routes(layout.carve(cfg.layout, world), plan.model_shape(cfg), True)
+        schedule = rounds.schedule(routes, 2, rounds.STAGING_BYTES)
+        rounds.compile_for(routes, schedule, 0)
+        table.add_row(str(world), f"{planned - start:.2f}", f"{time.perf_counter() - planned:.2f}", str(len(schedule)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
