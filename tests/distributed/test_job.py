@@ -67,6 +67,7 @@ class Seen:
 
 
 def tensor_bytes():
+    gc.unfreeze()   # what the imports froze is not listed otherwise
     gc.collect()
     storages = {}
     for o in gc.get_objects():
