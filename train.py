@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from r1zero import config, device, layout, world
+from r1zero import config, device, layout, plan, world
 from r1zero.config import UserError
 from r1zero.model import families, placement
 from r1zero.reward import RewardError, Scorer
@@ -13,12 +13,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
+    parser.add_argument("--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device")
+    parser.add_argument("--world", type=int, metavar="RANKS", help="with --plan: ranks of the world, where the config does not say or for another")
+    parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     args = parser.parse_intermixed_args()
     launch = world.Launch(0, 1, 0, 1, "none")
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(args.config, args.overrides, config.Config)
+        if args.plan:
+            sys.exit(plan.main(cfg, args.world or cfg.layout.world or launch.size, args.json))
+        layout.check_world(cfg.layout, launch.size)
         grids = layout.carve(cfg.layout, launch.size)
         layout.check_batch(cfg, grids)
         shape = families.read_shape(cfg.model.path)

@@ -81,6 +81,8 @@ class VllmGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
+    world: int = 0
+    """Ranks that the file is made for, refused if others start it; 0: any number."""
     train: MegatronGrid = field(default_factory=MegatronGrid)
     reference: MegatronGrid | None = None
     """Absent: colocated with train in train's own grid, by exchanging weights."""

@@ -188,6 +188,12 @@ def _spell(ranks: set[int]) -> str:
     return ",".join("-".join(map(str, run)) for run in runs)
 
 
+def check_world(cfg: config.Layout, size: int) -> None:
+    """Raises UserError where others than the ranks that the file is made for were started."""
+    if cfg.world not in (0, size):
+        raise UserError(f"layout.world = {cfg.world}, but {size} ranks were started; start {cfg.world}, or change layout.world and the degrees")
+
+
 def check_batch(cfg: config.Config, layout: Layout) -> None:
     """The batch algebra: prompts over engines, a response in a micro-batch, tokens in a scheduler step. Raises UserError."""
     prompts, engines = cfg.grpo.prompts_per_iteration, layout.engines
