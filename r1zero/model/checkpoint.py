@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as torch_checkpoint
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
 from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
@@ -103,8 +104,12 @@ def load(found: Found, chunks: list[torch.nn.Module], optimizer: Any, scheduler:
     try:
         with as_world(_everyone()):
             loaded = dist_checkpointing.load(state, str(found.path))
-    except (KeyError, dist_checkpointing.core.CheckpointingException) as error:
-        reason = str(error.args[0]).split(":")[0]
+    except torch_checkpoint.api.CheckpointException as error:
+        reasons = [reason for reason, _ in error.failures.values() if isinstance(reason, (KeyError, CheckpointingException))]
+        if not reasons:
+            raise
+        # The first lacks a key and lists all it has instead, the second says which shapes differ.
+        reason = str(reasons[0].args[0]).split(":")[0]
         raise UserError(f"{found.path}: is not a checkpoint of this model ({reason}); give the run another name or folder") from None
     unwrap_model(chunks[0]).load_state_dict(loaded["model"], strict=False)
     step = dist_checkpointing.load_common_state_dict(str(found.path))["step"]

@@ -27,6 +27,7 @@ class HashedFile:
     def __init__(self, path: Path):
         self.path = path
         self.segments: list[Segment] = []
+        self._failure: OSError | None = None
         self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         self._begin()
 
@@ -34,7 +35,11 @@ class HashedFile:
         self._length, self._sha256 = 0, hashlib.sha256()
 
     def write(self, data: Any) -> int:
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self._failure = error
+            raise
         self._sha256.update(data)
         self._length += memoryview(data).nbytes
         return memoryview(data).nbytes
@@ -61,6 +66,8 @@ class HashedFile:
                 os.fsync(self._file.fileno())
         finally:
             self._file.close()
+            if self._failure:   # torch.save reports a full disk as an unexpected position in a file
+                raise self._failure
 
 
 def adopt(path: Path) -> list[Segment]:

@@ -1,0 +1,155 @@
+"""What the ranks of a test world do to break a save, and to see what is left."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+from unittest import mock
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from r1zero.config import MegatronGrid, UserError
+from tests.model.cases import Built, build_on, together
+from tests.model.oracle import Oracle
+
+
+class Killed(BaseException):
+    """What nothing catches, at a moment of a save."""
+
+
+@contextmanager
+def killed_at(moment: int) -> Iterator[list[str]]:
+    """The so many-th write, flush, rename or removal of a checkpoint's files does half of its work, if it can, and then nothing goes on.
+
+    Yields the names of what was done.
+    """
+    from r1zero.model import manifest, step_folders
+
+    done: list[str] = []
+
+    def dying(name: str, real: Any, half: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            done.append(name)
+            if len(done) > moment:
+                if len(done) == moment + 1:
+                    half(*args)
+                raise Killed
+            return real(*args, **kwargs)
+        return call
+
+    def half_write(file: Any, data: Any) -> None:
+        file._file.write(memoryview(data)[:memoryview(data).nbytes // 2])
+        file._file.flush()
+
+    def half_removal(path: Path) -> None:
+        next(p for p in sorted(path.iterdir()) if p.name != manifest.NAME).unlink()
+
+    with ExitStack() as stack:
+        for owner, name, half in ((manifest.HashedFile, "write", half_write), (manifest, "_sync", lambda *_: None),
+                                  (manifest.os, "rename", lambda *_: None), (manifest.os, "replace", lambda *_: None),
+                                  (step_folders.shutil, "rmtree", half_removal)):
+            real = getattr(owner, name)
+            stack.enter_context(mock.patch.object(owner, name, dying(name, real, half)))
+        yield done
+
+
+def write(built: Built, folder: Path, iteration: int, keep: int = 2) -> None:
+    from r1zero.model import checkpoint
+
+    with torch.no_grad():
+        for parameter in built.chunks[0].parameters():
+            parameter.fill_(iteration)
+    checkpoint.save(folder, iteration, built.chunks, built.optimizer, built.scheduler, {"iteration": iteration}, keep)
+
+
+@together
+def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[str, int, int, list[str]]]:
+    """For each flush, rename and removal, and some of the writes: (what, iteration of the newest whole checkpoint, the weights' value
+    in it, what the folder holds after the next save)."""
+    from r1zero.model import checkpoint, step_folders
+
+    built = build_on(oracle, MegatronGrid())
+    for iteration in (1, 2):
+        write(built, folder, iteration)
+    before = shutil.copytree(folder, folder.with_name("before"))
+    with killed_at(1 << 30) as moments:
+        write(built, folder, 3)
+    writes = [i for i, what in enumerate(moments) if what == "write"]
+    chosen = {i for i, what in enumerate(moments) if what != "write"} | set(writes[::len(writes) // 5]) | {writes[-1]}
+    seen = []
+    for moment in sorted(chosen):
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+        with killed_at(moment):
+            try:
+                write(built, folder, 3)
+            except (Killed, CheckpointException):
+                pass
+        found = step_folders.newest(folder)
+        checkpoint.load(found, built.chunks, built.optimizer, built.scheduler)
+        values = {float(v.detach()) for p in built.chunks[0].parameters() for v in (p.min(), p.max())}
+        assert found.extra == {"iteration": found.iteration} and len(values) == 1
+        write(built, folder, 4)
+        seen.append((moments[moment], found.iteration, int(values.pop()), sorted(p.name for p in folder.iterdir())))
+    return seen
+
+
+@together
+def save_two(rank: int, oracle: Oracle, place: MegatronGrid, folder: Path) -> None:
+    built = build_on(oracle, place)
+    for iteration in (1, 2):
+        write(built, folder, iteration)
+
+
+@together
+def newest(rank: int, folder: Path) -> Any:
+    """(iteration, warnings of this rank), or the sentence of the error."""
+    from r1zero.model import step_folders
+
+    warnings: list[str] = []
+    with mock.patch.object(step_folders.log, "warning", lambda text, *args: warnings.append(text % args)):
+        try:
+            found = step_folders.newest(folder)
+        except UserError as error:
+            return str(error)
+    return found.iteration if found else None, warnings
+
+
+@together
+def save_without_room(rank: int, oracle: Oracle, place: MegatronGrid, folder: Path, how: str) -> str:
+    """The sentence of a save whose files may not grow on rank 1, or whose disk is too small."""
+    built = build_on(oracle, place)
+    write(built, folder, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ExitStack() as stack:
+        if how == "disk":
+            stack.enter_context(mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=100_000)))
+        elif rank == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        try:
+            write(built, folder, 2)
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+@together
+def load_another_model(rank: int, oracle: Oracle, folder: Path) -> str:
+    from r1zero.model import checkpoint, step_folders
+
+    built = build_on(oracle, MegatronGrid())
+    try:
+        checkpoint.load(step_folders.newest(folder), built.chunks, built.optimizer, built.scheduler)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+FILE_TOO_LARGE = os.strerror(errno.EFBIG)

@@ -1,0 +1,1 @@
+from tests.model.conftest import models  # noqa: F401
