@@ -23,7 +23,7 @@ from r1zero import config, device
 from r1zero.batch import Prompt, Response
 from r1zero.config import UserError
 from r1zero.layout import Layout
-from r1zero.rollout import cpu_vllm
+from r1zero.rollout import cpu_vllm, npu_vllm
 from r1zero.subworld import subworld
 
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
@@ -48,6 +48,7 @@ class Engine:
         Raises UserError where the model cannot hold one response with its prompt.
         """
         self._cfg, self._stop_token_ids = cfg, stop_token_ids
+        self._cache_asleep = False
         self._stack = ExitStack()
         shape = json.loads((Path(cfg.model.path) / "config.json").read_text(encoding="utf-8"))
         arguments = _arguments(cfg, shape)
@@ -108,7 +109,13 @@ class Engine:
         The iterator may run collectives: it is walked to its end on every rank. A tensor must stay as it is until the
         rest of its layer has come. What the old weights left in the prefix cache is dropped.
         """
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self._cfg.run.device == "npu":
+            self._llm.apply_model(lambda model: npu_vllm.take(model, self._llm.llm_engine.model_config, weights))
+        else:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self._cache_asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._cache_asleep = False
         if self._cfg.run.device == "cpu":
             self._llm.apply_model(cpu_vllm.repack_tied_head)
         if not self._llm.reset_prefix_cache():
@@ -122,7 +129,8 @@ class Engine:
     def wake(self) -> None:
         """Take the memory again; `reload` must follow."""
         if self._cfg.run.device != "cpu":
-            self._llm.wake_up()
+            self._llm.wake_up(tags=["weights"])   # the cache when the trainer's weights have come and gone
+            self._cache_asleep = True
 
     def close(self) -> None:
         """Release the engine and its groups. Called together by all ranks of layout.rollout."""
