@@ -83,11 +83,13 @@ def load() -> None:
     latex2sympy2.convert_number = lambda text: read_number(re.sub("^0,", "0.", text))
 
 
-def warm(samples: Iterable[str]) -> Iterator[None]:
-    """Reads and compares one sample a step, which fills the grammar's tables (up to 0.5 s for the first of a kind)."""
-    for text in samples:
-        if (tree := parse(text)) is not None:
-            same(tree, tree)
+def warm(samples: Iterable[str | tuple[str, str]]) -> Iterator[None]:
+    """Reads one sample a step, or reads two and compares them (up to 0.5 s for the first of a kind)."""
+    for sample in samples:
+        if isinstance(sample, str):
+            parse(sample)
+        else:
+            same(*map(parse, sample))
         yield
 
 
