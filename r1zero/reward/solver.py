@@ -109,7 +109,7 @@ def parse(text: str) -> Tree | None:
     text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
     config = _WITH_UNITS if _UNIT_TAIL.search(text) else _NO_UNITS
     tree, _ = extract_latex(_WHOLE.match(text), config)
-    if tree is None or not isinstance(tree, sympy.Basic | MatrixBase) or not bounds.computable(tree):
+    if not isinstance(tree, sympy.Basic | MatrixBase) or not bounds.computable(tree) or tree in (sympy.nan, sympy.zoo):
         return None
     return _with_imaginary_unit(tree)
 

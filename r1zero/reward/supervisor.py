@@ -25,7 +25,7 @@ from r1zero.reward.protocol import Frames, frame, receive
 from r1zero.reward.worker import Task, Work, die_with_parent, serve
 
 PATIENCE_S = 0.25  # processor seconds after which a sample is set aside, and another worker takes the next one
-PATIENCE_WALL_S = 1.0  # the same for one that sleeps, or gets no processor
+PATIENCE_WALL_S = 1.0  # the same for one that sleeps, or gets no processor; a quarter of the deadline if that is less
 LOOK_S = 0.1  # between two looks at a worker whose patience may be over
 ASIDE = 3  # at most so many set aside for each worker
 PARENT_CHECK_S = 1.0
@@ -191,9 +191,8 @@ class Supervisor:
                 self._report(worker.task[0], "timeout", None, 1000 * elapsed)
                 self._end(worker)
             elif not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
-                worker.aside = (
-                    elapsed >= PATIENCE_WALL_S or elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience
-                )
+                slow = elapsed >= min(PATIENCE_WALL_S, self.deadline_s / 4)
+                worker.aside = slow or elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience
 
     def _patience(self) -> float:
         """Seconds until some worker's time may be up, at most until the next look at the parent."""
