@@ -227,7 +227,7 @@ def _words(text: str) -> frozenset[str]:
 
 def _same_ratio(answer: str, label: str) -> bool:
     """1:2 is 2:4; every term counts, where math-verify divides from the left."""
-    ours, theirs = ([numeral(term.strip()) for term in text.split(":")] for text in (answer, label))
+    ours, theirs = ([numeral(term.replace(r"\!", "").strip()) for term in text.split(":")] for text in (answer, label))
     if None in ours or None in theirs or len(ours) != len(theirs) or not theirs[0].value:
         return False
     scale = ours[0].value / theirs[0].value
