@@ -73,7 +73,6 @@ _WORDS = re.compile(
     r"\\(?:text[a-z]*|mathrm|mathbf|mathit|mbox|hbox)\s*\{\s*(?P<wrapped>[^{}\\$]*?)\s*\}|(?P<bare>[^{}\\$]*)"
 )
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z .'-]*")
-_RATIO = re.compile(r"[^:]+(?::[^:]+)+")
 _JUXTAPOSED = re.compile(
     r"(?<![_^0-9])(?<!frac)(?<!frac )[0-9]+(?:\s+[0-9]|\s*\(\s*[-+]?[0-9.]+\s*\))|\(\s*[-+]?[0-9.]+\s*\)\s*[0-9]"
 )
@@ -112,7 +111,7 @@ def parses(label: str) -> bool:
     if not label or not bounds.readable(label):
         return False
     body = quantity(label).body
-    return numeral(body) is not None or bool(_words(body)) or _tree(body) is not None
+    return numeral(body) is not None or bool(_words(body)) or _same_ratio(body, body) or _tree(body) is not None
 
 
 def is_choice(text: str) -> bool:
@@ -228,7 +227,7 @@ def _words(text: str) -> frozenset[str]:
 
 def _same_ratio(answer: str, label: str) -> bool:
     """1:2 is 2:4; every term counts, where math-verify divides from the left."""
-    ours, theirs = ([numeral(term.strip()) for term in text.split(":")] for text in (answer, label))
+    ours, theirs = ([numeral(term.replace(r"\!", "").strip()) for term in text.split(":")] for text in (answer, label))
     if None in ours or None in theirs or len(ours) != len(theirs) or not theirs[0].value:
         return False
     scale = ours[0].value / theirs[0].value

@@ -83,11 +83,13 @@ def load() -> None:
     latex2sympy2.convert_number = lambda text: read_number(re.sub("^0,", "0.", text))
 
 
-def warm(samples: Iterable[str]) -> Iterator[None]:
-    """Reads and compares one sample a step, which fills the grammar's tables (up to 0.5 s for the first of a kind)."""
-    for text in samples:
-        if (tree := parse(text)) is not None:
-            same(tree, tree)
+def warm(samples: Iterable[str | tuple[str, str]]) -> Iterator[None]:
+    """Reads one sample a step, or reads two and compares them (up to 0.5 s for the first of a kind)."""
+    for sample in samples:
+        if isinstance(sample, str):
+            parse(sample)
+        else:
+            same(*map(parse, sample))
         yield
 
 
@@ -107,7 +109,7 @@ def parse(text: str) -> Tree | None:
     text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
     config = _WITH_UNITS if _UNIT_TAIL.search(text) else _NO_UNITS
     tree, _ = extract_latex(_WHOLE.match(text), config)
-    if tree is None or not isinstance(tree, sympy.Basic | MatrixBase) or not bounds.computable(tree):
+    if not isinstance(tree, sympy.Basic | MatrixBase) or not bounds.computable(tree) or tree in (sympy.nan, sympy.zoo):
         return None
     return _with_imaginary_unit(tree)
 

@@ -8,6 +8,7 @@ trainer may be deep in its engine for minutes and still no deadline slips.
 """
 
 import gc
+import math
 import os
 import selectors
 import signal
@@ -23,7 +24,9 @@ from typing import Any
 from r1zero.reward.protocol import Frames, frame, receive
 from r1zero.reward.worker import Task, Work, die_with_parent, serve
 
-PATIENCE_S = 0.25  # a sample that takes longer is moved aside, and a fresh worker takes the next one
+PATIENCE_S = 0.25  # processor seconds after which a sample is set aside, and another worker takes the next one
+PATIENCE_WALL_S = 1.0  # the same for one that sleeps, or gets no processor; a quarter of the deadline if that is less
+LOOK_S = 0.1  # between two looks at a worker whose patience may be over
 ASIDE = 3  # at most so many set aside for each worker
 PARENT_CHECK_S = 1.0
 
@@ -36,6 +39,7 @@ class Worker:
     outbox: bytearray = field(default_factory=bytearray)
     task: Task | None = None
     started: float = 0.0  # monotonic seconds at which the task was handed over
+    patience: float = 0.0  # processor seconds of its life at which the task is set aside
     aside: bool = False
 
 
@@ -117,12 +121,13 @@ class Supervisor:
 
     def _dispatch(self) -> None:
         """Hands the queue to the free workers, forking those that are missing."""
-        crew = [worker for worker in self.workers if not worker.aside]
+        crew = self._crew()
         while len(crew) < self.size and len(self.workers) < self.size * (1 + ASIDE):
             crew.append(self._fork())
-        for worker in crew:
+        for worker in crew[: self.size]:
             if self.queue and worker.task is None:
                 worker.task, worker.started = self.queue.popleft(), time.monotonic()
+                worker.patience = _cpu_s(worker.pid) + PATIENCE_S
                 worker.outbox += frame(worker.task)
                 self._flush(worker.sock, worker.outbox, worker)
 
@@ -163,9 +168,18 @@ class Supervisor:
             return
         for number, result, ms in answers:
             self._report(number, "scored", result, ms)
-            worker.task = None
-            if worker.aside:
-                self._end(worker)
+            worker.task, worker.aside = None, False
+        self._retire()
+
+    def _retire(self) -> None:
+        """Ends the youngest worker beyond the pool's size once it is idle: the others have learnt more of the grammar."""
+        crew = self._crew()
+        while len(crew) > self.size and crew[-1].task is None:
+            self._end(crew.pop())
+
+    def _crew(self) -> list[Worker]:
+        """Who takes the next tasks, the oldest first."""
+        return [worker for worker in self.workers if not worker.aside]
 
     def _enforce(self, now: float) -> None:
         """Kills what is past its deadline; sets aside what others would have to wait for."""
@@ -176,16 +190,20 @@ class Supervisor:
             if elapsed >= self.deadline_s:
                 self._report(worker.task[0], "timeout", None, 1000 * elapsed)
                 self._end(worker)
-            elif elapsed >= PATIENCE_S and not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
-                worker.aside = True
+            elif not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
+                slow = elapsed >= min(PATIENCE_WALL_S, self.deadline_s / 4)
+                worker.aside = slow or elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience
 
     def _patience(self) -> float:
-        """Seconds until some worker's time is up, at most until the next look at the parent."""
+        """Seconds until some worker's time may be up, at most until the next look at the parent."""
         now, waits = time.monotonic(), [PARENT_CHECK_S]
         for worker in self.workers:
-            if worker.task is not None:
-                elapsed = now - worker.started
-                waits.append((self.deadline_s if worker.aside or elapsed >= PATIENCE_S else PATIENCE_S) - elapsed)
+            if worker.task is None:
+                continue
+            elapsed = now - worker.started
+            waits.append(self.deadline_s - elapsed)
+            if not worker.aside:
+                waits.append(PATIENCE_S - elapsed if elapsed < PATIENCE_S else LOOK_S)
         return max(0.0, min(waits))
 
     def _end(self, worker: Worker) -> None:
@@ -195,6 +213,11 @@ class Supervisor:
         self.workers.remove(worker)
         os.kill(worker.pid, signal.SIGKILL)  # not yet reaped, so the id is still its own
         os.waitpid(worker.pid, 0)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds that a child has used: on Linux by its own clock, whose number the kernel makes of its id."""
+    return time.clock_gettime((~pid << 3) | 2) if sys.platform == "linux" else math.inf
 
 
 def main() -> None:
@@ -220,7 +243,7 @@ def main() -> None:
     for _ in solver.warm(samples.FIRST):
         pass
     _freeze()
-    supervisor = Supervisor(trainer, work, solver.warm(samples.REST), config)
+    supervisor = Supervisor(trainer, work, solver.warm(samples.EQUAL + samples.REST), config)
     supervisor.frames = frames
     supervisor.run([task for batch in batches for task in batch])
 

@@ -37,7 +37,7 @@ def our_decision():
     from r1zero.reward import accuracy, numerals, samples, solver
 
     solver.load()
-    for _ in solver.warm(samples.FIRST + samples.REST):
+    for _ in solver.warm(samples.FIRST + samples.EQUAL + samples.REST):
         pass
 
     def decide(pair: Pair) -> bool:
