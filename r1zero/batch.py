@@ -14,7 +14,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Prompt:
     index: int
-    """Row in the data."""
+    """Row in the data; in a run its place in the run's order of prompts, which with iteration and sample makes the seed."""
     token_ids: tuple[int, ...]
     label: str
     text: str

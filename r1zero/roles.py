@@ -12,8 +12,10 @@ from r1zero.config import Config, UserError
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import build, checkpoint, mapping, step_folders
 from r1zero.model.families import read_shape
+from r1zero.model.residency import Residency
 from r1zero.policy import Policy
 from r1zero.rollout.vllm_engine import Engine
+from r1zero.sync import Sync
 
 
 class Roles:
@@ -24,7 +26,7 @@ class Roles:
         self.cfg, self.layout, self.rank = cfg, layout, rank
         self.shape = read_shape(cfg.model.path)
         self.engine: Engine | None = None
-        self.policy = self.reference = self.original = None
+        self.policy = self.reference = self.original = self.residency = None
         # The engine first: it looks for free memory on the whole device.
         if rank in layout.rollout:
             self.engine = Engine(cfg, layout, rank, stop_token_ids=stop_token_ids, forbidden_ids=forbidden_ids)
@@ -38,7 +40,9 @@ class Roles:
         if not trains:
             self.reference = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device)
             return
-        if cfg.grpo.kl_coef and layout.reference is None:
+        if cfg.train.offload:
+            self.residency = Residency(chunks, device)
+        elif cfg.grpo.kl_coef and layout.reference is None:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
         self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
@@ -59,16 +63,34 @@ class Roles:
         with self._original_in_place():
             return self.policy.logprobs(batch)
 
+    def to_training(self) -> None:
+        """Where engine and trainer share a device the engine leaves it, and the trainer comes back if it had left."""
+        if self.engine and (self.policy or self.reference):
+            self.engine.sleep()
+
+    def to_rollout(self, sync: Sync) -> None:
+        """The trained weights to the engines, everywhere at once; then the trainer leaves the device if it is to."""
+        if self.residency:
+            self.residency.bring("policy")
+        if self.engine and (self.policy or self.reference):
+            self.engine.wake()
+        sync.push(self.chunks, self.engine)
+        if self.residency:
+            self.residency.leave()
+
     @contextmanager
     def _original_in_place(self) -> Iterator[None]:
-        """Exchange the trained weights and the original ones: pointers only."""
-        self._exchange()
+        """The original weights where the trained ones are: from the host, or else by exchanging pointers."""
+        self._exchange("original")
         try:
             yield
         finally:
-            self._exchange()
+            self._exchange("policy")
 
-    def _exchange(self) -> None:
+    def _exchange(self, name: str) -> None:
+        if self.residency:
+            self.residency.bring(name)
+            return
         for i, p in enumerate(self.policy.chunks[0].parameters()):
             p.data, self.original[i] = self.original[i], p.data
 
@@ -76,6 +98,9 @@ class Roles:
         """One optimizer step; {} on a rank that does not train. Without any scored token nothing is learned, and nothing is done."""
         if batch is None or not loss_tokens:
             return {}
+        if self.residency:
+            self.residency.bring("policy")
+            self.residency.gradients()
         return self.policy.update(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens)
 
     @property

@@ -1,5 +1,6 @@
 """The loop and the step. Every rank calls every stage; a rank outside a stage's grid passes through it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ class Trainer:
             self.record = metrics.Record(self.folder, self.done, self.cfg.run.iterations)
         if self.rank == self.layout.rollout.ranks[0]:
             metrics.keep_until(self.folder / "samples.jsonl", self.done)
-        self.sync.push(self.roles.chunks, self.roles.engine)
+        self.roles.to_rollout(self.sync)
         self.watch.lap()
         for iteration in range(self.done + 1, self.cfg.run.iterations + 1):
             reached = self.step(iteration)
@@ -79,12 +80,14 @@ class Trainer:
         with watch.phase("dispatch"):
             census = self.exchange.census(mine, cfg.grpo.prompts_per_iteration * cfg.grpo.group_size)
             batch = self.exchange.to_grid(mine, census, self.layout.train.dense)
+        with watch.phase("resharding_to_train"):
+            roles.to_training()
         with watch.phase("reference_model"):
             ref_logprobs = self._reference(mine, batch, census)
         with watch.phase("update"):
             trained = roles.update(batch, ref_logprobs, census.loss_tokens)
         with watch.phase("resharding_to_infer"):
-            self.sync.push(roles.chunks, roles.engine)
+            roles.to_rollout(self.sync)
         with watch.phase("record"):
             totals, peaks = self._reduce(samples, table, trained)
             self._dump(iteration, samples, table)
@@ -97,7 +100,9 @@ class Trainer:
             return None
         share = len(rows) // self.layout.engines
         first = self.layout.engine_of(self.rank) * share
-        prompts = [self.prompts[i] for i in rows[first:first + share]]
+        # A row that comes again, in a later epoch or in this iteration, is another prompt: its responses have other seeds.
+        before = (iteration - 1) * len(rows) + first
+        prompts = [replace(self.prompts[row], index=before + k) for k, row in enumerate(rows[first:first + share])]
         self.judge.prompts = prompts
         responses = self.roles.engine.generate(prompts, self.cfg.grpo.group_size, iteration, self.judge.submit)
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)

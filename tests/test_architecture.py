@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "plan": "config layout model reshard",
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics generation policy",
-    "roles": "config layout batch model rollout policy",
+    "roles": "config layout batch model rollout policy sync",
     "trainer": "config layout batch world metrics curves reward data model exchange sync generation figures roles",
 }
 

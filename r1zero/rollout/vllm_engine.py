@@ -48,7 +48,7 @@ class Engine:
         Raises UserError where the model cannot hold one response with its prompt.
         """
         self._cfg, self._stop_token_ids = cfg, stop_token_ids
-        self._cache_asleep = False
+        self._asleep = self._cache_asleep = False
         self._stack = ExitStack()
         shape = json.loads((Path(cfg.model.path) / "config.json").read_text(encoding="utf-8"))
         arguments = _arguments(cfg, shape)
@@ -125,10 +125,12 @@ class Engine:
         """Free the device for training: weights and key-value cache are dropped. Nothing on CPU, where vLLM cannot."""
         if self._cfg.run.device != "cpu":
             self._llm.sleep(level=2)
+            self._asleep = True
 
     def wake(self) -> None:
-        """Take the memory again; `reload` must follow."""
-        if self._cfg.run.device != "cpu":
+        """Take the memory again, where it was left; `reload` must follow."""
+        if self._asleep:
+            self._asleep = False
             self._llm.wake_up(tags=["weights"])   # the cache when the trainer's weights have come and gone
             self._cache_asleep = True
 

@@ -91,7 +91,7 @@ def steps(rank, cfg, count, stale=False):
 
         trainer._generate = lambda iteration: sampled.append(generate(iteration)) or sampled[-1]
         trainer._reference = keep_reference
-        trainer.sync.push(trainer.roles.chunks, trainer.roles.engine)
+        trainer.roles.to_rollout(trainer.sync)
         if stale:
             trainer.sync.push = lambda chunks, engine: None
         figures = [trainer.step(i) for i in range(1, count + 1)]
@@ -130,6 +130,12 @@ def test_dense_engines_agree_after_every_update_and_the_layout_changes_neither_t
     if layout.rollout.tensor_parallel_size == 1:
         assert tokens_of(results) == tokens_of(alone)
     check_same(alone, results)
+
+
+@pytest.mark.slow
+def test_weights_that_wait_on_the_host_during_rollout_change_nothing(ranks, qwen2, alone):
+    cfg = jobs.job_config(qwen2, ONE, train=dict(offload=True))
+    assert ranks.run(steps, cfg, 3, size=1)[0].figures[2]["grad_norm"] == alone[0].figures[2]["grad_norm"]
 
 
 @pytest.mark.slow
@@ -176,7 +182,7 @@ def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a
 def update_once(rank, cfg, lengths_of_micro_batches):
     """Gradient norm and figures of one update on the same samples, cut to other micro-batches."""
     def use(trainer):
-        trainer.sync.push(trainer.roles.chunks, trainer.roles.engine)
+        trainer.roles.to_rollout(trainer.sync)
         return trainer.step(1)
     return [jobs.with_trainer(rank, dataclasses.replace(cfg, train=config.Train(micro_batch_tokens=n)), use) for n in lengths_of_micro_batches]
 
