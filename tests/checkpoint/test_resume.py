@@ -87,7 +87,8 @@ def check_equal(folder, other, iterations):
 LAYOUTS = {
     "alone": (1, config.Layout()),
     "train DP2, two engines": (2, config.Layout()),
-    "train TP2, rollout TP2": (2, config.Layout(train=MegatronGrid(tensor_model_parallel_size=2), rollout=VllmGrid(tensor_parallel_size=2))),
+    "train TP2, rollout TP2": (2, config.Layout(train=MegatronGrid(tensor_model_parallel_size=2),
+                                                rollout=VllmGrid(tensor_parallel_size=2))),
     "three grids": (3, config.Layout(train=MegatronGrid(ranks="1"), reference=MegatronGrid(ranks="0"), rollout=VllmGrid(ranks="2"))),
 }
 
@@ -103,7 +104,8 @@ def test_a_run_cut_off_past_its_checkpoint_goes_on_as_if_it_never_was(ranks, qwe
     assert len(figures(tmp_path / "cut")) == 3 and (tmp_path / "cut/checkpoints/latest").read_text() == "step_2\n"
     assert ranks.run(run, named["cut"], 4, size=size) == [4] * size
     check_equal(tmp_path / "whole", tmp_path / "cut", 4)
-    assert figures(tmp_path / "whole")[3]["actor/kl_loss"] > 0   # to the original weights, which a resumed run must not take from the checkpoint
+    # To the original weights, which a resumed run must not take from the checkpoint.
+    assert figures(tmp_path / "whole")[3]["actor/kl_loss"] > 0
 
 
 @pytest.mark.slow

@@ -215,7 +215,8 @@ def test_bad_input_gets_a_sentence_and_nothing_stands_in_place(models, tmp_path)
     out = tmp_path / "out"
     with pytest.raises(UserError, match="mcore: exists already"):
         to_mcore(source, mcore)
-    with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)), pytest.raises(UserError, match="out: needs 0.00. GB more"):
+    no_room = mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000))
+    with no_room, pytest.raises(UserError, match="out: needs 0.00. GB more"):
         to_hf(source, mcore, out)
     with pytest.raises(UserError, match=r"is a checkpoint of another model: it lacks \d+ tensors \(model.layers.0.self_attn"):
         to_hf(models("qwen3").folder, mcore, out)
