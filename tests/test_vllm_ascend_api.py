@@ -192,6 +192,17 @@ def test_fused_parameters_have_the_parts_that_the_reshard_writes() -> None:
         assert part in qwen
 
 
+def test_shared_experts_are_cut_by_tensor_rank_on_npu_and_whole_elsewhere() -> None:
+    """vLLM keeps them whole where it cuts tokens instead; vllm-ascend switches that off by naming another all-to-all."""
+    rule = wheels.source(node(VLLM, "vllm.config.parallel", "ParallelConfig.use_sequence_parallel_moe"))
+    assert "flashinfer_all2allv" not in rule and "'allgather_reducescatter'" in rule
+    assert rule.endswith("and self.enable_expert_parallel and (self.tensor_parallel_size > 1) and (self.data_parallel_size > 1)")
+    assert "disable_tp=is_sequence_parallel" in wheels.source(node(VLLM, "vllm.model_executor.models.deepseek_v2", "DeepseekV2MLP"))
+    platform = wheels.source(wheels.tree(ASCEND, "vllm_ascend.platform"))
+    assert ("if not vllm_config.compilation_config.pass_config.enable_sp:\n                "
+            "parallel_config.all2all_backend = 'flashinfer_all2allv'") in platform
+
+
 # What our own modules name: found by walking them, so that the tables above cannot fall behind the code.
 
 CPU_ONLY = re.compile(r"\bcpu\b|cpu_", re.IGNORECASE)

@@ -84,7 +84,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
     machine, shape = suppose(cfg), model_shape(cfg)
     if layout.reference:
         placement.check(shape, layout.reference)
-    routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel)
+    routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
     books = memory.open_books(cfg, layout, routes, machine)
     places = ledgers(books)
     traffic = sync_traffic(routes, books.itemsize, int(machine.node_ranks))

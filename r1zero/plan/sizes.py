@@ -59,7 +59,7 @@ def engine_elements(routes: Routes) -> tuple[int, int]:
     """(elements of the run's type, fp32 elements) on each rollout rank, as vLLM keeps them. All ranks have the same."""
     rank, plain, fp32 = routes.layout.rollout.ranks[0], 0, 0
     for weight in routes.weights:
-        span = need_of(weight, routes.shape, routes.layout.rollout, routes.expert_parallel, rank)
+        span = need_of(weight, routes.shape, routes.layout.rollout, routes.dealt, rank)
         if span:
             size = weight.size // weight.shape[axis(weight)] * (span.end - span.first)
             plain, fp32 = (plain, fp32 + size) if weight.fp32 else (plain + size, fp32)

@@ -63,29 +63,45 @@ class Route:
         return found
 
 
+class Dealing(NamedTuple):
+    """How vLLM deals out layers with experts."""
+
+    expert_parallel: bool
+    """Experts whole, over tensor and data ranks; else cut by the tensor degree."""
+    shared_whole: bool
+    """Each rank has all of the shared experts, and its own tokens."""
+
+
+def dealing(rollout: Grid, expert_parallel: bool, device: str) -> Dealing:
+    """vLLM cuts tokens instead of shared experts where both degrees are over one (ParallelConfig.use_sequence_parallel_moe);
+    vllm-ascend switches that off (NPUPlatform.check_and_update_config)."""
+    both = expert_parallel and rollout.size("tp") > 1 and rollout.size("dp") > 1
+    return Dealing(expert_parallel, both and device != "npu")
+
+
 def axis(weight: Weight) -> int:
     return weight.cut or 0
 
 
-def need(weight: Weight, shape: Shape, rollout: Grid, expert_parallel: bool) -> dict[int, Span]:
+def need(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing) -> dict[int, Span]:
     """World rank -> what vLLM keeps of the weight there, for the ranks that keep any."""
     tp = rollout.size("tp")
-    if weight.expert is not None and expert_parallel:
+    if weight.expert is not None and dealt.expert_parallel:
         dp, t = divmod(_owner(weight, shape, rollout), tp)
         return {rollout.at(tp=t, dp=dp, replica=r): Span(0, weight.shape[axis(weight)]) for r in range(rollout.size("replica"))}
-    spans = [_vllm_span(weight, shape, tp, t) for t in range(tp)]
+    spans = [_vllm_span(weight, shape, tp, t, dealt) for t in range(tp)]
     return {rank: spans[i % tp] for i, rank in enumerate(rollout.ranks)}
 
 
-def need_of(weight: Weight, shape: Shape, rollout: Grid, expert_parallel: bool, rank: int) -> Span | None:
+def need_of(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing, rank: int) -> Span | None:
     """`need` of one rank."""
     if rank not in rollout:
         return None
     tp, t = rollout.size("tp"), rollout.coordinate(rank, "tp")
-    if weight.expert is not None and expert_parallel:
+    if weight.expert is not None and dealt.expert_parallel:
         mine = rollout.coordinate(rank, "dp") * tp + t == _owner(weight, shape, rollout)
         return Span(0, weight.shape[axis(weight)]) if mine else None
-    return _vllm_span(weight, shape, tp, t)
+    return _vllm_span(weight, shape, tp, t, dealt)
 
 
 def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
@@ -93,9 +109,9 @@ def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
     return weight.expert // (shape.moe.experts // (rollout.size("tp") * rollout.size("dp")))
 
 
-def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int) -> Span:
+def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, dealt: Dealing) -> Span:
     length = weight.shape[axis(weight)]
-    if weight.cut is None:
+    if weight.cut is None or dealt.shared_whole and ".shared_experts." in weight.name:
         return Span(0, length)
     if weight.place != "layer":
         width = -(-length // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // tp
@@ -134,11 +150,14 @@ class Routes:
     layout: Layout
     shape: Shape
     expert_parallel: bool
+    device: str
+    """cpu, cuda or npu: whose engine it is."""
     _made: dict[tuple, Route] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         placement.check(self.shape, self.layout.train)
         check_engine(self.shape, self.layout.rollout, self.expert_parallel)
+        self.dealt = dealing(self.layout.rollout, self.expert_parallel, self.device)
 
     @cached_property
     def weights(self) -> list[Weight]:
@@ -151,13 +170,13 @@ class Routes:
     def kind(self, weight: Weight) -> tuple:
         """Weights of one kind have the same holders and needs."""
         place = weight.place if weight.layer is None else self.stage_of_layer[weight.layer]
-        replicated_heads = ".k_proj." in weight.name or ".v_proj." in weight.name
-        return place, weight.expert, weight.cut, weight.shape[axis(weight)], replicated_heads
+        rule = next((part for part in (".k_proj.", ".v_proj.", ".shared_experts.") if part in weight.name), "")
+        return place, weight.expert, weight.cut, weight.shape[axis(weight)], rule
 
     def route(self, weight: Weight) -> Route:
         kind = self.kind(weight)
         if kind not in self._made:
-            needed = need(weight, self.shape, self.layout.rollout, self.expert_parallel)
+            needed = need(weight, self.shape, self.layout.rollout, self.dealt)
             self._made[kind] = Route(tuple(match(self.held(weight), needed)))
         return self._made[kind]
 

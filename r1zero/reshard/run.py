@@ -45,12 +45,12 @@ class Compiled:
 def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel: bool, dtype: torch.dtype, device: torch.device,
                     staging_bytes: int = planned.STAGING_BYTES) -> Compiled:
     """Done once, alike on every rank, without communication. 384 ranks of DeepSeek-V3: 3 s."""
-    routes = Routes(layout, shape, expert_parallel)
+    routes = Routes(layout, shape, expert_parallel, device.type)
     rounds = planned.schedule(routes, dtype.itemsize, staging_bytes)
     held, wanted = {}, {}
     for number, weight in enumerate(routes.weights):
         if rank in routes.route(weight).of_rank:
-            part, span = routes.held(weight).get(rank), need_of(weight, shape, layout.rollout, expert_parallel, rank)
+            part, span = routes.held(weight).get(rank), need_of(weight, shape, layout.rollout, routes.dealt, rank)
             if part:
                 held[number] = part.first
             if span and span.first < span.end:

@@ -20,7 +20,7 @@ def main() -> None:
         start = time.perf_counter()
         plan.plan(cfg, world)
         planned = time.perf_counter()
-        routes = Routes(layout.carve(cfg.layout, world), plan.model_shape(cfg), True)
+        routes = Routes(layout.carve(cfg.layout, world), plan.model_shape(cfg), True, "npu")
         schedule = rounds.schedule(routes, 2, rounds.STAGING_BYTES)
         rounds.compile_for(routes, schedule, 0)
         table.add_row(str(world), f"{planned - start:.2f}", f"{time.perf_counter() - planned:.2f}", str(len(schedule)))

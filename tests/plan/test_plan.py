@@ -38,7 +38,7 @@ WORLDS = {"a3": 384, "a3_aligned": 384, "a3_qwen2.5_7b": 16, "a3_qwen2.5_32b": 1
 
 def books_of(cfg: Config, world: int) -> memory.Books:
     grids = layout.carve(cfg.layout, world)
-    routes = Routes(grids, plan.model_shape(cfg), cfg.layout.rollout.enable_expert_parallel)
+    routes = Routes(grids, plan.model_shape(cfg), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
     return memory.open_books(cfg, grids, routes, suppose(cfg))
 
 

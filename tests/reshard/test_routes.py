@@ -34,13 +34,15 @@ def engine_rows(name: str, length: int, shape: Shape, tp: int, t: int) -> tuple[
     return length // tp * t, length // tp * (t + 1)
 
 
-def wanted_by(rank: int, weight: Weight, shape: Shape, plan: layout.Layout, expert_parallel: bool) -> tuple[int, int] | None:
+def wanted_by(rank: int, weight: Weight, shape: Shape, plan: layout.Layout, routes: Routes) -> tuple[int, int] | None:
     """The oracle: what the engine on a rank keeps, from ranks' positions alone."""
     if rank not in plan.rollout.ranks:
         return None
     tp, dp = plan.rollout.size("tp"), plan.rollout.size("dp")
     place, length = plan.rollout.ranks.index(rank), weight.shape[axis(weight)]
-    if weight.expert is not None and expert_parallel:
+    if ".shared_experts." in weight.name and routes.device == "cpu" and routes.expert_parallel and tp > 1 and dp > 1:
+        return 0, length      # vLLM's use_sequence_parallel_moe: tokens are cut instead
+    if weight.expert is not None and routes.expert_parallel:
         each = shape.moe.experts // (tp * dp)
         return (0, length) if weight.expert // each == place % (tp * dp) else None
     return (0, length) if weight.cut is None else engine_rows(weight.name, length, shape, tp, place % tp)
@@ -70,12 +72,12 @@ def held_by(rank: int, weight: Weight, shape: Shape, plan: layout.Layout) -> lis
 def plan(request: pytest.FixtureRequest) -> tuple[Routes, list[planned.Round], int]:
     if request.param in CASES:
         shape, grids, expert_parallel = CASES[request.param]
-        bound = 4096
+        bound, device = 4096, "cpu"
     else:
         cfg = config.load(request.param, [], config.Config)
         shape, grids, expert_parallel = read_shape(cfg.model.shape), layout.carve(cfg.layout, 384), cfg.layout.rollout.enable_expert_parallel
-        bound = 512 << 20
-    routes = Routes(grids, shape, expert_parallel)
+        bound, device = 512 << 20, "npu"
+    routes = Routes(grids, shape, expert_parallel, device)
     return routes, planned.schedule(routes, BF16, bound), bound
 
 
@@ -96,7 +98,7 @@ def test_every_needed_byte_is_written_once_from_a_rank_that_holds_it(plan: tuple
         if weight.expert is not None and len(routes.weights) > 40000:
             ranks = (weight.expert // 2, weight.expert // 2 + 128, weight.expert // 2 + 256)   # a surplus stays in `written`
         for rank in ranks:
-            wanted = wanted_by(rank, weight, routes.shape, routes.layout, routes.expert_parallel)
+            wanted = wanted_by(rank, weight, routes.shape, routes.layout, routes)
             got = sorted(written.pop((rank, number), []))
             if wanted is None or wanted[0] == wanted[1]:
                 assert not got, (weight.name, rank)
@@ -132,7 +134,7 @@ def test_nothing_travels_that_is_there_and_staging_stays_in_bounds(plan: tuple) 
 @pytest.mark.parametrize("path", A3)
 def test_traffic_of_384_dies_is_even(path: str, capsys: pytest.CaptureFixture) -> None:
     cfg = config.load(path, [], config.Config)
-    routes = Routes(layout.carve(cfg.layout, 384), read_shape(cfg.model.shape), True)
+    routes = Routes(layout.carve(cfg.layout, 384), read_shape(cfg.model.shape), True, "npu")
     sent, got, kept = (np.zeros(384, np.int64) for _ in range(3))
     for weight in routes.weights:
         each = planned.unit_bytes(weight, BF16)
@@ -153,7 +155,7 @@ def test_traffic_of_384_dies_is_even(path: str, capsys: pytest.CaptureFixture) -
 
 def test_aligned_grids_exchange_within_pipeline_groups_only() -> None:
     cfg = config.load(A3[1], [], config.Config)
-    routes = Routes(layout.carve(cfg.layout, 384), read_shape(cfg.model.shape), True)
+    routes = Routes(layout.carve(cfg.layout, 384), read_shape(cfg.model.shape), True, "npu")
     kinds = {id(routes.route(weight)): routes.route(weight) for weight in routes.weights}.values()
     assert all(hop.source % 128 == hop.target % 128 for route in kinds for hop in route.hops)
 
@@ -161,7 +163,7 @@ def test_aligned_grids_exchange_within_pipeline_groups_only() -> None:
 def test_recipe_grids_meet_few_peers() -> None:
     """TP 4 both sides: a dense shard comes from the same pipeline group, experts from the six owners of a die's two experts."""
     cfg = config.load(A3[0], [], config.Config)
-    routes = Routes(layout.carve(cfg.layout, 384), read_shape(cfg.model.shape), True)
+    routes = Routes(layout.carve(cfg.layout, 384), read_shape(cfg.model.shape), True, "npu")
     peers = defaultdict(set)
     for weight in routes.weights:
         for hop in routes.route(weight).hops:
@@ -186,5 +188,5 @@ def test_targets_are_dealt_to_holders_in_turn() -> None:
 def test_an_engine_that_does_not_divide_is_refused_with_the_cure(shape: Shape, grids: layout.Layout, expert_parallel: bool,
                                                                  words: list[str]) -> None:
     with pytest.raises(UserError) as refused:
-        Routes(grids, shape, expert_parallel)
+        Routes(grids, shape, expert_parallel, "cpu")
     assert all(word in str(refused.value) for word in words), refused.value

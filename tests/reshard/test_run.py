@@ -69,7 +69,7 @@ def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: i
         kept = 0
         for name, tensor in generic.items():
             weight = by_name[name]
-            span = need_of(weight, shape, layout.rollout, expert_parallel, rank)   # the generic path sends nothing to others
+            span = need_of(weight, shape, layout.rollout, compiled.routes.dealt, rank)   # the generic path sends nothing to others
             if span.first == span.end:
                 continue
             mine = [t.narrow(axis(weight), span.first, span.end - span.first) for t in (got[name], tensor, whole(weight, dtype))]
