@@ -32,7 +32,7 @@ def main() -> None:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(str(options.config), [], config.Config)
-        device.start("cpu")
+        device.start("cpu", 0)
         if launch.size > 1:
             world.join(launch, device.ROWS["cpu"], PATIENCE_S)
         _convert(options, cfg, launch)

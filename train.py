@@ -6,7 +6,7 @@ import sys
 from r1zero import config, device, layout, plan, world
 from r1zero.config import UserError
 from r1zero.model import families, placement
-from r1zero.reward import RewardError, Scorer
+from r1zero.reward import RewardError, Scorer, check_rules
 
 
 def main() -> None:
@@ -30,7 +30,8 @@ def main() -> None:
         shape = families.read_shape(cfg.model.path)
         for role in filter(None, (grids.train, grids.reference)):
             placement.check(shape, role)
-    except UserError as error:   # every rank found the same and ends by itself
+        check_rules(cfg.reward.rules)
+    except (UserError, RewardError) as error:   # every rank found the same and ends by itself
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
         sys.exit(2)
@@ -46,7 +47,7 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch) -> Non
     scorer = None
     if launch.rank in grids.rollout:
         scorer = Scorer(cfg.reward.rules, cfg.reward.workers_per_rank, cfg.reward.deadline_s)
-    row = device.start(cfg.run.device)
+    row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
     with device.quiet_imports():
         from r1zero.trainer import Trainer

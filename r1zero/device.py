@@ -43,7 +43,7 @@ COMMON = (
 )
 
 
-def start(kind: str) -> Device:
+def start(kind: str, local_rank: int) -> Device:
     """Set the environment and import the vendor's packages; the rank's device becomes the current one."""
     device = ROWS[kind]
     for name, value in COMMON + device.environment:
@@ -52,7 +52,7 @@ def start(kind: str) -> Device:
         for module in device.imports:
             importlib.import_module(module)
     if kind != "cpu":
-        module(kind).set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        module(kind).set_device(local_rank)
     return device
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from r1zero.config import Config, UserError
+from r1zero.config import Config
 from r1zero.generation import Samples
 from r1zero.metrics import Tally
 from r1zero.policy import SUMS
@@ -38,15 +38,6 @@ def tally(t: Tally, cfg: Config, samples: Samples | None, table: torch.Tensor | 
         if figures:
             t.peak(f"{name}/max", max(figures))
             t.peak(f"{name}/-min", -min(figures))
-
-
-def check_unscored(cfg: Config, sums: dict[str, float]) -> None:
-    """Raises UserError above the configured share of responses without a reward."""
-    unscored = 1 - sums["scored"] / sums["samples"]
-    if unscored > cfg.reward.max_unscored_share:
-        raise UserError(f"{unscored:.0%} of this iteration's responses got no reward ({sums['timeouts']:.0f} timeouts, "
-                        f"{sums['failures']:.0f} failures), more than reward.max_unscored_share = {cfg.reward.max_unscored_share:.0%}; "
-                        "read samples.jsonl, then mend the rule or raise reward.deadline_s")
 
 
 def tally_training(t: Tally, trained: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """One engine's share of an iteration: its prompts, the responses to them, their rewards and advantages."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from r1zero.batch import Batch, Prompt, Response
 from r1zero.config import Config
 from r1zero.data import tokenizer as tokens
 from r1zero.layout import Layout
-from r1zero.reward import Score, Scorer
+from r1zero.reward import Score, Scorer, dump_unscored
 
 
 OUTCOMES = ("scored", "timeout", "failed")
@@ -32,6 +33,7 @@ class Judge:
 
     def __init__(self, cfg: Config, layout: Layout, rank: int, scorer: Scorer | None, tokenizer: Any,
                  stop_token_ids: list[int]):
+        self.folder = Path(cfg.run.dir) / cfg.run.name
         self.cfg, self.scorer, self.tokenizer, self.stop_token_ids = cfg, scorer, tokenizer, stop_token_ids
         self.peers = self.turn = self.group = None
         for members in layout.rollout.groups("tp"):   # every rank makes every group, in one order
@@ -39,12 +41,15 @@ class Judge:
             if rank in members:
                 self.peers, self.turn, self.group = len(members), members.index(rank), group
         self.prompts: list[Prompt] = []
+        self.texts: dict[int, tuple[str, str]] = {}
+        """(response, label) of what is being graded."""
 
     def submit(self, response: Response) -> None:
         """Called by the engine as a response ends."""
         key = response.prompt * self.cfg.grpo.group_size + response.sample
         if key % self.peers == self.turn:
-            self.scorer.submit(key, self.text(response), self.prompts[response.prompt].label)
+            self.texts[key] = self.text(response), self.prompts[response.prompt].label
+            self.scorer.submit(key, *self.texts[key])
 
     def text(self, response: Response) -> str:
         """As it is graded: without special tokens and the token that ended it."""
@@ -54,7 +59,10 @@ class Judge:
         """(B, 2 + rules): reward, outcome (its place in OUTCOMES) and each rule's value, equal on all peers."""
         names = list(self.cfg.reward.rules)
         table = torch.zeros(count, 2 + len(names), dtype=torch.float64)
-        for key, score in self.scorer.collect().items():
+        scores = self.scorer.collect()
+        dump_unscored(self.folder / "unscored.jsonl", scores, self.texts)
+        self.texts = {}
+        for key, score in scores.items():
             table[key] = _row(score, names)
         if self.group is not None:
             dist.all_reduce(table, group=self.group)

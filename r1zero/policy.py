@@ -91,7 +91,8 @@ class Policy:
             kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, batch.ref_logprobs_R[p.response_index].to(self.device))
         loss = grpo.token_mean(surrogate.loss_R + cfg.kl_coef * kl, mask, loss_tokens)
         with torch.no_grad():
-            gap = (old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs() * mask
+            # What is not a number must not pass for agreement: maxima skip it.
+            gap = ((old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs() * mask).nan_to_num(nan=torch.inf)
             figures = (surrogate.loss_R, kl, entropy, surrogate.clipped_R, old - logprobs, gap)
             sums = torch.stack([(f * mask).sum() for f in figures])
         return loss, torch.tensor(0, dtype=torch.int), {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}

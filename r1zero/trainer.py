@@ -16,7 +16,7 @@ from r1zero.exchange import Census, Exchange
 from r1zero.generation import Judge, Samples
 from r1zero.layout import Layout
 from r1zero.model.families import read_shape
-from r1zero.reward import Scorer
+from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
 from r1zero.sync import Sync
 from r1zero.world import Launch
@@ -125,23 +125,19 @@ class Trainer:
         figures.tally(tally, self.cfg, samples if first else None, table)
         figures.tally_training(tally, trained)
         totals, peaks = tally.reduce(self.device)
-        figures.check_unscored(self.cfg, totals)
+        refuse_share(int(totals["timeouts"]), int(totals["failures"]), int(totals["samples"]), self.cfg.reward.max_unscored_share)
         return totals, peaks
 
     def _dump(self, iteration: int, samples: Samples | None, table: Tensor | None) -> None:
-        """A few of the first engine's responses, and every one of its responses that could not be scored."""
+        """The first responses to a few of the first engine's prompts."""
         if self.rank != self.layout.rollout.ranks[0]:
             return
         rows = []
-        for k, response in enumerate(samples.responses):
-            outcome = int(table[k, 1])
-            if outcome == 0 and k % self.cfg.grpo.group_size:
-                continue   # of scored responses the first of each group
-            if outcome == 0 and len(rows) >= self.cfg.metrics.dump_samples:
-                continue
+        for k in range(0, len(samples.responses), self.cfg.grpo.group_size)[:self.cfg.metrics.dump_samples]:
+            response = samples.responses[k]
             prompt = samples.prompts[response.prompt]
             rows.append({"prompt": prompt.text, "response": self.judge.text(response), "label": prompt.label,
-                         "outcome": generation.OUTCOMES[outcome], "reward": float(table[k, 0]),
+                         "outcome": generation.OUTCOMES[int(table[k, 1])], "reward": float(table[k, 0]),
                          "scores": dict(zip(self.cfg.reward.rules, table[k, 2:].tolist(), strict=True))})
         metrics.append(self.folder / "samples.jsonl", iteration, rows)
 

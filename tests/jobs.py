@@ -65,7 +65,7 @@ def with_trainer(rank: int, cfg: Config, use):
     from r1zero.reward import Scorer
     from r1zero.trainer import Trainer
 
-    device.start(cfg.run.device)
+    device.start(cfg.run.device, rank)
     size = dist.get_world_size()
     grids = layout.carve(cfg.layout, size)
     layout.check_batch(cfg, grids)

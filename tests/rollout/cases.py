@@ -83,7 +83,7 @@ def share(case: Case, engines: int, engine: int) -> Case:
 
 def answer(rank: int, case: Case) -> Answer | None:
     """Every rank's engine answers its share; None from a rank that does not generate."""
-    device.start("cpu")
+    device.start("cpu", 0)
     lay = layout.carve(case.cfg.layout, dist.get_world_size())
     before = _process()
     if rank not in lay.rollout:
