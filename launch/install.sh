@@ -29,11 +29,11 @@ install() {
     say "Installing into .venv with $($python --version) (about two minutes, 3 GB) ..."
     rm -rf .venv && "$python" -m venv .venv
     # torch's CPU build has its own index; it is named only where the configured ones do not have it.
-    if ! .venv/bin/pip download -q --no-deps -d "$(mktemp -d -p .venv)" "$(grep ^torch== requirements.txt)" 2>/dev/null; then
+    if ! .venv/bin/pip download -qq --no-deps -d .venv/torch "$(grep ^torch== requirements.txt)" 2>/dev/null; then
         index=(--extra-index-url https://download.pytorch.org/whl/cpu)
     fi
-    .venv/bin/pip install -q --no-deps "${index[@]}" -r requirements.txt || die "The installation failed; see pip's message above, mend it and run this again."
-    rm -rf .venv/tmp.*
+    .venv/bin/pip install -qq --no-deps --find-links .venv/torch "${index[@]}" -r requirements.txt || die "The installation failed; see pip's message above, mend it and run this again."
+    rm -rf .venv/torch
     printf '%s\n' "$want" > "$stamp"
     say "Installed."
 }
