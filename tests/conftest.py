@@ -12,7 +12,7 @@ import pytest
 from tests.ranks import Ranks
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks():
     """Long-lived processes that run functions as ranks of a gloo world: see tests/ranks.py."""
     group = Ranks()

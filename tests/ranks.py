@@ -1,4 +1,4 @@
-"""A few processes that live as long as the test session and run functions as the ranks of a gloo world.
+"""A few processes that live as long as a test module and run functions as the ranks of a gloo world.
 
 Imports of torch, megatron and vLLM cost 5 to 14 s a process; here they are paid once. Every case gets a fresh process group of
 the size it asks for.
@@ -6,6 +6,7 @@ the size it asks for.
 
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -79,6 +80,8 @@ def _serve(pipe: Connection) -> None:
         except BaseException:   # whatever a rank dies of is the test's to show
             result = (False, traceback.format_exc())
         finally:
+            if "megatron.core.parallel_state" in sys.modules:
+                sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
             if dist.is_initialized():
                 dist.destroy_process_group()
         pipe.send(result)

@@ -71,7 +71,7 @@ def tensor_bytes():
     gc.collect()
     storages = {}
     for o in gc.get_objects():
-        if isinstance(o, torch.Tensor) and o.device.type == "cpu":
+        if type(o) in (torch.Tensor, torch.nn.Parameter) and o.device.type == "cpu":
             storages[o.untyped_storage().data_ptr()] = o.untyped_storage().nbytes()
     return sum(n for n in storages.values() if n < 8 << 20)
 

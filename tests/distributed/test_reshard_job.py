@@ -52,7 +52,7 @@ def train_two_steps(rank: int, cfg: config.Config) -> tuple[list[dict], bool]:
     return jobs.with_trainer(rank, cfg, use)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_engines_fed_by_the_compiled_reshard_agree_with_the_trainer(ranks, bases, name) -> None:  # noqa: ANN001
     family, size, train, rollout = CASES[name]
