@@ -144,7 +144,7 @@ class Optimizer:
     clip_grad: float = 1.0
     """Largest global 2-norm of the gradient."""
     offload: bool = False
-    """Master weights and Adam's moments live in pinned host memory; the update brings one slice after another to the device."""
+    """Master weights and Adam's moments live in pinned host memory, where the optimizer steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

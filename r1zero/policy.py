@@ -70,7 +70,7 @@ class Policy:
         self.scheduler.step(1)
         sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
         if self.speaks:
-            sums = torch.stack([r["sums"] for r in results]).double().sum(0).cpu()
+            sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
             gap = max(float(r["gap_max"]) for r in results)
         return {**dict(zip(SUMS, sums.tolist(), strict=True)), "gap_max": gap, "grad_norm": float(grad_norm), "lr": lr}
 
