@@ -12,7 +12,9 @@ from r1zero.reward import Scorer
 from r1zero.reward.boxes import last_box
 from r1zero.reward.score import MEMORY_BYTES
 
-DEADLINE_S = 4.0
+DEADLINE_S = 8.0
+# The pool keeps to 0.5 s past the deadline; where more processes run than there are cores it must wait for its turn first.
+SLACK_S = 0.5 * max(1.0, os.getloadavg()[0])
 MARK = "/tmp/r1zero_hostile_mark"
 HONEST = r"<think>half</think><answer>\boxed{\frac{1}{2}}</answer>"
 
@@ -122,7 +124,7 @@ def test_no_attack_is_rewarded_none_outlasts_its_deadline_and_the_honest_beside_
             assert (score.outcome, score.equal, score.reward) == ("scored", True, 1.0)
             continue
         shown = WRONG[kind][number][:120]
-        assert score.ms <= 1000 * (DEADLINE_S + 0.5), shown
+        assert score.ms <= 1000 * (DEADLINE_S + SLACK_S), shown
         assert score.outcome in ("scored", "timeout"), shown
         if score.outcome == "scored":
             assert score.equal is False and score.scores["base_acc"] == 0.0, shown
