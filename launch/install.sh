@@ -26,7 +26,7 @@ install() {
     fi
     python=$(find_python)
     command -v cc >/dev/null || command -v gcc >/dev/null || die "No C compiler was found. On Debian or Ubuntu: apt-get install build-essential"
-    say "Installing into .venv with $($python --version) (about two minutes, 3 GB) ..."
+    say "Installing into .venv with $($python --version) (a few minutes, 3 GB) ..."
     rm -rf .venv && "$python" -m venv .venv
     # torch's CPU build has its own index; it is named only where the configured ones do not have it.
     if ! .venv/bin/pip download -qq --no-deps -d .venv/torch "$(grep ^torch== requirements.txt)" 2>/dev/null; then

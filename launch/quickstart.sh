@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A miniature R1-Zero on two cores in about ten minutes: install, make a base model and its problems, train, look at the curves.
+# A miniature R1-Zero on two cores: install, make a base model and its problems, train, look at the curves.
 # Safe to run twice: what is there already is kept. Start over with: rm -rf runs/quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."
