@@ -7,7 +7,7 @@ source launch/install.sh
 run=runs/quickstart
 
 if [ ! -f "$run/base/config.json" ]; then
-    say "1/5 Making a base model that rarely shows its reasoning, and its problems (about five minutes) ..."
+    say "1/5 Making a base model that rarely shows its reasoning, and its problems (about three minutes) ..."
     python -m r1zero.miniature --threads 1 make "$run"   # one thread is faster than two that wait for each other
 fi
 say "2/5 Problems to tokens ..."

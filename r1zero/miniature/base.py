@@ -59,7 +59,7 @@ def recipes(end: int) -> dict[str, Recipe]:
     """One entry a family; `end` is the id that ends a document."""
     ends = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
     return {
-        "qwen2": Recipe(Qwen2Config(**COMMON, **ends, num_key_value_heads=2), steps=1500),
+        "qwen2": Recipe(Qwen2Config(**COMMON, **ends, num_key_value_heads=2), steps=800),
         "deepseek_v3": Recipe(
             DeepseekV3Config(
                 **COMMON,
