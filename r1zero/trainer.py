@@ -37,7 +37,7 @@ class Trainer:
         self.roles = Roles(cfg, layout, launch.rank, device, stop_token_ids=stops,
                            forbidden_ids=tokens.missing_ids(tokenizer, read_shape(cfg.model.path).vocab_size))
         self.exchange = Exchange(layout, launch.rank, device)
-        self.sync = Sync(layout, self.roles.shape, cfg.run.dtype, cfg.layout.rollout.enable_expert_parallel)
+        self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.watch = metrics.Stopwatch()
         self.done = 0
         self.record: metrics.Record | None = None

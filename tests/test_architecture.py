@@ -17,7 +17,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE +
 
 # Each module or folder, and what of ours it may import. Imports descend: a name may only list names above it.
 MAY_IMPORT = {
-    "config": "",
+    "settings": "",
+    "config": "settings",
     "layout": "config",
     "device": "",
     "batch": "",
@@ -34,8 +35,8 @@ MAY_IMPORT = {
     "miniature": "config data reward",
     "exchange": "layout batch",
     "policy": "config batch grpo logprobs model",
-    "sync": "layout model rollout",
     "reshard": "config layout model",
+    "sync": "config layout model reshard rollout",
     "plan": "config layout model reshard",
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics generation policy",

@@ -192,6 +192,36 @@ def test_fused_parameters_have_the_parts_that_the_reshard_writes() -> None:
         assert part in qwen
 
 
+LOADERS = [
+    ("vllm.model_executor.layers.linear", "ReplicatedLinear.weight_loader"), ("vllm.model_executor.layers.linear", "ColumnParallelLinear.weight_loader"),
+    ("vllm.model_executor.layers.linear", "MergedColumnParallelLinear.weight_loader"),
+    ("vllm.model_executor.layers.linear", "QKVParallelLinear.weight_loader"), ("vllm.model_executor.layers.linear", "RowParallelLinear.weight_loader"),
+    ("vllm.model_executor.parameter", "_ColumnvLLMParameter.load_column_parallel_weight"),
+    ("vllm.model_executor.parameter", "_ColumnvLLMParameter.load_merged_column_weight"),
+    ("vllm.model_executor.parameter", "_ColumnvLLMParameter.load_qkv_weight"), ("vllm.model_executor.parameter", "RowvLLMParameter.load_row_parallel_weight"),
+    ("vllm.model_executor.layers.vocab_parallel_embedding", "VocabParallelEmbedding.weight_loader"),
+    ("vllm.model_executor.layers.fused_moe.layer", "FusedMoE._load_w13"), ("vllm.model_executor.layers.fused_moe.layer", "FusedMoE._load_w2"),
+    ("vllm.model_executor.model_loader.weight_utils", "default_weight_loader"),
+]
+
+
+@pytest.mark.parametrize("module, qualname", LOADERS, ids=[name for _, name in LOADERS])
+def test_loaders_copy_a_cut_of_what_they_are_given(module: str, qualname: str) -> None:
+    """Places are learnt from these copies (rollout/places.py); a loader that casts or turns first would send its weights another way."""
+    body = wheels.source(node(VLLM, module, qualname))
+    assert re.search(r"\.copy_\(loaded_weight(\.view\(param\.shape\))?\)", body)
+    before = body.partition(".copy_(")[0]
+    assert ".to(" not in before and ".contiguous(" not in before and ".t()" not in before and ".transpose(" not in before
+
+
+def test_processing_keeps_linear_weights_in_plain_format_where_they_are() -> None:
+    """`maybe_trans_nz` gives back what it got where both switches are 0 (launch/env-a3.sh, additional_config)."""
+    body = wheels.source(node(ASCEND, "vllm_ascend.ops.linear", "AscendUnquantizedLinearMethod.process_weights_after_loading"))
+    assert "layer.weight.data = maybe_trans_nz(layer.weight.data)" in body and "clone" not in body
+    keep = wheels.source(node(ASCEND, "vllm_ascend.utils", "maybe_trans_nz"))
+    assert keep.index("return weight") < keep.index("npu_format_cast")
+
+
 def test_shared_experts_are_cut_by_tensor_rank_on_npu_and_whole_elsewhere() -> None:
     """vLLM keeps them whole where it cuts tokens instead; vllm-ascend switches that off by naming another all-to-all."""
     rule = wheels.source(node(VLLM, "vllm.config.parallel", "ParallelConfig.use_sequence_parallel_moe"))

@@ -9,7 +9,6 @@ from r1zero.model.placement import MegatronGrids
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import Stage, absorbed_elements, cache_elements, engine_elements, layer_elements, stages
-from r1zero.reshard.rounds import STAGING_BYTES
 from r1zero.reshard.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "sync")
@@ -95,7 +94,7 @@ def ledger(books: Books, place: Place) -> Ledger:
         "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(books, place, False)},
         "update": {**trainer, **kept, **_passes(books, place, True), "optimizer": optimizer + _window(books, place)},
         "sync": {**trainer, "gradients": 0 if away else gradients, "engine weights": engine, "KV cache": kept["KV cache"],
-                 "staging": STAGING_BYTES if engine or weights else 0},
+                 "staging": books.cfg.sync.staging_mib * MIB if engine or weights else 0},
     }
     return Ledger({phase: {kind: n for kind, n in {**always, **lines[phase]}.items() if n} for phase in PHASES}, host)
 

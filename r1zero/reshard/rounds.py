@@ -8,9 +8,6 @@ import numpy as np
 from r1zero.model.families import Weight
 from r1zero.reshard.routes import Hop, Route, Routes, axis
 
-STAGING_BYTES = 512 << 20
-"""Of one rank, in a round, sent and received together. A 64 GB die has some 10 GB left while weights travel."""
-
 
 class Unit(NamedTuple):
     """Piece `index` of `count` of one weight's journey: so much of each of its hops."""

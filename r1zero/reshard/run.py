@@ -1,11 +1,11 @@
 """The compiled reshard, carried out: one all-to-all a round, straight from the trainer's parts to the engine's places.
 
-Only what this rank must send or receive is staged. Three ways to take the result: `into` writes pieces where the caller says
-(an engine that keeps its parameters as loaded: NPU, CUDA), `stream` yields HF names for an engine's own loader (which
-repacks on the CPU), and both check a checksum of every piece against its sender's when asked.
+Only what this rank must send or receive is staged. `into` gives pieces to whoever takes them; `stream` writes some weights where
+the caller says and yields the others, whole, for an engine's own loader (which repacks them, as on the CPU). Both check a checksum
+of every piece against its sender's when asked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,8 +42,9 @@ class Compiled:
     wanted: dict[int, Span]
     """Weight -> what this rank's engine keeps."""
 
+
 def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel: bool, dtype: torch.dtype, device: torch.device,
-                    staging_bytes: int = planned.STAGING_BYTES) -> Compiled:
+                    staging_bytes: int) -> Compiled:
     """Done once, alike on every rank, without communication. 384 ranks of DeepSeek-V3: 3 s."""
     routes = Routes(layout, shape, expert_parallel, device.type)
     rounds = planned.schedule(routes, dtype.itemsize, staging_bytes)
@@ -80,8 +81,9 @@ def into(compiled: Compiled, read: Read, write: Write, verify: bool) -> None:
             write(weights[piece.weight], Span(piece.first, piece.end), tensor)
 
 
-def stream(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[str, Tensor]]:
-    """(HF name, tensor of the whole weight's shape) for an engine's loader, as soon as a weight has arrived.
+def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify: bool) -> Iterator[tuple[str, Tensor]]:
+    """(HF name, tensor of the whole weight's shape) for an engine's loader, as soon as a weight has arrived; one that has a writer
+    is given to it piece by piece instead. Raises ChecksumError.
 
     Only this rank's own part of the tensor is filled; the rest was never written and, on the CPU, has no memory behind it. An
     engine's loader cuts out its part and never looks at the rest. Experts of other ranks are not in the stream. Collective:
@@ -93,6 +95,9 @@ def stream(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[str, 
     done: list[tuple[str, Tensor]] = []
 
     def write(weight: Weight, span: Span, tensor: Tensor) -> None:
+        if weight.name in writers:
+            writers[weight.name](weight, span, tensor)
+            return
         whole, missing = open_.get(weight.name, (None, 0))
         if whole is None:
             wanted = compiled.wanted[numbers[weight.name]]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from r1zero.config import UserError
+from r1zero.rollout.places import Named
 
 VERSION = "0.32.0"
 
@@ -139,6 +140,16 @@ def building() -> Iterator[None]:
 def arguments(shape: dict[str, Any]) -> dict[str, Any]:
     """SILENT: the rotary kernel is wrong for the three-dimensional queries of latent attention; torch's is taken."""
     return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}} if "kv_lora_rank" in shape else {}
+
+
+def kept_as_loaded(model: nn.Module, tensors: list[Named]) -> list[Named]:
+    """Those that lie in memory as they were loaded. A linear layer's weight moves into a handle of oneDNN, experts are packed."""
+    from vllm.model_executor.layers.layernorm import RMSNorm
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    plain = {f"{name}.weight" for name, module in model.named_modules()
+             if isinstance(module, RMSNorm | VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)}
+    return [named for named in tensors if named[0] in plain]
 
 
 def repack_tied_head(model: nn.Module) -> None:

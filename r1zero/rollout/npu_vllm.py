@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from r1zero.rollout.places import Named
+
 
 def take(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """weights: (Hugging Face checkpoint name, tensor), every one of the model's that this rank keeps. Called where the model lives."""
+    """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their places meanwhile
+    instead. Called where the model lives."""
     from vllm.model_executor.model_loader import utils
     from vllm_ascend.ops.fused_moe.moe_comm_method import _MoECommMethods
 
@@ -33,6 +36,13 @@ def take_in_order(model: nn.Module, model_config: Any, weights: Iterable[tuple[s
     process(model, model_config, next(model.parameters()).device)
     for dispatcher in dispatchers:
         renew_dispatcher(dispatcher)
+
+
+def kept_as_loaded(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
+    """All: weights in plain format are computed with as they were loaded, and experts, turned, in the same memory. The model is left
+    ready to load; `take` must follow."""
+    prepare_experts(model, model_config.hf_text_config.hidden_size)
+    return tensors
 
 
 def prepare_experts(model: nn.Module, hidden_size: int) -> None:

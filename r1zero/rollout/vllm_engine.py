@@ -24,6 +24,7 @@ from r1zero.batch import Prompt, Response
 from r1zero.config import UserError
 from r1zero.layout import Layout
 from r1zero.rollout import cpu_vllm, npu_vllm
+from r1zero.rollout.places import Named, Places, learn
 from r1zero.subworld import subworld
 
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
@@ -103,11 +104,24 @@ class Engine:
             scores[int(output.request_id)] = [of_token[token].logprob for token, of_token in pairs]
         return [scores[i] for i in range(len(sequences))]
 
+    def places(self, tensors: list[Named]) -> Places:
+        """Where this rank keeps those of its weights that may be written in place, for as long as it lives: all on NPU, all but experts
+        on CUDA, which a kernel may want in an order of its own, what no kernel wants packed on the CPU. Writing counts with the next
+        `reload` only, while which it is done."""
+        def find(model: nn.Module) -> Places:
+            kept = {"cpu": lambda: cpu_vllm.kept_as_loaded(model, tensors), "cuda": lambda: [t for t in tensors if not EXPERT.search(t[0])],
+                    "npu": lambda: npu_vllm.kept_as_loaded(model, self._llm.llm_engine.model_config, tensors)}[self._cfg.run.device]()
+            return learn(model.load_weights, kept, self._llm.llm_engine.model_config.dtype)
+
+        (found,) = self._llm.apply_model(find)
+        return found
+
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take new weights: (Hugging Face checkpoint name, full tensor), layer by layer; vLLM cuts this rank's share.
 
-        The iterator may run collectives: it is walked to its end on every rank. A tensor must stay as it is until the
-        rest of its layer has come. What the old weights left in the prefix cache is dropped.
+        The iterator may run collectives, and write weights that are not in it to their `places`: it is walked to its end on every
+        rank. A tensor must stay as it is until the rest of its layer has come. What the old weights left in the prefix cache is
+        dropped.
         """
         if self._cfg.run.device == "npu":
             self._llm.apply_model(lambda model: npu_vllm.take(model, self._llm.llm_engine.model_config, weights))

@@ -21,7 +21,7 @@ def main() -> None:
         plan.plan(cfg, world)
         planned = time.perf_counter()
         routes = Routes(layout.carve(cfg.layout, world), plan.model_shape(cfg), True, "npu")
-        schedule = rounds.schedule(routes, 2, rounds.STAGING_BYTES)
+        schedule = rounds.schedule(routes, 2, cfg.sync.staging_mib << 20)
         rounds.compile_for(routes, schedule, 0)
         table.add_row(str(world), f"{planned - start:.2f}", f"{time.perf_counter() - planned:.2f}", str(len(schedule)))
     Console().print(table)

@@ -101,11 +101,12 @@ def my_samples(built: Built, oracle: Oracle) -> tuple[list[int], list[torch.Tens
 
 def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) -> dict[str, torch.Tensor]:
     """HF name -> full tensor of something that lies like the parameters do, on every rank of the grid."""
-    from r1zero.model import mapping, stream
+    from r1zero.model import mapping
+    from tests.reshard import generic
 
     local = {name: replace(found, parameter=what(found.parameter)) for name, found in
              mapping.local_tensors(built.chunks, built.shape, built.grids).items() if not found.weight.fp32}
-    found = stream.stream(local, built.shape, built.grids, lambda weight: () if weight.fp32 else built.grids.dense.ranks, torch.float32)
+    found = generic.stream(local, built.shape, built.grids, lambda weight: () if weight.fp32 else built.grids.dense.ranks, torch.float32)
     return {name: tensor.clone() for name, tensor in found}
 
 
@@ -218,13 +219,14 @@ def load_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dt
 @together
 def streamed(rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """What this rank gets when weights whose name contains a key of `receivers` (the first that fits) go to those ranks."""
-    from r1zero.model import mapping, stream
+    from r1zero.model import mapping
+    from tests.reshard import generic
 
     built = build_on(oracle, place, trainable=False)
     grids = layout._megatron("layout.train", place, dist.get_world_size())
     shape = read_shape(oracle.folder)
     local = mapping.local_tensors(built.chunks, shape, grids) if built else {}
-    found = stream.stream(local, shape, grids, lambda w: next(v for k, v in receivers.items() if k in w.name), torch.float32)
+    found = generic.stream(local, shape, grids, lambda w: next(v for k, v in receivers.items() if k in w.name), torch.float32)
     return {name: tensor.clone() for name, tensor in found}
 
 

@@ -15,13 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero import sync
 from r1zero.layout import Layout
-from r1zero.model import stream
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
 from r1zero.reshard import run
 from r1zero.reshard.routes import Span, axis, need_of
+from tests.reshard import generic
 from tests.reshard.shapes import CASES
 
 CPU = torch.device("cpu")
@@ -61,13 +60,13 @@ def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: i
         compiled = make(shape, layout, expert_parallel, rank, dtype)
         read = reader(compiled, dtype)
         local = {w.name: Held(read(w)) for w in compiled.routes.weights if rank in compiled.routes.held(w)}
-        receivers = sync.engine_receivers(layout.rollout, shape, expert_parallel)
-        generic = dict(stream.stream(local, shape, layout.train, receivers, dtype))
-        got = dict(run.stream(compiled, read, verify=True))
+        receivers = generic.engine_receivers(layout.rollout, shape, expert_parallel)
+        oracle = dict(generic.stream(local, shape, layout.train, receivers, dtype))
+        got = dict(run.stream(compiled, read, {}, verify=True))
         by_name = {weight.name: weight for weight in compiled.routes.weights}
-        assert set(got) <= set(generic), "an engine was sent what it does not keep"
+        assert set(got) <= set(oracle), "an engine was sent what it does not keep"
         kept = 0
-        for name, tensor in generic.items():
+        for name, tensor in oracle.items():
             weight = by_name[name]
             span = need_of(weight, shape, layout.rollout, compiled.routes.dealt, rank)   # the generic path sends nothing to others
             if span.first == span.end:

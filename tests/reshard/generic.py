@@ -1,4 +1,4 @@
-"""Full HF tensors out of a model that is spread over ranks: a bucket at a time, point to point, no metadata on the wire.
+"""The oracle of the compiled reshard: full HF tensors out of a model that is spread over ranks, a bucket at a time, point to point.
 
 Who sends which part to whom follows from the family's table and the layout alone, so that every rank knows its own sends
 and receives. A receiver that holds a part takes it from its own memory; copies of a part share the sending among them.
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.layout import MegatronGrids
+from r1zero.layout import Grid, MegatronGrids
 from r1zero.model import placement
 from r1zero.model.families import Weight, weights
 from r1zero.model.mapping import Local
@@ -114,3 +114,21 @@ def _assemble(weight: Weight, pieces: list[tuple[Part, int]], local: dict[str, L
     for part, tensor in tensors:
         full[part] = tensor
     return full
+
+
+def engine_receivers(rollout: Grid, shape: Shape, expert_parallel: bool) -> Receivers:
+    """Rollout ranks that want a weight: all of them; with expert parallelism an expert's owner in each replica.
+
+    vLLM deals experts in contiguous blocks over (data, tensor) ranks, tensor fastest.
+    """
+    if not expert_parallel or not shape.moe:
+        return lambda weight: rollout.ranks
+    tp, dp = rollout.size("tp"), rollout.size("dp")
+    each = shape.moe.experts // (tp * dp)
+
+    def receivers(weight: Weight) -> tuple[int, ...]:
+        if weight.expert is None:
+            return rollout.ranks
+        owner = weight.expert // each
+        return tuple(rollout.at(tp=owner % tp, dp=owner // tp, replica=r) for r in range(rollout.size("replica")))
+    return receivers
