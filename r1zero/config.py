@@ -7,9 +7,9 @@ own notation; where a field is text, quotes may be left out). An unknown key is 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from r1zero.settings import UserError, dump, load, read_toml
+from r1zero.settings import Agreed, UserError, dump, load, read_toml
 
-__all__ = ["Config", "UserError", "dump", "load", "read_toml"]
+__all__ = ["Agreed", "Config", "UserError", "dump", "load", "read_toml"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +136,8 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_grad: float = 1.0
     """Largest global 2-norm of the gradient."""
+    max_skipped: int = 5
+    """The run stops when so many updates in a row were skipped, for a loss or gradient that is not finite."""
     offload: bool = False
     """Master weights and Adam's moments live in pinned host memory, where the optimizer steps."""
 
@@ -178,6 +180,38 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The gate that compares the engines' logprobs with the trainer's, at every start and while the run goes on."""
+
+    every_syncs: int = 10
+    """Checked again after every so many syncs; 0: only at a start."""
+    prompts: int = 4
+    """The data's first prompts, put to every engine; 0: no gate."""
+    tokens: int = 16
+    """Tokens that each engine samples to each of them."""
+    tolerance: float = 0.0
+    """Mean absolute difference of a token's logprob beyond which the run stops; 0: 1e-5 in float32, 0.05 in bfloat16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarms:
+    """When rank 0 warns of figures that turn; the run goes on."""
+
+    window: int = 10
+    """Iterations over which a figure is judged; 0: no alarms."""
+    spike_factor: float = 10.0
+    """Loss or gradient outside its window's range by so many times that range."""
+    collapse_share: float = 0.5
+    """Of the best reward, counted from the lowest, that must be lost."""
+    gap_factor: float = 3.0
+    """The engines' gap is so many times its first ..."""
+    least_gap: float = 1e-5
+    """... and at least this."""
+    entropy_share: float = 0.1
+    """Of the first entropy, below which it is called lost if the reward is low."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What `--plan` supposes of the machine; a run does not read it."""
 
@@ -199,4 +233,6 @@ class Config:
     sync: Sync = field(default_factory=Sync)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
+    parity: Parity = field(default_factory=Parity)
+    alarms: Alarms = field(default_factory=Alarms)
     plan: Plan = field(default_factory=Plan)

@@ -1,4 +1,4 @@
-"""A TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back to TOML."""
+"""A TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back; and the errors that users see."""
 
 import dataclasses
 import difflib
@@ -12,6 +12,10 @@ import tomli_w
 
 class UserError(Exception):
     """What the user can mend: one sentence with the field or line, both values and the cure. Never a traceback."""
+
+
+class Agreed(UserError):
+    """Found by all ranks of a world together, and raised on each: one of them says it."""
 
 
 T = TypeVar("T")

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics generation policy",
     "roles": "config layout batch model rollout policy sync",
-    "trainer": "config layout batch world metrics curves reward data model exchange sync generation figures roles",
+    "guard": "config layout batch data model policy exchange reshard roles",
+    "trainer": "config layout batch world metrics curves reward data model exchange sync generation figures roles guard",
 }
 
 DOORS = {

@@ -6,15 +6,12 @@ Ranks of one engine (tensor parallel) are given the same requests and sample the
 
 import hashlib
 import json
-import os
-import random
 import re
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Mapping
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,9 +20,8 @@ from r1zero import config, device
 from r1zero.batch import Prompt, Response
 from r1zero.config import UserError
 from r1zero.layout import Layout
-from r1zero.rollout import cpu_vllm, npu_vllm
+from r1zero.rollout import cpu_vllm, in_use, npu_vllm, surroundings
 from r1zero.rollout.places import Named, Places, learn
-from r1zero.subworld import subworld
 
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 
@@ -59,7 +55,7 @@ class Engine:
 
             if cfg.run.device == "cpu":
                 self._stack.enter_context(cpu_vllm.mended())
-        with _generators_kept(cfg.run.device), _environment(layout, rank), _world_of(layout.rollout.ranks):
+        with surroundings.generators_kept(cfg.run.device), surroundings.environment(layout, rank), surroundings.world_of(layout.rollout.ranks):
             with cpu_vllm.building() if cfg.run.device == "cpu" else ExitStack():
                 self._llm = LLM(**arguments)
         self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
@@ -116,6 +112,29 @@ class Engine:
         (found,) = self._llm.apply_model(find)
         return found
 
+    def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
+        """One response of so many tokens to each prompt, by seeds of its own: equal weights give equal ones, whenever it is called."""
+        for p, prompt in enumerate(prompts):
+            self._request(f"{p}-0", prompt.token_ids, temperature=1.0, seed=request_seed(self._cfg.run.seed, 0, p, 0), logprobs=0,
+                          max_tokens=tokens)
+        found = {response.prompt: response for response in map(_response, self._outputs())}
+        self._drop_prefixes()   # as if nothing had been asked
+        return [found[p] for p in range(len(prompts))]
+
+    def hidden(self, tokens: list[int]) -> dict[int, Tensor]:
+        """Hidden states of one sequence: see in_use.recorded."""
+        with in_use.recorded(self._model, len(tokens)) as found:
+            self.score([tokens])
+        return found
+
+    def held(self, name: str, rows: Mapping[str, int]) -> list[Tensor]:
+        """This rank's part of a weight: see in_use.held."""
+        return in_use.held(self._model, name, rows, self.owned_experts)
+
+    @property
+    def _model(self) -> nn.Module:
+        return self._llm.apply_model(lambda model: model)[0]
+
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take new weights: (Hugging Face checkpoint name, full tensor), layer by layer; vLLM cuts this rank's share.
 
@@ -132,8 +151,11 @@ class Engine:
             self._cache_asleep = False
         if self._cfg.run.device == "cpu":
             self._llm.apply_model(cpu_vllm.repack_tied_head)
+        self._drop_prefixes()
+
+    def _drop_prefixes(self) -> None:
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache after new weights: requests are still running")
+            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
 
     def sleep(self) -> None:
         """Free the device for training: weights and key-value cache are dropped. Nothing on CPU, where vLLM cannot."""
@@ -164,7 +186,7 @@ class Engine:
     def _outputs(self) -> Iterator[Any]:
         """Step until nothing is left, here and on the engines that share experts with this one."""
         engine = self._llm.llm_engine
-        with _generators_kept(self._cfg.run.device):
+        with surroundings.generators_kept(self._cfg.run.device):
             while engine.has_unfinished_requests():
                 yield from engine.step()
 
@@ -241,46 +263,3 @@ def _owned_experts(experts: int, layout: Layout, rank: int) -> range:
     place, (share, rest) = replica.index(rank), divmod(experts, len(replica))
     first = place * share + min(place, rest)
     return range(first, first + share + (place < rest))
-
-
-@contextmanager
-def _environment(layout: Layout, rank: int) -> Iterator[None]:
-    """Data parallelism is told to vLLM by variables: its argument counts the world twice where there are replicas.
-
-    Afterwards the environment is as it was: vLLM writes LOCAL_WORLD_SIZE and LD_PRELOAD while it starts.
-    """
-    variables = {}
-    if layout.rollout.size("dp") > 1:
-        place = str(layout.rollout.coordinate(rank, "dp"))
-        variables = {"VLLM_DP_SIZE": str(layout.rollout.size("dp")), "VLLM_DP_RANK": place, "VLLM_DP_RANK_LOCAL": place,
-                     "VLLM_DP_MASTER_IP": os.environ["MASTER_ADDR"], "VLLM_DP_MASTER_PORT": os.environ["MASTER_PORT"]}
-    with mock.patch.dict(os.environ, variables):
-        yield
-
-
-@contextmanager
-def _world_of(ranks: tuple[int, ...]) -> Iterator[None]:
-    """vLLM lays its grid over `ranks` as if they were the world, and keeps their world ranks for its collectives."""
-    if len(ranks) == dist.get_world_size():
-        yield
-        return
-    from vllm.distributed.parallel_state import GroupCoordinator
-
-    plain = GroupCoordinator.__init__
-
-    def init(self: Any, group_ranks: list[list[int]], *args: Any, **kwargs: Any) -> None:
-        plain(self, [[ranks[r] for r in group] for group in group_ranks], *args, **kwargs)
-
-    with subworld(ranks, renumber=False), mock.patch.object(GroupCoordinator, "__init__", init):
-        yield
-
-
-@contextmanager
-def _generators_kept(kind: str) -> Iterator[None]:
-    """vLLM seeds the process's generators and draws from them; they are the trainer's, and stay as they are."""
-    python, numpy = random.getstate(), np.random.get_state()
-    accelerators = [] if kind == "cpu" else [device.here(kind).index]
-    with torch.random.fork_rng(accelerators, device_type="cuda" if kind == "cpu" else kind):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
