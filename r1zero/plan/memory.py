@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from r1zero.config import Config
-from r1zero.layout import Layout
-from r1zero.model.placement import MegatronGrids
+from r1zero.layout import Layout, MegatronGrids
+from r1zero.model import placement
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
-from r1zero.plan.sizes import Stage, absorbed_elements, cache_elements, engine_elements, layer_elements, stages
+from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
 from r1zero.reshard.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "sync")
@@ -161,32 +161,47 @@ def _engine(books: Books) -> tuple[int, int]:
 
 def _workspace(books: Books) -> int:
     """One layer's forward pass over a scheduler step, and the sampler's fp32 copies of the whole vocabulary."""
-    shape, rollout = books.routes.shape, books.cfg.rollout
-    layer = max(layer_elements(shape, i, books.layout.rollout.size("tp"), books.machine.expert_imbalance) for i in (0, shape.layers - 1))
+    shape, rollout, grid = books.routes.shape, books.cfg.rollout, books.layout.rollout
+    tp = grid.size("tp")
+    spread = books.routes.expert_parallel and tp * grid.size("dp") > 1
+    on = Pass(tp, 1 if books.routes.expert_parallel else tp, books.machine.expert_imbalance if spread else 1.0, books.itemsize, 0)
+    layer = max(layer_size(shape, i, on).forward for i in (0, shape.layers - 1))
     return int(rollout.max_num_batched_tokens * layer * books.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
 
 
+DENSE_TOKENS = 320
+"""Up to so long sequences are attended by explicit products on a CPU (model.packing)."""
+
+
+def trainer_layer(books: Books, grids: MegatronGrids, layer: int) -> LayerSize:
+    """Experts that no other rank shares have all tokens of this one, so none is busier than another."""
+    longest = books.cfg.rollout.max_prompt_tokens + books.cfg.rollout.max_response_tokens
+    scores = longest if books.on_cpu and longest <= DENSE_TOKENS else 0
+    imbalance = books.machine.expert_imbalance if grids.experts.size("ep") > 1 else 1.0
+    return layer_size(books.routes.shape, layer, Pass(grids.dense.size("tp"), grids.experts.size("etp"), imbalance, books.itemsize, scores))
+
+
 def _passes(books: Books, place: Place, training: bool) -> dict[str, int]:
-    """Activations and logits of the trainer's passes (training) or of the reference's."""
+    """Activations of the trainer's passes (training) or of the reference's, and what the logits take beyond their most."""
     stage = place.train if training else place.reference
     if stage is None:
         return {}
     grids = books.layout.train if training else books.layout.reference or books.layout.train
     shape, tp, pp = books.routes.shape, grids.dense.size("tp"), grids.dense.size("pp")
-    tokens, size = books.cfg.train.micro_batch_tokens, books.itemsize
-    layers = range(sum(s.layers for s in books.train[:stage]), sum(s.layers for s in books.train[:stage + 1])) if training else (shape.layers - 1,)
-    each = [layer_elements(shape, i, tp, books.machine.expert_imbalance) for i in layers]
+    tokens, size, full = books.cfg.train.micro_batch_tokens, books.itemsize, books.cfg.train.recompute == "full"
+    each = [trainer_layer(books, grids, i) for i in placement.stages(shape, grids)[stage]]
     if not training:
-        kept, live = 0.0, 2 * max(each)
+        kept, live = 0.0, max(layer.forward for layer in each)
     else:
         flying = min(pp - stage, micro_batches(books))          # one forward, one backward: packs under way at this stage
-        full = books.cfg.train.recompute == "full"
-        kept = flying * (len(layers) * shape.hidden_size / tp if full else sum(each))
-        live = (2 if full else 1) * max(each)                   # the layer being recomputed, and gradients of its tensors
+        kept = flying * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
+        # With recomputation the layer's own tensors are there, too, while its gradients are made.
+        live = max(layer.backward + (layer.kept if full else 0) for layer in each)
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
-        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy.
-        found["logits"] = tokens * shape.vocab_size // tp * (size + 16)
+        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy. Gone before the layers' turn.
+        beyond = tokens * shape.vocab_size // tp * (size + 16) - int(tokens * size * live)
+        found |= {"logits": beyond} if beyond > 0 else {}
     return found
 
 

@@ -1,6 +1,7 @@
 """How many elements of the model a rank holds, as trainer by pipeline stage and as engine; bytes of the cache; operations a token."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from r1zero.layout import Layout
 from r1zero.model import placement
@@ -86,23 +87,52 @@ def attention_operations(shape: Shape, context: float) -> float:
     return 2.0 * shape.layers * shape.heads * (shape.head_dim + values) * context
 
 
-def layer_elements(shape: Shape, layer: int, tp: int, imbalance: float) -> float:
-    """Elements kept for the backward pass of one layer, for one token, on one rank, with sequence parallelism.
+class LayerSize(NamedTuple):
+    """Elements for one token, on one rank."""
 
-    What megatron-core's layer saves: inputs of its linear layers (re-gathered, hence cut by tp), what attention and
-    the activation function need, and both residual sums. A routed token counts topk times.
+    kept: float
+    """Saved for the backward pass."""
+    forward: float
+    """Alive at once in a pass that saves nothing."""
+    backward: float
+    """Gradients alive at once, beside what is kept."""
+
+
+class Pass(NamedTuple):
+    """What a layer's size depends on, beside its shape."""
+
+    tp: int
+    experts_cut: int
+    """Ranks over which an expert is cut: a routed token is then whole on each of them."""
+    imbalance: float
+    """Tokens of this rank's experts over the mean."""
+    itemsize: int
+    scores: int
+    """Length of the sequences whose attention scores are held; 0: fused attention holds none."""
+
+
+def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
+    """What megatron-core's layer holds, with our norm and attention and unfused activations, under sequence parallelism.
+
+    A norm keeps its input in fp32, its input normalised and its output, which is the next linear layer's input. A gated linear unit keeps
+    its two inputs, the activated gate, the other half once more and the product; an expert's also the product times its probability.
+    tests/plan/test_plan_against_run.py compares with storages of a run.
     """
-    h, heads = shape.hidden_size, shape.heads
+    h, heads, wide = shape.hidden_size, shape.heads, 4 / on.itemsize
+    q, out = heads * shape.head_dim, heads * (shape.mla.v_head_dim if shape.mla else shape.head_dim)
+    scores = heads * on.scores * (1 if wide == 1 else wide + 1)
     if mla := shape.mla:
-        q, k, v = heads * shape.head_dim, heads * shape.head_dim, heads * mla.v_head_dim
-        latents = 2 * (mla.q_lora_rank or 0) + 2 * (mla.kv_lora_rank + mla.qk_rope_head_dim)
-        attention = latents + 2 * q + heads * (mla.qk_nope_head_dim + mla.v_head_dim) + k + 2 * v
+        latents = (2 + wide) * ((mla.q_lora_rank or 0) + mla.kv_lora_rank) + (mla.qk_rope_head_dim if wide == 1 else 0)
+        attention = latents + 2 * q + 2 * out + scores
     else:
-        q, k = heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        attention = 2 * (q + k) + k + q
+        attention = 2 * q + 2 * shape.kv_heads * shape.head_dim + scores
+    feed = whole = 0.0
     if shape.is_moe(layer):
         moe = shape.moe
-        feed = moe.topk * imbalance * (3 * h + 3 * moe.ffn_hidden_size) + 3 * moe.shared_experts * moe.ffn_hidden_size
+        feed = 6 * moe.topk * on.imbalance * moe.ffn_hidden_size + 5 * moe.shared_experts * moe.ffn_hidden_size
+        whole = moe.topk * on.imbalance * h * (on.tp if on.experts_cut > 1 else 1)
     else:
-        feed = 3 * shape.ffn_hidden_size
-    return (4 * h + attention + feed) / tp
+        feed = 5 * shape.ffn_hidden_size
+    feed += whole
+    norms = 2 * (2 + wide) * h
+    return LayerSize((norms + attention + feed) / on.tp, (5 * h + max(attention + q + 2 * scores, feed)) / on.tp, (h + max(attention, feed)) / on.tp)
