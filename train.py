@@ -38,7 +38,8 @@ def main() -> None:
     try:
         train(cfg, grids, launch)
     except (UserError, RewardError) as error:
-        sys.stderr.write(f"{error}\n")
+        if launch.rank == 0 or not isinstance(error, config.Agreed):
+            sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
 
 

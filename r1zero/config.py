@@ -4,19 +4,12 @@ Precedence: the defaults below, then the TOML file, then `section.key=value` on 
 own notation; where a field is text, quotes may be left out). An unknown key is an error that names the nearest known one.
 """
 
-import dataclasses
-import difflib
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import tomli
-import tomli_w
+from r1zero.settings import Agreed, UserError, dump, load, read_toml
 
-
-class UserError(Exception):
-    """What the user can mend: one sentence with the field or line, both values and the cure. Never a traceback."""
+__all__ = ["Agreed", "Config", "UserError", "dump", "load", "read_toml"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +136,8 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_grad: float = 1.0
     """Largest global 2-norm of the gradient."""
+    max_skipped: int = 5
+    """The run stops when so many updates in a row were skipped, for a loss or gradient that is not finite."""
     offload: bool = False
     """Master weights and Adam's moments live in pinned host memory, where the optimizer steps."""
 
@@ -174,6 +169,38 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The gate that compares the engines' logprobs with the trainer's, at every start and while the run goes on."""
+
+    every_syncs: int = 10
+    """Checked again after every so many syncs; 0: only at a start."""
+    prompts: int = 4
+    """The data's first prompts, put to every engine; 0: no gate."""
+    tokens: int = 16
+    """Tokens that each engine samples to each of them."""
+    tolerance: float = 0.0
+    """Mean absolute difference of a token's logprob beyond which the run stops; 0: 1e-5 in float32, 0.05 in bfloat16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarms:
+    """When rank 0 warns of figures that turn; the run goes on."""
+
+    window: int = 10
+    """Iterations over which a figure is judged; 0: no alarms."""
+    spike_factor: float = 10.0
+    """Loss or gradient outside its window's range by so many times that range."""
+    collapse_share: float = 0.5
+    """Of the best reward, counted from the lowest, that must be lost."""
+    gap_factor: float = 3.0
+    """The engines' gap is so many times its first ..."""
+    least_gap: float = 1e-5
+    """... and at least this."""
+    entropy_share: float = 0.1
+    """Of the first entropy, below which it is called lost if the reward is low."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What `--plan` supposes of the machine; a run does not read it."""
 
@@ -194,101 +221,6 @@ class Config:
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
+    parity: Parity = field(default_factory=Parity)
+    alarms: Alarms = field(default_factory=Alarms)
     plan: Plan = field(default_factory=Plan)
-
-
-T = TypeVar("T")
-
-
-def load(path: str, overrides: list[str], cls: type[T]) -> T:
-    """Read a TOML file into the dataclass `cls`, with `section.key=value` overrides on top. Raises UserError."""
-    tree = read_toml(path)
-    for text in overrides:
-        _override(tree, text)
-    return _build(cls, tree, path, "")
-
-
-def read_toml(path: str) -> dict[str, Any]:
-    """Raises UserError with file and line where the file is missing or is not TOML."""
-    try:
-        return tomli.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing TOML file") from None
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not TOML: {error}") from None
-
-
-def dump(config: Any) -> str:
-    """The resolved config as TOML; `load` of it gives an equal config."""
-    return tomli_w.dumps(_plain(config))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(item) for name, item in pairs if item is not None}
-    return list(value) if isinstance(value, tuple) else value
-
-
-class _Argument(str):
-    """A value from the command line: what it is depends on the field it is for."""
-
-    def parsed(self) -> Any:
-        try:
-            return tomli.loads(f"x = {self}")["x"]
-        except tomli.TOMLDecodeError:
-            return str(self)
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"argument {text!r}: is neither an option nor section.key=value")
-    *sections, name = key.strip().split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"argument {text!r}: {section} is a value, not a section")
-    tree[name] = _Argument(value)
-
-
-def _build(cls: type[T], tree: dict[str, Any], path: str, prefix: str) -> T:
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
-    for key in tree:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{path}: unknown key {prefix}{key}; the nearest known one is {prefix}{nearest}")
-    missing = [f.name for f in dataclasses.fields(cls) if f.name not in tree
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    if missing:
-        raise UserError(f"{path}: {prefix}{missing[0]} is missing and has no default")
-    return cls(**{key: _convert(hints[key], value, path, prefix + key) for key, value in tree.items()})
-
-
-def _convert(hint: Any, value: Any, path: str, name: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    inner = [a for a in args if a is not type(None)]
-    if isinstance(value, _Argument):   # run.name=7 is text, run.seed=7 a number
-        parsed = value.parsed()
-        value = str(value) if hint is str and not isinstance(parsed, str) else parsed
-    if type(None) in args and len(inner) == 1:
-        return _convert(inner[0], value, path, name)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: {name} = {value!r} is a value; it must be a section")
-        return _build(hint, value, path, name + ".")
-    if origin is Literal:
-        if value not in args:
-            raise UserError(f"{path}: {name} = {value!r}; it must be one of {', '.join(map(repr, args))}")
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(args[0], v, path, f"{name}[{i}]") for i, v in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {k: _convert(args[1], v, path, f"{name}.{k}") for k, v in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is Any or type(value) is (origin or hint):
-        return value
-    raise UserError(f"{path}: {name} = {value!r} is of type {type(value).__name__}; "
-                    f"it must be {getattr(origin or hint, '__name__', hint)}")

@@ -47,6 +47,7 @@ def tally_training(t: Tally, trained: dict[str, float]) -> None:
     t.peak("gap", trained.get("gap_max", 0.0))
     t.peak("grad_norm", trained.get("grad_norm", 0.0))
     t.peak("lr", trained.get("lr", 0.0))
+    t.peak("skipped", trained.get("skipped", 0.0))
 
 
 def named(cfg: Config, sums: dict[str, float], peaks: dict[str, float], loss_tokens: float) -> dict[str, float]:
@@ -67,6 +68,7 @@ def named(cfg: Config, sums: dict[str, float], peaks: dict[str, float], loss_tok
         "actor/pg_loss": sums["actor/pg_loss"] / tokens, "actor/kl_loss": sums["actor/kl"] / tokens,
         "actor/entropy": sums["actor/entropy"] / tokens, "actor/pg_clipfrac": sums["actor/clipped"] / tokens,
         "actor/ppo_kl": sums["actor/ppo_kl"] / tokens, "actor/lr": peaks["lr"], "grad_norm": peaks["grad_norm"],
+        "update/skipped": peaks["skipped"], "update/empty": float(not loss_tokens),
         "rollout_gap/mean": sums["actor/gap"] / tokens, "rollout_gap/max": peaks["gap"],
     }
 

@@ -4,6 +4,7 @@ Both run megatron-core's pipeline schedules over packed micro-batches; what a sc
 """
 
 from functools import partial
+from math import inf, isfinite
 from typing import Any, Callable, Iterator
 
 import torch
@@ -57,7 +58,8 @@ class Policy:
         """One optimizer step on the GRPO loss. loss_tokens: unmasked response tokens of the whole batch, on all ranks.
 
         Returns this rank's share of SUMS, `gap_max` (largest gap to the rollout engine's logprob of any token here), both zero on
-        ranks that do not speak, `grad_norm` of the whole model before clipping, and the step's `lr`.
+        ranks that do not speak, `grad_norm` of the whole model before clipping, the step's `lr`, and `skipped`: 1.0 on all ranks where
+        the loss or the gradient is not finite, and then weights, moments and learning rate are as before.
         """
         packs = self._packs(batch)
         for chunk in self.chunks:
@@ -65,14 +67,27 @@ class Policy:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         results = self._schedule(packs, partial(self._loss, batch, loss_tokens), forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
         lr = self.optimizer.param_groups[0]["lr"]
-        self.scheduler.step(1)
+        # Looked at before anything is touched: without a loss scaler the optimizer itself steps on whatever the gradient is.
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        skipped = not self._is_finite(grad_norm, results)
+        if not skipped:
+            self.optimizer.step()
+            self.scheduler.step(1)
         sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
         if self.speaks:
             sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
             gap = max(float(r["gap_max"]) for r in results)
-        return {**dict(zip(SUMS, sums.tolist(), strict=True)), "gap_max": gap, "grad_norm": float(grad_norm), "lr": lr}
+        return {**dict(zip(SUMS, sums.tolist(), strict=True)), "gap_max": gap, "lr": lr,
+                "grad_norm": grad_norm if isfinite(grad_norm) else inf, "skipped": float(skipped)}
+
+    def _is_finite(self, grad_norm: float, results: list[dict[str, Tensor]]) -> bool:
+        """Whether loss and gradient are, on all ranks; the norm is that of the whole model's gradient."""
+        loss = sum(r["sums"][:SUMS.index("entropy")].abs().sum() for r in results) if self.speaks else 0.0
+        broken = torch.tensor(float(not isfinite(grad_norm + float(loss))), device=self.device)
+        dist.all_reduce(broken, dist.ReduceOp.MAX, group=self.optimizer.get_grad_stats_parallel_group())
+        return not broken
 
     def _loss(self, batch: Batch, loss_tokens: float, p: Pack, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """A share of the loss that needs no further scaling: the triple tells the schedule to leave it as it is."""

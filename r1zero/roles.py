@@ -69,12 +69,15 @@ class Roles:
             self.engine.sleep()
 
     def to_rollout(self, sync: Sync) -> None:
-        """The trained weights to the engines, everywhere at once; then the trainer leaves the device if it is to."""
+        """The trained weights to the engines, everywhere at once. Both are on the device then, until `settle`."""
         if self.residency:
             self.residency.bring("policy")
         if self.engine and (self.policy or self.reference):
             self.engine.wake()
         sync.push(self.chunks, self.engine)
+
+    def settle(self) -> None:
+        """The trainer leaves the device while the engines generate, if it is to."""
         if self.residency:
             self.residency.leave()
 

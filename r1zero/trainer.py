@@ -14,6 +14,9 @@ from r1zero.data import tokenizer as tokens
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.exchange import Census, Exchange
 from r1zero.generation import Judge, Samples
+from r1zero.guard import numbers
+from r1zero.guard.alarms import Bell
+from r1zero.guard.parity import Gate
 from r1zero.layout import Layout
 from r1zero.model.families import read_shape
 from r1zero.reward import Scorer, refuse_share
@@ -38,6 +41,8 @@ class Trainer:
                            forbidden_ids=tokens.missing_ids(tokenizer, read_shape(cfg.model.path).vocab_size))
         self.exchange = Exchange(layout, launch.rank, device)
         self.sync = Sync(layout, self.roles.shape, cfg.run.dtype, cfg.layout.rollout.enable_expert_parallel)
+        self.gate = Gate(cfg, layout, launch.rank, self.roles, self.exchange, self.prompts)
+        self.patience = numbers.Patience(cfg.optimizer.max_skipped, self.folder)
         self.watch = metrics.Stopwatch()
         self.done = 0
         self.record: metrics.Record | None = None
@@ -48,16 +53,21 @@ class Trainer:
         if self.rank == 0:
             (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
             self.record = metrics.Record(self.folder, self.done, self.cfg.run.iterations)
+            self.bell = Bell(self.cfg.alarms, metrics.read(self.folder) if self.done else [])
         if self.rank == self.layout.rollout.ranks[0]:
             metrics.keep_until(self.folder / "samples.jsonl", self.done)
-        self.roles.to_rollout(self.sync)
+        self._hand_over()
         self.watch.lap()
         for iteration in range(self.done + 1, self.cfg.run.iterations + 1):
             reached = self.step(iteration)
             self.done = iteration
             with self.watch.phase("record"):
                 if self.record:
-                    self.record.write(iteration, reached)
+                    alarms, lines = self.bell.see(iteration, reached)
+                    self.record.write(iteration, reached | alarms)
+                    for line in lines:
+                        self.record.say(line)
+            self.patience.see(reached)
             every = self.cfg.checkpoint.every_iterations
             if iteration == self.cfg.run.iterations or (every and iteration % every == 0):
                 with self.watch.phase("save"):
@@ -86,12 +96,23 @@ class Trainer:
             ref_logprobs = self._reference(mine, batch, census)
         with watch.phase("update"):
             trained = roles.update(batch, ref_logprobs, census.loss_tokens)
-        with watch.phase("resharding_to_infer"):
-            roles.to_rollout(self.sync)
+            if trained.get("skipped"):
+                numbers.keep(self.folder, iteration, self.rank, roles.policy, batch, ref_logprobs)
+        parity = self._hand_over()
         with watch.phase("record"):
             totals, peaks = self._reduce(samples, table, trained)
             self._dump(iteration, samples, table)
-        return figures.named(cfg, totals, peaks, census.loss_tokens) | figures.speeds(totals, watch.lap(), self.layout.size)
+        return figures.named(cfg, totals, peaks, census.loss_tokens) | parity | figures.speeds(totals, watch.lap(), self.layout.size)
+
+    def _hand_over(self) -> dict[str, float]:
+        """The engines get the trained weights, and show that they compute the same with them. Returns the gate's figures."""
+        with self.watch.phase("resharding_to_infer"):
+            self.roles.to_rollout(self.sync)
+        with self.watch.phase("parity"):
+            found = self.gate.after_sync()
+        with self.watch.phase("resharding_to_infer"):
+            self.roles.settle()
+        return found
 
     def _generate(self, iteration: int) -> Samples | None:
         """Every rank takes the iteration's prompts from the order; each engine answers its own contiguous share."""

@@ -17,7 +17,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE +
 
 # Each module or folder, and what of ours it may import. Imports descend: a name may only list names above it.
 MAY_IMPORT = {
-    "config": "",
+    "settings": "",
+    "config": "settings",
     "layout": "config",
     "device": "",
     "batch": "",
@@ -40,7 +41,8 @@ MAY_IMPORT = {
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics generation policy",
     "roles": "config layout batch model rollout policy sync",
-    "trainer": "config layout batch world metrics curves reward data model exchange sync generation figures roles",
+    "guard": "config layout batch data model policy exchange reshard roles",
+    "trainer": "config layout batch world metrics curves reward data model exchange sync generation figures roles guard",
 }
 
 DOORS = {

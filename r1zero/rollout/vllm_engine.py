@@ -11,7 +11,7 @@ import random
 import re
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Mapping
 from unittest import mock
 
 import numpy as np
@@ -23,7 +23,7 @@ from r1zero import config, device
 from r1zero.batch import Prompt, Response
 from r1zero.config import UserError
 from r1zero.layout import Layout
-from r1zero.rollout import cpu_vllm, npu_vllm
+from r1zero.rollout import cpu_vllm, in_use, npu_vllm
 from r1zero.subworld import subworld
 
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
@@ -103,6 +103,29 @@ class Engine:
             scores[int(output.request_id)] = [of_token[token].logprob for token, of_token in pairs]
         return [scores[i] for i in range(len(sequences))]
 
+    def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
+        """One response of so many tokens to each prompt, by seeds of its own: equal weights give equal ones, whenever it is called."""
+        for p, prompt in enumerate(prompts):
+            self._request(f"{p}-0", prompt.token_ids, temperature=1.0, seed=request_seed(self._cfg.run.seed, 0, p, 0), logprobs=0,
+                          max_tokens=tokens)
+        found = {response.prompt: response for response in map(_response, self._outputs())}
+        self._drop_prefixes()   # as if nothing had been asked
+        return [found[p] for p in range(len(prompts))]
+
+    def hidden(self, tokens: list[int]) -> dict[int, Tensor]:
+        """Hidden states of one sequence: see in_use.recorded."""
+        with in_use.recorded(self._model, len(tokens)) as found:
+            self.score([tokens])
+        return found
+
+    def held(self, name: str, rows: Mapping[str, int]) -> list[Tensor]:
+        """This rank's part of a weight: see in_use.held."""
+        return in_use.held(self._model, name, rows, self.owned_experts)
+
+    @property
+    def _model(self) -> nn.Module:
+        return self._llm.apply_model(lambda model: model)[0]
+
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take new weights: (Hugging Face checkpoint name, full tensor), layer by layer; vLLM cuts this rank's share.
 
@@ -118,8 +141,11 @@ class Engine:
             self._cache_asleep = False
         if self._cfg.run.device == "cpu":
             self._llm.apply_model(cpu_vllm.repack_tied_head)
+        self._drop_prefixes()
+
+    def _drop_prefixes(self) -> None:
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache after new weights: requests are still running")
+            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
 
     def sleep(self) -> None:
         """Free the device for training: weights and key-value cache are dropped. Nothing on CPU, where vLLM cannot."""

@@ -1,0 +1,130 @@
+"""The parity gate: after a sync the same tokens are scored by every engine and by the trainer, and must get the same logprobs.
+
+Each engine samples a few tokens to its own copy of some fixed prompts, and scores the same texts once more as prompts: what it
+decodes with, what it prefills with and what the trainer computes are three answers to one question.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from r1zero.batch import Batch, Prompt, Response
+from r1zero.config import Agreed, Config
+from r1zero.data.prompts import PromptSet
+from r1zero.exchange import Census, Exchange
+from r1zero.guard import bisect
+from r1zero.layout import Layout
+from r1zero.roles import Roles
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}
+"""Of the mean absolute difference of a token's logprob. Measured in fp32: 2e-7. For bf16: exp(0.05) is the token-wise error of
+probabilities above which NeMo-RL's documentation calls a run broken."""
+
+DECODED, PREFILLED, LARGEST = range(3)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Differences of logprobs, one row an engine: mean of decoded from prefilled, mean and largest of prefilled from trained."""
+
+    gaps_E3: Tensor
+    worst_sample: int
+    """Where the trainer differs most."""
+
+    def disagreeing(self, tolerance: float) -> list[int]:
+        """Engines beyond the tolerance."""
+        return [e for e, row in enumerate(self.gaps_E3.tolist()) if max(row[DECODED], row[PREFILLED]) > tolerance]
+
+
+class Gate:
+    """Called by every rank of the world after each sync, while engine and trainer are both on their devices."""
+
+    def __init__(self, cfg: Config, layout: Layout, rank: int, roles: Roles, exchange: Exchange, prompts: PromptSet):
+        self.cfg, self.layout, self.rank, self.roles, self.exchange = cfg, layout, rank, roles, exchange
+        self.prompts = [prompts[i] for i in range(min(cfg.parity.prompts, len(prompts)))]
+        self.tolerance = cfg.parity.tolerance or TOLERANCE[cfg.run.dtype]
+        self.syncs = 0
+
+    def after_sync(self) -> dict[str, float]:
+        """Figures where a check was due: after the first sync of a start, and after every so many. Raises Agreed, on all ranks."""
+        due = self.prompts and (not self.syncs or self.cfg.parity.every_syncs and self.syncs % self.cfg.parity.every_syncs == 0)
+        self.syncs += 1
+        if not due:
+            return {}
+        mine = self._ask()
+        verdict = self._compare(mine)
+        engines = verdict.disagreeing(self.tolerance)
+        if engines:
+            raise Agreed(self._sentence(verdict, engines, mine))
+        prefilled = verdict.gaps_E3[:, PREFILLED:]
+        return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
+
+    def _ask(self) -> tuple[Batch, Tensor] | None:
+        """This rank's engine's texts with their logprobs as prompts, and of each text how far decoding was from that, on average."""
+        if self.roles.engine is None:
+            return None
+        responses = self.roles.engine.probe(self.prompts, self.cfg.parity.tokens)
+        texts = [[*p.token_ids, *r.token_ids] for p, r in zip(self.prompts, responses, strict=True)]
+        scores = self.roles.engine.score(texts)
+        decoded = torch.tensor([_distance(r, scored) for r, scored in zip(responses, scores, strict=True)])
+        return texts_batch(texts, scores, self.layout.engine_of(self.rank) * len(texts)), decoded
+
+    def _compare(self, asked: tuple[Batch, Tensor] | None) -> Verdict:
+        samples = self.layout.engines * len(self.prompts)
+        mine, decoded = asked if asked else (None, None)
+        census = self.exchange.census(mine, samples)
+        batch = self.exchange.to_grid(mine, census, self.layout.train.dense)
+        table_B3 = torch.zeros(samples, 3)
+        if decoded is not None:
+            table_B3[mine.ids_B, DECODED] = decoded
+        values = self.roles.policy.logprobs(batch) if self.roles.policy else None
+        if values is not None and len(values):
+            _fill(table_B3, batch, (values - batch.rollout_logprobs_R).abs())
+        # What is not a number must not pass for agreement: maxima skip it.
+        table_B3 = table_B3.nan_to_num(nan=torch.inf).to(self.exchange.device)
+        dist.all_reduce(table_B3, dist.ReduceOp.MAX)
+        return _verdict(table_B3.cpu(), census, self.layout.engines)
+
+    def _sentence(self, verdict: Verdict, engines: list[int], asked: tuple[Batch, Tensor] | None) -> str:
+        decoded, prefilled, largest = verdict.gaps_E3[engines[0]].tolist()
+        where = ", ".join(f"{e} (ranks {', '.join(map(str, ranks_of(self.layout, e)))})" for e in engines)
+        found = (f"parity gate after sync {self.syncs}: logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
+                 f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
+                 f"parity.tolerance is {self.tolerance:.2g}")
+        suspects = bisect.Bisect(self.cfg, self.layout, self.rank, self.roles, self.exchange.device)
+        owner = ranks_of(self.layout, verdict.worst_sample // len(self.prompts))[0]
+        tokens = suspects.share_tokens(asked[0] if asked else None, verdict.worst_sample, owner)
+        return f"{found}; {suspects.explain(tokens, engines)}"
+
+
+def ranks_of(layout: Layout, engine: int) -> list[int]:
+    return [r for r in layout.rollout.ranks if layout.engine_of(r) == engine]
+
+
+def texts_batch(texts: list[list[int]], scores: list[list[float]], first_id: int) -> Batch:
+    """Whole texts as samples: all but the first token count as response. scores: logprobs of those."""
+    lengths = torch.tensor([len(t) for t in texts])
+    return Batch(
+        ids_B=torch.arange(first_id, first_id + len(texts)), prompt_lengths_B=torch.ones_like(lengths), response_lengths_B=lengths - 1,
+        tokens_T=torch.tensor([t for text in texts for t in text]), advantages_B=torch.zeros(len(texts)), scored_B=torch.ones(len(texts)),
+        rollout_logprobs_R=torch.tensor([x for of_text in scores for x in of_text], dtype=torch.float32), ref_logprobs_R=torch.empty(0))
+
+
+def _distance(response: Response, scored: list[float]) -> float:
+    pairs = zip(response.logprobs, scored[-len(response.logprobs):], strict=True)
+    return sum(abs(a - b) for a, b in pairs) / len(response.logprobs)
+
+
+def _fill(table_B3: Tensor, batch: Batch, gaps_R: Tensor) -> None:
+    for sample, gaps in zip(batch.ids_B.tolist(), gaps_R.split(batch.response_lengths_B.tolist()), strict=True):
+        table_B3[sample, PREFILLED], table_B3[sample, LARGEST] = gaps.mean(), gaps.max()
+
+
+def _verdict(table_B3: Tensor, census: Census, engines: int) -> Verdict:
+    """An engine's mean over its tokens, its largest over all."""
+    lengths_E = census.response_lengths_B.view(engines, -1, 1)
+    table = table_B3.view(engines, -1, 3)
+    means = (table[..., :LARGEST] * lengths_E).sum(1) / lengths_E.sum(1)
+    return Verdict(torch.cat([means, table[..., LARGEST:].amax(1)], 1), int(table_B3[:, PREFILLED].argmax()))
