@@ -32,8 +32,10 @@ install() {
     if ! .venv/bin/pip download -qq --no-deps -d .venv/torch "$(grep ^torch== requirements.txt)" 2>/dev/null; then
         index=(--extra-index-url https://download.pytorch.org/whl/cpu)
     fi
-    .venv/bin/pip install -qq --no-deps --find-links .venv/torch "${index[@]}" -r requirements.txt || die "The installation failed; see pip's message above, mend it and run this again."
+    .venv/bin/pip install -qq --no-deps --no-compile --find-links .venv/torch "${index[@]}" -r requirements.txt || die "The installation failed; see pip's message above, mend it and run this again."
     rm -rf .venv/torch
+    # pip compiles on one core; a few files are written for another Python and stay as they are.
+    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
     printf '%s\n' "$want" > "$stamp"
     say "Installed."
 }
