@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from r1zero import config, device, layout, plan, world
 from r1zero.config import UserError
@@ -48,16 +49,23 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch) -> Non
     scorer = None
     if launch.rank in grids.rollout:
         scorer = Scorer(cfg.reward.rules, cfg.reward.workers_per_rank, cfg.reward.deadline_s)
+    if cfg.run.deterministic:
+        device.make_deterministic(cfg.run.device)
     row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
-    with device.quiet_imports():
-        from r1zero.trainer import Trainer
+    from r1zero import logs, watchdog
 
-    trainer = Trainer(cfg, grids, launch, scorer, device.here(cfg.run.device))
-    trainer.run()
-    if scorer:
-        scorer.close()
-    world.leave(launch)
+    log = logs.start(Path(cfg.run.dir) / cfg.run.name / "logs", launch.rank)
+    with watchdog.standing(cfg.run, launch, log, (UserError, RewardError)) as watch:
+        with device.quiet_imports():
+            from r1zero.trainer import Trainer
+
+        trainer = Trainer(cfg, grids, launch, scorer, device.here(cfg.run.device))
+        trainer.watch.observers.append(watch.phase)
+        trainer.run()
+        if scorer:
+            scorer.close()
+        world.leave(launch)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,13 @@ class Run:
     """Of weights and activations in trainer and engine. Gradients and Adam's state are fp32 always."""
     timeout_s: int = 1800
     """A collective that waits longer ends the job."""
+    phase_timeout_s: int = 1500
+    """A rank that is longer in a phase (loading, rollout, update, save ...) ends the job by name; likewise one that is 5 times longer than ever
+    before in the run, and over 120 s. Below timeout_s, whose error names nobody; above the first rollout. 0: never."""
+    silence_timeout_s: int = 120
+    """A rank whose process gives no sign of life for so long (stopped, or killed on a lost node) ends the job; 0: never."""
+    deterministic: bool = False
+    """Two runs are bit-equal: only algorithms that are, at whatever cost on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +174,14 @@ class Sync:
 class Checkpoint:
     every_iterations: int = 0
     """Save after every so many iterations, and after the last; 0: only after the last."""
+    every_minutes: float = 0.0
+    """Save after the iteration in which so much time has gone by since the last save; 0: never for that reason."""
     keep: int = 2
     """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Kept beside them: those of every so many iterations; 0: none."""
+    on_failed_save: Literal["stop", "continue"] = "stop"
+    """What a full disk does to the run; the checkpoint before stays in any case. After the last iteration it always stops."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue the run folder's newest checkpoint if there is one; never: refuse a folder that has one."""
 

@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import random
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +19,25 @@ class Device:
     """Set before the vendor's first import, unless the user has set them."""
     imports: tuple[str, ...]
     """In this order, before megatron and vLLM."""
+    deterministic: tuple[tuple[str, str], ...]
+    """Set for run.deterministic: what libraries outside torch read to give the same bits twice."""
 
 
 ROWS = {
     # One thread a rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile costs
     # 3 s at the first sample and gains nothing on small models. vLLM's own allocator is sized by kv_cache_memory_bytes.
     "cpu": Device("cpu", "gloo", (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("TORCHDYNAMO_DISABLE", "1"),
-                                  ("VLLM_TARGET_DEVICE", "cpu")), ()),
+                                  ("VLLM_TARGET_DEVICE", "cpu")), (), ()),
     # megatron-core asserts CUDA_DEVICE_MAX_CONNECTIONS=1 for tensor parallel overlap.
-    "cuda": Device("cuda", "nccl", (("CUDA_DEVICE_MAX_CONNECTIONS", "1"),), ()),
+    # cuBLAS: a workspace of its own for each stream. NCCL: sums in the ring's order, not in the switch's.
+    "cuda": Device("cuda", "nccl", (("CUDA_DEVICE_MAX_CONNECTIONS", "1"),), (),
+                   (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_ALGO", "Ring"))),
     # MindSpeed's adaptor patches megatron-core and must come before it.
     "npu": Device("npu", "cpu:gloo,npu:hccl", (("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("HCCL_CONNECT_TIMEOUT", "1800"),
-                                               ("HCCL_EXEC_TIMEOUT", "3600")), ("torch_npu", "mindspeed.megatron_adaptor")),
+                                               ("HCCL_EXEC_TIMEOUT", "3600")), ("torch_npu", "mindspeed.megatron_adaptor"),
+                  # The order of sums in HCCL and LCCL, and of the cuts along K in CANN's and ATB's matrix products. None was tried.
+                  (("HCCL_DETERMINISTIC", "true"), ("LCCL_DETERMINISTIC", "1"), ("CLOSE_MATMUL_K_SHIFT", "1"),
+                   ("ATB_MATMUL_SHUFFLE_K_ENABLE", "0"))),
 }
 
 COMMON = (
@@ -41,6 +49,22 @@ COMMON = (
     ("VLLM_LOGGING_LEVEL", "ERROR"),
     ("TORCH_CPP_LOG_LEVEL", "ERROR"),
 )
+
+
+def make_deterministic(kind: str) -> None:
+    """The device's part of run.deterministic, before `start`; over what the user has set, as it is a promise."""
+    os.environ.update(ROWS[kind].deterministic)
+
+
+def seed(number: int, deterministic: bool) -> None:
+    """The process's own generators: Python's, numpy's, torch's. Deterministic: of torch's algorithms only those that are."""
+    import numpy as np
+    import torch
+
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def start(kind: str, local_rank: int) -> Device:

@@ -5,7 +5,7 @@ import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -14,19 +14,27 @@ from rich.text import Text
 
 
 class Stopwatch:
-    """Seconds by phase of one iteration."""
+    """Seconds by phase of one iteration. observers: told the name of a phase that begins, "" at its end, and the iteration."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.iteration = 0
+        self.observers: list[Callable[[str, int], None]] = []
         self._began = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
+        self._tell(name)
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        self._tell("")   # not after an exception: it belongs to the phase
+
+    def _tell(self, name: str) -> None:
+        for observe in self.observers:
+            observe(name, self.iteration)
 
     def lap(self) -> dict[str, float]:
         """`timing/<phase>` and `timing/all` since the last lap, in seconds."""
@@ -72,7 +80,7 @@ class Record:
 
         self.folder, self.iterations = folder, iterations
         keep_until(folder / "metrics.jsonl", done)
-        self.board = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        self.board = SummaryWriter(str(folder), purge_step=done + 1)   # what an earlier process wrote of later steps is void
         self.console = Console(highlight=False, width=None if os.isatty(1) else 150)
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
@@ -80,6 +88,10 @@ class Record:
         for name, value in metrics.items():
             self.board.add_scalar(f"train/{name}", value, iteration)
         self.console.print(self._line(iteration, metrics), soft_wrap=True)
+
+    def flush(self) -> None:
+        """Before a checkpoint: what it has seen is not written again after it."""
+        self.board.flush()
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

@@ -116,10 +116,11 @@ class Roles:
         if self.engine:
             self.engine.close()
 
-    def save(self, folder: Path, iteration: int, extra: dict[str, Any], keep: int) -> None:
-        """Collective over the ranks that train."""
+    def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
+        """Collective over the ranks that train. Raises UserError where there is no room."""
         if self.policy:
-            checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra, keep)
+            checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra,
+                            self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
         """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None without one."""

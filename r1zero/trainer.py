@@ -1,5 +1,6 @@
 """The loop and the step. Every rank calls every stage; a rank outside a stage's grid passes through it."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from r1zero import figures, generation, metrics
 from r1zero.batch import Batch
-from r1zero.config import Config, dump
+from r1zero.config import Config, UserError, dump
 from r1zero.curves import draw
 from r1zero.data import tokenizer as tokens
 from r1zero.data.prompts import PromptOrder, PromptSet
+from r1zero.device import seed
 from r1zero.exchange import Census, Exchange
 from r1zero.generation import Judge, Samples
 from r1zero.guard import numbers
@@ -21,8 +23,11 @@ from r1zero.layout import Layout
 from r1zero.model.families import read_shape
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
+from r1zero.saving import Saving
 from r1zero.sync import Sync
 from r1zero.world import Launch
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -30,6 +35,7 @@ class Trainer:
         self.cfg, self.layout, self.rank, self.device = cfg, layout, launch.rank, device
         self.folder = Path(cfg.run.dir) / cfg.run.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        seed(cfg.run.seed, cfg.run.deterministic)
         tokenizer = tokens.load(cfg.model.path)
         self.prompts = PromptSet.open(cfg.data.path)
         self.prompts.check(tokens.digest(cfg.model.path))
@@ -44,11 +50,13 @@ class Trainer:
         self.gate = Gate(cfg, layout, launch.rank, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.patience = numbers.Patience(cfg.optimizer.max_skipped, self.folder)
         self.watch = metrics.Stopwatch()
+        self.saving = Saving(cfg.checkpoint, cfg.run.iterations, launch.rank)
         self.done = 0
         self.record: metrics.Record | None = None
 
     def run(self) -> None:
-        """Iterate until done; the folder then holds metrics, samples, curves and checkpoints."""
+        """Iterate until done, or until a signal asks for the end; the folder then holds metrics, samples, curves and checkpoints."""
+        self.saving.listen()
         self._resume()
         if self.rank == 0:
             (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
@@ -59,6 +67,7 @@ class Trainer:
         self._hand_over()
         self.watch.lap()
         for iteration in range(self.done + 1, self.cfg.run.iterations + 1):
+            self.watch.iteration = iteration
             reached = self.step(iteration)
             self.done = iteration
             with self.watch.phase("record"):
@@ -68,10 +77,11 @@ class Trainer:
                     for line in lines:
                         self.record.say(line)
             self.patience.see(reached)
-            every = self.cfg.checkpoint.every_iterations
-            if iteration == self.cfg.run.iterations or (every and iteration % every == 0):
+            if self.saving.due(iteration):
                 with self.watch.phase("save"):
                     self.save()
+            if self.saving.stop:
+                break
         if self.record:
             self.record.close()
             for path in draw(self.folder):
@@ -145,7 +155,9 @@ class Trainer:
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
         figures.tally(tally, self.cfg, samples if first else None, table)
         figures.tally_training(tally, trained)
+        self.saving.tally(tally)
         totals, peaks = tally.reduce(self.device)
+        self.saving.agree(peaks)
         refuse_share(int(totals["timeouts"]), int(totals["failures"]), int(totals["samples"]), self.cfg.reward.max_unscored_share)
         return totals, peaks
 
@@ -163,7 +175,16 @@ class Trainer:
         metrics.append(self.folder / "samples.jsonl", iteration, rows)
 
     def save(self) -> None:
-        self.roles.save(self.folder / "checkpoints", self.done, {"order": self.order.state()}, self.cfg.checkpoint.keep)
+        """Raises UserError where there is no room, unless the run may go on without."""
+        if self.record:
+            self.record.flush()
+        try:
+            self.roles.save(self.folder / "checkpoints", self.done, {"order": self.order.state()})
+        except UserError as error:
+            if not self.saving.forgives(self.done):
+                raise
+            if self.rank == self.layout.train.dense.ranks[0]:
+                log.warning('%s; the run goes on, as checkpoint.on_failed_save = "continue"', error)
 
     def _resume(self) -> None:
         """Continue the folder's newest checkpoint, where there is one."""

@@ -35,6 +35,9 @@ LAUNCHERS = {
 }
 
 
+MPI_LAUNCHERS = ("openmpi", "mpich")
+
+
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Needs neither torch nor MPI. Raises UserError where a launcher's variables are not numbers or contradict."""
     for launcher, names in LAUNCHERS.items():
@@ -83,6 +86,19 @@ def _rendezvous(launch: Launch) -> tuple[str, int]:
     return world.bcast(mine)
 
 
+def rendezvous() -> tuple[str, int, str]:
+    """Address and port of the store where the ranks met, and which attempt of the launcher this is."""
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def address_towards(host: str, port: int) -> str:
+    """This machine's address on the interface that leads to `host`. Nothing is sent."""
+    family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as s:
+        s.connect(target)
+        return s.getsockname()[0]
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("", 0))
@@ -111,7 +127,7 @@ def abort(launch: Launch, code: int) -> None:
     sys.stdout.flush()
     sys.__stderr__.flush()
     time.sleep(0.5)   # mpirun forwards what was written above only while it still runs
-    if launch.launcher in ("openmpi", "mpich"):
+    if launch.launcher in MPI_LAUNCHERS:
         from mpi4py import MPI
 
         MPI.COMM_WORLD.Abort(code)

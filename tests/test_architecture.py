@@ -24,10 +24,14 @@ MAY_IMPORT = {
     "batch": "",
     "subworld": "",
     "world": "config device",
+    "verdict": "",
+    "logs": "",
+    "watchdog": "config world verdict",
     "grpo": "",
     "logprobs": "",
     "metrics": "",
     "curves": "metrics",
+    "saving": "config metrics",
     "reward": "",
     "data": "config batch reward",
     "model": "config device layout subworld",
@@ -42,7 +46,7 @@ MAY_IMPORT = {
     "figures": "config metrics generation policy",
     "roles": "config layout batch model rollout policy sync",
     "guard": "config layout batch data model policy exchange reshard roles",
-    "trainer": "config layout batch world metrics curves reward data model exchange sync generation figures roles guard",
+    "trainer": "config device layout batch world metrics curves reward data model exchange sync generation figures roles guard saving",
 }
 
 DOORS = {

@@ -12,7 +12,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as torch_checkpoint
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
@@ -30,7 +29,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
 
-from r1zero.config import UserError
+from r1zero.config import Checkpoint, UserError
 from r1zero.layout import MegatronGrids
 from r1zero.model import conversion, hf_export, manifest, step_folders
 from r1zero.model.dist_files import Writer
@@ -44,8 +43,9 @@ FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avo
 
 
 def save(folder: Path, iteration: int, chunks: list[torch.nn.Module], optimizer: Any, scheduler: OptimizerParamScheduler,
-         extra: dict[str, Any], keep: int) -> None:
+         extra: dict[str, Any], keep: Checkpoint) -> None:
     """Write `folder/step_<iteration>`. Collective over the ranks that train. extra: the same JSON values on all of them.
+    keep: the config's section, of which only what is kept is read.
 
     Raises UserError on each of them where the disk is too small or cannot be written; older checkpoints then stay as they are.
     """
@@ -67,14 +67,21 @@ def save(folder: Path, iteration: int, chunks: list[torch.nn.Module], optimizer:
         reasons = {f"rank {rank}: {reason}" for rank, (reason, _) in error.failures.items() if isinstance(reason, OSError)}
         if not reasons:
             raise
-        raise UserError(f"{final}: could not be written ({'; '.join(sorted(reasons))}); make room and start again: "
-                        "the run continues from the checkpoint before") from None
+        if group.rank() == 0:
+            step_folders.discard(aside)
+        raise UserError(f"{final}: could not be written ({'; '.join(sorted(reasons))}); make room") from None
     files = {name: segments for part in gather(writer.files, group) for name, segments in part.items()}
+    problem = ""
     if group.rank() == 0:
-        files |= {path.name: manifest.adopt(path) for path in sorted(aside.iterdir()) if path.name not in files}
-        manifest.seal(aside, {"iteration": iteration, "extra": extra, "layout": _layout()}, files)
-        step_folders.put_in_place(aside, final, keep)
-    dist.barrier(group)
+        try:
+            files |= {path.name: manifest.adopt(path) for path in sorted(aside.iterdir()) if path.name not in files}
+            manifest.seal(aside, {"iteration": iteration, "extra": extra, "layout": _layout()}, files)
+            step_folders.put_in_place(aside, final, keep)
+        except OSError as error:
+            problem = f"could not be finished ({error}); make room"
+            step_folders.discard(aside)
+    if problem := gather(problem, group)[0]:
+        raise UserError(f"{final}: {problem}")
 
 
 class _Strategy(SaveShardedStrategy):
@@ -90,6 +97,7 @@ class _Strategy(SaveShardedStrategy):
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
         planner = MCoreSavePlanner(flatten_state_dict=False)
         torch_checkpoint.save(mcore_to_pyt_state_dict(by_key), storage_writer=self.writer, planner=planner)
+        (Path(checkpoint_dir) / step_folders.ROOM).unlink(missing_ok=True)
 
 
 def load(found: Found, chunks: list[torch.nn.Module], optimizer: Any, scheduler: OptimizerParamScheduler) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from r1zero.config import UserError
+from r1zero.config import Checkpoint, UserError
 from r1zero.model import manifest
 from r1zero.model.manifest import Torn
 
 log = logging.getLogger(__name__)
 
 STEP = re.compile(r"step_(\d+)")
+ROOM, ROOM_BYTES = "room", 1 << 20
+"""A file that keeps room for the small files that are written last, by one rank, when the others can no longer be told."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,33 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
         for stale in folder.glob("*.tmp"):   # of a save that was cut off
             _remove(stale)
         aside.mkdir(parents=True)
+        with manifest.HashedFile(aside / ROOM) as file:
+            file.write(bytes(ROOM_BYTES))
         free = shutil.disk_usage(aside).free
     except OSError as error:
-        return f"cannot be written ({error.strerror}); check the run's folder (run.dir)"
-    if free < needed * 1.01 + (1 << 20):
-        _remove(aside)
+        discard(aside)
+        return f"cannot be written ({error.strerror}); make room, or check the run's folder (run.dir)"
+    if free < needed * 1.01 + ROOM_BYTES:
+        discard(aside)
         return (f"needs {needed / 1e9:.3f} GB, and the disk has {free / 1e9:.3f} GB free; make room, lower checkpoint.keep, or put "
-                "run.dir on a larger disk; the run continues from the checkpoint before")
+                "run.dir on a larger disk")
     return ""
 
 
-def put_in_place(aside: Path, final: Path, keep: int) -> None:
-    """Rename, say so in `latest`, and drop what is older than the newest `keep`."""
+def discard(aside: Path) -> None:
+    """What a failed save has written, as far as the disk allows."""
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
+    """Rename, say so in `latest`, and drop what is older than the newest `keep` and not one of every `keep_every`."""
     if final.exists():   # only a torn one is saved again: a whole one would have been continued
         _remove(final)
     manifest.publish(aside, final)
     manifest.write_text(final.parent / "latest", final.name + "\n")
-    for path in _steps(final.parent)[keep:]:
-        _remove(path)
+    for path in _steps(final.parent)[keep.keep:]:
+        if not keep.keep_every or int(STEP.fullmatch(path.name)[1]) % keep.keep_every:
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from r1zero.config import MegatronGrid, UserError
+from r1zero.config import Checkpoint, MegatronGrid, UserError
 from tests.model.cases import Built, build_on, together
 from tests.model.oracle import Oracle
 
@@ -58,7 +58,7 @@ def killed_at(moment: int) -> Iterator[list[str]]:
         yield done
 
 
-def write(built: Built, folder: Path, iteration: int, keep: int = 2) -> None:
+def write(built: Built, folder: Path, iteration: int, keep: Checkpoint = Checkpoint()) -> None:
     from r1zero.model import checkpoint
 
     with torch.no_grad():

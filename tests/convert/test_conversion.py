@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from r1zero.config import UserError
+from r1zero.config import Checkpoint, UserError
 from r1zero.model import conversion
 from r1zero.model.conversion import Workers
 from r1zero.model.families import read_shape
@@ -121,7 +121,7 @@ def save_weights(rank, model, place, folder):
     from r1zero.model import checkpoint
 
     built = cases.build_on(model, place)
-    checkpoint.save(folder, 1, built.chunks, built.optimizer, built.scheduler, {}, keep=1)
+    checkpoint.save(folder, 1, built.chunks, built.optimizer, built.scheduler, {}, keep=Checkpoint())
 
 
 @pytest.mark.parametrize("name, size, place", [("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2)), ("deepseek", 2, grid(tp=2, ep=2))])

@@ -193,7 +193,7 @@ def save_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dt
         return None
     train(built, oracle, 3)
     middle = state(built, oracle)
-    checkpoint.save(folder, 3, built.chunks, built.optimizer, built.scheduler, {"cursor": 17}, keep=2)
+    checkpoint.save(folder, 3, built.chunks, built.optimizer, built.scheduler, {"cursor": 17}, keep=config.Checkpoint())
     noise = torch.rand(3)
     train(built, oracle, 3)
     return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
