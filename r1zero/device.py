@@ -48,6 +48,7 @@ COMMON = (
     ("HF_HUB_OFFLINE", "1"),                   # models and data are folders
     ("VLLM_LOGGING_LEVEL", "ERROR"),
     ("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    ("TORCH_LOGS", "-torch._library.triton"),  # it warns that there is no triton; nothing here needs it
 )
 
 
