@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from r1zero import config, device, layout, plan, world
+from r1zero import config, device, layout, limits, plan, world
 from r1zero.config import UserError
 from r1zero.model import families, placement
 from r1zero.reward import RewardError, Scorer, check_rules
@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
     parser.add_argument("--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device")
     parser.add_argument("--world", type=int, metavar="RANKS", help="with --plan: ranks of the world, where the config does not say or for another")
+    parser.add_argument("--check", action="store_true", help="start all ranks, try everything that a step needs once, print what was found, and end")
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     args = parser.parse_intermixed_args()
     launch = world.Launch(0, 1, 0, 1, "none")
@@ -23,6 +24,7 @@ def main() -> None:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(args.config, args.overrides, config.Config)
+        limits.check(cfg)
         if args.plan:
             sys.exit(plan.main(cfg, args.world or cfg.layout.world or launch.size, args.json))
         layout.check_world(cfg.layout, launch.size)
@@ -37,14 +39,14 @@ def main() -> None:
             sys.stderr.write(f"{error}\n")
         sys.exit(2)
     try:
-        train(cfg, grids, launch)
+        train(cfg, grids, launch, args.check)
     except (UserError, RewardError) as error:
         if launch.rank == 0 or not isinstance(error, config.Agreed):
             sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
 
 
-def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch) -> None:
+def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check: bool) -> None:
     # The grading processes come from a clean interpreter, before MPI and the device are started here.
     scorer = None
     if launch.rank in grids.rollout:
@@ -53,8 +55,10 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch) -> Non
         device.make_deterministic(cfg.run.device)
     row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
-    from r1zero import logs, watchdog
+    from r1zero import logs, preflight, watchdog
 
+    rows = preflight.before(cfg, grids, launch)
+    preflight.stop_if_failed(rows, launch.rank, check)
     log = logs.start(Path(cfg.run.dir) / cfg.run.name / "logs", launch.rank)
     with watchdog.standing(cfg.run, launch, log, (UserError, RewardError)) as watch:
         with device.quiet_imports():
@@ -62,7 +66,15 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch) -> Non
 
         trainer = Trainer(cfg, grids, launch, scorer, device.here(cfg.run.device))
         trainer.watch.observers.append(watch.phase)
-        trainer.run()
+        rows += preflight.links(trainer.roles.groups(), launch.size, trainer.device)
+        if check:
+            rows += preflight.trial(trainer)
+            preflight.stop_if_failed(rows, launch.rank, check)
+            preflight.show(rows, launch.rank)
+            trainer.roles.close()
+        else:
+            preflight.warn(rows, launch.rank)
+            trainer.run()
         if scorer:
             scorer.close()
         world.leave(launch)

@@ -7,9 +7,9 @@ own notation; where a field is text, quotes may be left out). An unknown key is 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from r1zero.settings import Agreed, UserError, dump, load, read_toml
+from r1zero.settings import Agreed, UserError, dump, load, plain, read_toml
 
-__all__ = ["Agreed", "Config", "UserError", "dump", "load", "read_toml"]
+__all__ = ["Agreed", "Config", "UserError", "dump", "load", "plain", "read_toml"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,12 @@ class Policy:
         """Whether this rank is the one of its data-parallel index that reports results: last stage, first tensor rank."""
         return parallel_state.is_pipeline_last_stage() and self.tp_group.rank() == 0
 
+    @staticmethod
+    def groups() -> dict[str, dist.ProcessGroup]:
+        """megatron's groups of this rank that a step uses."""
+        return {"train tp": parallel_state.get_tensor_model_parallel_group(), "train pp": parallel_state.get_pipeline_model_parallel_group(),
+                "train dp": parallel_state.get_data_parallel_group(), "train ep": parallel_state.get_expert_model_parallel_group()}
+
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor | None:
         """(R,) fp32 on the last stage, in the batch's order; None on other stages. Collective over the role's ranks."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from r1zero.batch import Batch
@@ -110,6 +111,10 @@ class Roles:
     def chunks(self) -> list[torch.nn.Module] | None:
         """The trained model's, on a rank that trains."""
         return self.policy.chunks if self.policy else None
+
+    def groups(self) -> dict[str, dist.ProcessGroup]:
+        """Of the trainer and the engine on this rank, by what they are for."""
+        return {**(self.policy.groups() if self.policy else {}), **(self.engine.groups() if self.engine else {})}
 
     def close(self) -> None:
         """Before the world is left: vLLM's finalisers would look for their groups after it."""

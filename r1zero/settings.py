@@ -41,13 +41,14 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def dump(config: Any) -> str:
     """The resolved config as TOML; `load` of it gives an equal config."""
-    return tomli_w.dumps(_plain(config))
+    return tomli_w.dumps(plain(config))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As TOML and JSON have it; what is None is left out."""
     if dataclasses.is_dataclass(value):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(item) for name, item in pairs if item is not None}
+        return {name: plain(item) for name, item in pairs if item is not None}
     return list(value) if isinstance(value, tuple) else value
 
 

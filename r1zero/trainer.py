@@ -64,7 +64,7 @@ class Trainer:
             self.bell = Bell(self.cfg.alarms, metrics.read(self.folder) if self.done else [])
         if self.rank == self.layout.rollout.ranks[0]:
             metrics.keep_until(self.folder / "samples.jsonl", self.done)
-        self._hand_over()
+        self.hand_over()
         self.watch.lap()
         for iteration in range(self.done + 1, self.cfg.run.iterations + 1):
             self.watch.iteration = iteration
@@ -108,13 +108,13 @@ class Trainer:
             trained = roles.update(batch, ref_logprobs, census.loss_tokens)
             if trained.get("skipped"):
                 numbers.keep(self.folder, iteration, self.rank, roles.policy, batch, ref_logprobs)
-        parity = self._hand_over()
+        parity = self.hand_over()
         with watch.phase("record"):
             totals, peaks = self._reduce(samples, table, trained)
             self._dump(iteration, samples, table)
         return figures.named(cfg, totals, peaks, census.loss_tokens) | parity | figures.speeds(totals, watch.lap(), self.layout.size)
 
-    def _hand_over(self) -> dict[str, float]:
+    def hand_over(self) -> dict[str, float]:
         """The engines get the trained weights, and show that they compute the same with them. Returns the gate's figures."""
         with self.watch.phase("resharding_to_infer"):
             self.roles.to_rollout(self.sync)

@@ -64,7 +64,13 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's host name need not resolve
     import torch.distributed as dist
 
-    dist.init_process_group(device.backend, rank=launch.rank, world_size=launch.size, timeout=timedelta(seconds=timeout_s))
+    try:
+        dist.init_process_group(device.backend, rank=launch.rank, world_size=launch.size, timeout=timedelta(seconds=timeout_s))
+    except dist.DistNetworkError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"rank {launch.rank} on {socket.gethostname()}: the ranks meet at {address}:{port} (MASTER_ADDR, MASTER_PORT), and "
+                        f"{'it cannot listen' if launch.rank == 0 else 'nobody of this job answers'} there ({first}); if another program has the port, "
+                        "set MASTER_PORT to a free one") from None
 
 
 def _rendezvous(launch: Launch) -> tuple[str, int]:

@@ -19,6 +19,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE +
 MAY_IMPORT = {
     "settings": "",
     "config": "settings",
+    "limits": "config",
     "layout": "config",
     "device": "",
     "batch": "",
@@ -47,6 +48,7 @@ MAY_IMPORT = {
     "roles": "config layout batch model rollout policy sync",
     "guard": "config layout batch data model policy exchange reshard roles",
     "trainer": "config device layout batch world metrics curves reward data model exchange sync generation figures roles guard saving",
+    "preflight": "config layout world model reshard plan trainer",
 }
 
 DOORS = {

@@ -46,7 +46,8 @@ def read(path: Path) -> Iterator[Record]:
     try:
         yield from READERS[path.suffix](path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        # Arrow tells of a torn footer in an OSError of several lines.
+        raise UserError(f"{path}: cannot be read ({error.strerror or str(error).splitlines()[0]}); copy it again") from None
 
 
 def _lines(path: Path) -> Iterator[Record]:

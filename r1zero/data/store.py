@@ -141,6 +141,9 @@ def read_prompts(folder: str, meta: dict[str, Any]) -> pa.Table:
             f"{file}: has {size} bytes and {META} says {meta['bytes']}; it is torn or incomplete: "
             "run preprocess.py again"
         )
+    # A flipped bit in an offset would end the process in Arrow's own code, far from here.
+    if file_digest(file) != meta["sha256"]:
+        raise UserError(f"{file}: is not what {META} says was written (its sha256 differs); run preprocess.py again")
     try:
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""What an engine computes with: its weights under their Hugging Face names, and its hidden states.
+"""What an engine computes with: its weights under their Hugging Face names, its hidden states, its groups.
 
 What was loaded is cut, fused, packed and transposed on the way. So a linear layer is asked and not read: its product with the
 unit matrix is its weight, exactly, whatever the kernel has made of it.
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
@@ -121,3 +122,11 @@ def recorded(model: nn.Module, tokens: int) -> Iterator[dict[int, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def groups(expert_parallel: bool) -> dict[str, dist.ProcessGroup]:
+    """vLLM's of this rank, of which its collectives make use."""
+    from vllm.distributed import parallel_state
+
+    found = {"rollout tp": parallel_state.get_tp_group()} | ({"rollout ep": parallel_state.get_ep_group()} if expert_parallel else {})
+    return {kind: group.device_group for kind, group in found.items()}

@@ -117,9 +117,9 @@ class Engine:
         for p, prompt in enumerate(prompts):
             self._request(f"{p}-0", prompt.token_ids, temperature=1.0, seed=request_seed(self._cfg.run.seed, 0, p, 0), logprobs=0,
                           max_tokens=tokens)
-        found = {response.prompt: response for response in map(_response, self._outputs())}
+        found = sorted(map(_response, self._outputs()), key=lambda response: response.prompt)
         self._drop_prefixes()   # as if nothing had been asked
-        return [found[p] for p in range(len(prompts))]
+        return found
 
     def hidden(self, tokens: list[int]) -> dict[int, Tensor]:
         """Hidden states of one sequence: see in_use.recorded."""
@@ -128,8 +128,10 @@ class Engine:
         return found
 
     def held(self, name: str, rows: Mapping[str, int]) -> list[Tensor]:
-        """This rank's part of a weight: see in_use.held."""
         return in_use.held(self._model, name, rows, self.owned_experts)
+
+    def groups(self) -> dict[str, dist.ProcessGroup]:
+        return in_use.groups(self._cfg.layout.rollout.enable_expert_parallel)
 
     @property
     def _model(self) -> nn.Module:

@@ -89,13 +89,13 @@ def outcomes(rank, cfg, cases, without=""):
             if roles.engine and trainer.layout.engine_of(rank) == engine:
                 roles.engine.reload = absorbed(plain, roles) if how == "absorbed" else tampered(plain, name, how)
             if how == stale:
-                assert "tolerance" not in say(trainer, trainer._hand_over)
+                assert "tolerance" not in say(trainer, trainer.hand_over)
                 trainer.gate.syncs = 0
-            said.append(say(trainer, (lambda: trainer.step(1)) if how == stale else trainer._hand_over))
+            said.append(say(trainer, (lambda: trainer.step(1)) if how == stale else trainer.hand_over))
             if roles.engine:
                 roles.engine.reload = plain
         trainer.gate.syncs = 0
-        said.append(say(trainer, trainer._hand_over))
+        said.append(say(trainer, trainer.hand_over))
         # Read out of the engine, whatever it has made of them, all weights are bit for bit the trainer's.
         different = Bisect(cfg, trainer.layout, rank, roles, trainer.sync.compiled)._differing(weights(roles.shape), blamed=bool(roles.engine))
         return said, different

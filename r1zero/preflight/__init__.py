@@ -1,0 +1,69 @@
+"""Check before spending: what all ranks must agree on, the links between them, and with --check one of everything that a step does."""
+
+import socket
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from r1zero.config import Agreed, Config
+from r1zero.layout import Layout
+from r1zero.preflight.agree import compare
+from r1zero.preflight.facts import Facts, gather
+from r1zero.preflight.timings import judge, measure
+from r1zero.preflight.wanted import needs
+from r1zero.preflight.rows import Row
+from r1zero.preflight.trials import trial
+from r1zero.world import Launch
+
+__all__ = ["before", "links", "show", "stop_if_failed", "trial", "warn"]
+
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def before(cfg: Config, layout: Layout, launch: Launch) -> list[Row]:
+    """Before anything is built; the same rows on every rank."""
+    dist.barrier()   # clocks are read together
+    mine = gather(cfg, launch.rank, launch.local_rank == 0)
+    every: list[Facts] = [mine] * launch.size
+    dist.all_gather_object(every, mine)
+    return compare(every, needs(cfg, layout))
+
+
+def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device) -> list[Row]:
+    """groups: this rank's, by timings.KINDS. The same rows on every rank."""
+    names = [""] * size
+    dist.all_gather_object(names, socket.gethostname())
+    return judge(measure({"world": dist.group.WORLD, **groups}, device), dict(enumerate(names)))
+
+
+def stop_if_failed(rows: list[Row], rank: int, check: bool) -> None:
+    """Raises Agreed, with a line for each row that failed. check: the table is shown first."""
+    failed = [f"preflight: {row.line}" for row in rows if row.grade == "failed"]
+    if failed and check:
+        show(rows, rank)
+    if failed:
+        raise Agreed("\n".join(failed))
+
+
+def warn(rows: list[Row], rank: int) -> None:
+    """What does not stop a start is said once."""
+    console = Console(stderr=True, highlight=False)
+    for row in rows:
+        if row.grade == "warning" and rank == 0:
+            console.print(f"preflight: {row.line}", soft_wrap=True, markup=False)
+
+
+def show(rows: list[Row], rank: int) -> None:
+    """The table of --check, by rank 0."""
+    if rank:
+        return
+    table = Table("", "check", "found", "expected")
+    for row in rows:
+        table.add_row(Text(row.grade, style=COLOURS[row.grade]), Text(row.what), Text(row.found), Text(row.expected))
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(width=150, highlight=False)
+    console.print(table)
+    warn(rows, rank)

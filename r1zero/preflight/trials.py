@@ -1,0 +1,75 @@
+"""What --check tries for real, in the place where the run would do it: a sync and a generated token, a graded sample, a checkpoint."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from r1zero.config import UserError
+from r1zero.preflight.rows import Row, spoken
+
+if TYPE_CHECKING:
+    from r1zero.trainer import Trainer
+
+GB = 1e9
+
+
+def trial(trainer: "Trainer") -> list[Row]:
+    """Collective over the world; the same rows on every rank."""
+    rows, names = [], [""] * dist.get_world_size()
+    dist.all_gather_object(names, socket.gethostname())
+    hosts = dict(enumerate(names))
+    for what, attempt in (("a generated token", _generate), ("a graded sample", _grade), ("a checkpoint", _save)):
+        rows += _tried(what, attempt, trainer, hosts)
+    return rows
+
+
+def _tried(what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", hosts: dict[int, str]) -> list[Row]:
+    """What the ranks that had a part in it found, or the sentences of those that failed."""
+    began = time.perf_counter()
+    try:
+        mine = ("found", attempt(trainer))
+    except UserError as error:
+        mine = ("failed", str(error))
+    every: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
+    dist.all_gather_object(every, mine)
+    failures: dict[str, list[int]] = {}
+    for rank, (kind, said) in enumerate(every):
+        if kind == "failed":
+            failures.setdefault(said, []).append(rank)
+    if failures:
+        return [Row(what, "none", "one", "failed", spoken(ranks, hosts), said) for said, ranks in failures.items()]
+    found = next(said for _, said in every if said)
+    return [Row(what, f"{found}, {time.perf_counter() - began:.2f} s", "one of every part")]
+
+
+def _generate(trainer: "Trainer") -> str:
+    figures = trainer.hand_over()
+    tokens = trainer.roles.engine.probe([trainer.prompts[0]], 1)[0].token_ids if trainer.roles.engine else []
+    gap = f", parity {figures['parity/mean']:.1e}" if figures else ""
+    return f"token {tokens[0]}{gap}" if tokens else ""
+
+
+def _grade(trainer: "Trainer") -> str:
+    if trainer.judge.scorer is None:
+        return ""
+    label = trainer.prompts[0].label
+    trainer.judge.scorer.submit(0, f"<think>One step.</think><answer>\\boxed{{{label}}}</answer>", label)
+    score = trainer.judge.scorer.collect()[0]
+    if score.outcome != "scored":
+        raise UserError(f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and reward.deadline_s")
+    return f"reward {score.reward:g} for the first prompt's label"
+
+
+def _save(trainer: "Trainer") -> str:
+    aside = trainer.folder / "check"
+    trainer.roles.save(aside, 0, {}, 1)
+    written = sum(os.path.getsize(path) for path in aside.rglob("*") if path.is_file()) if trainer.roles.policy else 0
+    dist.barrier()
+    if trainer.rank == trainer.layout.train.dense.ranks[0]:
+        shutil.rmtree(aside)
+    return f"{written / GB:.3f} GB" if written else ""

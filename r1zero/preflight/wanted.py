@@ -1,0 +1,30 @@
+"""What the plan says that this run takes of disk and memory."""
+
+from r1zero.config import Config
+from r1zero.layout import Layout
+from r1zero.plan import memory
+from r1zero.plan.build import model_shape
+from r1zero.plan.machine import suppose
+from r1zero.preflight.agree import Needs
+from r1zero.reshard.routes import Routes
+
+STATE = 12
+"""Bytes of an element's master weight and two moments, in fp32."""
+
+
+def needs(cfg: Config, layout: Layout) -> Needs:
+    """Raises UserError where the plan does."""
+    routes = Routes(layout, model_shape(cfg), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
+    books = memory.open_books(cfg, layout, routes, suppose(cfg))
+    totals: dict[memory.Place, int] = {}
+    each = []
+    for rank in range(layout.size):
+        place = memory.place_of(layout, rank, bool(books.reference))
+        if place not in totals:
+            made = memory.ledger(books, place)
+            totals[place] = made.total(made.worst)
+        each.append(totals[place])
+    every = cfg.checkpoint.every_iterations
+    saves = 1 + (cfg.run.iterations - 1) // every if every else 1
+    return Needs(checkpoint=sum(w.size for w in routes.weights) * (books.itemsize + STATE), checkpoints=min(saves, cfg.checkpoint.keep + 1),
+                 memory=tuple(each), on_host=books.on_cpu)
