@@ -67,7 +67,7 @@ def _grade(trainer: "Trainer") -> str:
 
 def _save(trainer: "Trainer") -> str:
     aside = trainer.folder / "check"
-    trainer.roles.save(aside, 0, {}, 1)
+    trainer.roles.save(aside, 0, {})
     written = sum(os.path.getsize(path) for path in aside.rglob("*") if path.is_file()) if trainer.roles.policy else 0
     dist.barrier()
     if trainer.rank == trainer.layout.train.dense.ranks[0]:
