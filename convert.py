@@ -1,7 +1,7 @@
 """Weights between Hugging Face's format and megatron's distributed checkpoints, alone or under mpirun, torchrun or srun.
 
-python convert.py to-mcore CONFIG OUT               model.path of CONFIG, for model.checkpoint
-python convert.py to-hf    CONFIG CHECKPOINT OUT    a run's step, or what to-mcore wrote
+python convert.py to-mcore CONFIG OUT [section.key=value ...]               model.path of CONFIG, for model.checkpoint
+python convert.py to-hf    CONFIG CHECKPOINT OUT [section.key=value ...]    a run's step, or what to-mcore wrote
 """
 
 import argparse
@@ -26,12 +26,13 @@ def main() -> None:
         command = commands.add_parser(name)
         for argument in ("config", *folders):
             command.add_argument(argument, type=Path)
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
     options = parser.parse_args()
     launch = world.Launch(0, 1, 0, 1, "none")
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
-        cfg = config.load(str(options.config), [], config.Config)
+        cfg = config.load(str(options.config), options.overrides, config.Config)
         device.start("cpu", 0)
         if launch.size > 1:
             world.join(launch, device.ROWS["cpu"], PATIENCE_S)
@@ -46,10 +47,9 @@ def main() -> None:
 
 
 def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Launch) -> None:
-    from r1zero.model import conversion
-    from r1zero.model.families import read_shape
+    from r1zero.model import conversion, families
 
-    shape = read_shape(cfg.model.path)
+    shape = families.model_shape(cfg.model)
     workers = conversion.Workers(launch.rank, launch.size, _barrier(launch.size))
     console = Console(stderr=True, quiet=launch.rank > 0)
     columns = TextColumn(options.command), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()

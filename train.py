@@ -30,7 +30,7 @@ def main() -> None:
         layout.check_world(cfg.layout, launch.size)
         grids = layout.carve(cfg.layout, launch.size)
         layout.check_batch(cfg, grids)
-        shape = families.read_shape(cfg.model.path)
+        shape = families.model_shape(cfg.model)
         for role in filter(None, (grids.train, grids.reference)):
             placement.check(shape, role)
         check_rules(cfg.reward.rules)

@@ -5,7 +5,7 @@ import importlib
 import os
 import random
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Iterator
 
@@ -40,6 +40,11 @@ ROWS = {
                    ("ATB_MATMUL_SHUFFLE_K_ENABLE", "0"))),
 }
 
+BUFFERS_MB = {"tp": 100, "pp": 100, "dp": 100, "dp_cp": 100, "ep": 256, "ep_tp": 256, "ep_dp": 100, "mp": 20, "tp_ep_mp": 20, "tp_ep_pp": 20,
+              "tp_dp_cp": 20}
+"""HCCL: MiB of each of the two buffers that a communicator of megatron-core's takes, by megatron-core's name of its group. Without,
+each takes HCCL_BUFFSIZE, which the engine's dispatch of experts sets; the groups of norms and of the loss carry a few numbers."""
+
 COMMON = (
     ("TOKENIZERS_PARALLELISM", "false"),
     ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),   # the engine lives in this process
@@ -73,9 +78,9 @@ def start(kind: str, local_rank: int) -> Device:
     device = ROWS[kind]
     for name, value in COMMON + device.environment:
         os.environ.setdefault(name, value)
-    with _hidden_arguments(), quiet_imports():
-        for module in device.imports:
-            importlib.import_module(module)
+    with _hidden_arguments(), quiet_imports(), _torch_kept() if device.imports else nullcontext():
+        for vendor in device.imports:
+            importlib.import_module(vendor)
     if kind != "cpu":
         module(kind).set_device(local_rank)
     return device
@@ -95,6 +100,15 @@ def here(kind: str) -> Any:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, module(kind).current_device())
 
 
+def group_options(kind: str, group: str) -> Any:
+    """What new_group takes for one of megatron-core's groups; None where there is nothing to say."""
+    if kind != "npu" or group not in BUFFERS_MB:
+        return None
+    options = sys.modules["torch_npu"]._C._distributed_c10d.ProcessGroupHCCL.Options()
+    options.hccl_config = {"hccl_buffer_size": BUFFERS_MB[group]}
+    return options
+
+
 @contextmanager
 def quiet_imports() -> Iterator[None]:
     """No garbage collection while thousands of modules are made: 6.0 s of imports become 4.3 s. What is then alive is
@@ -107,6 +121,33 @@ def quiet_imports() -> Iterator[None]:
         gc.freeze()
         if was:
             gc.enable()
+
+
+@contextmanager
+def _torch_kept() -> Iterator[None]:
+    """MindSpeed's adaptor patches for the whole process, vLLM included, what megatron-core asks of CUDA's libraries. Undone here:
+
+    * `dist.all_reduce` of doubles reduces a copy in float and drops it: every rank keeps its own values, and no error is raised.
+    * `Tensor.view` of what is not contiguous is a copy: a write through it is lost.
+    * an empty `flash_attn` package, which vLLM 0.23 finds and then misses a module of (ApplyRotaryEmb).
+
+    Left as it makes them: torch.compile and torch.jit.script do nothing, so that what asks for them runs eagerly.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    places = [(torch.Tensor, "view"), (dist, "all_reduce"), (distributed_c10d, "all_reduce")]
+    plain = [getattr(owner, name) for owner, name in places]
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        for (owner, name), function in zip(places, plain, strict=True):
+            setattr(owner, name, function)
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == "flash_attn" and getattr(sys.modules[name], "__file__", None) is None:
+                del sys.modules[name]
 
 
 @contextmanager

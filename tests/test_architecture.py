@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "policy": "config batch grpo logprobs model",
     "reshard": "config layout model",
     "sync": "config layout model reshard rollout",
-    "plan": "config layout model reshard",
+    "plan": "config layout device model reshard",
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics generation policy",
     "roles": "config layout batch model rollout policy sync",

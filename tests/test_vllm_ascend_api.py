@@ -222,6 +222,15 @@ def test_processing_keeps_linear_weights_in_plain_format_where_they_are() -> Non
     assert keep.index("return weight") < keep.index("npu_format_cast")
 
 
+def test_buffers_of_groups_are_set_as_vllm_ascend_sets_its_own() -> None:
+    from r1zero.plan import communicators
+
+    body = wheels.source(node(ASCEND, "vllm_ascend.utils", "create_hccl_pg_options"))
+    assert "torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options()" in body and "options.hccl_config = hccl_config" in body
+    assert f"_DEFAULT_BUFFER_SIZE = {communicators.ENGINE_MB}" in wheels.source(wheels.tree(ASCEND, "vllm_ascend.utils"))
+    assert "if group_name and 'mc2' in group_name:\n        return None" in wheels.source(node(ASCEND, "vllm_ascend.utils", "get_hccl_config_for_pg_options"))
+
+
 def test_shared_experts_are_cut_by_tensor_rank_on_npu_and_whole_elsewhere() -> None:
     """vLLM keeps them whole where it cuts tokens instead; vllm-ascend switches that off by naming another all-to-all."""
     rule = wheels.source(node(VLLM, "vllm.config.parallel", "ParallelConfig.use_sequence_parallel_moe"))

@@ -9,6 +9,7 @@ Contract for whoever drives the pipeline schedules (`megatron.core.pipeline_para
 """
 
 from typing import Any
+from unittest import mock
 
 import torch
 from megatron.core import parallel_state
@@ -41,7 +42,8 @@ def initialize(grids: MegatronGrids, kind: str, seed: int) -> None:
     if kind == "cpu":
         cpu_megatron.install()
     ranks = grids.dense.ranks
-    with subworld(ranks, renumber=True):
+    options = mock.patch.object(parallel_state, "get_nccl_options", lambda group, _: device.group_options(kind, group))
+    with subworld(ranks, renumber=True), options:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=grids.dense.size("tp"), pipeline_model_parallel_size=grids.dense.size("pp"),
             expert_model_parallel_size=grids.experts.size("ep"), expert_tensor_parallel_size=grids.experts.size("etp"))

@@ -9,7 +9,8 @@ import io
 import itertools
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.planner import WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from r1zero.model import manifest
 from r1zero.model.families import Weight
@@ -173,6 +175,17 @@ def _overlaps(at: Place, part: Part, offsets: torch.Size, sizes: torch.Size) -> 
     return found
 
 
+@contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Every segment has its sha256; torch's own sum would cost half as much again and is read by nobody."""
+    was = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(was)
+
+
 def append(file: HashedFile, data: Tensor | io.BytesIO) -> _StorageInfo:
     """One chunk to the end of a file. Returns where it lies."""
     offset = file.tell()
@@ -180,8 +193,9 @@ def append(file: HashedFile, data: Tensor | io.BytesIO) -> _StorageInfo:
         file.write(data.getbuffer())
     else:
         data = data.detach().to("cpu")
-        # torch.save writes the whole storage, of which a view has a part.
-        torch.save(data.clone() if data.untyped_storage().nbytes() != data.nbytes else data, file)
+        with _without_crc32():
+            # torch.save writes the whole storage, of which a view has a part.
+            torch.save(data.clone() if data.untyped_storage().nbytes() != data.nbytes else data, file)
     file.segment()
     return _StorageInfo(file.path.name, offset, file.tell() - offset)
 

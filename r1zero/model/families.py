@@ -8,6 +8,7 @@ S shared experts, X routed experts, A query latent, C key-value latent, R rotary
 queries (MLA), U keys and values made from the latent, O input of the attention's output projection.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from r1zero.config import UserError
+from r1zero.config import Model, UserError
 from r1zero.model.shape import Config, Shape, read_deepseek, read_qwen2, read_qwen3
 
 Place = Literal["first", "layer", "last", "both ends"]
@@ -160,6 +161,21 @@ def read_shape(hf_dir: str | Path) -> Shape:
         max_positions=config["max_position_embeddings"], rms_norm_eps=float(config["rms_norm_eps"]),
         rope_theta=float(config.rope["rope_theta"]), tied=bool(config.get("tie_word_embeddings", False)),
         **FAMILIES[architecture].read(config))
+
+
+def model_shape(model: Model) -> Shape:
+    """From model.path's config.json or from model.shape; where both are there they must agree. Raises UserError."""
+    if not model.shape:
+        return read_shape(model.path)
+    stated = read_shape(model.shape)
+    if model.path and (Path(model.path) / "config.json").exists():
+        found = read_shape(model.path)
+        for field in dataclasses.fields(Shape):
+            ours, theirs = getattr(stated, field.name), getattr(found, field.name)
+            if ours != theirs:
+                raise UserError(f"{model.shape} says {field.name} = {ours}, {model.path}/config.json says {theirs}; "
+                                "name the shape file of this model, or leave model.shape out")
+    return stated
 
 
 def weights(shape: Shape) -> list[Weight]:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,21 +26,34 @@ class HfFolder:
     def __init__(self, path: str | Path, shape: Shape, weights: list[Weight]):
         """Raises UserError for files that are missing or torn, tensors that are missing or unknown, and other shapes."""
         self.path = Path(path)
-        self._files = {name: _open(self.path / name) for name in _file_names(self.path)}
-        self._where = {name: file for file in self._files.values() for name in file.keys()}
-        self._check(shape, weights)
+        self._where: dict[str, str] = {}
+        self._open: dict[str, safe_open] = {}
+        facts: dict[str, tuple[tuple[int, ...], str]] = {}
+        for name in _file_names(self.path):
+            file = _open(self.path / name)
+            for tensor in file.keys():
+                piece = file.get_slice(tensor)
+                self._where[tensor], facts[tensor] = name, (tuple(piece.get_shape()), piece.get_dtype())
+        self._check(shape, weights, facts)
 
     def read(self, weight: Weight, part: Part) -> Tensor:
         """One rectangle of a tensor, in the file's type; FP8 blocks come as float32."""
-        piece = self._where[weight.name].get_slice(weight.name)[part]
+        piece = self._slice(weight.name)[part]
         if piece.dtype != torch.float8_e4m3fn:
             return piece
         rows, columns = part
         name = f"{weight.name}_scale_inv"
         blocks = (slice(rows.start // BLOCK, -(-rows.stop // BLOCK)), slice(columns.start // BLOCK, -(-columns.stop // BLOCK)))
-        return dequantise(piece, self._where[name].get_slice(name)[blocks], rows.start % BLOCK, columns.start % BLOCK)
+        return dequantise(piece, self._slice(name)[blocks], rows.start % BLOCK, columns.start % BLOCK)
 
-    def _check(self, shape: Shape, weights: list[Weight]) -> None:
+    def _slice(self, tensor: str) -> Any:
+        """Files are mapped into memory, where what was read of them counts as this process's: only the last two stay so."""
+        name = self._where[tensor]
+        file = self._open.pop(name, None) or _open(self.path / name)
+        self._open = {**dict(list(self._open.items())[-1:]), name: file}
+        return file.get_slice(tensor)
+
+    def _check(self, shape: Shape, weights: list[Weight], facts: dict[str, tuple[tuple[int, ...], str]]) -> None:
         expected = {w.name: w.shape for w in weights}
         missing = sorted(expected.keys() - self._where.keys())
         if missing:
@@ -51,11 +65,10 @@ class HfFolder:
             raise UserError(f"{self.path}: {len(unknown)} tensors are not part of {shape.family} ({_some(unknown)}); "
                             "config.json does not describe these weights")
         for name, dims in expected.items():
-            found = tuple(self._where[name].get_slice(name).get_shape())
+            found = facts[name][0]
             if found != dims:
                 raise UserError(f"{self.path}: {name} has shape {list(found)}, config.json asks for {list(dims)}")
-        unscaled = [name for name in expected if self._where[name].get_slice(name).get_dtype() == "F8_E4M3"
-                    and f"{name}_scale_inv" not in self._where]
+        unscaled = [name for name in expected if facts[name][1] == "F8_E4M3" and f"{name}_scale_inv" not in facts]
         if unscaled:
             raise UserError(f"{self.path}: {len(unscaled)} FP8 tensors have no scales (_scale_inv of {_some(unscaled)}); download it again")
 
@@ -96,4 +109,4 @@ def dequantise(values: Tensor, scales: Tensor, row: int, column: int) -> Tensor:
     """
     rows = (torch.arange(values.shape[0]) + row) // BLOCK
     columns = (torch.arange(values.shape[1]) + column) // BLOCK
-    return values.float() * scales.float()[rows][:, columns]
+    return values.float().mul_(scales.float()[rows][:, columns])

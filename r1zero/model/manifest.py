@@ -7,11 +7,14 @@ each with its length and sha256, so that a part of a file can be checked without
 import hashlib
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 NAME = "manifest.json"
 PIECE = 1 << 22
+FLUSH = 1 << 26
+"""Bytes after which the disk is set to work while more is written."""
 
 Segment = tuple[int, str]
 """Bytes, sha256."""
@@ -22,12 +25,16 @@ class Torn(Exception):
 
 
 class HashedFile:
-    """A new file, hashed as it is written; `segment` ends one. It is on disk, and not just in its cache, when closed."""
+    """A new file, hashed while it is written; `segment` ends one. It is on disk, and not just in its cache, when closed."""
 
     def __init__(self, path: Path):
         self.path = path
         self.segments: list[Segment] = []
         self._failure: OSError | None = None
+        # Hashing takes twice as long as writing to the cache, and the disk longer than both: all three at once.
+        self._threads = ThreadPoolExecutor(2)
+        self._flushing: Future[None] | None = None
+        self._unflushed = 0
         self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         self._begin()
 
@@ -35,14 +42,24 @@ class HashedFile:
         self._length, self._sha256 = 0, hashlib.sha256()
 
     def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        hashing = self._threads.submit(self._sha256.update, data) if size >= PIECE else None
         try:
             self._file.write(data)
         except OSError as error:
             self._failure = error
             raise
-        self._sha256.update(data)
-        self._length += memoryview(data).nbytes
-        return memoryview(data).nbytes
+        finally:
+            if hashing:
+                hashing.result()
+        if not hashing:
+            self._sha256.update(data)
+        self._length += size
+        self._unflushed += size
+        if self._unflushed >= FLUSH and (self._flushing is None or self._flushing.done()):
+            self._unflushed = 0
+            self._flushing = self._threads.submit(os.fdatasync, self._file.fileno())
+        return size
 
     def segment(self) -> None:
         if self._length:
@@ -60,7 +77,10 @@ class HashedFile:
 
     def __exit__(self, kind: Any, *args: Any) -> None:
         try:
+            self._threads.shutdown()
             if kind is None:
+                if self._flushing:
+                    self._flushing.result()   # a disk that failed then may not say so again
                 self.segment()
                 self._file.flush()
                 os.fsync(self._file.fileno())

@@ -3,14 +3,12 @@
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from r1zero import layout as layouts
 from r1zero.config import Config, UserError
 from r1zero.layout import Layout
 from r1zero.model import families, placement
-from r1zero.model.shape import Shape
 from r1zero.plan import communicators, duration, memory, remedies
 from r1zero.plan.communicators import Group
 from r1zero.plan.machine import Machine, suppose
@@ -58,22 +56,6 @@ class Plan:
         return max(self.places, key=lambda p: p.ledger.total(p.ledger.worst))
 
 
-def model_shape(cfg: Config) -> Shape:
-    """From model.shape or model.path's config.json; where both are there they must agree. Raises UserError."""
-    has_path = bool(cfg.model.path) and (Path(cfg.model.path) / "config.json").exists()
-    if not cfg.model.shape:
-        return families.read_shape(cfg.model.path)
-    stated = families.read_shape(cfg.model.shape)
-    if has_path:
-        found = families.read_shape(cfg.model.path)
-        for field in dataclasses.fields(Shape):
-            ours, theirs = getattr(stated, field.name), getattr(found, field.name)
-            if ours != theirs:
-                raise UserError(f"{cfg.model.shape} says {field.name} = {ours}, {cfg.model.path}/config.json says {theirs}; "
-                                "name the shape file of this model, or leave model.shape out")
-    return stated
-
-
 def plan(cfg: Config, world: int, name: str = "") -> Plan:
     """Raises UserError where degrees, ranks, batch and model do not fit together. What does not fit the memory is a problem
     of the plan, so that the numbers can be seen."""
@@ -81,7 +63,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         raise UserError(f"--world {world}; a world has at least one rank")
     layout = layouts.carve(cfg.layout, world)
     layouts.check_batch(cfg, layout)
-    machine, shape = suppose(cfg), model_shape(cfg)
+    machine, shape = suppose(cfg), families.model_shape(cfg.model)
     if layout.reference:
         placement.check(shape, layout.reference)
     routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, cfg.run.device)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from r1zero import device
 from r1zero.layout import Grid, Layout
 from r1zero.model.shape import Shape
 
@@ -16,6 +17,8 @@ class Kind:
     grid: str
     """dense, experts, reference or rollout: whose axes they are."""
     note: str
+    buffer: str = ""
+    """megatron-core's name of the group, by which device.BUFFERS_MB sizes it; "engine": vllm-ascend's own size; empty: HCCL_BUFFSIZE."""
     buffered: bool = True
     """False: its collectives run on gloo, in host memory."""
 
@@ -23,23 +26,23 @@ class Kind:
 # The groups that megatron-core 0.16.1 and vLLM 0.23 use while training R1-Zero; they make more, which stay silent and cost
 # nothing: a communicator's buffers come with its first collective.
 TRAIN = (
-    Kind("train tp", ("tp",), "dense", "sequence parallel gather and scatter, vocabulary"),
-    Kind("train dp", ("dp",), "dense", "dense gradients and weights"),
-    Kind("train pp", ("pp",), "dense", "activations between stages"),
-    Kind("train tp-pp", ("tp", "pp"), "dense", "gradient norm, dense"),
-    Kind("train ep", ("etp", "ep"), "experts", "tokens to experts and back"),
-    Kind("train edp", ("edp",), "experts", "expert gradients"),
-    Kind("train etp-ep-pp", ("etp", "ep", "pp"), "experts", "gradient norm, experts"),
+    Kind("train tp", ("tp",), "dense", "sequence parallel gather and scatter, vocabulary", "tp"),
+    Kind("train dp", ("dp",), "dense", "dense gradients and weights", "dp"),
+    Kind("train pp", ("pp",), "dense", "activations between stages", "pp"),
+    Kind("train tp-pp", ("tp", "pp"), "dense", "gradient norm, dense", "mp"),
+    Kind("train ep", ("etp", "ep"), "experts", "tokens to experts and back", "ep"),
+    Kind("train edp", ("edp",), "experts", "expert gradients", "ep_dp"),
+    Kind("train etp-ep-pp", ("etp", "ep", "pp"), "experts", "gradient norm, experts", "tp_ep_pp"),
 )
 REFERENCE = (
-    Kind("reference tp", ("tp",), "reference", "sequence parallel gather and scatter, vocabulary"),
-    Kind("reference pp", ("pp",), "reference", "activations between stages"),
-    Kind("reference ep", ("etp", "ep"), "reference experts", "tokens to experts and back"),
+    Kind("reference tp", ("tp",), "reference", "sequence parallel gather and scatter, vocabulary", "tp"),
+    Kind("reference pp", ("pp",), "reference", "activations between stages", "pp"),
+    Kind("reference ep", ("etp", "ep"), "reference experts", "tokens to experts and back", "ep"),
 )
 ROLLOUT = (
-    Kind("engine tp", ("tp",), "rollout", "hidden states, logits"),
+    Kind("engine tp", ("tp",), "rollout", "hidden states, logits", "engine"),
     Kind("engine dp", ("dp",), "rollout", "who has unfinished requests", buffered=False),
-    Kind("engine ep", ("tp", "dp"), "rollout", "tokens to experts and back (prefill)"),
+    Kind("engine ep", ("tp", "dp"), "rollout", "tokens to experts and back (prefill)", "engine"),
     Kind("engine mc2", ("tp", "dp"), "rollout", "tokens to experts and back (decode), fused operators"),
 )
 
@@ -54,6 +57,17 @@ class Group:
     """Most nodes that one group spans."""
 
 
+ENGINE_MB = 200
+"""vllm-ascend 0.23.0's own (utils.get_default_buffer_config)."""
+
+
+def buffer_mb(kind: Kind, device_kind: str, machine_mb: float) -> float:
+    """MiB of one of the kind's two buffers."""
+    if device_kind != "npu" or not kind.buffer:
+        return machine_mb
+    return ENGINE_MB if kind.buffer == "engine" else device.BUFFERS_MB[kind.buffer]
+
+
 def grids(layout: Layout) -> dict[str, Grid]:
     found = {"dense": layout.train.dense, "experts": layout.train.experts, "rollout": layout.rollout}
     if layout.reference:
@@ -61,22 +75,22 @@ def grids(layout: Layout) -> dict[str, Grid]:
     return found
 
 
-def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device: str) -> list[Kind]:
+def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str) -> list[Kind]:
     found = []
     for kind in TRAIN + (REFERENCE if layout.reference else ()) + ROLLOUT:
         experts = kind.name.partition(" ")[2] in ("ep", "edp", "etp-ep-pp", "mc2")
         if experts and not shape.moe or kind.name in ("engine ep", "engine mc2") and not expert_parallel:
             continue
-        if kind.name == "engine mc2" and device != "npu":
+        if kind.name == "engine mc2" and device_kind != "npu":
             continue
         if math.prod(grids(layout)[kind.grid].size(axis) for axis in kind.axes) > 1:
             found.append(kind)
     return found
 
 
-def groups(layout: Layout, shape: Shape, expert_parallel: bool, device: str, node_ranks: int) -> list[Group]:
+def groups(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str, node_ranks: int) -> list[Group]:
     found = []
-    for kind in kinds(layout, shape, expert_parallel, device):
+    for kind in kinds(layout, shape, expert_parallel, device_kind):
         every = grids(layout)[kind.grid].groups(*kind.axes)
         nodes = max(len({rank // node_ranks for rank in group}) for group in every)
         found.append(Group(kind, len(every[0]), len(every), tuple(every[:2] + every[-1:] if len(every) > 2 else every), nodes))

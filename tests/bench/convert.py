@@ -1,7 +1,8 @@
 """How fast weights convert, and in how much memory: python -m tests.bench.convert [--gigabytes 2] [--ranks 1] [--folder DIR]
 
 Makes a random Qwen2 in bf16, converts it to megatron's format and back as convert.py does, and sets both beside the disk's own speed
-at copying the same files. Peak memory is the largest process's, imports included; the shard is the model's bytes over the ranks.
+at copying the same files. Peak memory is the largest process's, imports included, and what of it no file stands behind: pages of mapped
+files count as resident while memory is plenty. The shard is the model's bytes over the ranks.
 """
 
 import argparse
@@ -52,16 +53,38 @@ def timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def peak(command: list[str]) -> tuple[float, int]:
-    """Seconds and the largest resident bytes of any process of the command."""
-    code = ("import resource, subprocess, sys; done = subprocess.run(sys.argv[1:]); "
-            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(done.returncode)")
-    found: list[int] = []
+def peak(command: list[str]) -> tuple[float, int, int]:
+    """Seconds; the most resident bytes of any process of the command; the most that were its own (anonymous) at any look at it."""
+    most = [0, 0]
 
     def work() -> None:
-        done = subprocess.run([sys.executable, "-c", code, *command], check=True, stdout=subprocess.PIPE, text=True)
-        found.append(int(done.stdout.split()[-1]) * 1024)
-    return timed(work), found[0]
+        done = subprocess.Popen(command)
+        while done.poll() is None:
+            for pid in family(done.pid):
+                most[:] = [max(was, now) for was, now in zip(most, memory(pid), strict=True)]
+            time.sleep(0.05)
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, command)
+    return timed(work), most[0], most[1]
+
+
+def family(pid: int) -> list[int]:
+    """A process and what it has started."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:   # ended meanwhile
+        return []
+    return [pid, *(p for child in children for p in family(int(child)))]
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """Most resident bytes so far; anonymous bytes now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if name in ("VmHWM", "RssAnon")}
+    return kib.get("VmHWM", 0) * 1024, kib.get("RssAnon", 0) * 1024
 
 
 def main() -> None:
@@ -77,15 +100,15 @@ def main() -> None:
         total, largest = make(folder / "hf", args.gigabytes)
         (folder / "run.toml").write_text(f'[model]\npath = "{folder / "hf"}"\n')
         convert = [*launcher, sys.executable, "-W", "ignore", "convert.py"]
-        rows = {"copy": (timed(lambda: shutil.copytree(folder / "hf", folder / "copy")), None)}
+        rows = {"copy": (timed(lambda: shutil.copytree(folder / "hf", folder / "copy")), 0, 0)}
         shutil.rmtree(folder / "copy")
         rows["to-mcore"] = peak([*convert, "to-mcore", str(folder / "run.toml"), str(folder / "mcore")])
         rows["to-hf"] = peak([*convert, "to-hf", str(folder / "run.toml"), str(folder / "mcore"), str(folder / "back")])
-    table = Table("", "seconds", "GB/s", "of the copy's speed", "peak MB a process", "allowed MB")
+    table = Table("", "seconds", "GB/s", "of the copy's speed", "peak MB a process", "of which its own", "allowed MB")
     allowed = total / args.ranks + 2 * largest + 300e6
-    for what, (seconds, resident) in rows.items():
-        table.add_row(what, f"{seconds:.1f}", f"{total / seconds / 1e9:.2f}", f"{rows['copy'][0] / seconds:.0%}",
-                      "" if resident is None else f"{resident / 1e6:.0f}", "" if resident is None else f"{allowed / 1e6:.0f}")
+    for what, (seconds, resident, own) in rows.items():
+        memory_used = [f"{n / 1e6:.0f}" for n in (resident, own, allowed)] if resident else [""] * 3
+        table.add_row(what, f"{seconds:.1f}", f"{total / seconds / 1e9:.2f}", f"{rows['copy'][0] / seconds:.0%}", *memory_used)
     table.caption = f"{total / 1e9:.2f} GB, {args.ranks} ranks; allowed: shard + 2 tensors + 300 MB"
     Console().print(table)
 

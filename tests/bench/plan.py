@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1zero import config, layout, plan
+from r1zero.model import families
 from r1zero.reshard import rounds
 from r1zero.reshard.routes import Routes
 
@@ -20,7 +21,7 @@ def main() -> None:
         start = time.perf_counter()
         plan.plan(cfg, world)
         planned = time.perf_counter()
-        routes = Routes(layout.carve(cfg.layout, world), plan.model_shape(cfg), True, "npu")
+        routes = Routes(layout.carve(cfg.layout, world), families.model_shape(cfg.model), True, "npu")
         schedule = rounds.schedule(routes, 2, cfg.sync.staging_mib << 20)
         rounds.compile_for(routes, schedule, 0)
         table.add_row(str(world), f"{planned - start:.2f}", f"{time.perf_counter() - planned:.2f}", str(len(schedule)))

@@ -228,6 +228,38 @@ def test_bad_input_gets_a_sentence_and_nothing_stands_in_place(models, tmp_path)
     assert not out.exists()
 
 
+def truncated(tensors, folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def without_scale(tensors, folder):
+    name = "model.layers.0.mlp.down_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, folder / "model.safetensors")
+
+
+def of_another_config(tensors, folder):
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stated, "intermediate_size": 2 * stated["intermediate_size"]}))
+
+
+@pytest.mark.parametrize("spoil, sentence", [(truncated, "model.safetensors: is torn"), (without_scale, "1 FP8 tensors have no scales"),
+                                             (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for")])
+def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models, tmp_path, spoil, sentence):
+    source = tmp_path / "source"
+    shutil.copytree(models("deepseek").folder, source)
+    spoil(load_file(source / "model.safetensors"), source)
+    with pytest.raises(UserError, match=sentence):
+        to_mcore(source, tmp_path / "mcore")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_too_small_a_disk_is_told_before_anything_is_written(models, tmp_path):
+    with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)), pytest.raises(UserError, match="mcore: needs 0.00. GB more"):
+        to_mcore(models("qwen2").folder, tmp_path / "mcore")
+    assert not list(tmp_path.iterdir())
+
+
 @cases.together
 def load_made_of_another(rank, model, path):
     from r1zero.model import checkpoint
@@ -251,12 +283,13 @@ def test_training_refuses_a_checkpoint_made_of_other_weights_of_the_same_shape(r
 
 @pytest.mark.slow
 def test_the_command_converts_under_mpirun_and_ends_with_2_and_a_sentence_where_it_cannot(models, tmp_path):
-    (tmp_path / "run.toml").write_text(f'[model]\npath = "{models("deepseek").folder}"\n')
+    (tmp_path / "run.toml").write_text('[model]\npath = "nowhere"\n')
+    override = f"model.path={models('deepseek').folder}"
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-np", "2", "--oversubscribe"]
 
     def convert(*arguments, launcher=()):
-        command = [*launcher, sys.executable, "-W", "ignore", "convert.py", *map(str, arguments)]
+        command = [*launcher, sys.executable, "-W", "ignore", "convert.py", *map(str, arguments), override]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     assert convert("to-mcore", tmp_path / "run.toml", tmp_path / "mcore", launcher=mpirun).returncode == 0

@@ -38,7 +38,7 @@ WORLDS = {"a3": 384, "a3_aligned": 384, "a3_qwen2.5_7b": 16, "a3_qwen2.5_32b": 1
 
 def books_of(cfg: Config, world: int) -> memory.Books:
     grids = layout.carve(cfg.layout, world)
-    routes = Routes(grids, plan.model_shape(cfg), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
+    routes = Routes(grids, families.model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
     return memory.open_books(cfg, grids, routes, suppose(cfg))
 
 
@@ -118,7 +118,7 @@ def test_engine_bytes_of_six_layouts(tp: int, dp: int, weights: float, full_cach
 @pytest.mark.parametrize("data_parallel", [16, 32])
 def test_the_fused_dispatch_needs_the_buffer_of_ascends_formula(tokens: int, mebibytes: int, data_parallel: int) -> None:
     cfg = load("a3", f"layout.rollout.data_parallel_size={data_parallel}")
-    need = communicators.mc2_buffer(plan.model_shape(cfg), layout.carve(cfg.layout, 384), 4 * tokens)
+    need = communicators.mc2_buffer(families.model_shape(cfg.model), layout.carve(cfg.layout, 384), 4 * tokens)
     assert need / (1 << 20) == pytest.approx(mebibytes, rel=0.005)
 
 
