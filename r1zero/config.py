@@ -197,7 +197,7 @@ class Parity:
     """The gate that compares the engines' logprobs with the trainer's, at every start and while the run goes on."""
 
     every_syncs: int = 20
-    """Checked again after every so many syncs; 0: only at a start."""
+    """Checked again in every so many iterations, after their sync; 0: only at a start."""
     prompts: int = 4
     """The data's first prompts, put to every engine; 0: no gate."""
     tokens: int = 16

@@ -70,7 +70,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise UserError(f"argument {text!r}: {section} is a value, not a section")
+            raise UserError(f"argument {text!r}: {section!r} is a value, not a section")
     tree[name] = _Argument(value)
 
 
@@ -80,7 +80,8 @@ def _build(cls: type[T], tree: dict[str, Any], path: str, prefix: str) -> T:
     for key in tree:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{path}: unknown key {prefix}{key}; the nearest known one is {prefix}{nearest}")
+            spelt = key if key.isprintable() else repr(key)
+            raise UserError(f"{path}: unknown key {prefix}{spelt}; the nearest known one is {prefix}{nearest}")
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in tree
                and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     if missing:

@@ -64,7 +64,7 @@ class Trainer:
             self.bell = Bell(self.cfg.alarms, metrics.read(self.folder) if self.done else [])
         if self.rank == self.layout.rollout.ranks[0]:
             metrics.keep_until(self.folder / "samples.jsonl", self.done)
-        self.hand_over()
+        self.hand_over(0)
         self.watch.lap()
         for iteration in range(self.done + 1, self.cfg.run.iterations + 1):
             self.watch.iteration = iteration
@@ -108,18 +108,18 @@ class Trainer:
             trained = roles.update(batch, ref_logprobs, census.loss_tokens)
             if trained.get("skipped"):
                 numbers.keep(self.folder, iteration, self.rank, roles.policy, batch, ref_logprobs)
-        parity = self.hand_over()
+        parity = self.hand_over(iteration)
         with watch.phase("record"):
             totals, peaks = self._reduce(samples, table, trained)
             self._dump(iteration, samples, table)
         return figures.named(cfg, totals, peaks, census.loss_tokens) | parity | figures.speeds(totals, watch.lap(), self.layout.size)
 
-    def hand_over(self) -> dict[str, float]:
-        """The engines get the trained weights, and show that they compute the same with them. Returns the gate's figures."""
+    def hand_over(self, iteration: int) -> dict[str, float]:
+        """The engines get the trained weights, and show that they compute the same with them. 0: at a start. Returns the gate's figures."""
         with self.watch.phase("resharding_to_infer"):
             self.roles.to_rollout(self.sync)
         with self.watch.phase("parity"):
-            found = self.gate.after_sync()
+            found = self.gate.after_sync(iteration)
         with self.watch.phase("resharding_to_infer"):
             self.roles.settle()
         return found
@@ -179,7 +179,7 @@ class Trainer:
         if self.record:
             self.record.flush()
         try:
-            self.roles.save(self.folder / "checkpoints", self.done, {"order": self.order.state()})
+            self.roles.save(self.folder / "checkpoints", self.done, {"order": self.order.state(), "skipped": self.patience.in_a_row})
         except UserError as error:
             if not self.saving.forgives(self.done):
                 raise
@@ -192,3 +192,4 @@ class Trainer:
         if extra:
             self.done = extra["iteration"]
             self.order.load(extra["order"])
+            self.patience.in_a_row = extra["skipped"]

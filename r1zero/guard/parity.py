@@ -46,19 +46,17 @@ class Gate:
         self.cfg, self.layout, self.rank, self.roles, self.exchange, self.compiled = cfg, layout, rank, roles, exchange, compiled
         self.prompts = [prompts[i] for i in range(min(cfg.parity.prompts, len(prompts)))]
         self.tolerance = cfg.parity.tolerance or TOLERANCE[cfg.run.dtype]
-        self.syncs = 0
 
-    def after_sync(self) -> dict[str, float]:
-        """Figures where a check was due: after the first sync of a start, and after every so many. Raises Agreed, on all ranks."""
-        due = self.prompts and (not self.syncs or self.cfg.parity.every_syncs and self.syncs % self.cfg.parity.every_syncs == 0)
-        self.syncs += 1
-        if not due:
+    def after_sync(self, iteration: int) -> dict[str, float]:
+        """Figures where a check is due: after the sync of a start (iteration 0), and of every so many iterations. Raises Agreed, on all ranks."""
+        every = self.cfg.parity.every_syncs
+        if not self.prompts or iteration and (not every or iteration % every):
             return {}
         mine = self._ask()
         verdict = self._compare(mine)
         engines = verdict.disagreeing(self.tolerance)
         if engines:
-            raise Agreed(self._sentence(verdict, engines, mine))
+            raise Agreed(f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: {self._sentence(verdict, engines, mine)}")
         prefilled = verdict.gaps_E3[:, PREFILLED:]
         return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
 
@@ -91,7 +89,7 @@ class Gate:
     def _sentence(self, verdict: Verdict, engines: list[int], asked: tuple[Batch, Tensor] | None) -> str:
         decoded, prefilled, largest = verdict.gaps_E3[engines[0]].tolist()
         where = ", ".join(f"{e} (ranks {', '.join(map(str, ranks_of(self.layout, e)))})" for e in engines)
-        found = (f"parity gate after sync {self.syncs}: logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
+        found = (f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
                  f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
                  f"parity.tolerance is {self.tolerance:.2g}")
         suspects = bisect.Bisect(self.cfg, self.layout, self.rank, self.roles, self.compiled)

@@ -48,7 +48,7 @@ def _tried(what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", h
 
 
 def _generate(trainer: "Trainer") -> str:
-    figures = trainer.hand_over()
+    figures = trainer.hand_over(0)
     tokens = trainer.roles.engine.probe([trainer.prompts[0]], 1)[0].token_ids if trainer.roles.engine else []
     gap = f", parity {figures['parity/mean']:.1e}" if figures else ""
     return f"token {tokens[0]}{gap}" if tokens else ""

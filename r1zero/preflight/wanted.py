@@ -24,7 +24,8 @@ def needs(cfg: Config, layout: Layout) -> Needs:
             made = memory.ledger(books, place)
             totals[place] = made.total(made.worst)
         each.append(totals[place])
-    every = cfg.checkpoint.every_iterations
+    every, kept = cfg.checkpoint.every_iterations, cfg.checkpoint.keep_every
     saves = 1 + (cfg.run.iterations - 1) // every if every else 1
-    return Needs(checkpoint=sum(w.size for w in routes.weights) * (books.itemsize + STATE), checkpoints=min(saves, cfg.checkpoint.keep + 1),
+    most = cfg.checkpoint.keep + 1 + (cfg.run.iterations // kept if kept else 0)
+    return Needs(checkpoint=sum(w.size for w in routes.weights) * (books.itemsize + STATE), checkpoints=min(saves, most),
                  memory=tuple(each), on_host=books.on_cpu)

@@ -92,7 +92,7 @@ def steps(rank, cfg, count, stale=False):
 
         trainer._generate = lambda iteration: sampled.append(generate(iteration)) or sampled[-1]
         trainer._reference = keep_reference
-        trainer.hand_over()
+        trainer.hand_over(0)
         if stale:
             trainer.sync.push = lambda chunks, engine: None
         figures = [trainer.step(i) for i in range(1, count + 1)]
@@ -185,7 +185,7 @@ def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a
 def update_once(rank, cfg, lengths_of_micro_batches):
     """Gradient norm and figures of one update on the same samples, cut to other micro-batches."""
     def use(trainer):
-        trainer.hand_over()
+        trainer.hand_over(0)
         return trainer.step(1)
     return [jobs.with_trainer(rank, dataclasses.replace(cfg, train=config.Train(micro_batch_tokens=n)), use) for n in lengths_of_micro_batches]
 

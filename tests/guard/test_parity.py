@@ -18,7 +18,7 @@ def bases(tmp_path_factory):
 
 def job(folder, train=None, rollout=None, **sections):
     grids = config.Layout(train=MegatronGrid(**(train or {})), rollout=VllmGrid(**(rollout or {})))
-    return dataclasses.replace(jobs.job_config(folder, grids, **sections), parity=Parity(every_syncs=2, prompts=3, tokens=8))
+    return dataclasses.replace(jobs.job_config(folder, grids, **sections), parity=Parity(every_syncs=1, prompts=3, tokens=8))
 
 
 def corrupted(tensor, before):
@@ -85,17 +85,14 @@ def outcomes(rank, cfg, cases, without=""):
         trainer.sync.writers = {}   # all weights by way of `reload`, which is tampered with
         plain = roles.engine.reload if roles.engine else None
         for name, how, engine in cases:
-            trainer.gate.syncs = 0
             if roles.engine and trainer.layout.engine_of(rank) == engine:
                 roles.engine.reload = absorbed(plain, roles) if how == "absorbed" else tampered(plain, name, how)
             if how == stale:
-                assert "tolerance" not in say(trainer, trainer.hand_over)
-                trainer.gate.syncs = 0
-            said.append(say(trainer, (lambda: trainer.step(1)) if how == stale else trainer.hand_over))
+                assert "tolerance" not in say(trainer, lambda: trainer.hand_over(0))
+            said.append(say(trainer, (lambda: trainer.step(1)) if how == stale else (lambda: trainer.hand_over(0))))
             if roles.engine:
                 roles.engine.reload = plain
-        trainer.gate.syncs = 0
-        said.append(say(trainer, trainer.hand_over))
+        said.append(say(trainer, lambda: trainer.hand_over(0)))
         # Read out of the engine, whatever it has made of them, all weights are bit for bit the trainer's.
         different = Bisect(cfg, trainer.layout, rank, roles, trainer.sync.compiled)._differing(weights(roles.shape), blamed=bool(roles.engine))
         return said, different
