@@ -11,6 +11,10 @@ nodes=${NODES:-1}
 meet=(--standalone)
 if [ "$nodes" -gt 1 ]; then
     : "${NODE_RANK:?set NODE_RANK to the number of this node, 0 to $((nodes - 1))}" "${MASTER_ADDR:?set MASTER_ADDR to the first node}"
+    if [ "$NODE_RANK" -eq 0 ] && ! python -c "import socket; socket.create_server(('', ${MASTER_PORT:-29500}))" 2>/dev/null; then
+        echo "port ${MASTER_PORT:-29500} of $(hostname), where the ranks are to meet, is taken; set MASTER_PORT to a free one on every node" >&2
+        exit 2
+    fi
     # Static ranks: a rendezvous may number the nodes as they arrive, and a pipeline stage must be neighbouring nodes.
     meet=(--nnodes "$nodes" --node-rank "$NODE_RANK" --rdzv-backend static --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
 fi

@@ -179,6 +179,17 @@ def test_a_taken_port_is_one_sentence(base, tmp_path):
     assert f"127.0.0.1:{port}" in line and "it cannot listen there" in line and "set MASTER_PORT to a free one" in line
 
 
+def test_a_taken_port_of_torchrun_is_one_sentence_too():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environment = {**os.environ, "NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = subprocess.run(["bash", "launch/torchrun.sh", "1", "configs/a3.toml"], cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == f"port {port} of {socket.gethostname()}, where the ranks are to meet, is taken; set MASTER_PORT to a free one on every node\n"
+
+
 def test_check_prints_a_table_and_the_line_of_what_failed_and_exits_with_2(base, tmp_path):
     (tmp_path / "file").write_text("")
     done = run_alone(f"model.path={base}/base", f"data.path={base}/data", "model.checkpoint=", f"run.dir={tmp_path}/file", "--check")
