@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from r1zero.trainer import Trainer
 
 GB = 1e9
+ASIDE = "check"
+"""Folder in the run's, which is removed again."""
 
 
 def trial(trainer: "Trainer") -> list[Row]:
@@ -25,6 +27,8 @@ def trial(trainer: "Trainer") -> list[Row]:
     hosts = dict(enumerate(names))
     for what, attempt in (("a generated token", _generate), ("a graded sample", _grade), ("a checkpoint", _save)):
         rows += _tried(what, attempt, trainer, hosts)
+    if trainer.rank == trainer.layout.train.dense.ranks[0]:
+        shutil.rmtree(trainer.folder / ASIDE, ignore_errors=True)
     return rows
 
 
@@ -66,10 +70,7 @@ def _grade(trainer: "Trainer") -> str:
 
 
 def _save(trainer: "Trainer") -> str:
-    aside = trainer.folder / "check"
+    aside = trainer.folder / ASIDE
     trainer.roles.save(aside, 0, {})
     written = sum(os.path.getsize(path) for path in aside.rglob("*") if path.is_file()) if trainer.roles.policy else 0
-    dist.barrier()
-    if trainer.rank == trainer.layout.train.dense.ranks[0]:
-        shutil.rmtree(aside)
     return f"{written / GB:.3f} GB" if written else ""

@@ -137,11 +137,14 @@ def test_real_ranks_agree_and_one_with_another_config_data_package_or_folder_sto
 
 def link_rows(rank, cfg):
     """Kinds of links that were timed on a real trainer and engine, and what --check's trial says of them."""
+    import torch.distributed as dist
+
     from r1zero import preflight
 
     def use(trainer):
         found = preflight.links(trainer.roles.groups(), 2, trainer.device)
         trials = preflight.trial(trainer)
+        dist.barrier()
         assert not (trainer.folder / "check").exists()
         with mock.patch.object(trainer.roles, "save", mock.Mock(side_effect=config.UserError("the disk is full"))):
             failed = preflight.trial(trainer)
