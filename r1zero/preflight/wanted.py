@@ -2,8 +2,8 @@
 
 from r1zero.config import Config
 from r1zero.layout import Layout
+from r1zero.model.families import model_shape
 from r1zero.plan import memory
-from r1zero.plan.build import model_shape
 from r1zero.plan.machine import suppose
 from r1zero.preflight.agree import Needs
 from r1zero.reshard.routes import Routes
@@ -14,7 +14,7 @@ STATE = 12
 
 def needs(cfg: Config, layout: Layout) -> Needs:
     """Raises UserError where the plan does."""
-    routes = Routes(layout, model_shape(cfg), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
+    routes = Routes(layout, model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
     books = memory.open_books(cfg, layout, routes, suppose(cfg))
     totals: dict[memory.Place, int] = {}
     each = []
