@@ -57,7 +57,7 @@ def reward_collapse(run: Run, cfg: Alarms) -> Finding:
     if len(values) < cfg.window + few:
         return None
     means = averages(values, few)
-    best, now, lowest = max(means), means[-1], min(of(run, "grpo/rewards/min"))
+    best, now, lowest = max(means), means[-1], min(of(run, "grpo/rewards/min"), default=0.0)
     lost = best - now > cfg.collapse_share * (best - lowest)
     # Of many means the best lies as far above their middle as noise ever takes one, and this one may lie as far below.
     if lost and best - now > 2 * SURE * noise(values) / sqrt(few):
@@ -102,7 +102,7 @@ def entropy_collapse(run: Run, cfg: Alarms) -> Finding:
     if len(values) < 2 * cfg.window or len(rewards) < cfg.window:
         return None
     first, now, reward = mean(values[:cfg.window]), mean(values[-cfg.window:]), mean(rewards[-cfg.window:])
-    lowest, highest = min(of(run, "grpo/rewards/min")), max(of(run, "grpo/rewards/max"))
+    lowest, highest = min(of(run, "grpo/rewards/min"), default=0.0), max(of(run, "grpo/rewards/max"), default=0.0)
     if now < cfg.entropy_share * first and reward < (lowest + highest) / 2:
         return (f"actor/entropy is {now:.2g}, and was {first:.2g}, at a mean reward of {reward:.2g} of {highest:.2g}: the policy has stopped "
                 "exploring; go back to an older checkpoint with a lower optimizer.lr or a higher rollout.temperature")

@@ -64,7 +64,7 @@ class Gate:
         """This rank's engine's texts with their logprobs as prompts, and of each text how far decoding was from that, on average."""
         if self.roles.engine is None:
             return None
-        responses = self.roles.engine.probe(self.prompts, self.cfg.parity.tokens)
+        responses = self.roles.engine.probe(self.prompts, min(self.cfg.parity.tokens, self.cfg.rollout.max_response_tokens))
         texts = [[*p.token_ids, *r.token_ids] for p, r in zip(self.prompts, responses, strict=True)]
         scores = self.roles.engine.score(texts)
         decoded = torch.tensor([_distance(r, scored) for r, scored in zip(responses, scores, strict=True)])

@@ -104,6 +104,11 @@ def test_a_run_that_goes_on_does_not_repeat_alarms_and_knows_what_came_before():
     assert any(early.see(i, line)[1] for i, line in enumerate(lines[30:], 31))
 
 
+def test_iterations_without_any_score_ring_nothing():
+    nothing = {"grpo/rewards/mean": lambda i: 0.0, "grpo/rewards/min": lambda i: math.inf, "grpo/rewards/max": lambda i: -math.inf}
+    assert rung(steady(40, **nothing, **{"actor/entropy": lambda i: 0.5 * 0.9 ** i})) == {}
+
+
 def test_without_a_window_there_are_no_alarms():
     assert rung(steady(60, **{"grpo/rewards/mean": lambda i: 0.6 if i <= 30 else 0.1}), Alarms(window=0)) == {}
 
