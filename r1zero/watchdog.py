@@ -248,6 +248,8 @@ def standing(cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tuple
         line.start()
 
     def on_exit(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if launch.size == 1:   # a debugger may want it
+            return
         if isinstance(error, sentences):
             watch.fail(f"{error}\n", 2, echo=False)
         elif error is not None:

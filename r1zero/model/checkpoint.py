@@ -97,7 +97,7 @@ class _Strategy(SaveShardedStrategy):
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
         planner = MCoreSavePlanner(flatten_state_dict=False)
         torch_checkpoint.save(mcore_to_pyt_state_dict(by_key), storage_writer=self.writer, planner=planner)
-        (Path(checkpoint_dir) / step_folders.ROOM).unlink(missing_ok=True)
+        (Path(checkpoint_dir).parent / step_folders.ROOM).unlink(missing_ok=True)
 
 
 def load(found: Found, chunks: list[torch.nn.Module], optimizer: Any, scheduler: OptimizerParamScheduler) -> None:

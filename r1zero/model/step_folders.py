@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from r1zero.model.manifest import Torn
 log = logging.getLogger(__name__)
 
 STEP = re.compile(r"step_(\d+)")
-ROOM, ROOM_BYTES = "room", 1 << 20
-"""A file that keeps room for the small files that are written last, by one rank, when the others can no longer be told."""
+ROOM, ROOM_BYTES = "room.tmp", 1 << 20
+"""A file beside the folder that is written. It keeps room for the small files that are written last, by one rank, when the others can no longer be told."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
         for stale in folder.glob("*.tmp"):   # of a save that was cut off
             _remove(stale)
         aside.mkdir(parents=True)
-        with manifest.HashedFile(aside / ROOM) as file:
+        with manifest.HashedFile(folder / ROOM) as file:
             file.write(bytes(ROOM_BYTES))
         free = shutil.disk_usage(aside).free
     except OSError as error:
@@ -51,6 +52,8 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
 def discard(aside: Path) -> None:
     """What a failed save has written, as far as the disk allows."""
     shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        (aside.parent / ROOM).unlink(missing_ok=True)
 
 
 def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:

@@ -141,6 +141,41 @@ def save_without_room(rank: int, oracle: Oracle, place: MegatronGrid, folder: Pa
 
 
 @together
+def save_while_the_disk_fills(rank: int, oracle: Oracle, disk: Path, shares: list[float]) -> list[tuple[str, list[str], int, list[str]]]:
+    """On a small disk that still seems to have room: for each share of a checkpoint's bytes that is really left (the error's sentence,
+    what the folder holds then, the newest iteration, and what the folder holds after a save with room again)."""
+    from r1zero.model import step_folders
+
+    built, folder, ballast = build_on(oracle, MegatronGrid()), disk / "checkpoints", disk / "ballast"
+    seen = []
+    for number, share in enumerate(shares):
+        write(built, folder, 2 * number + 1, Checkpoint(keep=1))
+        (whole,) = folder.glob("step_*")
+        left = int(sum(path.stat().st_size for path in whole.iterdir()) * share) + step_folders.ROOM_BYTES
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - left))
+        sentence = ""
+        with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1 << 40)):
+            try:
+                write(built, folder, 2 * number + 2, Checkpoint(keep=1))
+            except UserError as error:
+                sentence = str(error)
+        there = sorted(path.name for path in folder.iterdir())
+        found = step_folders.newest(folder)
+        ballast.unlink()
+        write(built, folder, 2 * number + 2, Checkpoint(keep=1))
+        seen.append((sentence, there, found.iteration - 2 * number, sorted(path.name for path in folder.iterdir())))
+    return seen
+
+
+@together
+def save_six(rank: int, oracle: Oracle, folder: Path) -> list[str]:
+    built = build_on(oracle, MegatronGrid())
+    for iteration in range(1, 7):
+        write(built, folder, iteration, Checkpoint(keep=2, keep_every=3))
+    return sorted(path.name for path in folder.iterdir())
+
+
+@together
 def load_another_model(rank: int, oracle: Oracle, folder: Path) -> str:
     from r1zero.model import checkpoint, step_folders
 

@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -84,6 +85,29 @@ def test_without_room_every_rank_says_so_in_a_sentence_and_the_checkpoint_before
         assert expected in sentence and "step_2: " in sentence and "\n" not in sentence
     assert ranks.run(cases.newest, folder, size=1) == [(1, [])]
     assert (folder / "latest").read_text() == "step_1\n" and not (folder / "step_2").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root): a disk that fills up was NOT tried")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_during_a_save_costs_that_save_only(ranks, models, small_disk):
+    shares = [0.0, 0.1, 0.4, 0.7, 0.95]
+    (seen,) = ranks.run(cases.save_while_the_disk_fills, models("qwen2"), small_disk, shares, size=1)
+    for number, (sentence, there, newest, after) in enumerate(seen):
+        assert "No space left on device" in sentence and "make room" in sentence and "\n" not in sentence
+        assert newest == 1 and there == ["latest", f"step_{2 * number + 1}"], "the old one stays, and nothing takes its room"
+        assert after == ["latest", f"step_{2 * number + 2}"]
+
+
+def test_the_newest_and_every_nth_are_kept(ranks, models, tmp_path):
+    assert ranks.run(cases.save_six, models("qwen2"), tmp_path / "checkpoints", size=1) == [["latest", "step_3", "step_5", "step_6"]]
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(ranks, models, two):

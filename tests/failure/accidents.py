@@ -1,13 +1,13 @@
-"""R1ZERO_ACCIDENT="kind rank phase iteration": as that rank begins that phase it raises an exception, hangs, is stopped or is killed."""
+"""R1ZERO_ACCIDENT="kind rank phase iteration delay": as that rank begins that phase it raises an exception, hangs, is stopped, or is
+killed, this after so many seconds, wherever it may then be. Or it hears a signal (TERM, USR1, INT), or INT twice (INT-INT)."""
 
 import os
 import signal
 import sys
+import threading
 import time
 
 from r1zero import metrics
-
-SIGNALS = {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}
 
 
 class Accident(Exception):
@@ -16,26 +16,34 @@ class Accident(Exception):
 
 def install() -> None:
     """Where the stopwatch tells its observers, after they were told."""
-    kind, rank, phase, iteration = os.environ["R1ZERO_ACCIDENT"].split()
+    kind, rank, phase, iteration, delay = os.environ["R1ZERO_ACCIDENT"].split()
     plain = metrics.Stopwatch._tell
 
     def tell(self: metrics.Stopwatch, name: str) -> None:
         plain(self, name)
         if (name, self.iteration) == (phase, int(iteration)):
-            happen(kind, phase)
+            happen(kind, phase, float(delay))
     if rank == os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0")):
         metrics.Stopwatch._tell = tell
 
 
-def happen(kind: str, phase: str) -> None:
+def happen(kind: str, phase: str, delay: float) -> None:
+    if kind == "kill":
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return
+    if kind.isupper():
+        for name in kind.split("-"):
+            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+            time.sleep(0.1)
+        return
     sys.stderr.write(f"ACCIDENT {time.time():.3f} {os.getpid()}\n")
     sys.stderr.flush()
-    time.sleep(0.2)   # the launcher forwards it before the job ends
+    time.sleep(0.3)   # the launcher forwards it before the job ends
     if kind == "exception":
         raise Accident(f"in {phase}")
     if kind == "hang":
         hang()
-    os.kill(os.getpid(), SIGNALS[kind])
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def hang() -> None:

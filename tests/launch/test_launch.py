@@ -132,6 +132,18 @@ def test_a_node_without_its_number_is_refused() -> None:
     assert done.returncode != 0 and "set NODE_RANK to the number of this node, 0 to 1" in error
 
 
+@pytest.mark.parametrize("script, status, failures, tried, ends", [
+    ("mpirun.sh", "9", "1", 2, 0),
+    ("mpirun.sh", "9", "5", 3, 9),
+    ("mpirun.sh", "2", "5", 1, 2),   # what the user must mend fails again
+    ("torchrun.sh", "9", "1", 2, 0),
+])
+def test_a_failed_job_is_tried_again(tmp_path, script, status, failures, tried, ends):
+    process = start(script, "--retries", "2", "1", str(tmp_path), status, failures, TRAIN="tests/launch/tries.py")
+    process.communicate(timeout=120)
+    assert ((tmp_path / "count").read_text(), process.returncode) == ("x" * tried, ends)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_short_and_leave_the_machine_alone(script: Path) -> None:
     text = script.read_text()
