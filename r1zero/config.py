@@ -146,7 +146,7 @@ class Optimizer:
     max_skipped: int = 5
     """The run stops when so many updates in a row were skipped, for a loss or gradient that is not finite."""
     offload: bool = False
-    """Master weights and Adam's moments live in pinned host memory, where the optimizer steps."""
+    """Master weights and Adam's moments wait in pinned host memory, and are on the device while the optimizer steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 Both run megatron-core's pipeline schedules over packed micro-batches; what a schedule leaves on the last stage is handed back.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from math import inf, isfinite
 from typing import Any, Callable, Iterator
@@ -27,9 +28,10 @@ class Policy:
     """One role's model on this rank's place in its grid. Optimizer and scheduler are the trained one's; the reference has none."""
 
     def __init__(self, cfg: Config, chunks: list[torch.nn.Module], vocab_size: int, forbidden_ids: list[int], device: torch.device,
-                 optimizer: Any = None, scheduler: Any = None):
+                 optimizer: Any = None, scheduler: Any = None, state_here: Callable[[], Any] = nullcontext):
+        """state_here: makes a context in which the optimizer's state is on the device."""
         self.cfg, self.chunks, self.device = cfg, chunks, device
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler, self.state_here = optimizer, scheduler, state_here
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         self.dp_group = parallel_state.get_data_parallel_group()
         width = vocab_size // self.tp_group.size()
@@ -79,7 +81,8 @@ class Policy:
         grad_norm = float(self.optimizer.get_grad_norm())
         skipped = not self._is_finite(grad_norm, results)
         if not skipped:
-            self.optimizer.step()
+            with self.state_here():
+                self.optimizer.step()
             self.scheduler.step(1)
         sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
         if self.speaks:

@@ -1,6 +1,6 @@
 """The three roles on this rank: which models and engine live here, built in the one order in which all ranks build them."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -13,7 +13,7 @@ from r1zero.config import Config, UserError
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import build, checkpoint, mapping, step_folders
 from r1zero.model.families import read_shape
-from r1zero.model.residency import Residency
+from r1zero.model.residency import HostState, Residency
 from r1zero.policy import Policy
 from r1zero.rollout.vllm_engine import Engine
 from r1zero.sync import Sync
@@ -46,7 +46,8 @@ class Roles:
         elif cfg.grpo.kl_coef and layout.reference is None:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
-        self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
+        state_here = HostState(optimizer, device).here if cfg.optimizer.offload else nullcontext
+        self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler, state_here)
 
     def _load(self, chunks: list[torch.nn.Module], grids: MegatronGrids) -> None:
         """The original weights."""
@@ -124,8 +125,9 @@ class Roles:
     def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
         """Collective over the ranks that train. Raises UserError where there is no room."""
         if self.policy:
-            checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra,
-                            self.cfg.checkpoint)
+            with self.policy.state_here():
+                checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra,
+                                self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
         """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None without one."""
@@ -135,5 +137,6 @@ class Roles:
         if mode == "never":
             raise UserError(f'checkpoint.resume = "never", and {found.path} is there; set it to "auto" to go on from it, or change run.name')
         if self.policy:
-            checkpoint.load(found, self.policy.chunks, self.policy.optimizer, self.policy.scheduler)
+            with self.policy.state_here():
+                checkpoint.load(found, self.policy.chunks, self.policy.optimizer, self.policy.scheduler)
         return {**found.extra, "iteration": found.iteration}

@@ -158,13 +158,11 @@ def build_optimizer(chunks: list[torch.nn.Module], cfg: config.Optimizer,
     The scheduler's rate is already that of the first update; call `scheduler.step(1)` after each.
     """
     settings = unwrap_model(chunks[0]).config
-    # The step itself runs on the host then: megatron's own way; MindSpeed's swap_optimizer would step on the device.
-    host = {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 1.0} if cfg.offload else {}
     with subworld(grids.dense.ranks, renumber=True):
         optimizer = get_megatron_optimizer(OptimizerConfig(
             optimizer="adam", lr=cfg.lr, min_lr=cfg.lr, weight_decay=cfg.weight_decay, adam_beta1=cfg.adam_beta1,
             adam_beta2=cfg.adam_beta2, adam_eps=cfg.adam_eps, clip_grad=cfg.clip_grad, bf16=settings.bf16,
-            params_dtype=settings.params_dtype, use_distributed_optimizer=True, **host), chunks)
+            params_dtype=settings.params_dtype, use_distributed_optimizer=True), chunks)
     warmup = cfg.lr_warmup_iterations
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=cfg.lr / (warmup + 1), max_lr=cfg.lr, min_lr=cfg.lr, lr_warmup_steps=warmup, lr_decay_steps=warmup + 1,

@@ -1,13 +1,15 @@
-"""Where the trained model's weights and gradients are: on the device while they are used, else on the host or nowhere.
+"""Where the trained model's weights, gradients and optimizer state are: on the device while they are used, else on the host or nowhere.
 
 megatron-core keeps a model's weights in a few flat buffers, of which every parameter is a view; the same holds for its
 gradients. Freeing a buffer's storage and taking it again leaves all views as they are.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 
@@ -57,6 +59,50 @@ class Residency:
         for buffer in self.buffers:
             yield buffer.param_data
             yield buffer.grad_data
+
+
+class HostState:
+    """Adam's moments and the fp32 master weights, on the host except inside `here()`, where the optimizer steps, saves or loads.
+
+    The step itself is the device's own, so that nothing else changes; megatron-core's optimizer_cpu_offload steps on the host, over
+    CUDA's streams, and MindSpeed's swap_optimizer replaces the optimizer.
+    """
+
+    def __init__(self, optimizer: MegatronOptimizer, device: torch.device):
+        self.parts = getattr(optimizer, "chained_optimizers", [optimizer])
+        self.pinned = device.type != "cpu"
+        self.copies: dict[int, tuple[Tensor, Tensor]] = {}
+        """id of a tensor -> the tensor, and what it holds while it has no memory."""
+        self._leave()
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        for tensor, host in self.copies.values():
+            _resize(tensor, tensor.numel())
+            tensor.copy_(host)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @torch.no_grad()
+    def _leave(self) -> None:
+        """The tensors are asked for anew: moments come with the first step, and loading makes others."""
+        kept = self.copies
+        self.copies = {}
+        for tensor in self._tensors():
+            found = kept.get(id(tensor))
+            host = found[1] if found and found[0] is tensor else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.pinned)
+            host.copy_(tensor)   # blocking: the storage is freed next
+            _resize(tensor, 0)
+            self.copies[id(tensor)] = tensor, host
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for part in self.parts:
+            model = {buffer.param_data.untyped_storage().data_ptr() for buffer in part.buffers}
+            yield from (p for group in part.optimizer.param_groups for p in group["params"]
+                        if p.untyped_storage().data_ptr() not in model)     # weights in fp32 are their own masters
+            yield from (t for state in part.optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.dim())
 
 
 def _resize(tensor: Tensor, numel: int) -> None:

@@ -42,8 +42,6 @@ class Machine:
     """Mean response, as a share of rollout.max_response_tokens."""
     expert_imbalance: float = 2.0
     """Tokens of the busiest rank's experts over the mean."""
-    swap_parts: float = 16.0
-    """Parts in which an optimizer kept on the host visits the device."""
 
 
 ROWS = {

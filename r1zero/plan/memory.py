@@ -11,7 +11,7 @@ from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
 from r1zero.reshard.routes import Routes
 
-PHASES = ("rollout", "reference", "update", "sync")
+PHASES = ("rollout", "reference", "update", "step", "sync")
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -92,7 +92,8 @@ def ledger(books: Books, place: Place) -> Ledger:
     lines = {
         "rollout": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "workspace": _workspace(books) if place.rollout else 0},
         "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(books, place, False)},
-        "update": {**trainer, **kept, **_passes(books, place, True), "optimizer": optimizer + _window(books, place)},
+        "update": {**trainer, **kept, **_passes(books, place, True)},
+        "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},   # the passes' activations are gone
         "sync": {**trainer, "gradients": 0 if away else gradients, "engine weights": engine, "KV cache": kept["KV cache"],
                  "staging": books.cfg.sync.staging_mib * MIB if engine or weights else 0},
     }
@@ -137,13 +138,6 @@ def optimizer_bytes(stage: Stage, grids: MegatronGrids, itemsize: int) -> int:
     """fp32 master weights (bf16 runs only: fp32 weights are their own) and two moments, dealt over the ranks that hold copies."""
     each = 12 if itemsize == 2 else 8
     return each * -(-stage.dense // grids.dense.size("dp")) + each * -(-stage.experts // grids.experts.size("edp"))
-
-
-def _window(books: Books, place: Place) -> int:
-    """The part of a host optimizer's state that is on the device while its step runs."""
-    if place.train is None or books.on_cpu or not books.cfg.optimizer.offload:
-        return 0
-    return int(optimizer_bytes(books.train[place.train], books.layout.train, books.itemsize) / books.machine.swap_parts)
 
 
 def _reference_copy(books: Books, place: Place) -> int:
