@@ -100,6 +100,14 @@ def here(kind: str) -> Any:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, module(kind).current_device())
 
 
+def let_segments_grow(kind: str, allowed: bool) -> None:
+    """Whether torch's allocator joins what it frees: training then does not run out of memory in pieces, but what vllm-ascend's allocator
+    for sleeping takes must be whole. NPU only: on CUDA vLLM sees to it."""
+    if kind == "npu":
+        module(kind).empty_cache()   # the setting is for what is taken from now on
+        module(kind).memory._set_allocator_settings(f"expandable_segments:{allowed}")
+
+
 def group_options(kind: str, group: str) -> Any:
     """What new_group takes for one of megatron-core's groups; None where there is nothing to say."""
     if kind != "npu" or group not in BUFFERS_MB:

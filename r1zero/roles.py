@@ -10,6 +10,7 @@ from torch import Tensor
 
 from r1zero.batch import Batch
 from r1zero.config import Config, UserError
+from r1zero.device import let_segments_grow
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import build, checkpoint, mapping, step_folders
 from r1zero.model.families import read_shape
@@ -35,6 +36,7 @@ class Roles:
         grids = layout.train if trains else layout.reference
         if grids is None or rank not in grids.dense:
             return
+        self._engine_leaves()   # both may not fit
         build.initialize(grids, cfg.run.device, cfg.run.seed)
         chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
         self._load(chunks, grids)
@@ -67,14 +69,20 @@ class Roles:
 
     def to_training(self) -> None:
         """Where engine and trainer share a device the engine leaves it, and the trainer comes back if it had left."""
-        if self.engine and (self.policy or self.reference):
+        if self.policy or self.reference:
+            self._engine_leaves()
+
+    def _engine_leaves(self) -> None:
+        if self.engine:
             self.engine.sleep()
+            let_segments_grow(self.cfg.run.device, True)
 
     def to_rollout(self, sync: Sync) -> None:
         """The trained weights to the engines, everywhere at once. Both are on the device then, until `settle`."""
         if self.residency:
             self.residency.bring("policy")
         if self.engine and (self.policy or self.reference):
+            let_segments_grow(self.cfg.run.device, False)
             self.engine.wake()
         sync.push(self.chunks, self.engine)
 

@@ -43,6 +43,8 @@ UNHEARD_S = 12.0
 """A rank that failed, or lost both lines, waits so long for a verdict before it ends the job itself."""
 OBEY_S = 2.0
 """From reading a verdict to one's own end: the judge prints meanwhile."""
+LAST_S = 10
+"""So long after that the kernel ends this process."""
 FRAMES = 12
 WAITING = ("/torch/distributed/distributed_c10d.py", "/torch/distributed/_functional_collectives.py", "/vllm/distributed/")
 """Files in which a rank waits for others; elsewhere it does where the line that runs calls wait()."""
@@ -105,10 +107,12 @@ class Watchdog:
     def end(self, found: Verdict, speak: bool) -> None:
         """The end of this process, by the first of its threads that comes here; where it speaks, of the job. Does not return."""
         self._one.acquire()
+        signal.alarm(LAST_S)   # whatever stands in the way below
         log.error("the job ends: %s", found.text)
         if speak:
-            sys.__stderr__.write(found.text)
-            sys.__stderr__.flush()
+            with suppress(OSError):   # the launcher may be gone, and its pipe with it
+                sys.__stderr__.write(found.text)
+                sys.__stderr__.flush()
         for rank, host, pid in found.silent:
             # One that is stopped hears no launcher's SIGTERM. MPI's daemons see to that themselves.
             if host == self.host and rank != self.launch.rank and self.launch.launcher not in world.MPI_LAUNCHERS:

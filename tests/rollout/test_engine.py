@@ -1,5 +1,7 @@
 """The engine in a world of one, against transformers in fp32."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -51,6 +53,16 @@ def test_forbidden_ids_are_never_sampled_and_have_no_share_of_the_probability(de
     theirs = [of_all[-len(r.token_ids):] for r, of_all in zip(answer.responses, expected(case, answer), strict=True)]
     assert worst([r.logprobs for r in answer.responses], theirs) < TOLERANCE
     assert {r.finish_reason for r in answer.responses} == {"stop", "length"}
+
+
+def test_a_model_published_in_fp8_is_generated_with_as_trained(dense, ranks, tmp_path):
+    case, answer = dense
+    shutil.copytree(case.path, tmp_path / "fp8")
+    shape = json.loads((tmp_path / "fp8/config.json").read_text())
+    fp8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    (tmp_path / "fp8/config.json").write_text(json.dumps({**shape, "quantization_config": fp8}))
+    (same,) = ranks.run(cases.answer, replace(case, path=str(tmp_path / "fp8")), size=1)
+    assert [r.token_ids for r in same.responses] == [r.token_ids for r in answer.responses]
 
 
 def test_finished_responses_are_handed_over_while_others_decode(dense, ranks):
