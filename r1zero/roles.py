@@ -131,9 +131,11 @@ class Roles:
             self.engine.close()
 
     def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
-        """Collective over the ranks that train. Raises UserError where there is no room."""
+        """Collective over the ranks that train. The engine leaves the device, as at an update: `to_rollout` must follow before it generates.
+        Raises UserError where there is no room."""
+        self.to_training()
         if self.policy:
-            with self.policy.state_here():
+            with self._all_here():
                 checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra,
                                 self.cfg.checkpoint)
 
@@ -145,6 +147,12 @@ class Roles:
         if mode == "never":
             raise UserError(f'checkpoint.resume = "never", and {found.path} is there; set it to "auto" to go on from it, or change run.name')
         if self.policy:
-            with self.policy.state_here():
+            with self._all_here():
                 checkpoint.load(found, self.policy.chunks, self.policy.optimizer, self.policy.scheduler)
         return {**found.extra, "iteration": found.iteration}
+
+    def _all_here(self) -> Any:
+        """A context with the trained weights and the optimizer's state on the device."""
+        if self.residency:
+            self.residency.bring("policy")
+        return self.policy.state_here()

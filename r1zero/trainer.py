@@ -185,6 +185,9 @@ class Trainer:
                 raise
             if self.rank == self.layout.train.dense.ranks[0]:
                 log.warning('%s; the run goes on, as checkpoint.on_failed_save = "continue"', error)
+        if self.done < self.cfg.run.iterations and not self.saving.stop:
+            self.roles.to_rollout(self.sync)
+            self.roles.settle()
 
     def _resume(self) -> None:
         """Continue the folder's newest checkpoint, where there is one."""
