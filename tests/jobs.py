@@ -2,7 +2,7 @@
 
 import json
 import random
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -83,3 +83,13 @@ def with_trainer(rank: int, cfg: Config, use):
 
 def metrics_of(cfg: Config) -> list[dict]:
     return [json.loads(line) for line in (Path(cfg.run.dir) / cfg.run.name / "metrics.jsonl").read_text().splitlines()]
+
+
+def alive(*words: str) -> list[str]:
+    """Processes that have all the words in their command line, whose parts end with a zero."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            text = entry.read_text()
+            found += [text] * all(word in text for word in words)
+    return found

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import jobs
+
 ROOT = Path(__file__).parents[2]
 DEADLINE_S, SILENCE_S, PROMISE_S = 5, 6, 15
 """phase_timeout_s, silence_timeout_s, and what may pass beyond them to the job's end."""
@@ -39,19 +41,6 @@ def wait(process: subprocess.Popen, folder: Path) -> tuple[int, str, float]:
     return process.returncode, out, ended - float(happened[1]) if happened else 0.0
 
 
-def alive(folder: Path) -> list[str]:
-    """Processes that name the folder in their command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = entry.read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if f"{folder}\0" in text:
-            found.append(text)
-    return found
-
-
 def check(kind: str, rank: int, phase: str, found: tuple[int, str, float], folder: Path) -> None:
     status, out, seconds = found
     assert status != 0, out
@@ -70,7 +59,7 @@ def check(kind: str, rank: int, phase: str, found: tuple[int, str, float], folde
         assert out.count("no sign of life") == 1 and seconds < SILENCE_S + PROMISE_S, out
     log = (folder / f"rank_{rank:04d}.log").read_text()
     assert kind == "stop" or (f"in {phase}" if kind == "exception" else "is late") in log
-    assert not alive(folder)
+    assert not jobs.alive(f"{folder}\0")
 
 
 SHORT = [("mpirun", "exception", 2, "update"), ("mpirun", "hang", 1, "rollout"), ("mpirun", "stop", 0, "save"), ("torchrun", "hang", 0, "update"),

@@ -17,6 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
+
 ROOT = Path(__file__).parents[2]
 PR_SET_CHILD_SUBREAPER = 36
 LEFT_S = 5.0
@@ -99,6 +102,9 @@ def _become(rank: int, size: int, port: int, arguments: list[str], accident: str
             os.dup2(handle if mode is None else os.open(os.devnull, mode), stream)
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), R1ZERO_ACCIDENT=accident)
+        random.seed()   # as a process of its own would begin, each otherwise
+        numpy.random.seed()
+        torch.seed()
         sys.argv = ["train.py", *arguments]
         runpy.run_path(str(ROOT / "tests/failure/job.py"), run_name="__main__")
         status = 0
