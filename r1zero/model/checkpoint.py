@@ -58,6 +58,8 @@ def save(folder: Path, iteration: int, chunks: list[torch.nn.Module], optimizer:
     problem = step_folders.prepare(folder, aside, needed) if group.rank() == 0 else ""
     if problem := gather(problem, group)[0]:
         raise UserError(f"{final}: {problem}")
+    if group.rank() == 0:
+        step_folders.use_room(folder, step_folders.ROOMS[0])
     writer = Writer(str(aside))
     strategy = FullyParallelSaveStrategyWrapper(_Strategy(writer), parallel_state.get_data_parallel_group(with_context_parallel=True))
     try:
@@ -97,7 +99,7 @@ class _Strategy(SaveShardedStrategy):
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
         planner = MCoreSavePlanner(flatten_state_dict=False)
         torch_checkpoint.save(mcore_to_pyt_state_dict(by_key), storage_writer=self.writer, planner=planner)
-        (Path(checkpoint_dir).parent / step_folders.ROOM).unlink(missing_ok=True)
+        step_folders.use_room(Path(checkpoint_dir).parent, step_folders.ROOMS[1])
 
 
 def load(found: Found, chunks: list[torch.nn.Module], optimizer: Any, scheduler: OptimizerParamScheduler) -> None:

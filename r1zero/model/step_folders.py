@@ -18,8 +18,9 @@ from r1zero.model.manifest import Torn
 log = logging.getLogger(__name__)
 
 STEP = re.compile(r"step_(\d+)")
-ROOM, ROOM_BYTES = "room.tmp", 1 << 20
-"""A file beside the folder that is written. It keeps room for the small files that are written last, by one rank, when the others can no longer be told."""
+ROOMS, ROOM_BYTES = ("room_first.tmp", "room_last.tmp"), 1 << 20
+"""Files beside the folder that is written. Each keeps room for small files that one rank writes, before all write the large ones and
+after, when the others cannot be told that they failed."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
         for stale in folder.glob("*.tmp"):   # of a save that was cut off
             _remove(stale)
         aside.mkdir(parents=True)
-        with manifest.HashedFile(folder / ROOM) as file:
-            file.write(bytes(ROOM_BYTES))
+        for name in ROOMS:
+            with manifest.HashedFile(folder / name) as file:
+                file.write(bytes(ROOM_BYTES))
         free = shutil.disk_usage(aside).free
     except OSError as error:
         discard(aside)
@@ -53,7 +55,12 @@ def discard(aside: Path) -> None:
     """What a failed save has written, as far as the disk allows."""
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
-        (aside.parent / ROOM).unlink(missing_ok=True)
+        for name in ROOMS:
+            use_room(aside.parent, name)
+
+
+def use_room(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
 
 
 def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:

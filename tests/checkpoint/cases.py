@@ -151,7 +151,8 @@ def save_while_the_disk_fills(rank: int, oracle: Oracle, disk: Path, shares: lis
     for number, share in enumerate(shares):
         write(built, folder, 2 * number + 1, Checkpoint(keep=1))
         (whole,) = folder.glob("step_*")
-        left = int(sum(path.stat().st_size for path in whole.iterdir()) * share) + step_folders.ROOM_BYTES
+        size, room = sum(path.stat().st_size for path in whole.iterdir()), step_folders.ROOM_BYTES
+        left = max(int(size * share) + room, 2 * room)   # the first room is given back before the large files are written
         ballast.write_bytes(bytes(shutil.disk_usage(disk).free - left))
         sentence = ""
         with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1 << 40)):
