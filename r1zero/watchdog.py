@@ -119,6 +119,7 @@ class Watchdog:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if speak:
+            time.sleep(BEAT_S)   # meanwhile the others read it and write it to their logs
             world.abort(self.launch, found.code)
         time.sleep(OBEY_S)
         os._exit(found.code)

@@ -47,7 +47,8 @@ def check(kind: str, rank: int, phase: str, found: tuple[int, str, float], folde
     name = rf"rank {rank} of 4 on \S+ \(process \d+\)"
     if kind == "exception":
         assert len(re.findall(rf"{name} failed in phase {phase} of iteration 2", out)) == 1, out
-        assert out.count(f"Accident: in {phase}") == 1 and out.count("Traceback") == 1, out
+        # torchrun adds one of its own, about a child that failed.
+        assert out.count(f"Accident: in {phase}") == 1 and out.count("Traceback") == 1 + ("ChildFailedError" in out), out
         assert seconds < PROMISE_S, out
     elif kind == "hang":
         assert len(re.findall(rf"{name} is late: \d+ s in phase {phase} of iteration 2, which may take {DEADLINE_S} s", out)) == 1, out
@@ -62,8 +63,7 @@ def check(kind: str, rank: int, phase: str, found: tuple[int, str, float], folde
     assert not jobs.alive(f"{folder}\0")
 
 
-SHORT = [("mpirun", "exception", 2, "update"), ("mpirun", "hang", 1, "rollout"), ("mpirun", "stop", 0, "save"), ("torchrun", "hang", 0, "update"),
-         ("torchrun", "stop", 3, "dispatch"), ("torchrun", "exception", 3, "non_overlap_rule_reward")]
+SHORT = [("mpirun", "exception", 2, "update"), ("mpirun", "stop", 0, "save"), ("torchrun", "hang", 1, "rollout"), ("torchrun", "stop", 3, "dispatch")]
 
 
 @pytest.mark.slow
