@@ -77,11 +77,11 @@ def test_the_culprit_is_named_and_all_ranks_end(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("kind", ["exception", "hang", "stop"])
-@pytest.mark.parametrize("phase", ["rollout", "non_overlap_rule_reward", "reference_model", "update", "resharding_to_infer", "save"])
-def test_the_culprit_is_named_in_every_phase(tmp_path, launcher, kind, rank, phase):
+@pytest.mark.parametrize("launcher, rank, phase", [
+    ("mpirun", 0, "rollout"), ("torchrun", 3, "non_overlap_rule_reward"), ("torchrun", 0, "reference_model"), ("mpirun", 3, "update"),
+    ("torchrun", 1, "resharding_to_infer"), ("mpirun", 2, "save")])
+def test_the_culprit_is_named_in_every_phase(tmp_path, launcher, rank, phase, kind):
     folder = tmp_path / "logs"
     check(kind, rank, phase, wait(start(launcher, f"{kind} {rank} {phase} 2 0", folder), folder), folder)
 
