@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "plan": "config layout device model reshard",
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics generation policy",
-    "roles": "config layout batch model rollout policy sync",
+    "roles": "config device layout batch model rollout policy sync",
     "guard": "config layout batch data model policy exchange reshard roles",
     "trainer": "config device layout batch world metrics curves reward data model exchange sync generation figures roles guard saving",
     "preflight": "config layout world model reshard plan trainer",
