@@ -1,11 +1,13 @@
-"""R1ZERO_ACCIDENT="kind rank phase iteration delay": as that rank begins that phase it raises an exception, hangs, is stopped, or is
-killed, this after so many seconds, wherever it may then be. Or it hears a signal (TERM, USR1, INT), or INT twice (INT-INT)."""
+"""R1ZERO_ACCIDENT="kind rank phase iteration delay [file]": as that rank begins that phase it raises an exception, hangs, is stopped, or is
+killed, this after so many seconds, wherever it may then be. Or it hears a signal (TERM, USR1, INT), or INT twice (INT-INT).
+With a file it happens once: not where the file is there, which it makes."""
 
 import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 from r1zero import metrics
 
@@ -16,12 +18,16 @@ class Accident(Exception):
 
 def install() -> None:
     """Where the stopwatch tells its observers, after they were told."""
-    kind, rank, phase, iteration, delay = os.environ["R1ZERO_ACCIDENT"].split()
+    kind, rank, phase, iteration, delay, *once = os.environ["R1ZERO_ACCIDENT"].split()
+    if any(Path(file).exists() for file in once):
+        return
     plain = metrics.Stopwatch._tell
 
     def tell(self: metrics.Stopwatch, name: str) -> None:
         plain(self, name)
         if (name, self.iteration) == (phase, int(iteration)):
+            for file in once:
+                Path(file).touch()
             happen(kind, phase, float(delay))
     if rank == os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0")):
         metrics.Stopwatch._tell = tell
