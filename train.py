@@ -15,8 +15,10 @@ def main() -> None:
     parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
     parser.add_argument("--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device")
-    parser.add_argument("--world", type=int, metavar="RANKS", help="with --plan: ranks of the world, where the config does not say or for another")
-    parser.add_argument("--check", action="store_true", help="start all ranks, try everything that a step needs once, print what was found, and end")
+    parser.add_argument("--world", type=int, metavar="RANKS",
+                        help="with --plan: ranks of the world, where the config does not say or for another")
+    parser.add_argument("--check", action="store_true",
+                        help="start all ranks, try everything that a step needs once, print what was found, and end")
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     args = parser.parse_intermixed_args()
     launch = world.Launch(0, 1, 0, 1, "none")

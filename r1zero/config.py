@@ -27,8 +27,8 @@ class Run:
     timeout_s: int = 1800
     """A collective that waits longer ends the job."""
     phase_timeout_s: int = 1500
-    """A rank that is longer in a phase (loading, rollout, update, save ...) ends the job by name; likewise one that is 5 times longer than ever
-    before in the run, and over 120 s. Below timeout_s, whose error names nobody; above the first rollout. 0: never."""
+    """A rank that is longer in a phase (loading, rollout, update, save ...) ends the job by name; likewise one that is 5 times longer than
+    ever before in the run, and over 120 s. Below timeout_s, whose error names nobody; above the first rollout. 0: never."""
     silence_timeout_s: int = 120
     """A rank whose process gives no sign of life for so long (stopped, or killed on a lost node) ends the job; 0: never."""
     deterministic: bool = False

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from r1zero import metrics
 
-CURVES = (("reward.png", "grpo/rewards/mean", "mean reward"), ("response_length.png", "response_length/mean", "mean response length (tokens)"))
+CURVES = (("reward.png", "grpo/rewards/mean", "mean reward"),
+          ("response_length.png", "response_length/mean", "mean response length (tokens)"))
 
 
 def draw(folder: Path) -> list[Path]:

@@ -40,8 +40,8 @@ ROWS = {
                    ("ATB_MATMUL_SHUFFLE_K_ENABLE", "0"))),
 }
 
-BUFFERS_MB = {"tp": 100, "pp": 100, "dp": 100, "dp_cp": 100, "ep": 256, "ep_tp": 256, "ep_dp": 100, "mp": 20, "tp_ep_mp": 20, "tp_ep_pp": 20,
-              "tp_dp_cp": 20}
+BUFFERS_MB = {"tp": 100, "pp": 100, "dp": 100, "dp_cp": 100, "ep": 256, "ep_tp": 256, "ep_dp": 100, "mp": 20, "tp_ep_mp": 20,
+              "tp_ep_pp": 20, "tp_dp_cp": 20}
 """HCCL: MiB of each of the two buffers that a communicator of megatron-core's takes, by megatron-core's name of its group. Without,
 each takes HCCL_BUFFSIZE, which the engine's dispatch of experts sets; the groups of norms and of the loss carry a few numbers."""
 

@@ -191,7 +191,8 @@ def _spell(ranks: set[int]) -> str:
 def check_world(cfg: config.Layout, size: int) -> None:
     """Raises UserError where others than the ranks that the file is made for were started."""
     if cfg.world not in (0, size):
-        raise UserError(f"layout.world = {cfg.world}, but {size} ranks were started; start {cfg.world}, or change layout.world and the degrees")
+        raise UserError(f"layout.world = {cfg.world}, but {size} ranks were started; "
+                        f"start {cfg.world}, or change layout.world and the degrees")
 
 
 def check_batch(cfg: config.Config, layout: Layout) -> None:

@@ -37,7 +37,8 @@ class _TokenStats(torch.autograd.Function):
         at = local.clamp(0, width - 1)
         p = x.exp()
         # One collective for all three sums: of exp, of exp * x, and the target's own x (from its owner).
-        sums = torch.stack([p.sum(1), (p * x.masked_fill(forbidden_V, 0.0)).sum(1), torch.where(owned, x.gather(1, at[:, None])[:, 0], 0.0)])
+        sums = torch.stack([p.sum(1), (p * x.masked_fill(forbidden_V, 0.0)).sum(1),
+                            torch.where(owned, x.gather(1, at[:, None])[:, 0], 0.0)])
         _all_reduce(sums, dist.ReduceOp.SUM, group)
         z, weighted, chosen = sums
         ctx.save_for_backward(p.div_(z[:, None]), rows_R, at, owned)

@@ -47,7 +47,8 @@ class Policy:
     @staticmethod
     def groups() -> dict[str, dist.ProcessGroup]:
         """megatron's groups of this rank that a step uses."""
-        return {"train tp": parallel_state.get_tensor_model_parallel_group(), "train pp": parallel_state.get_pipeline_model_parallel_group(),
+        return {"train tp": parallel_state.get_tensor_model_parallel_group(),
+                "train pp": parallel_state.get_pipeline_model_parallel_group(),
                 "train dp": parallel_state.get_data_parallel_group(), "train ep": parallel_state.get_expert_model_parallel_group()}
 
     @torch.no_grad()

@@ -24,7 +24,8 @@ class Roles:
     """engine: on a rank that generates. policy: on a rank that trains. reference: on a rank of a reference's own grid; where it is
     colocated with train, `original` holds its weights, to be put in the policy's place."""
 
-    def __init__(self, cfg: Config, layout: Layout, rank: int, device: torch.device, *, stop_token_ids: list[int], forbidden_ids: list[int]):
+    def __init__(self, cfg: Config, layout: Layout, rank: int, device: torch.device, *,
+                 stop_token_ids: list[int], forbidden_ids: list[int]):
         self.cfg, self.layout, self.rank = cfg, layout, rank
         self.shape = read_shape(cfg.model.path)
         self.engine: Engine | None = None
@@ -131,8 +132,8 @@ class Roles:
             self.engine.close()
 
     def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
-        """Collective over the ranks that train. The engine leaves the device, as at an update: `to_rollout` must follow before it generates.
-        Raises UserError where there is no room."""
+        """Collective over the ranks that train. The engine leaves the device, as at an update: `to_rollout` must follow before it
+        generates. Raises UserError where there is no room."""
         self.to_training()
         if self.policy:
             with self._all_here():
@@ -145,7 +146,8 @@ class Roles:
         if found is None:
             return None
         if mode == "never":
-            raise UserError(f'checkpoint.resume = "never", and {found.path} is there; set it to "auto" to go on from it, or change run.name')
+            raise UserError(f'checkpoint.resume = "never", and {found.path} is there; '
+                            'set it to "auto" to go on from it, or change run.name')
         if self.policy:
             with self._all_here():
                 checkpoint.load(found, self.policy.chunks, self.policy.optimizer, self.policy.scheduler)

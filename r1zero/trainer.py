@@ -149,7 +149,8 @@ class Trainer:
         values = self.roles.reference_logprobs(theirs)
         return self.exchange.between(values, census, grid, self.layout.train.dense)
 
-    def _reduce(self, samples: Samples | None, table: Tensor | None, trained: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    def _reduce(self, samples: Samples | None, table: Tensor | None,
+                trained: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
         """Sums and peaks over the world; an engine's figures are counted once, by its first rank."""
         tally = metrics.Tally()
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0

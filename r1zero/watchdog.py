@@ -147,7 +147,8 @@ class Line(threading.Thread):
             log.info("line %d is lost: %s", self.number, str(error).partition("\n")[0])
         while not self.watch.ending.wait(BEAT_S):
             if all(line.broken and time.monotonic() - line.broken > UNHEARD_S for line in self.watch.lines):
-                self.watch.end(Verdict(f"rank {self.rank} of {self.size} on {self.watch.host} has lost ranks 0 and {self.size - 1}\n", 1), speak=True)
+                self.watch.end(Verdict(f"rank {self.rank} of {self.size} on {self.watch.host} "
+                                       f"has lost ranks 0 and {self.size - 1}\n", 1), speak=True)
 
     def _rest(self) -> None:
         """Until the next beat. A phase that begins is told in between, at most ten times a second; a failure is a reason to beat."""
@@ -269,7 +270,8 @@ def standing(cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tuple
 
 
 def _stores(launch: world.Launch) -> tuple[list[dist.Store], dist.Store | None]:
-    """Connections of the watchdog's own, as one that a thread waits on is not usable from another; and the store that lives here, if one does."""
+    """Connections of the watchdog's own, as one that a thread waits on is not usable from another; and the store that lives here,
+    if one does."""
     host, port, attempt = world.rendezvous()
     wait = timedelta(seconds=60)
 

@@ -70,8 +70,8 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
     except dist.DistNetworkError as error:
         first = str(error).splitlines()[0]
         raise UserError(f"rank {launch.rank} on {socket.gethostname()}: the ranks meet at {address}:{port} (MASTER_ADDR, MASTER_PORT), and "
-                        f"{'it cannot listen' if launch.rank == 0 else 'nobody of this job answers'} there ({first}); if another program has the port, "
-                        "set MASTER_PORT to a free one") from None
+                        f"{'it cannot listen' if launch.rank == 0 else 'nobody of this job answers'} there ({first}); "
+                        "if another program has the port, set MASTER_PORT to a free one") from None
 
 
 def _rendezvous(launch: Launch) -> tuple[str, int]:

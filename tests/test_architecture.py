@@ -149,7 +149,8 @@ def fields(cls):
 
 
 def test_every_config_field_is_read_somewhere_and_says_what_it_is():
-    read = {node.attr for path, tree in TREES.items() if place(path) != "config" for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read = {node.attr for path, tree in TREES.items() if place(path) != "config"
+            for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     unread = [f"{cls}.{name}" for cls, name in fields(config.Config) if name not in read]
     assert not unread
 
@@ -158,5 +159,6 @@ def test_importing_the_package_without_a_device_brings_no_heavy_library():
     import subprocess
     import sys
 
-    code = "import sys; from r1zero import config, layout, world, device, reward; print([m for m in ('torch', 'vllm', 'megatron', 'mpi4py') if m in sys.modules])"
+    code = ("import sys; from r1zero import config, layout, world, device, reward; "
+            "print([m for m in ('torch', 'vllm', 'megatron', 'mpi4py') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"

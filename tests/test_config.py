@@ -22,7 +22,8 @@ def test_the_resolved_config_reads_back_equal(tmp_path):
 def test_an_override_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = write(tmp_path, "[grpo]\nkl_coef = 0.5\ngroup_size = 4\n")
     cfg = config.load(path, ["grpo.kl_coef=0.0", "run.name=trial", "layout.train.ranks=0-1", "layout.rollout.ranks=3"], Config)
-    assert (cfg.grpo.kl_coef, cfg.grpo.group_size, cfg.run.name, cfg.layout.train.ranks, cfg.layout.rollout.ranks) == (0.0, 4, "trial", "0-1", "3")
+    assert (cfg.grpo.kl_coef, cfg.grpo.group_size, cfg.run.name, cfg.layout.train.ranks,
+            cfg.layout.rollout.ranks) == (0.0, 4, "trial", "0-1", "3")
 
 
 @pytest.mark.parametrize("text, words", [

@@ -70,7 +70,8 @@ def said(tmp_path: Path, undone: bool) -> list[str]:
     (tmp_path / "adaptor.py").write_text(ADAPTOR)
     program = PROGRAM.format(undone=undone, store=tmp_path / f"store{undone}")
     ranks = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, str(rank)], stdout=subprocess.PIPE, text=True,
-                              env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "GLOO_SOCKET_IFNAME": "lo"}) for rank in range(2)]
+                              env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "GLOO_SOCKET_IFNAME": "lo"})
+             for rank in range(2)]
     return [rank.communicate(timeout=200)[0].strip() for rank in ranks]
 
 
@@ -101,7 +102,8 @@ def test_groups_get_options_on_npu_only(monkeypatch: pytest.MonkeyPatch) -> None
 
     from r1zero import device
 
-    vendor = SimpleNamespace(_C=SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=SimpleNamespace))))
+    vendor = SimpleNamespace(
+        _C=SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=SimpleNamespace))))
     monkeypatch.setitem(sys.modules, "torch_npu", vendor)
     assert device.group_options("npu", "mp").hccl_config == {"hccl_buffer_size": 20}
     assert device.group_options("npu", "embd") is None and device.group_options("cuda", "mp") is None

@@ -12,7 +12,8 @@ from r1zero.verdict import Failure, Stamp
 
 
 def stamp(rank: int, **fields) -> Stamp:
-    stamp = Stamp(rank, "node", 100 + rank, "update", 3, 20, 5.0, 60.0, f"rank_{rank}.log", waiting=True, stack="  File a, line 1\n    all_reduce()\n")
+    stamp = Stamp(rank, "node", 100 + rank, "update", 3, 20, 5.0, 60.0, f"rank_{rank}.log", waiting=True,
+                  stack="  File a, line 1\n    all_reduce()\n")
     return dataclasses.replace(stamp, **fields)
 
 
@@ -23,7 +24,8 @@ LATE = dict(seconds=61.0)
 @pytest.mark.parametrize("stamps, named", [
     ([stamp(0, **LATE), stamp(1, **LATE), stamp(2, **LATE, **BUSY), stamp(3, **LATE)], [2]),
     # Past its limit, but only as it waits for one that is not past its own: a long rollout is not late.
-    ([stamp(0, **LATE, entered=22), stamp(1, entered=21, seconds=50.0, **BUSY), stamp(2, **LATE, entered=22), stamp(3, **LATE, entered=22)], []),
+    ([stamp(0, **LATE, entered=22), stamp(1, entered=21, seconds=50.0, **BUSY), stamp(2, **LATE, entered=22),
+      stamp(3, **LATE, entered=22)], []),
     # Behind in phase, whatever it does there.
     ([stamp(0, entered=22), stamp(1, entered=22, **BUSY), stamp(2, **LATE, **BUSY), stamp(3, entered=22)], [2]),
     # Among those that are behind one waits for the other.
@@ -36,7 +38,8 @@ def test_the_late_rank_is_the_one_for_which_the_others_wait(stamps, named):
     assert [s.rank for s in verdict.late(stamps)] == named
     if named:
         text = verdict.of_lateness(stamps).text
-        assert [r for r in range(4) if f"rank {r} of 4 on node (process {100 + r}) is late: 61 s in phase update of iteration 3" in text] == named
+        assert [r for r in range(4)
+                if f"rank {r} of 4 on node (process {100 + r}) is late: 61 s in phase update of iteration 3" in text] == named
 
 
 def test_the_stack_of_the_late_and_of_the_waiting_is_shown_once_each():
@@ -60,10 +63,12 @@ def judged(failures, silent_s=(0, 0, 0, 0), since_s=1.0):
 
 def test_the_first_failure_that_is_not_the_echo_of_another_is_the_cause():
     echoes = [failure(0, echo=True), failure(3, echo=True)]
-    assert judged([*echoes, failure(1), failure(2)]) == (1, "rank 1 of 4 on node (process 101) failed in phase update of iteration 3. Its log: rank_1.log")
+    assert judged([*echoes, failure(1), failure(2)]) == (
+        1, "rank 1 of 4 on node (process 101) failed in phase update of iteration 3. Its log: rank_1.log")
     assert judged([failure(2, "make room\n", code=2)]) == (2, "make room")
     assert judged(echoes) is None, "the cause may still come"
-    assert judged(echoes, silent_s=(0, 0, 6, 0))[1].startswith("rank 2 of 4 on node (process 102) has given no sign of life for 6 s; it was in phase update")
+    assert judged(echoes, silent_s=(0, 0, 6, 0))[1].startswith(
+        "rank 2 of 4 on node (process 102) has given no sign of life for 6 s; it was in phase update")
     assert judged(echoes, silent_s=(9, 0, 0, 0)) is None, "rank 0 is silent as it has failed"
     assert judged(echoes, since_s=9.0)[1].startswith("rank 0 of 4"), "a network that failed by itself"
     assert judged([]) is None

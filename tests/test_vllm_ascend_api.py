@@ -56,7 +56,8 @@ SAMPLING = ("n temperature top_p top_k min_p seed max_tokens logprobs detokenize
 
 ENVIRONMENT = {
     VLLM: ("vllm.envs", "VLLM_DP_SIZE VLLM_DP_RANK VLLM_DP_RANK_LOCAL VLLM_DP_MASTER_IP VLLM_DP_MASTER_PORT "
-           "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_USE_V2_MODEL_RUNNER VLLM_PLUGINS VLLM_TARGET_DEVICE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS"),
+           "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_USE_V2_MODEL_RUNNER VLLM_PLUGINS VLLM_TARGET_DEVICE VLLM_LOGGING_LEVEL "
+           "VLLM_NO_USAGE_STATS"),
     ASCEND: ("vllm_ascend.envs", "VLLM_ASCEND_ENABLE_NZ VLLM_ASCEND_ENABLE_FUSED_MC2 VLLM_ASCEND_ENABLE_FLASHCOMM1 "
              "VLLM_ASCEND_ENABLE_MLAPO VLLM_ASCEND_BALANCE_SCHEDULING DYNAMIC_EPLB"),
 }
@@ -101,7 +102,8 @@ def test_a_variable_that_others_set_is_not_read_at_all() -> None:
 # The order of load, wake and reload (ascend engine) follows from these bodies; if one changes, so must the order.
 
 def test_experts_are_transposed_after_loading_and_lose_their_weight_loader() -> None:
-    body = wheels.source(node(ASCEND, "vllm_ascend.ops.fused_moe.fused_moe", "AscendUnquantizedFusedMoEMethod.process_weights_after_loading"))
+    body = wheels.source(node(ASCEND, "vllm_ascend.ops.fused_moe.fused_moe",
+                              "AscendUnquantizedFusedMoEMethod.process_weights_after_loading"))
     for name in ("w13", "w2"):
         assert f"{name}_data = self._maybe_pad_weight(layer.{name}_weight.data).transpose(1, 2).contiguous()" in body
         assert f"layer.{name}_weight = torch.nn.Parameter({name}_data, requires_grad=False)" in body
@@ -205,14 +207,18 @@ def test_fused_parameters_have_the_parts_that_the_reshard_writes() -> None:
 
 
 LOADERS = [
-    ("vllm.model_executor.layers.linear", "ReplicatedLinear.weight_loader"), ("vllm.model_executor.layers.linear", "ColumnParallelLinear.weight_loader"),
+    ("vllm.model_executor.layers.linear", "ReplicatedLinear.weight_loader"),
+    ("vllm.model_executor.layers.linear", "ColumnParallelLinear.weight_loader"),
     ("vllm.model_executor.layers.linear", "MergedColumnParallelLinear.weight_loader"),
-    ("vllm.model_executor.layers.linear", "QKVParallelLinear.weight_loader"), ("vllm.model_executor.layers.linear", "RowParallelLinear.weight_loader"),
+    ("vllm.model_executor.layers.linear", "QKVParallelLinear.weight_loader"),
+    ("vllm.model_executor.layers.linear", "RowParallelLinear.weight_loader"),
     ("vllm.model_executor.parameter", "_ColumnvLLMParameter.load_column_parallel_weight"),
     ("vllm.model_executor.parameter", "_ColumnvLLMParameter.load_merged_column_weight"),
-    ("vllm.model_executor.parameter", "_ColumnvLLMParameter.load_qkv_weight"), ("vllm.model_executor.parameter", "RowvLLMParameter.load_row_parallel_weight"),
+    ("vllm.model_executor.parameter", "_ColumnvLLMParameter.load_qkv_weight"),
+    ("vllm.model_executor.parameter", "RowvLLMParameter.load_row_parallel_weight"),
     ("vllm.model_executor.layers.vocab_parallel_embedding", "VocabParallelEmbedding.weight_loader"),
-    ("vllm.model_executor.layers.fused_moe.layer", "FusedMoE._load_w13"), ("vllm.model_executor.layers.fused_moe.layer", "FusedMoE._load_w2"),
+    ("vllm.model_executor.layers.fused_moe.layer", "FusedMoE._load_w13"),
+    ("vllm.model_executor.layers.fused_moe.layer", "FusedMoE._load_w2"),
     ("vllm.model_executor.model_loader.weight_utils", "default_weight_loader"),
 ]
 
@@ -240,7 +246,8 @@ def test_buffers_of_groups_are_set_as_vllm_ascend_sets_its_own() -> None:
     body = wheels.source(node(ASCEND, "vllm_ascend.utils", "create_hccl_pg_options"))
     assert "torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options()" in body and "options.hccl_config = hccl_config" in body
     assert f"_DEFAULT_BUFFER_SIZE = {communicators.ENGINE_MB}" in wheels.source(wheels.tree(ASCEND, "vllm_ascend.utils"))
-    assert "if group_name and 'mc2' in group_name:\n        return None" in wheels.source(node(ASCEND, "vllm_ascend.utils", "get_hccl_config_for_pg_options"))
+    assert "if group_name and 'mc2' in group_name:\n        return None" in wheels.source(
+        node(ASCEND, "vllm_ascend.utils", "get_hccl_config_for_pg_options"))
 
 
 def test_shared_experts_are_cut_by_tensor_rank_on_npu_and_whole_elsewhere() -> None:
@@ -269,7 +276,8 @@ def test_every_module_that_the_engine_imports_exists_in_the_version_that_npus_ru
     wrong = []
     for path in engine_sources():
         for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] in ("vllm", "vllm_ascend") and not CPU_ONLY.search(n.module):
+            if (isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] in ("vllm", "vllm_ascend")
+                    and not CPU_ONLY.search(n.module)):
                 wheel = ASCEND if n.module.startswith("vllm_ascend") else VLLM
                 module = wheels.tree(wheel, n.module)
                 for alias in n.names:

@@ -17,7 +17,8 @@ from r1zero.world import Launch, read_launch
     # The shell of an sbatch script has a SLURM_PROCID but is no step: a world of one.
     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, Launch(0, 1, 0, 1, "none")),
     # mpirun inside a Slurm allocation: MPI's word counts.
-    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, Launch(1, 2, 1, 2, "openmpi")),
+    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+     Launch(1, 2, 1, 2, "openmpi")),
 ])
 def test_launchers(environment, launch):
     assert read_launch(environment) == launch

@@ -104,8 +104,8 @@ def entropy_collapse(run: Run, cfg: Alarms) -> Finding:
     first, now, reward = mean(values[:cfg.window]), mean(values[-cfg.window:]), mean(rewards[-cfg.window:])
     lowest, highest = min(of(run, "grpo/rewards/min"), default=0.0), max(of(run, "grpo/rewards/max"), default=0.0)
     if now < cfg.entropy_share * first and reward < (lowest + highest) / 2:
-        return (f"actor/entropy is {now:.2g}, and was {first:.2g}, at a mean reward of {reward:.2g} of {highest:.2g}: the policy has stopped "
-                "exploring; go back to an older checkpoint with a lower optimizer.lr or a higher rollout.temperature")
+        return (f"actor/entropy is {now:.2g}, and was {first:.2g}, at a mean reward of {reward:.2g} of {highest:.2g}: the policy has "
+                "stopped exploring; go back to an older checkpoint with a lower optimizer.lr or a higher rollout.temperature")
     return None
 
 

@@ -48,7 +48,8 @@ class Gate:
         self.tolerance = cfg.parity.tolerance or TOLERANCE[cfg.run.dtype]
 
     def after_sync(self, iteration: int) -> dict[str, float]:
-        """Figures where a check is due: after the sync of a start (iteration 0), and of every so many iterations. Raises Agreed, on all ranks."""
+        """Figures where a check is due: after the sync of a start (iteration 0), and of every so many iterations.
+        Raises Agreed, on all ranks."""
         every = self.cfg.parity.every_syncs
         if not self.prompts or iteration and (not every or iteration % every):
             return {}
@@ -56,7 +57,8 @@ class Gate:
         verdict = self._compare(mine)
         engines = verdict.disagreeing(self.tolerance)
         if engines:
-            raise Agreed(f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: {self._sentence(verdict, engines, mine)}")
+            raise Agreed(f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: "
+                         f"{self._sentence(verdict, engines, mine)}")
         prefilled = verdict.gaps_E3[:, PREFILLED:]
         return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
 

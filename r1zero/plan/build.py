@@ -105,7 +105,8 @@ def batch_algebra(books: Books) -> dict[str, float]:
     at_once, cache = memory.cache_need(books)
     samples = duration.samples(books)
     return {
-        "prompts an iteration": cfg.grpo.prompts_per_iteration, "responses a prompt": cfg.grpo.group_size, "responses an iteration": samples,
+        "prompts an iteration": cfg.grpo.prompts_per_iteration, "responses a prompt": cfg.grpo.group_size,
+        "responses an iteration": samples,
         "engines": layout.engines, "prompts an engine": cfg.grpo.prompts_per_iteration // layout.engines,
         "responses decoded at a time by an engine": at_once,
         "waves of decoding": -(-(samples // layout.engines) // at_once),

@@ -17,7 +17,8 @@ class Machine:
     host_memory_gb: float
     """GB of a node's host memory that pinned copies may take."""
     buffer_mb: float
-    """MiB of one buffer of a communicator that has no size of its own, of which each live one has two: HCCL_BUFFSIZE of launch/env-a3.sh."""
+    """MiB of one buffer of a communicator that has no size of its own, of which each live one has two:
+    HCCL_BUFFSIZE of launch/env-a3.sh."""
     tflops: float
     """Dense bf16 peak of a device, 1e12 operations a second."""
     mfu_forward: float

@@ -106,7 +106,8 @@ def _communicators(books: Books, place: Place) -> int:
     mine = {"dense": place.train is not None, "experts": place.train is not None, "rollout": place.rollout,
             "reference": place.reference is not None, "reference experts": place.reference is not None}
     live = communicators.kinds(layout, routes.shape, routes.expert_parallel, books.cfg.run.device)
-    each = [communicators.buffer_mb(kind, books.cfg.run.device, books.machine.buffer_mb) for kind in live if kind.buffered and mine[kind.grid]]
+    each = [communicators.buffer_mb(kind, books.cfg.run.device, books.machine.buffer_mb)
+            for kind in live if kind.buffered and mine[kind.grid]]
     world = books.machine.buffer_mb if layout.size > 1 else 0
     return int(2 * (sum(each) + world) * MIB)
 

@@ -23,7 +23,8 @@ def problems(books: Books, places: Sequence["PlaceLedger"], host: dict[str, int]
         total = worst.ledger.total(phase)
         biggest = ", ".join(f"{kind} {n / GB:.1f}" for kind, n in sorted(worst.ledger.device[phase].items(), key=lambda kv: -kv[1])[:4])
         yield (f"phase {phase} needs {total / GB:.1f} GB on {sum(p.ranks for p, _ in full)} ranks, {limit / GB:.1f} GB are usable "
-               f"(plan.assume.memory_gib = {books.machine.memory_gib:g}); most of it: {biggest} GB. {_cure(books, [p.place for p in places], limit)}")
+               f"(plan.assume.memory_gib = {books.machine.memory_gib:g}); most of it: {biggest} GB. "
+               f"{_cure(books, [p.place for p in places], limit)}")
     pinned = sum(host.values())
     if pinned > books.machine.host_memory_gb * GB:
         parts = ", ".join(f"{kind} {n / GB:.0f}" for kind, n in host.items())
@@ -35,7 +36,8 @@ def problems(books: Books, places: Sequence["PlaceLedger"], host: dict[str, int]
         if need > books.machine.buffer_mb:
             fits = max((n for n in range(8, cfg.rollout.max_num_seqs, 8)
                         if communicators.mc2_buffer(shape, books.layout, n) <= books.machine.buffer_mb * memory.MIB), default=None)
-            yield (f"the engine's dispatch of experts needs HCCL_BUFFSIZE of {need:.0f} MiB for rollout.max_num_seqs = {cfg.rollout.max_num_seqs}, "
+            yield (f"the engine's dispatch of experts needs HCCL_BUFFSIZE of {need:.0f} MiB "
+                   f"for rollout.max_num_seqs = {cfg.rollout.max_num_seqs}, "
                    f"plan.assume.buffer_mb is {books.machine.buffer_mb:g}; raise both (launch/env-a3.sh)"
                    + (f", or lower max_num_seqs to {fits}" if fits else ""))
 

@@ -44,8 +44,8 @@ def render(made: Plan, console: Console) -> None:
     console.print(f"imbalance of what is sent {t.imbalance:.3f}; a rank receives from at most {t.peers} others")
     total = sum(made.seconds.values())
     console.print(_pairs("Seconds of an iteration (estimate)", {**made.seconds, "total": total}, lambda v: f"{v:,.1f}"))
-    console.print(f"{made.tokens_per_second:,.0f} tokens a second, {made.tokens_per_second / made.world:.1f} a second and rank, under these "
-                  "assumptions (plan.assume.NAME=VALUE changes one):")
+    console.print(f"{made.tokens_per_second:,.0f} tokens a second, {made.tokens_per_second / made.world:.1f} a second and rank, under "
+                  "these assumptions (plan.assume.NAME=VALUE changes one):")
     console.print("  " + ", ".join(f"{f.name} {getattr(made.machine, f.name):g}" for f in fields(made.machine)), highlight=False)
     for note in made.notes:
         console.print(f"[yellow]note[/] {note}", highlight=False)

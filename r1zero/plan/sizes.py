@@ -71,7 +71,8 @@ def absorbed_elements(shape: Shape, layout: Layout) -> int:
     """Copies of kv_b_proj that Ascend's latent attention keeps in the shape that decoding wants (W_UV and W_UK_T)."""
     if not shape.mla:
         return 0
-    return shape.layers * shape.heads * (shape.mla.qk_nope_head_dim + shape.mla.v_head_dim) * shape.mla.kv_lora_rank // layout.rollout.size("tp")
+    return (shape.layers * shape.heads * (shape.mla.qk_nope_head_dim + shape.mla.v_head_dim) * shape.mla.kv_lora_rank
+            // layout.rollout.size("tp"))
 
 
 def cache_elements(shape: Shape, layout: Layout) -> int:
@@ -135,4 +136,5 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
         feed = 5 * shape.ffn_hidden_size
     feed += whole
     norms = 2 * (2 + wide) * h
-    return LayerSize((norms + attention + feed) / on.tp, (5 * h + max(attention + q + 2 * scores, feed)) / on.tp, (h + max(attention, feed)) / on.tp)
+    return LayerSize((norms + attention + feed) / on.tp, (5 * h + max(attention + q + 2 * scores, feed)) / on.tp,
+                     (h + max(attention, feed)) / on.tp)

@@ -32,7 +32,8 @@ def compare(facts: Sequence[Facts], needs: Needs) -> list[Row]:
     rows = [*_same("code", {f.rank: f.code[:12] for f in facts}, hosts, "copy the same r1zero folder to all hosts")]
     rows += _each("config", {f.rank: f.settings for f in facts}, hosts, "start all ranks with the same file and arguments")
     rows += _each("package", {f.rank: f.packages for f in facts}, hosts, "install the same requirements on all hosts")
-    rows += _same("data (data.path)", {f.rank: f.data[:12] for f in facts}, hosts, "copy the same folder to all hosts, or run preprocess.py once")
+    rows += _same("data (data.path)", {f.rank: f.data[:12] for f in facts}, hosts,
+                  "copy the same folder to all hosts, or run preprocess.py once")
     rows += _same("weights (model.path, model.checkpoint)", {f.rank: f.weights[:12] for f in facts if f.weights}, hosts,
                   "copy the same folders to all hosts", "host")
     return rows + [*_clock(facts, hosts), *_folder(facts, hosts, needs), *_memory(facts, hosts, needs)]
@@ -77,7 +78,8 @@ def _folder(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
     wanted = f"{needs.checkpoint / GB:.3f} GB a checkpoint, {needs.checkpoints} of them"
     found, where = f"{least.free_disk / GB:.3f} GB free", spoken([least.rank], hosts)
     if least.free_disk < needs.checkpoint:
-        return [Row("run folder", "writable", "writable"), Row("disk", found, wanted, "failed", where, "make room, or put run.dir on a larger disk")]
+        return [Row("run folder", "writable", "writable"),
+                Row("disk", found, wanted, "failed", where, "make room, or put run.dir on a larger disk")]
     if least.free_disk < needs.checkpoint * needs.checkpoints:
         return [Row("run folder", "writable", "writable"),
                 Row("disk", found, wanted, "warning", where, "make room, lower checkpoint.keep, or put run.dir on a larger disk")]

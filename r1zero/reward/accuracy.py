@@ -54,7 +54,8 @@ _DOLLARS = re.compile(r"\$\$?(?P<body>[^$]+)\$\$?|\\\((?P<body1>.+)\\\)|\\\[(?P<
 _TRAILING = re.compile(r"(?:(?<!\\)[.,;]|\\\\|\\quad|\\qquad|\\[,;:! ]|~|\s)+$")
 _LEADING = re.compile(r"(?:\\displaystyle(?![a-z])|\\[,;:! ]|\\q?quad(?![a-z])|~|\s)+")
 _CHOICE = re.compile(
-    r"\\(?:text[a-z]*|mathrm|mathbf)\s*\{\s*\(?[A-H]\)(?:(?:\s|~|\\ )*\}(?:~|\\[ ,;:]|\\quad|\s)*(?P<value>.+)|(?:\s|~|\\ )+(?P<inside>[^{}]+)\})"
+    r"\\(?:text[a-z]*|mathrm|mathbf)\s*\{\s*\(?[A-H]\)"
+    r"(?:(?:\s|~|\\ )*\}(?:~|\\[ ,;:]|\\quad|\s)*(?P<value>.+)|(?:\s|~|\\ )+(?P<inside>[^{}]+)\})"
     r"|\([A-H]\)(?:~|\\[ ,;:]|\\quad|\s)+(?P<bare>.+)",
     re.DOTALL,
 )

@@ -55,7 +55,8 @@ class Engine:
 
             if cfg.run.device == "cpu":
                 self._stack.enter_context(cpu_vllm.mended())
-        with surroundings.generators_kept(cfg.run.device), surroundings.environment(layout, rank), surroundings.world_of(layout.rollout.ranks):
+        with (surroundings.generators_kept(cfg.run.device), surroundings.environment(layout, rank),
+              surroundings.world_of(layout.rollout.ranks)):
             with cpu_vllm.building() if cfg.run.device == "cpu" else ExitStack():
                 self._llm = LLM(**arguments)
         self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))

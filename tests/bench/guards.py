@@ -45,8 +45,8 @@ def job(arguments: list[str], out: str) -> None:
     from r1zero.metrics import Stopwatch
 
     seconds: dict[str, list[float]] = {}
-    for owner, names in ((parity.Gate, ["after_sync"]), (alarms.Bell, ["see"]), (numbers.Patience, ["see"]), (policy.Policy, ["_is_finite"]),
-                         (preflight, ["before", "links"]), (Stopwatch, ["_tell"])):
+    for owner, names in ((parity.Gate, ["after_sync"]), (alarms.Bell, ["see"]), (numbers.Patience, ["see"]),
+                         (policy.Policy, ["_is_finite"]), (preflight, ["before", "links"]), (Stopwatch, ["_tell"])):
         for name in names:
             if hasattr(owner, name):
                 setattr(owner, name, timed(seconds, f"{owner.__name__}.{name}", getattr(owner, name)))
@@ -81,7 +81,8 @@ def costs(calls: list[dict[str, list[float]]], cfg: config.Config, measured: int
         return max((what(of_rank[name]) for of_rank in calls if of_rank.get(name)), default=0.0)
 
     first = slowest("Gate.after_sync", lambda s: s[0])
-    later = slowest("Gate.after_sync", lambda s: statistics.median([x for i, x in enumerate(s) if i and i % (cfg.parity.every_syncs or i + 1) == 0] or [0.0]))
+    later = slowest("Gate.after_sync", lambda s: statistics.median(
+        [x for i, x in enumerate(s) if i and i % (cfg.parity.every_syncs or i + 1) == 0] or [0.0]))
     whole = cfg.run.iterations
     return {
         f"parity gate, every {cfg.parity.every_syncs} syncs and at the start": later / (cfg.parity.every_syncs or whole) + first / whole,

@@ -34,10 +34,10 @@ class Loop:
         torch.manual_seed(cfg.run.seed)
         self.encode = AutoTokenizer.from_pretrained(cfg.model.path)
         self.end = self.encode.eos_token_id
-        self.policy, self.reference = (AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager")
-                                       for _ in range(2))
-        self.adam = torch.optim.AdamW(self.policy.parameters(), cfg.optimizer.lr, betas=(cfg.optimizer.adam_beta1, cfg.optimizer.adam_beta2),
-                                      weight_decay=0.0, fused=True)
+        self.policy, self.reference = (
+            AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager") for _ in range(2))
+        self.adam = torch.optim.AdamW(self.policy.parameters(), cfg.optimizer.lr,
+                                      betas=(cfg.optimizer.adam_beta1, cfg.optimizer.adam_beta2), weight_decay=0.0, fused=True)
         self.prompts = PromptSet.open(cfg.data.path)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
 
@@ -51,10 +51,12 @@ class Loop:
             answer_BN = self._sample(prompt_BP, mask_BP)
             lengths_B = (answer_BN == self.end).int().argmax(1) + 1
             lengths_B[(answer_BN != self.end).all(1)] = answer_BN.shape[1]
-            texts = self.encode.batch_decode([row[:n] for row, n in zip(answer_BN.tolist(), lengths_B.tolist(), strict=True)], skip_special_tokens=True)
+            texts = self.encode.batch_decode([row[:n] for row, n in zip(answer_BN.tolist(), lengths_B.tolist(), strict=True)],
+                                             skip_special_tokens=True)
             rewards_B = torch.tensor([base_acc(t, lambda c, p=p: c.strip() == p.label) for t, p in zip(texts, asked, strict=True)])
             rewards_PG = rewards_B.view(-1, self.cfg.grpo.group_size)
-            self._update(prompt_BP, mask_BP, answer_BN, lengths_B, advantages(rewards_PG, torch.ones_like(rewards_PG, dtype=torch.bool)).flatten())
+            self._update(prompt_BP, mask_BP, answer_BN, lengths_B,
+                         advantages(rewards_PG, torch.ones_like(rewards_PG, dtype=torch.bool)).flatten())
             yield {"seconds": time.perf_counter() - began, "tokens": float(lengths_B.sum()), "reward": float(rewards_B.mean())}
 
     def _padded(self, asked: list[Prompt]) -> tuple[Tensor, Tensor]:
@@ -68,7 +70,8 @@ class Loop:
         columns, past, done = [], None, torch.zeros(len(prompt_BP), dtype=torch.bool)
         now, positions = prompt_BP, (mask.cumsum(1) - 1).clamp(min=0)
         for _ in range(self.cfg.rollout.max_response_tokens):
-            out = self.policy(input_ids=now, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True, logits_to_keep=1)
+            out = self.policy(input_ids=now, attention_mask=mask, position_ids=positions, past_key_values=past,
+                              use_cache=True, logits_to_keep=1)
             past = out.past_key_values
             token = torch.where(done, self.end, torch.multinomial((self._masked(out.logits[:, -1])).softmax(-1), 1)[:, 0])
             columns.append(token)

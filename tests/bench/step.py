@@ -26,7 +26,8 @@ def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> list[di
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["mpirun", "-np", str(ranks), "--oversubscribe"] if ranks > 1 else []
-        job = [sys.executable, "-W", "ignore", "train.py", path, f"run.dir={folder}", "run.name=bench", f"run.iterations={WARM_UP + iterations}"]
+        job = [sys.executable, "-W", "ignore", "train.py", path,
+               f"run.dir={folder}", "run.name=bench", f"run.iterations={WARM_UP + iterations}"]
         subprocess.run(launcher + job + overrides, check=True, env=environment)
         return metrics.read(Path(folder) / "bench")[WARM_UP:]
 
@@ -57,7 +58,8 @@ def table(lines: list[dict[str, float]]) -> Table:
     for key, seconds in sorted(phases.items(), key=lambda item: -item[1]):
         speed = statistics.median(line[tokens[key]] for line in lines) if key in tokens else None
         shown.add_row(key.removeprefix("timing/"), f"{seconds:.3f}", f"{seconds / total:.1%}", "" if speed is None else f"{speed:,.0f}")
-    parts = statistics.median(sum(v for k, v in line.items() if k.startswith("timing/") and k != "timing/all") / line["timing/all"] for line in lines)
+    parts = statistics.median(sum(v for k, v in line.items() if k.startswith("timing/") and k != "timing/all") / line["timing/all"]
+                              for line in lines)
     shown.caption = f"phases add up to {parts:.1%} of the step; medians of {len(lines)} steps"
     return shown
 

@@ -255,7 +255,8 @@ def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models,
 
 
 def test_too_small_a_disk_is_told_before_anything_is_written(models, tmp_path):
-    with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)), pytest.raises(UserError, match="mcore: needs 0.00. GB more"):
+    with (mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)),
+          pytest.raises(UserError, match="mcore: needs 0.00. GB more")):
         to_mcore(models("qwen2").folder, tmp_path / "mcore")
     assert not list(tmp_path.iterdir())
 

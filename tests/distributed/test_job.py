@@ -194,7 +194,8 @@ def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a
     fresh.close()
     (tokens_T, prompts_B, responses_B, ref_R), = results[0].references
     model = AutoModelForCausalLM.from_pretrained(qwen2 / "base", dtype=torch.float32, attn_implementation="eager")
-    forbidden = [i for i in range(model.config.vocab_size) if i not in set(AutoTokenizer.from_pretrained(qwen2 / "base").get_vocab().values())]
+    forbidden = [i for i in range(model.config.vocab_size)
+                 if i not in set(AutoTokenizer.from_pretrained(qwen2 / "base").get_vocab().values())]
     at = 0
     for sequence, prompt in zip(tokens_T.split((prompts_B + responses_B).tolist()), prompts_B.tolist(), strict=True):
         with torch.no_grad():
@@ -215,7 +216,8 @@ def update_once(rank, cfg, lengths_of_micro_batches):
     def use(trainer):
         trainer.hand_over(0)
         return trainer.step(1)
-    return [jobs.with_trainer(rank, dataclasses.replace(cfg, train=config.Train(micro_batch_tokens=n)), use) for n in lengths_of_micro_batches]
+    return [jobs.with_trainer(rank, dataclasses.replace(cfg, train=config.Train(micro_batch_tokens=n)), use)
+            for n in lengths_of_micro_batches]
 
 
 @pytest.mark.slow

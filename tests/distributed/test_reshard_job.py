@@ -22,7 +22,8 @@ ALL = {
     # The algebra of configs/a3.toml, shrunk: stages of four ranks with experts over all of each, engines of TP x DP with experts over
     # both, two replicas, each replica as large as a stage but cut otherwise.
     "rehearsal of 384 dies: TP2 PP2 EP4 to TP2 x DP2 x 2": (
-        "deepseek_v3", 8, dict(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, expert_model_parallel_size=4, pipeline_layers=(2, 1)),
+        "deepseek_v3", 8,
+        dict(tensor_model_parallel_size=2, pipeline_model_parallel_size=2, expert_model_parallel_size=4, pipeline_layers=(2, 1)),
         dict(tensor_parallel_size=2, data_parallel_size=2, enable_expert_parallel=True)),
 }
 

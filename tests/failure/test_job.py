@@ -29,7 +29,8 @@ def check(zygote, base: Path, folder: Path, kind: str, rank: int, phase: str) ->
     # No launcher has helped: a rank ends by itself; one that is stopped by a neighbour.
     assert ended["statuses"] == [-9 if (kind, r) == ("stop", rank) else 1 for r in range(4)], f"{ended}\n{out[-5000:]}"
     name = rf"rank {rank} of 4 on \S+ \(process \d+\)"
-    said = {"exception": rf"{name} failed in phase {phase} of iteration 2", "hang": rf"{name} is late: \d+ s in phase {phase} of iteration 2",
+    said = {"exception": rf"{name} failed in phase {phase} of iteration 2",
+            "hang": rf"{name} is late: \d+ s in phase {phase} of iteration 2",
             "stop": rf"{name} has given no sign of life for \d+ s; it was in phase {phase} of iteration 2"}[kind]
     assert len(re.findall(said, out)) == 1, out[-5000:]
     assert len(re.findall(r"rank \d of 4 on", out)) == 1, out[-5000:]   # once, and nobody else

@@ -28,7 +28,8 @@ def test_a_signal_to_any_rank_saves_the_step_and_ends_the_run_well(zygote, base,
 
 @pytest.mark.slow
 def test_the_clock_saves_and_a_failed_save_stops_the_run_or_does_not(zygote, base, tmp_path):
-    arguments, log = [str(base / "job.toml"), f"run.dir={tmp_path}", "run.iterations=2", "checkpoint.every_minutes=0.0001"], tmp_path / "log"
+    arguments, log = [str(base / "job.toml"), f"run.dir={tmp_path}", "run.iterations=2",
+                      "checkpoint.every_minutes=0.0001"], tmp_path / "log"
     (tmp_path / "job").mkdir()
     (tmp_path / "job/checkpoints").write_text("a file where a folder must be")
     ended = zygote.job(1, arguments, log)

@@ -63,7 +63,12 @@ def check(kind: str, rank: int, phase: str, found: tuple[int, str, float], folde
     assert not jobs.alive(f"{folder}\0")
 
 
-SHORT = [("mpirun", "exception", 2, "update"), ("mpirun", "stop", 0, "save"), ("torchrun", "hang", 1, "rollout"), ("torchrun", "stop", 3, "dispatch")]
+SHORT = [
+    ("mpirun", "exception", 2, "update"),
+    ("mpirun", "stop", 0, "save"),
+    ("torchrun", "hang", 1, "rollout"),
+    ("torchrun", "stop", 3, "dispatch"),
+]
 
 
 @pytest.mark.slow
@@ -87,7 +92,10 @@ def test_the_culprit_is_named_in_every_phase(tmp_path, launcher, rank, phase, ki
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher, said", [("mpirun", r"process rank 1 with PID \d+ .*\s*exited on\s+signal 9"), ("torchrun", r"rank\s*: 1 [\s\S]*Signal 9")])
+@pytest.mark.parametrize("launcher, said", [
+    ("mpirun", r"process rank 1 with PID \d+ .*\s*exited on\s+signal 9"),
+    ("torchrun", r"rank\s*: 1 [\s\S]*Signal 9"),
+])
 def test_a_killed_rank_is_named_by_its_launcher_and_nobody_else_is_blamed(tmp_path, launcher, said):
     status, out, _ = wait(start(launcher, "kill 1 update 2 0", tmp_path / "logs"), tmp_path / "logs")
     assert status != 0 and re.search(said, out), out

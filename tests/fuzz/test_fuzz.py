@@ -75,7 +75,8 @@ def load_config(data, overrides):
 
 
 OVERRIDES = st.lists(TEXT | st.builds("{}={}".format, st.sampled_from(NAMES) | TEXT, TEXT | st.sampled_from(
-    ["1", "-1", "nan", "inf", "1e400", "[1]", "{a=1}", '"x', "true", "1979-05-27", "0x7fffffffffffffffff", "1\ny=2", "'''", "9" * 5000])), max_size=3)
+    ["1", "-1", "nan", "inf", "1e400", "[1]", "{a=1}", '"x', "true", "1979-05-27",
+     "0x7fffffffffffffffff", "1\ny=2", "'''", "9" * 5000])), max_size=3)
 
 
 @property_of(st.tuples(st.binary(max_size=60) | st.sampled_from(list(GOOD.values())).flatmap(damaged), OVERRIDES), 150)
@@ -159,7 +160,8 @@ def prepared(tmp_path_factory):
     tokenizer.build().save_pretrained(made / "base")
     (made / "rows.jsonl").write_bytes(LINES)
     overrides = [f"input={made}/rows.jsonl", f"tokenizer={made}/base", f"output={made}/data"]
-    prepare.prepare(config.load(str(ROOT / "configs/data/quickstart.toml"), [*overrides, "map_keys.prompt=problem", "map_keys.response=answer"],
+    prepare.prepare(config.load(str(ROOT / "configs/data/quickstart.toml"),
+                                [*overrides, "map_keys.prompt=problem", "map_keys.response=answer"],
                                 prepare.DataConfig), lambda *_: None)
     return made
 
@@ -200,7 +202,8 @@ def test_preprocessing_data_and_template_of_any_kind(prepared, examples):
             input=str(FOLDER / "in.jsonl"), tokenizer=str(prepared / "base"), output=str(FOLDER / "out"), template=TEMPLATES[0]["name"],
             templates=str(FOLDER / "templates.json"), map_keys=MapKeys(prompt="problem", response="answer"))
         try:
-            prepare.prepare(dataclasses.replace(cfg, template=str(entries[0].get("name", "x")) if isinstance(entries[0], dict) else "x"), lambda *_: None)
+            prepare.prepare(dataclasses.replace(cfg, template=str(entries[0].get("name", "x")) if isinstance(entries[0], dict) else "x"),
+                            lambda *_: None)
         except UserError as error:
             sentence(error, str(FOLDER), "map_keys", "stop", "token")
             assert not (FOLDER / "out").exists()

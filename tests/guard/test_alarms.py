@@ -46,7 +46,8 @@ def test_a_real_run_that_learned_rings_nothing():
 @pytest.mark.parametrize("seed", range(4))
 def test_steady_noise_rings_nothing(seed):
     draw = random.Random(seed)
-    lines = [{**line, "grpo/rewards/mean": 0.02 + draw.gauss(0, 0.008), "actor/pg_loss": draw.gauss(0, 0.03), "grad_norm": math.exp(draw.gauss(0, 0.5)),
+    lines = [{**line, "grpo/rewards/mean": 0.02 + draw.gauss(0, 0.008), "actor/pg_loss": draw.gauss(0, 0.03),
+              "grad_norm": math.exp(draw.gauss(0, 0.5)),
               "format_rewards/mean": 0.5 + draw.gauss(0, 0.05), "acc_rewards/mean": -0.4 + draw.gauss(0, 0.05)} for line in steady(200)]
     assert rung(lines) == {}
 

@@ -62,7 +62,8 @@ def poisoned_run(rank, cfg):
 def test_an_update_on_numbers_that_are_none_changes_nothing_is_counted_and_kept_and_two_in_a_row_end_the_run(ranks, tmp_path):
     folder = jobs.make_base(tmp_path, "deepseek_v3")   # dense weights and experts have optimizers of their own
     grids = config.Layout(train=MegatronGrid(expert_model_parallel_size=2))
-    cfg = jobs.job_config(folder, grids, run=dict(iterations=8), optimizer=dict(lr_warmup_iterations=10, max_skipped=2), grpo=dict(kl_coef=0.05))
+    cfg = jobs.job_config(folder, grids, run=dict(iterations=8), optimizer=dict(lr_warmup_iterations=10, max_skipped=2),
+                          grpo=dict(kl_coef=0.05))
     results = ranks.run(poisoned_run, dataclasses.replace(cfg, parity=config.Parity(prompts=1, tokens=4)), size=2)
     for unchanged, error in results:
         assert unchanged == [False, True, False, True, True]
@@ -86,7 +87,8 @@ def test_an_update_on_numbers_that_are_none_changes_nothing_is_counted_and_kept_
 
 def test_skipped_updates_end_the_run_only_in_a_row_and_empty_iterations_neither_count_nor_clear(tmp_path):
     patience = Patience(Optimizer(max_skipped=2).max_skipped, tmp_path)
-    skipped, fine, empty = {"update/skipped": 1.0, "update/empty": 0.0}, {"update/skipped": 0.0, "update/empty": 0.0}, {"update/skipped": 0.0, "update/empty": 1.0}
+    skipped, fine, empty = ({"update/skipped": 1.0, "update/empty": 0.0}, {"update/skipped": 0.0, "update/empty": 0.0},
+                            {"update/skipped": 0.0, "update/empty": 1.0})
     for figures in (skipped, fine, empty, skipped, empty):
         patience.see(figures)
     with pytest.raises(Agreed, match="2 updates in a row"):

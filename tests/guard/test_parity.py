@@ -73,7 +73,8 @@ def absorbed(reload, roles):
 
 
 def outcomes(rank, cfg, cases, without=""):
-    """What the gate says on this rank after syncs with each fault in turn, and at last without any: figures, or the sentence that stops the run."""
+    """What the gate says on this rank after syncs with each fault in turn, and at last without any: figures, or the sentence
+    that stops the run."""
     def say(trainer, run):
         try:
             return {k: v for k, v in run().items() if k.startswith("parity/")}
@@ -94,7 +95,8 @@ def outcomes(rank, cfg, cases, without=""):
                 roles.engine.reload = plain
         said.append(say(trainer, lambda: trainer.hand_over(0)))
         # Read out of the engine, whatever it has made of them, all weights are bit for bit the trainer's.
-        different = Bisect(cfg, trainer.layout, rank, roles, trainer.sync.compiled)._differing(weights(roles.shape), blamed=bool(roles.engine))
+        different = Bisect(cfg, trainer.layout, rank, roles, trainer.sync.compiled)._differing(
+            weights(roles.shape), blamed=bool(roles.engine))
         return said, different
 
     from r1zero.guard.bisect import Bisect
@@ -106,7 +108,8 @@ def outcomes(rank, cfg, cases, without=""):
         return jobs.with_trainer(rank, cfg, use)
 
 
-TP2, EP2, PP2 = {"tensor_model_parallel_size": 2}, {"expert_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)}
+TP2, EP2, PP2 = ({"tensor_model_parallel_size": 2}, {"expert_model_parallel_size": 2},
+                 {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)})
 SPREAD = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
 L1, L2 = "model.layers.1.", "model.layers.2."
 # name: family, ranks, layout.train, layout.rollout, faults (tensor, what happens to it, in which engine, place that is named)

@@ -23,8 +23,9 @@ NEEDS = Needs(checkpoint=10**9, checkpoints=3, memory=(10**9,) * 4, on_host=True
 
 
 def facts(rank, **changes):
-    plain = dict(rank=rank, host=f"node{rank // 2}", code="c" * 64, settings={"run.seed": "1", "grpo.kl_coef": "0.1"}, packages={"torch": "2.13"},
-                 data="d" * 64, weights="w" * 64 if rank % 2 == 0 else "", clock=1e9 + rank, free_disk=10**10, trouble="", free_memory=10**11)
+    plain = dict(rank=rank, host=f"node{rank // 2}", code="c" * 64, settings={"run.seed": "1", "grpo.kl_coef": "0.1"},
+                 packages={"torch": "2.13"}, data="d" * 64, weights="w" * 64 if rank % 2 == 0 else "", clock=1e9 + rank,
+                 free_disk=10**10, trouble="", free_memory=10**11)
     return Facts(**plain | changes)
 
 
@@ -39,7 +40,8 @@ def test_four_equal_ranks_are_in_order():
 
 
 @pytest.mark.parametrize("rank, change, grade, line", [
-    (3, {"settings": {"run.seed": "2", "grpo.kl_coef": "0.1"}}, "failed", "config run.seed of rank 3 on node1: found 2, expected 1 as on 3 other ranks"),
+    (3, {"settings": {"run.seed": "2", "grpo.kl_coef": "0.1"}}, "failed",
+     "config run.seed of rank 3 on node1: found 2, expected 1 as on 3 other ranks"),
     (0, {"packages": {"torch": "2.12"}}, "failed", "package torch of rank 0 on node0: found 2.12, expected 2.13 as on 3 other ranks"),
     (1, {"code": "x" * 64}, "failed", "code of rank 1 on node0: found xxxxxxxxxxxx, expected cccccccccccc"),
     (2, {"data": "x" * 64}, "failed", "data (data.path) of rank 2 on node1"),
@@ -91,7 +93,8 @@ def check_before(rank, cfgs, patches):
     import importlib.metadata
     real = importlib.metadata.version
     with mock.patch.object(importlib.metadata, "version", lambda name: version if version and name == "numpy" else real(name)), \
-            mock.patch.object(shutil, "disk_usage", lambda path, real=shutil.disk_usage: real(path)._replace(free=usage) if usage is not None else real(path)):
+            mock.patch.object(shutil, "disk_usage", lambda path, real=shutil.disk_usage:
+                              real(path)._replace(free=usage) if usage is not None else real(path)):
         rows = preflight.before(cfgs[rank], layout.carve(cfgs[rank].layout, size), world.Launch(rank, size, rank, size, "none"))
     try:
         preflight.stop_if_failed(rows, rank, check=False)
@@ -175,8 +178,8 @@ def test_a_taken_port_is_one_sentence(base, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = run_alone(f"model.path={base}/base", f"data.path={base}/data", "model.checkpoint=", f"run.dir={tmp_path}", RANK="0", WORLD_SIZE="1",
-                         LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        done = run_alone(f"model.path={base}/base", f"data.path={base}/data", "model.checkpoint=", f"run.dir={tmp_path}",
+                         RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "MASTER_PORT" in line]
     assert f"127.0.0.1:{port}" in line and "it cannot listen there" in line and "set MASTER_PORT to a free one" in line
@@ -188,9 +191,11 @@ def test_a_taken_port_of_torchrun_is_one_sentence_too():
         taken.listen()
         port = str(taken.getsockname()[1])
         environment = {**os.environ, "NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        done = subprocess.run(["bash", "launch/torchrun.sh", "1", "configs/a3.toml"], cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+        done = subprocess.run(["bash", "launch/torchrun.sh", "1", "configs/a3.toml"], cwd=ROOT, capture_output=True, text=True,
+                              timeout=60, env=environment)
     assert done.returncode == 2
-    assert done.stderr == f"port {port} of {socket.gethostname()}, where the ranks are to meet, is taken; set MASTER_PORT to a free one on every node\n"
+    assert done.stderr == (f"port {port} of {socket.gethostname()}, where the ranks are to meet, is taken; "
+                           "set MASTER_PORT to a free one on every node\n")
 
 
 def test_check_prints_a_table_and_the_line_of_what_failed_and_exits_with_2(base, tmp_path):

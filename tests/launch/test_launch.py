@@ -24,11 +24,13 @@ SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 
 def environment(**more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRAIN": "tests/launch/hello.py", "R1ZERO_MARK": "carried", **more}
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRAIN": "tests/launch/hello.py",
+            "R1ZERO_MARK": "carried", **more}
 
 
 def start(script: str, *arguments: str, **more: str) -> subprocess.Popen:
-    return subprocess.Popen([str(LAUNCH / script), *arguments], env=environment(**more), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([str(LAUNCH / script), *arguments], env=environment(**more), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def ranks_of(process: subprocess.Popen) -> list[dict[str, Any]]:
@@ -78,7 +80,8 @@ def test_torchrun_on_two_nodes() -> None:
 
 
 def can_unshare() -> bool:
-    return bool(shutil.which("unshare")) and not subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False).returncode
+    return (bool(shutil.which("unshare"))
+            and not subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False).returncode)
 
 
 @pytest.mark.slow
@@ -207,5 +210,6 @@ def test_the_npu_set_is_what_vllm_ascend_asks_for_save_transformers() -> None:
 @pytest.mark.parametrize("name", ["requirements-npu.txt", "requirements-cuda.txt"])
 def test_our_own_packages_have_one_version_on_every_device(name: str) -> None:
     ours = "math-verify mpi4py pyarrow pytest rich safetensors sympy tensorboard tomli tomli_w megatron-core".split()
-    cpu = dict(line.strip().split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line and not line.startswith("#"))
+    cpu = dict(line.strip().split("==") for line in (ROOT / "requirements.txt").read_text().splitlines()
+               if "==" in line and not line.startswith("#"))
     assert {n: requirements(name)[n] for n in ours} == {n: "==" + cpu[n] for n in ours}

@@ -29,7 +29,8 @@ class Built:
 
 def grid(**degrees: Any) -> config.MegatronGrid:
     """tp, pp, ep, ranks, layers."""
-    names = dict(tp="tensor_model_parallel_size", pp="pipeline_model_parallel_size", ep="expert_model_parallel_size", layers="pipeline_layers")
+    names = dict(tp="tensor_model_parallel_size", pp="pipeline_model_parallel_size", ep="expert_model_parallel_size",
+                 layers="pipeline_layers")
     return config.MegatronGrid(**{names.get(key, key): value for key, value in degrees.items()})
 
 
@@ -42,7 +43,8 @@ def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32",
     from r1zero.model import build, mapping
 
     parallel_state.destroy_model_parallel()
-    cfg = config.Config(run=config.Run(dtype=dtype), train=config.Train(recompute=recompute), optimizer=config.Optimizer(lr=lr, clip_grad=1e4))
+    cfg = config.Config(run=config.Run(dtype=dtype), train=config.Train(recompute=recompute),
+                        optimizer=config.Optimizer(lr=lr, clip_grad=1e4))
     grids = layout._megatron("layout.train", place, dist.get_world_size())
     if dist.get_rank() not in grids.dense:
         return None
@@ -79,8 +81,8 @@ def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only
 
         return logits, loss
 
-    get_forward_backward_func()(forward_step_func=step, data_iterator=iter(groups), model=built.chunks, num_microbatches=packs, seq_length=1,
-                                micro_batch_size=1, forward_only=forward_only, force_all_reduce=not forward_only)
+    get_forward_backward_func()(forward_step_func=step, data_iterator=iter(groups), model=built.chunks, num_microbatches=packs,
+                                seq_length=1, micro_batch_size=1, forward_only=forward_only, force_all_reduce=not forward_only)
     return kept
 
 
@@ -242,7 +244,8 @@ def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense
         return None
     _, samples = my_samples(built, oracle)
     with torch.no_grad(), mock.patch.object(packing, "DENSE_TOKENS", dense_tokens):
-        return {"together": schedule(built, samples, 1, forward_only=True), "alone": schedule(built, samples, len(samples), forward_only=True)}
+        return {"together": schedule(built, samples, 1, forward_only=True),
+                "alone": schedule(built, samples, len(samples), forward_only=True)}
 
 
 @together

@@ -14,8 +14,13 @@ from tests.model.cases import grid
 
 
 @pytest.mark.parametrize("dense_tokens", [0, 1000], ids=["fused attention", "explicit products"])
-@pytest.mark.parametrize("name, size, place", [("qwen2", 1, grid()), ("qwen2", 2, grid(tp=2)), ("qwen2", 2, grid(pp=2)), ("deepseek", 1, grid()),
-                                               ("deepseek", 2, grid(tp=2, ep=2))])
+@pytest.mark.parametrize("name, size, place", [
+    ("qwen2", 1, grid()),
+    ("qwen2", 2, grid(tp=2)),
+    ("qwen2", 2, grid(pp=2)),
+    ("deepseek", 1, grid()),
+    ("deepseek", 2, grid(tp=2, ep=2)),
+])
 def test_a_sequence_has_the_same_logits_in_any_company(ranks, models, name, size, place, dense_tokens):
     results = [r for r in ranks.run(cases.logits_of_packs, models(name), place, dense_tokens, size=size) if r["alone"]]
     assert results   # of a pipeline only the last stage has logits

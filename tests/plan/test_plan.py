@@ -22,7 +22,8 @@ GB = 1e9
 
 
 def load(name: str, *overrides: str) -> Config:
-    return config.load(str(ROOT / "configs" / f"{name}.toml"), [f"model.shape={ROOT}/configs/model/{SHAPES[name]}.toml", *overrides], Config)
+    return config.load(str(ROOT / "configs" / f"{name}.toml"), [f"model.shape={ROOT}/configs/model/{SHAPES[name]}.toml", *overrides],
+                       Config)
 
 
 # What the engine keeps of DeepSeek-V3 on a die, TP 4 and EP 128, element by element (bf16, the routers' biases fp32).
@@ -92,7 +93,8 @@ TRAIN_LAYOUTS = [
 def test_trainer_bytes_of_eight_layouts(layout_: tuple, expected: tuple) -> None:
     tp, pp, ep, layers, world = layout_
     cfg = load("a3", f"layout.train.tensor_model_parallel_size={tp}", f"layout.train.pipeline_model_parallel_size={pp}",
-               f"layout.train.expert_model_parallel_size={ep}", f"layout.train.pipeline_layers={layers}", "layout.rollout.data_parallel_size=16")
+               f"layout.train.expert_model_parallel_size={ep}", f"layout.train.pipeline_layers={layers}",
+               "layout.rollout.data_parallel_size=16")
     books = books_of(cfg, world)
     weights = [memory.weight_bytes(s, 2) / GB for s in books.train]
     gradients = [4 * s.elements / GB for s in books.train]
@@ -142,7 +144,9 @@ def test_groups_lie_where_the_recipe_wants_them(recipe: plan.Plan) -> None:
 
 
 @pytest.mark.parametrize("overrides", [
-    ("rollout.kv_cache_gib=60",), ("train.offload=false", "rollout.kv_cache_gib=28"), ("optimizer.offload=false", "rollout.kv_cache_gib=30"),
+    ("rollout.kv_cache_gib=60",),
+    ("train.offload=false", "rollout.kv_cache_gib=28"),
+    ("optimizer.offload=false", "rollout.kv_cache_gib=30"),
     ("train.recompute=none", "train.micro_batch_tokens=65536"),
 ])
 def test_what_does_not_fit_is_refused_with_a_cure_that_works(overrides: tuple[str, ...]) -> None:

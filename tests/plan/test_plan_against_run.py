@@ -38,7 +38,8 @@ def batch(packs: int) -> Batch:
     """Sequences of one length, so many that `packs` micro-batches are full."""
     count = packs * TOKENS // LENGTH
     responses = count * (LENGTH - PROMPT)
-    return Batch(ids_B=torch.arange(count), prompt_lengths_B=torch.full((count,), PROMPT), response_lengths_B=torch.full((count,), LENGTH - PROMPT),
+    return Batch(ids_B=torch.arange(count), prompt_lengths_B=torch.full((count,), PROMPT),
+                 response_lengths_B=torch.full((count,), LENGTH - PROMPT),
                  tokens_T=torch.arange(count * LENGTH) * 7 % 200 + 5, advantages_B=torch.linspace(-1, 1, count), scored_B=torch.ones(count),
                  rollout_logprobs_R=torch.zeros(responses), ref_logprobs_R=torch.empty(0))
 
@@ -98,7 +99,8 @@ RESIDENT = ("weights", "gradients", "optimizer", "reference", "KV cache")
 def test_a_runs_bytes_are_the_plans(ranks, bases, name, capsys):
     family, size, train, rollout, recompute = CASES[name]
     place = config.Layout(train=MegatronGrid(**train), rollout=VllmGrid(**rollout))
-    cfg = jobs.job_config(bases[family], place, train=dict(micro_batch_tokens=TOKENS, recompute=recompute), grpo=dict(prompts_per_iteration=64))
+    cfg = jobs.job_config(bases[family], place, train=dict(micro_batch_tokens=TOKENS, recompute=recompute),
+                          grpo=dict(prompts_per_iteration=64))
     shape = families.read_shape(cfg.model.path)
     for rank, found in enumerate(ranks.run(measured, cfg, size=size)):
         # How uneven a router is cannot be foreseen: the assumption is what this one did.

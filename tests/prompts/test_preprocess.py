@@ -127,7 +127,8 @@ def test_stop_words_become_ids_and_what_made_the_data_is_recorded(run, tokenizer
     assert [s["sha256"] for s in meta["sources"]] == [store.file_digest(SAMPLES / "math.jsonl")]
 
 
-HANDLER = "def take(record, keys):\n    if record['answer'] == 'stop':\n        raise KeyboardInterrupt\n    return record['problem'], record['answer']\n"
+HANDLER = ("def take(record, keys):\n    if record['answer'] == 'stop':\n        raise KeyboardInterrupt\n"
+           "    return record['problem'], record['answer']\n")
 
 
 def test_an_interrupted_run_leaves_the_former_output_and_nothing_else(run, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def plan(request: pytest.FixtureRequest) -> tuple[Routes, list[planned.Round], i
         bound, device = 4096, "cpu"
     else:
         cfg = config.load(request.param, [], config.Config)
-        shape, grids, expert_parallel = read_shape(cfg.model.shape), layout.carve(cfg.layout, 384), cfg.layout.rollout.enable_expert_parallel
+        shape, grids, expert_parallel = (read_shape(cfg.model.shape), layout.carve(cfg.layout, 384),
+                                         cfg.layout.rollout.enable_expert_parallel)
         bound, device = 512 << 20, "npu"
     routes = Routes(grids, shape, expert_parallel, device)
     return routes, planned.schedule(routes, BF16, bound), bound

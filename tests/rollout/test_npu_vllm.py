@@ -38,7 +38,8 @@ class Method:
     enabled = SimpleNamespace(enable_fused_mc2=0)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        node = wheels.find(wheels.tree(ASCEND, "vllm_ascend.ops.fused_moe.fused_moe"), "AscendUnquantizedFusedMoEMethod.process_weights_after_loading")
+        node = wheels.find(wheels.tree(ASCEND, "vllm_ascend.ops.fused_moe.fused_moe"),
+                           "AscendUnquantizedFusedMoEMethod.process_weights_after_loading")
         own = ast.FunctionDef(node.name, node.args, node.body[1:], [], lineno=1, col_offset=0)   # without super()
         space = {"torch": torch, "get_ascend_config": lambda: self.enabled, "maybe_trans_nz": lambda weight: weight}
         exec(compile(ast.fix_missing_locations(ast.Module([own], [])), "fused_moe", "exec"), space)
@@ -115,7 +116,8 @@ def state(model: Model) -> dict[str, Tensor]:
 
 
 def addresses(model: Model) -> list[int]:
-    return [t.untyped_storage().data_ptr() for t in (model.experts.w13_weight, model.experts.w2_weight, model.attention.W_UV, model.attention.W_UK_T)]
+    return [t.untyped_storage().data_ptr()
+            for t in (model.experts.w13_weight, model.experts.w2_weight, model.attention.W_UV, model.attention.W_UK_T)]
 
 
 CONFIG = SimpleNamespace(hf_text_config=SimpleNamespace(hidden_size=HIDDEN))
