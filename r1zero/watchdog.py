@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -104,8 +104,11 @@ class Watchdog:
         time.sleep(UNHEARD_S)
         self.end(Verdict(verdict.failed(self.failure, self.launch.size), code), speak=True)
 
-    def end(self, found: Verdict, speak: bool) -> None:
-        """The end of this process, by the first of its threads that comes here; where it speaks, of the job. Does not return."""
+    def end(self, found: Verdict, speak: bool, tell: "Sequence[Line]" = ()) -> None:
+        """The end of this process, by the first of its threads that comes here; where it speaks, of the job. Does not return.
+
+        tell: lines by which the others hear of it; only from here, as this process's own lines hear it, too, and could be first.
+        """
         self._one.acquire()
         signal.alarm(LAST_S)   # whatever stands in the way below
         log.error("the job ends: %s", found.text)
@@ -113,13 +116,16 @@ class Watchdog:
             with suppress(OSError):   # the launcher may be gone, and its pipe with it
                 sys.__stderr__.write(found.text)
                 sys.__stderr__.flush()
+        # After the words: what the others do now may end the job. A line's store may be what is stuck: nobody waits for these threads.
+        for line in tell:
+            threading.Thread(target=line.store.set, args=("verdict", json.dumps(asdict(found))), daemon=True).start()
+        time.sleep(BEAT_S)   # meanwhile the others read it and write it to their logs
         for rank, host, pid in found.silent:
             # One that is stopped hears no launcher's SIGTERM. MPI's daemons see to that themselves.
             if host == self.host and rank != self.launch.rank and self.launch.launcher not in world.MPI_LAUNCHERS:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if speak:
-            time.sleep(BEAT_S)   # meanwhile the others read it and write it to their logs
             world.abort(self.launch, found.code)
         time.sleep(OBEY_S)
         os._exit(found.code)
@@ -174,18 +180,10 @@ class Line(threading.Thread):
         if store.check(["verdict"]):
             watch.end(Verdict(**json.loads(store.get("verdict"))), speak=False)
         if self.bench and (found := self.bench.judge(called)):
-            self._publish(found)
+            watch.end(found, speak=True, tell=watch.lines)
 
     def _stamp(self, stamp: Stamp) -> None:
         self.store.set(f"stamp/{self.rank}", json.dumps(asdict(stamp)))
-
-    def _publish(self, found: Verdict) -> None:
-        """The other line's store may be what is stuck: it is told by a thread for which nobody waits."""
-        text = json.dumps(asdict(found))
-        for line in self.watch.lines:
-            threading.Thread(target=line.store.set, args=("verdict", text), daemon=True).start()
-        time.sleep(BEAT_S / 10)
-        self.watch.end(found, speak=True)
 
 
 class Bench:

@@ -64,9 +64,14 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
     if address == "127.0.0.1":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's host name need not resolve
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous as meet
 
+    timeout = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(device.backend, rank=launch.rank, world_size=launch.size, timeout=timedelta(seconds=timeout_s))
+        # torchrun's store outlives a restart, with what the failed attempt has written: this attempt's keys are its own.
+        store, _, _ = next(meet("env://", launch.rank, launch.size, timeout=timeout))
+        dist.init_process_group(device.backend, store=dist.PrefixStore(f"attempt_{rendezvous()[2]}", store), rank=launch.rank,
+                                world_size=launch.size, timeout=timeout)
     except dist.DistNetworkError as error:
         first = str(error).splitlines()[0]
         raise UserError(f"rank {launch.rank} on {socket.gethostname()}: the ranks meet at {address}:{port} (MASTER_ADDR, MASTER_PORT), and "
