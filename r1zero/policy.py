@@ -28,10 +28,11 @@ class Policy:
     """One role's model on this rank's place in its grid. Optimizer and scheduler are the trained one's; the reference has none."""
 
     def __init__(self, cfg: Config, chunks: list[torch.nn.Module], vocab_size: int, forbidden_ids: list[int], device: torch.device,
-                 optimizer: Any = None, scheduler: Any = None, state_here: Callable[[], Any] = nullcontext):
-        """state_here: makes a context in which the optimizer's state is on the device."""
+                 optimizer: Any = None, scheduler: Any = None):
         self.cfg, self.chunks, self.device = cfg, chunks, device
-        self.optimizer, self.scheduler, self.state_here = optimizer, scheduler, state_here
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.state_here: Callable[[], Any] = nullcontext
+        """Makes a context in which the optimizer's state is on the device."""
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         self.dp_group = parallel_state.get_data_parallel_group()
         width = vocab_size // self.tp_group.size()

@@ -1,6 +1,6 @@
 """The three roles on this rank: which models and engine live here, built in the one order in which all ranks build them."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -49,8 +49,9 @@ class Roles:
         elif cfg.grpo.kl_coef and layout.reference is None:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
-        state_here = HostState(optimizer, device).here if cfg.optimizer.offload else nullcontext
-        self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler, state_here)
+        self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
+        if cfg.optimizer.offload:
+            self.policy.state_here = HostState(optimizer, device).here
 
     def _load(self, chunks: list[torch.nn.Module], grids: MegatronGrids) -> None:
         """The original weights."""

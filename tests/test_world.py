@@ -1,4 +1,8 @@
-"""Rank and size from any launcher's variables."""
+"""Rank and size from any launcher's variables, and what a rank writes where all meet."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +32,25 @@ def test_launchers(environment, launch):
 def test_nonsense_is_refused(environment):
     with pytest.raises(UserError, match="torchrun"):
         read_launch(environment)
+
+
+JOIN = """
+import os
+from datetime import timedelta
+import torch.distributed as dist
+from r1zero import device, world
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True",
+                  TORCHELASTIC_RESTART_COUNT="3")
+world.join(world.read_launch(), device.ROWS["cpu"], 60)
+print(*store.list_keys())
+"""
+
+
+def test_a_restarted_attempt_has_keys_of_its_own_in_torchruns_store():
+    """It finds those of the failed attempt otherwise, addresses of processes that are gone among them, and waits for ever."""
+    done = subprocess.run([sys.executable, "-c", JOIN], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120,
+                          check=True)
+    keys = done.stdout.split()
+    assert keys and all(key.startswith("attempt_3/") for key in keys)

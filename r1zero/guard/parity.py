@@ -27,7 +27,7 @@ DECODED, PREFILLED, LARGEST = range(3)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """Differences of logprobs, one row an engine: mean of decoded from prefilled, mean and largest of prefilled from trained."""
 
     gaps_E3: Tensor
@@ -54,12 +54,12 @@ class Gate:
         if not self.prompts or iteration and (not every or iteration % every):
             return {}
         mine = self._ask()
-        verdict = self._compare(mine)
-        engines = verdict.disagreeing(self.tolerance)
+        comparison = self._compare(mine)
+        engines = comparison.disagreeing(self.tolerance)
         if engines:
             raise Agreed(f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: "
-                         f"{self._sentence(verdict, engines, mine)}")
-        prefilled = verdict.gaps_E3[:, PREFILLED:]
+                         f"{self._sentence(comparison, engines, mine)}")
+        prefilled = comparison.gaps_E3[:, PREFILLED:]
         return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
 
     def _ask(self) -> tuple[Batch, Tensor] | None:
@@ -72,7 +72,7 @@ class Gate:
         decoded = torch.tensor([_distance(r, scored) for r, scored in zip(responses, scores, strict=True)])
         return texts_batch(texts, scores, self.layout.engine_of(self.rank) * len(texts)), decoded
 
-    def _compare(self, asked: tuple[Batch, Tensor] | None) -> Verdict:
+    def _compare(self, asked: tuple[Batch, Tensor] | None) -> Comparison:
         samples = self.layout.engines * len(self.prompts)
         mine, decoded = asked if asked else (None, None)
         census = self.exchange.census(mine, samples)
@@ -86,17 +86,17 @@ class Gate:
         # What is not a number must not pass for agreement: maxima skip it.
         table_B3 = table_B3.nan_to_num(nan=torch.inf).to(self.exchange.device)
         dist.all_reduce(table_B3, dist.ReduceOp.MAX)
-        return _verdict(table_B3.cpu(), census, self.layout.engines)
+        return _comparison(table_B3.cpu(), census, self.layout.engines)
 
-    def _sentence(self, verdict: Verdict, engines: list[int], asked: tuple[Batch, Tensor] | None) -> str:
-        decoded, prefilled, largest = verdict.gaps_E3[engines[0]].tolist()
+    def _sentence(self, comparison: Comparison, engines: list[int], asked: tuple[Batch, Tensor] | None) -> str:
+        decoded, prefilled, largest = comparison.gaps_E3[engines[0]].tolist()
         where = ", ".join(f"{e} (ranks {', '.join(map(str, ranks_of(self.layout, e)))})" for e in engines)
         found = (f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
                  f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
                  f"parity.tolerance is {self.tolerance:.2g}")
         suspects = bisect.Bisect(self.cfg, self.layout, self.rank, self.roles, self.compiled)
-        owner = ranks_of(self.layout, verdict.worst_sample // len(self.prompts))[0]
-        tokens = suspects.share_tokens(asked[0] if asked else None, verdict.worst_sample, owner)
+        owner = ranks_of(self.layout, comparison.worst_sample // len(self.prompts))[0]
+        tokens = suspects.share_tokens(asked[0] if asked else None, comparison.worst_sample, owner)
         return f"{found}; {suspects.explain(tokens, engines)}"
 
 
@@ -123,9 +123,9 @@ def _fill(table_B3: Tensor, batch: Batch, gaps_R: Tensor) -> None:
         table_B3[sample, PREFILLED], table_B3[sample, LARGEST] = gaps.mean(), gaps.max()
 
 
-def _verdict(table_B3: Tensor, census: Census, engines: int) -> Verdict:
+def _comparison(table_B3: Tensor, census: Census, engines: int) -> Comparison:
     """An engine's mean over its tokens, its largest over all."""
     lengths_E = census.response_lengths_B.view(engines, -1, 1)
     table = table_B3.view(engines, -1, 3)
     means = (table[..., :LARGEST] * lengths_E).sum(1) / lengths_E.sum(1)
-    return Verdict(torch.cat([means, table[..., LARGEST:].amax(1)], 1), int(table_B3[:, PREFILLED].argmax()))
+    return Comparison(torch.cat([means, table[..., LARGEST:].amax(1)], 1), int(table_B3[:, PREFILLED].argmax()))

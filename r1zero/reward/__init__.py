@@ -9,7 +9,7 @@ Usable on its own: importing it loads the standard library only, the workers add
 
 from r1zero.reward.labels import LabelReport, LabelRow, check_labels
 from r1zero.reward.score import RewardError, Score, Scorer, check_rules
-from r1zero.reward.unscored import counts, dump_unscored, refuse_share
+from r1zero.reward.unscored import dump_unscored, refuse_share
 
 __all__ = [
     "LabelReport",
@@ -19,7 +19,6 @@ __all__ = [
     "Scorer",
     "check_labels",
     "check_rules",
-    "counts",
     "dump_unscored",
     "refuse_share",
 ]

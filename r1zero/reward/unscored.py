@@ -1,16 +1,10 @@
 """What becomes of samples that could not be graded: counted, dumped, and above a share the end of the run."""
 
 import json
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from r1zero.reward.score import RewardError, Score
-
-
-def counts(scores: Iterable[Score]) -> dict[str, int]:
-    """The metrics `reward/timeouts` and `reward/failures`."""
-    outcomes = [score.outcome for score in scores]
-    return {"reward/timeouts": outcomes.count("timeout"), "reward/failures": outcomes.count("failed")}
 
 
 def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Hashable, tuple[str, str]]) -> int:

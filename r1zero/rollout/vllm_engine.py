@@ -67,11 +67,6 @@ class Engine:
         if cfg.layout.rollout.enable_expert_parallel:
             self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
 
-    def wants(self, name: str) -> bool:
-        """Whether this rank's part needs the tensor of that name in Hugging Face's checkpoint."""
-        expert = EXPERT.search(name)
-        return expert is None or int(expert[1]) in self.owned_experts
-
     def generate(self, prompts: list[Prompt], group_size: int, iteration: int,
                  on_finished: Callable[[Response], None]) -> list[Response]:
         """group_size responses to each prompt, in (prompt, sample) order.

@@ -100,3 +100,31 @@ def test_a_killed_rank_is_named_by_its_launcher_and_nobody_else_is_blamed(tmp_pa
     status, out, _ = wait(start(launcher, "kill 1 update 2 0", tmp_path / "logs"), tmp_path / "logs")
     assert status != 0 and re.search(said, out), out
     assert not re.search(r"rank [023] of 4", out) and "is late" not in out
+
+
+LAST_WORDS = """
+import logging, sys, threading, time
+from r1zero import config, watchdog, world
+from r1zero.verdict import Verdict
+
+class Line:
+    store = property(lambda self: self)
+
+    def set(self, key, text):   # the judge's own other line reads at once what it was told
+        watch.end(Verdict("heard", 3), speak=False)
+
+logging.disable()
+watch = watchdog.Watchdog(config.Run(), world.Launch(0, 2, 0, 2, "torchrun"), open(sys.argv[1], "w"))
+threading.Thread(target=watch.end, args=(Verdict("rank 1 is to blame\\n", 1), True, [Line()])).start()
+time.sleep(60)
+"""
+
+
+def test_a_judge_speaks_before_it_is_heard_and_ends_where_nobody_listens(tmp_path):
+    """The verdict reaches the judge's own process, too, and its launcher may be gone with the pipe that it writes to."""
+    program = [sys.executable, "-W", "ignore", "-c", LAST_WORDS, str(tmp_path / "log")]
+    told = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (told.returncode, told.stderr) == (1, "rank 1 is to blame\n")
+    deaf = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE)
+    deaf.stderr.close()
+    assert deaf.wait(60) == 1

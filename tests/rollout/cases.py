@@ -110,8 +110,11 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
 
 
 def _use(engine: Any, case: Case) -> Answer:
+    from r1zero.rollout.vllm_engine import EXPERT
+
     for path in case.loads:
-        engine.reload((name, tensor) for name, tensor in models.weights(path) if engine.wants(name))
+        engine.reload((name, tensor) for name, tensor in models.weights(path)
+                      if not (expert := EXPERT.search(name)) or int(expert[1]) in engine.owned_experts)
     scheduler, preempted = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
     scheduler._preempt_request = _counting(scheduler._preempt_request, preempted)
     seen: list[tuple[int, int]] = []
