@@ -5,14 +5,20 @@ megatron-core's `initialize_model_parallel` and vLLM's `init_distributed_environ
 were made are ordinary ones. Only members enter: groups are made with local synchronisation (gloo and nccl).
 """
 
+import functools
 import hashlib
+import inspect
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, Iterator
 from unittest import mock
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+
+PATCHED = ("get_world_size", "get_rank", "new_group", "all_gather_object", "barrier")
+"""Functions of torch.distributed that mean the whole world where no group is given."""
 
 _made: dict[tuple[int, ...], int] = {}
 """How many groups of exactly these ranks this process has made, over all subworlds: members count alike."""
@@ -29,13 +35,15 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         yield
         return
     me = dist.get_rank()
-    real = {name: getattr(dist, name) for name in ("get_world_size", "get_rank", "new_group", "all_gather_object", "barrier")}
+    real = {name: getattr(dist, name) for name in PATCHED}
 
-    def new_group(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def new_group(bound: inspect.BoundArguments) -> Any:
+        ranks = bound.arguments.get("ranks")
         members = tuple(within if ranks is None else (within[r] for r in ranks) if renumber else ranks)
         if me not in members:
             return dist.GroupMember.NON_GROUP_MEMBER
-        return real["new_group"](list(members), *args, **{**kwargs, "use_local_synchronization": True})
+        bound.arguments |= {"ranks": list(members), "use_local_synchronization": True}
+        return real["new_group"](*bound.args, **bound.kwargs)
 
     def name_of(group_ranks: Any, use_hashed_name: bool) -> str:
         # torch counts all groups of this process, and members with different histories would not meet.
@@ -43,24 +51,39 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         _made[key] = _made.get(key, 0) + 1
         return hashlib.sha1(f"{key} {_made[key]}".encode()).hexdigest()
 
-    def of_members(name: str) -> Any:
-        def call(*args: Any, group: Any = None, **kwargs: Any) -> Any:
-            return real[name](*args, group=group or whole, **kwargs)
+    def over_members(name: str) -> Callable[[inspect.BoundArguments], Any]:
+        def call(bound: inspect.BoundArguments) -> Any:
+            bound.arguments["group"] = bound.arguments.get("group") or whole
+            return real[name](*bound.args, **bound.kwargs)
         return call
 
-    patches: dict[str, Any] = {
-        "get_world_size": lambda group=None: real["get_world_size"](group) if group else len(within),
+    def unless_grouped(name: str, value: int) -> Callable[[inspect.BoundArguments], Any]:
+        return lambda bound: real[name](group) if (group := bound.arguments.get("group")) else value
+
+    replacements = {
+        "get_world_size": unless_grouped("get_world_size", len(within)),
+        "get_rank": unless_grouped("get_rank", within.index(me)),
         "new_group": new_group,
-        "all_gather_object": of_members("all_gather_object"),
-        "barrier": of_members("barrier"),
+        "all_gather_object": over_members("all_gather_object"),
+        "barrier": over_members("barrier"),
     }
-    if renumber:
-        patches["get_rank"] = lambda group=None: real["get_rank"](group) if group else within.index(me)
+    # Libraries pass the same argument by position in one place and by name in another: the signature tells which is which.
+    patches = {name: _bound(real[name], replacements[name]) for name in PATCHED if renumber or name != "get_rank"}
     with mock.patch.object(distributed_c10d, "_process_group_name", name_of):
         whole = real["new_group"](list(within), use_local_synchronization=True)
         with (mock.patch.multiple(dist, **patches),
               mock.patch.dict(os.environ, RANK=str(within.index(me)), WORLD_SIZE=str(len(within)))):
             yield
+
+
+def _bound(function: Callable[..., Any], replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[..., Any]:
+    """A function with `function`'s signature that hands its bound arguments to `replacement`."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return replacement(signature.bind(*args, **kwargs))
+    return call
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Inside a subworld torch.distributed counts only its members; afterwards nothing is left of it but ordinary groups."""
 
+import inspect
 import os
 
 import torch
 import torch.distributed as dist
 
-from r1zero.subworld import subworld
+from r1zero.subworld import PATCHED, subworld
 
 
 def inside(rank, within, renumber):
@@ -48,3 +49,45 @@ def whole(rank):
 
 def test_the_whole_world_is_left_as_it_is(ranks):
     assert ranks.run(whole, size=2) == [True, True]
+
+
+def by_position_and_by_name(rank, within):
+    """Calls every patched function in both ways that a library may use; returns what differs from torch's own signatures."""
+    signatures = {name: inspect.signature(getattr(dist, name)) for name in PATCHED}
+    if rank not in within:
+        return None
+    with subworld(within, renumber=True):
+        different = [name for name in PATCHED if inspect.signature(getattr(dist, name)) != signatures[name]]
+        pair = dist.new_group([0, 1], None, "gloo", None, True, "pair")
+        same = dist.new_group(ranks=[0, 1], backend="gloo", use_local_synchronization=True)
+        everyone, again = [None] * 2, [None] * 2
+        dist.all_gather_object(everyone, rank, pair)
+        dist.all_gather_object(object_list=again, obj=rank, group=same)
+        dist.barrier(pair)
+        dist.barrier(group=pair)
+        dist.barrier(None, False, None)
+        counts = [dist.get_world_size(pair), dist.get_world_size(group=pair), dist.get_rank(pair), dist.get_rank(group=None)]
+    return different, everyone, again, counts
+
+
+def test_every_patched_function_takes_its_arguments_as_torchs_own_does(ranks):
+    assert ranks.run(by_position_and_by_name, (1, 2), size=3) == [
+        None, ([], [1, 2], [1, 2], [2, 2, 0, 0]), ([], [1, 2], [1, 2], [2, 2, 1, 1])]
+
+
+def leave_a_group_behind(rank):
+    """What a case that fails in the middle leaves in a library: a group of a world that is no more."""
+    inspect.left_behind = dist.new_group([0])
+    raise ValueError("this case fails")
+
+
+def use_what_is_left(rank):
+    return getattr(inspect, "left_behind", None)
+
+
+def test_a_failed_case_leaves_nothing_to_the_next(ranks):
+    try:
+        ranks.run(leave_a_group_behind, size=2)
+    except AssertionError as error:
+        assert "this case fails" in str(error)
+    assert ranks.run(use_what_is_left, size=2) == [None, None]
