@@ -141,6 +141,7 @@ class Optimizer:
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
     weight_decay: float = 0.0
+    """Applied to matrices only: norms and biases are never decayed (megatron-core's rule)."""
     clip_grad: float = 1.0
     """Largest global 2-norm of the gradient."""
     max_skipped: int = 5

@@ -3,6 +3,7 @@
 
 import torch
 
+from r1zero import grpo
 from r1zero.config import Config
 from r1zero.generation import Samples
 from r1zero.metrics import Tally
@@ -27,9 +28,8 @@ def tally(t: Tally, cfg: Config, samples: Samples | None, table: torch.Tensor | 
     rewards = table[scored, 0]
     lengths = [len(r.token_ids) for r in samples.responses]
     prompts = [len(samples.prompts[r.prompt].token_ids) for r in samples.responses]
-    groups = table[:, 0].reshape(-1, cfg.grpo.group_size)
-    flat_groups = (groups.amax(1) == groups.amin(1)).sum()
-    values = [len(table), scored.sum(), (table[:, 1] == 1).sum(), (table[:, 1] == 2).sum(), rewards.sum(), flat_groups, len(groups),
+    constant = grpo.without_spread(table[:, 0].reshape(-1, cfg.grpo.group_size), scored.reshape(-1, cfg.grpo.group_size))
+    values = [len(table), scored.sum(), (table[:, 1] == 1).sum(), (table[:, 1] == 2).sum(), rewards.sum(), constant.sum(), len(constant),
               sum(r.finish_reason == "length" for r in samples.responses), sum(prompts), sum(lengths), *table[scored, 2:].sum(0)]
     for name, value in zip(sums, values, strict=True):
         t.add(name, float(value))

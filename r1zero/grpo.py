@@ -13,18 +13,26 @@ def advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     """(r - mean) / (std + 1e-6) in each group, over its scored samples; std with Bessel's correction.
 
     rewards_PG: (P, G), any value where not scored. scored_PG: (P, G) bool. Returns (P, G) float32: 0 where a sample was not
-    scored, in a group with fewer than two scored samples, and in a group whose rewards are all equal (no rounding noise is
-    divided by the small constant).
+    scored, and in the groups that `without_spread` names.
     """
-    scored = scored_PG.double()
+    count = scored_PG.sum(1, keepdim=True)
     rewards = torch.where(scored_PG, rewards_PG.double(), 0.0)
-    count = scored.sum(1, keepdim=True)
     mean = rewards.sum(1, keepdim=True) / count.clamp(min=1)
-    centred = (rewards - mean) * scored
+    centred = torch.where(scored_PG, rewards - mean, 0.0)
     std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    lowest = torch.where(scored_PG, rewards, torch.inf).amin(1, keepdim=True)
-    highest = torch.where(scored_PG, rewards, -torch.inf).amax(1, keepdim=True)
-    return torch.where((count >= 2) & (highest > lowest), centred / (std + 1e-6), 0.0).float()
+    return torch.where(without_spread(rewards_PG, scored_PG)[:, None], 0.0, centred / (std + 1e-6)).float()
+
+
+def without_spread(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
+    """Groups that teach nothing: fewer than two scored samples, or scored rewards that are all equal.
+
+    Equality is decided on the rewards themselves, so that rounding noise in the mean is never divided by the small constant
+    in `advantages`. Arguments as there; returns (P,) bool.
+    """
+    rewards = rewards_PG.double()
+    lowest = torch.where(scored_PG, rewards, torch.inf).amin(1)
+    highest = torch.where(scored_PG, rewards, -torch.inf).amax(1)
+    return ~(highest > lowest)
 
 
 def kl_k1(logprobs_R: Tensor, ref_logprobs_R: Tensor) -> Tensor:
@@ -62,7 +70,12 @@ def clipped_surrogate(logprobs_R: Tensor, old_logprobs_R: Tensor, advantages_R: 
     return Surrogate(torch.maximum(plain, clipped), (clipped > plain).float())
 
 
+def masked_sum(values_R: Tensor, mask_R: Tensor) -> Tensor:
+    """Sum over the tokens where mask_R (bool) is true; what stands elsewhere does not count, even if it is not finite."""
+    return torch.where(mask_R, values_R, 0.0).sum()
+
+
 def token_mean(values_R: Tensor, mask_R: Tensor, tokens: float) -> Tensor:
     """Sum over this rank's unmasked tokens, divided by the unmasked tokens of the whole batch on all ranks: micro-batches and
     ranks add up to one mean, however the batch is cut."""
-    return (values_R * mask_R).sum() / tokens
+    return masked_sum(values_R, mask_R) / tokens

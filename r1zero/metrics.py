@@ -4,6 +4,7 @@ import json
 import os
 import time
 from contextlib import contextmanager
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
@@ -110,10 +111,11 @@ class Record:
 
 
 def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
-    """One JSON line a row, each naming its iteration."""
+    """Write one JSON line per row, each with its iteration. JSON has no infinity and no NaN: such numbers are written as null."""
     with open(path, "a", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps({"iteration": iteration, **row}, ensure_ascii=False) + "\n")
+            finite = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+            file.write(json.dumps({"iteration": iteration, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def keep_until(path: Path, iteration: int) -> None:
@@ -130,6 +132,6 @@ def keep_until(path: Path, iteration: int) -> None:
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl; a null is read as NaN."""
     with open(folder / "metrics.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [{name: nan if value is None else value for name, value in json.loads(line).items()} for line in file]

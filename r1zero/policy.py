@@ -108,19 +108,22 @@ class Policy:
         def each(values_B: Tensor) -> Tensor:
             return values_B[p.indices].repeat_interleave(lengths).to(self.device)
 
-        mask, advantages = each(batch.scored_B), each(batch.advantages_B)
+        mask, advantages = each(batch.scored_B) > 0, each(batch.advantages_B)
         # One update per rollout: the old policy is the current one, and its logprobs are these, detached.
         old = logprobs.detach()
         surrogate = grpo.clipped_surrogate(logprobs, old, advantages, cfg.clip_ratio)
         kl = torch.zeros_like(logprobs)
         if len(batch.ref_logprobs_R):
-            kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, batch.ref_logprobs_R[p.response_index].to(self.device))
+            # Of masked tokens the reference is the policy: a value that is not finite would reach the gradient through the mask.
+            ref = torch.where(mask, batch.ref_logprobs_R[p.response_index].to(self.device), old)
+            kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, ref)
         loss = grpo.token_mean(surrogate.loss_R + cfg.kl_coef * kl, mask, loss_tokens)
         with torch.no_grad():
             # What is not a number must not pass for agreement: maxima skip it.
-            gap = ((old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs() * mask).nan_to_num(nan=torch.inf)
+            apart = (old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs().nan_to_num(nan=torch.inf)
+            gap = torch.where(mask, apart, 0.0)
             figures = (surrogate.loss_R, kl, entropy, surrogate.clipped_R, old - logprobs, gap)
-            sums = torch.stack([(f * mask).sum() for f in figures])
+            sums = torch.stack([grpo.masked_sum(f, mask) for f in figures])
         return loss, torch.tensor(0, dtype=torch.int), {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}
 
     def _stats(self, p: Pack, logits: Tensor) -> TokenStats:

@@ -171,8 +171,8 @@ class Trainer:
             response = samples.responses[k]
             prompt = samples.prompts[response.prompt]
             rows.append({"prompt": prompt.text, "response": self.judge.text(response), "label": prompt.label,
-                         "outcome": generation.OUTCOMES[int(table[k, 1])], "reward": float(table[k, 0]),
-                         "scores": dict(zip(self.cfg.reward.rules, table[k, 2:].tolist(), strict=True))})
+                         "outcome": generation.OUTCOMES[int(table[k, 1])], "reward": float(table[k, 0]) if table[k, 1] == 0 else None,
+                         "scores": dict(zip(self.cfg.reward.rules, table[k, 2:].tolist(), strict=True)) if table[k, 1] == 0 else {}})
         metrics.append(self.folder / "samples.jsonl", iteration, rows)
 
     def save(self) -> None:

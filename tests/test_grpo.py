@@ -64,7 +64,14 @@ def test_clipped_surrogate(ratio, advantage, loss, slope):
 
 
 def test_token_mean_adds_up_over_any_cut_of_the_batch():
-    values, mask = torch.arange(7.0), torch.tensor([1.0, 1, 0, 1, 1, 1, 0])
+    values, mask = torch.arange(7.0), torch.tensor([True, True, False, True, True, True, False])
     whole = grpo.token_mean(values, mask, 5.0)
     assert whole.item() == pytest.approx((0 + 1 + 3 + 4 + 5) / 5)
     assert sum(grpo.token_mean(values[a:b], mask[a:b], 5.0) for a, b in ((0, 2), (2, 3), (3, 7))).item() == pytest.approx(whole.item())
+
+
+def test_what_is_masked_reaches_neither_the_mean_nor_the_gradient():
+    values = torch.tensor([1.0, math.inf, math.nan], requires_grad=True)
+    loss = grpo.token_mean(values, torch.tensor([True, False, False]), 2.0)
+    loss.backward()
+    assert loss.item() == 0.5 and values.grad.tolist() == [0.5, 0.0, 0.0]

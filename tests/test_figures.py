@@ -1,0 +1,47 @@
+"""Figures of an iteration: unscored samples are not zeros, and the record of a run is JSON whatever happens."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from r1zero import figures, metrics
+from r1zero.batch import Prompt, Response
+from r1zero.config import Config, Grpo
+from r1zero.generation import Samples
+
+P, G = 16, 4
+CFG = Config(grpo=Grpo(group_size=G))
+SCORED, TIMEOUT = 0.0, 1.0
+
+
+def tallied(rewards_B: list[float], outcomes_B: list[float]) -> dict[str, float]:
+    """Named figures of P x G samples with these rewards."""
+    prompts = [Prompt(p, (1, 2), "1", "1+0=?") for p in range(P)]
+    responses = [Response(p, g, [3], [0.0], "stop") for p in range(P) for g in range(G)]
+    table = torch.tensor([rewards_B, outcomes_B, rewards_B], dtype=torch.float64).T
+    tally = metrics.Tally()
+    figures.tally(tally, CFG, Samples(prompts, responses, 0), table)
+    figures.tally_training(tally, {})
+    return figures.named(CFG, tally.sums, tally.peaks, 64.0)
+
+
+def test_a_group_whose_scored_rewards_are_equal_has_no_spread_whatever_was_not_scored():
+    # One sample in each of 9 groups, and all of the last one, are not scored; the table holds 0.0 for them.
+    unscored = {G * p for p in range(9)} | set(range(G * (P - 1), G * P))
+    rewards = [0.0 if i in unscored else 1.0 for i in range(P * G)]
+    outcomes = [TIMEOUT if i in unscored else SCORED for i in range(P * G)]
+    assert tallied(rewards, outcomes)["frac_reward_zero_std"] == 1.0
+    rewards[1] = 0.0   # the first group now has rewards 0, 1, 1
+    assert tallied(rewards, outcomes)["frac_reward_zero_std"] == (P - 1) / P
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_metrics_are_json_also_where_nothing_was_scored(tmp_path, scored):
+    found = tallied([1.0] * P * G, [SCORED if scored else TIMEOUT] * P * G)
+    metrics.append(tmp_path / "metrics.jsonl", 1, [found])
+    (line,) = (tmp_path / "metrics.jsonl").read_text().rstrip("\n").split("\n")
+    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert row["grpo/rewards/max"] == (1.0 if scored else None)
+    assert math.isnan(metrics.read(tmp_path)[0]["grpo/rewards/max"]) != scored
