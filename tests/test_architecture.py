@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "sync": "config layout model reshard rollout",
     "plan": "config layout device model reshard",
     "generation": "config layout batch grpo data reward",
-    "figures": "config metrics generation policy",
+    "figures": "config metrics grpo generation policy",
     "roles": "config device layout batch model rollout policy sync",
     "guard": "config layout batch data model policy exchange reshard roles",
     "trainer": "config device layout batch world metrics curves reward data model exchange sync generation figures roles guard saving",
