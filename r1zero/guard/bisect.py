@@ -97,15 +97,14 @@ class Bisect:
         mine: dict[str, float] = {}
         engines: dict[str, list[Tensor]] = {}
 
-        def compare(weight: Weight, span: Span, sent: Tensor) -> None:
-            if blamed and weight.name in wanted:
-                if weight.name not in engines:
-                    engines[weight.name] = self._held(weight)
-                first = span.first - self._span(weight).first
-                if gap := max(_gap(held, sent, axis(weight), first) for held in engines[weight.name]):
-                    mine[weight.name] = max(gap, mine.get(weight.name, 0.0))
-
-        run.into(self.compiled, lambda weight: local[weight.name].tensor(), compare, verify=False)
+        for weight, span, sent in run.pieces(self.compiled, lambda weight: local[weight.name].tensor(), verify=False):
+            if not blamed or weight.name not in wanted:
+                continue
+            if weight.name not in engines:
+                engines[weight.name] = self._held(weight)
+            first = span.first - self._span(weight).first
+            if gap := max(_gap(held, sent, axis(weight), first) for held in engines[weight.name]):
+                mine[weight.name] = max(gap, mine.get(weight.name, 0.0))
         every: list[dict[str, float]] = [{}] * self.layout.size
         dist.all_gather_object(every, mine)
         ranks = {w.name: [r for r, of_rank in enumerate(every) if w.name in of_rank] for w in suspects}

@@ -1,12 +1,12 @@
 """The compiled reshard, carried out: one all-to-all a round, straight from the trainer's parts to the engine's places.
 
-Only what this rank must send or receive is staged. `into` gives pieces to whoever takes them; `stream` writes some weights where
-the caller says and yields the others, whole, for an engine's own loader (which repacks them, as on the CPU). Both check a checksum
-of every piece against its sender's when asked.
+Only what this rank must send or receive is staged. `pieces` yields what arrives; `stream` writes some weights where the caller says and
+yields the others, whole, for an engine's own loader (which repacks them, as on the CPU). Both check a checksum of every piece against
+its sender's when asked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,8 @@ class Compiled:
     """Weight -> unit of the axis at which this rank's trainer part begins."""
     wanted: dict[int, Span]
     """Weight -> what this rank's engine keeps."""
+    own: frozenset[str]
+    """Names of the weights of which this rank's trainer has all that its engine keeps."""
 
 
 def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel: bool, dtype: torch.dtype, device: torch.device,
@@ -48,7 +50,7 @@ def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel:
     """Done once, alike on every rank, without communication. 384 ranks of DeepSeek-V3: 3 s."""
     routes = Routes(layout, shape, expert_parallel, device.type)
     rounds = planned.schedule(routes, dtype.itemsize, staging_bytes)
-    held, wanted = {}, {}
+    held, wanted, own = {}, {}, set()
     for number, weight in enumerate(routes.weights):
         if rank in routes.route(weight).of_rank:
             part, span = routes.held(weight).get(rank), need_of(weight, shape, layout.rollout, routes.dealt, rank)
@@ -56,13 +58,16 @@ def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel:
                 held[number] = part.first
             if span and span.first < span.end:
                 wanted[number] = span
-    return Compiled(routes, planned.compile_for(routes, rounds, rank), rank, device, dtype, held, wanted)
+                if part and part.first <= span.first and span.end <= part.end:
+                    own.add(weight.name)
+    return Compiled(routes, planned.compile_for(routes, rounds, rank), rank, device, dtype, held, wanted, frozenset(own))
 
 
-def into(compiled: Compiled, read: Read, write: Write, verify: bool) -> None:
-    """Move everything; `write` gets each piece of this rank's engine once. Collective over the world.
+def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weight, Span, Tensor]]:
+    """Move everything; yields each piece of this rank's engine once, with the units of the weight's axis that it covers.
 
-    verify: the sums of all pieces' bits travel too, and are compared with what arrived. Raises ChecksumError.
+    Collective over the world: every rank must walk it to its end. A piece is a view of the trainer's tensor or of a round's staging
+    buffer. verify: the sums of all pieces' bits travel too, and are compared with what arrived. Raises ChecksumError.
     """
     weights = compiled.routes.weights
     for task in compiled.tasks:
@@ -76,9 +81,10 @@ def into(compiled: Compiled, read: Read, write: Write, verify: bool) -> None:
 
         received = _exchange(compiled, task, piece_of, verify)
         for piece in task.copies:
-            write(weights[piece.weight], Span(piece.first, piece.end), piece_of(piece))
+            yield weights[piece.weight], Span(piece.first, piece.end), piece_of(piece)
+            parts.pop(piece.weight)   # where the trainer's part is a copy it need not stay until the round's end
         for piece, tensor in zip(task.receives, received, strict=True):
-            write(weights[piece.weight], Span(piece.first, piece.end), tensor)
+            yield weights[piece.weight], Span(piece.first, piece.end), tensor
 
 
 def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify: bool) -> Iterator[tuple[str, Tensor]]:
@@ -89,29 +95,25 @@ def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify:
     engine's loader cuts out its part and never looks at the rest. Experts of other ranks are not in the stream. Collective:
     every rank must exhaust it, the ranks without an engine too.
     """
-    weights = compiled.routes.weights
     open_: dict[str, tuple[Tensor, int]] = {}
-    numbers = {weights[number].name: number for number in compiled.wanted}
-    done: list[tuple[str, Tensor]] = []
-
-    def write(weight: Weight, span: Span, tensor: Tensor) -> None:
+    wanted = {compiled.routes.weights[number].name: span for number, span in compiled.wanted.items()}
+    for weight, span, tensor in pieces(compiled, read, verify):
         if weight.name in writers:
             writers[weight.name](weight, span, tensor)
-            return
+            continue
+        dtype, units = _dtype(compiled, weight), span.end - span.first
+        if weight.name in compiled.own and units == weight.shape[axis(weight)] and tensor.dtype == dtype:   # the trainer's own tensor
+            yield weight.name, tensor
+            continue
         whole, missing = open_.get(weight.name, (None, 0))
         if whole is None:
-            wanted = compiled.wanted[numbers[weight.name]]
-            whole, missing = torch.empty(weight.shape, dtype=_dtype(compiled, weight), device=compiled.device), wanted.end - wanted.first
-        whole.narrow(axis(weight), span.first, span.end - span.first).copy_(tensor)
-        missing -= span.end - span.first
-        open_[weight.name] = whole, missing
-        if not missing:
-            done.append((weight.name, open_.pop(weight.name)[0]))
-
-    for task in compiled.tasks:
-        into(replace(compiled, tasks=[task]), read, write, verify)
-        yield from done
-        done.clear()
+            whole = torch.empty(weight.shape, dtype=dtype, device=compiled.device)
+            missing = wanted[weight.name].end - wanted[weight.name].first
+        whole.narrow(axis(weight), span.first, units).copy_(tensor)
+        open_[weight.name] = whole, missing - units
+        if missing == units:
+            del open_[weight.name]
+            yield weight.name, whole
 
 
 def _dtype(compiled: Compiled, weight: Weight) -> torch.dtype:

@@ -78,17 +78,15 @@ def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: i
         assert kept == len(got)
 
 
-def into_writes_each_unit_once(shape: Shape, layout: Layout, expert_parallel: bool, rank: int) -> None:
+def pieces_cover_each_unit_once(shape: Shape, layout: Layout, expert_parallel: bool, rank: int) -> None:
     compiled = make(shape, layout, expert_parallel, rank)
     places = {number: (torch.zeros(compiled.routes.weights[number].shape, dtype=torch.bfloat16), []) for number in compiled.wanted}
     numbers = {compiled.routes.weights[number].name: number for number in places}
 
-    def write(weight: Weight, span: Span, tensor: Tensor) -> None:
+    for weight, span, tensor in run.pieces(compiled, reader(compiled, torch.bfloat16), verify=True):
         place, spans = places[numbers[weight.name]]
         place.narrow(axis(weight), span.first, span.end - span.first).copy_(tensor)
         spans.append(span)
-
-    run.into(compiled, reader(compiled, torch.bfloat16), write, verify=True)
     for number, (place, spans) in places.items():
         weight, wanted = compiled.routes.weights[number], compiled.wanted[number]
         edges = [wanted.first, *(span.end for span in sorted(spans))]
@@ -110,7 +108,8 @@ def a_flipped_bit_is_named(shape: Shape, layout: Layout, expert_parallel: bool, 
 
     run.dist.all_to_all_single = flip
     try:
-        run.into(replace(compiled, tasks=compiled.tasks[:1]), reader(compiled, torch.bfloat16), lambda *_: None, verify=True)
+        for _ in run.pieces(replace(compiled, tasks=compiled.tasks[:1]), reader(compiled, torch.bfloat16), verify=True):
+            pass
         assert rank != 5, "the flipped bit went unseen"
     except run.ChecksumError as error:
         assert rank == 5 and "model." in str(error) and "arrived at rank 5" in str(error)
@@ -118,7 +117,7 @@ def a_flipped_bit_is_named(shape: Shape, layout: Layout, expert_parallel: bool, 
         run.dist.all_to_all_single = real
 
 
-CHECKS = {f"{check.__name__}: {name}": (check, name) for name in CASES for check in (stream_is_right, into_writes_each_unit_once)}
+CHECKS = {f"{check.__name__}: {name}": (check, name) for name in CASES for check in (stream_is_right, pieces_cover_each_unit_once)}
 CHECKS["a_flipped_bit_is_named: moe, ep4 to ep4"] = (a_flipped_bit_is_named, "moe, ep4 to ep4")
 
 
