@@ -141,7 +141,7 @@ class Policy:
         def forward(data: Iterator[Pack], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
             # Sequence parallelism cuts a pack evenly over the tensor ranks.
-            packed = packing.pack(p.lengths, self.tp_group.size(), build.DTYPES[self.cfg.run.dtype], self.device)
+            packed = packing.pack(p.lengths, self.tp_group.size(), self.device)
             return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_logits, p)
 
         return get_forward_backward_func()(

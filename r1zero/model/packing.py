@@ -11,9 +11,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-DENSE_TOKENS = 320
-"""Up to so long sequences are faster as explicit products than through torch's fused attention (measured on a CPU)."""
-
+from r1zero.model.shape import DENSE_TOKENS
 
 @dataclass
 class Pack(PackedSeqParams):
@@ -26,7 +24,6 @@ class Pack(PackedSeqParams):
     lengths: tuple[int, ...] = ()
     """Of the sequences, the padding behind the last as one more."""
     positions_T: Tensor | None = None
-    dtype: torch.dtype = torch.float32
     frequencies: Tensor | None = None
     """(T, 1, 1, D), filled by the first layer that asks."""
 
@@ -44,14 +41,11 @@ class Pack(PackedSeqParams):
 
     @cached_property
     def mask_LL(self) -> Tensor:
-        return torch.full((self.longest, self.longest), float("-inf"), dtype=self.dtype, device=self.positions_T.device).triu(1)
+        return torch.full((self.longest, self.longest), float("-inf"), device=self.positions_T.device).triu(1)
 
 
-def pack(lengths: list[int], multiple: int, dtype: torch.dtype, device: torch.device) -> Pack:
-    """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree.
-
-    dtype: of the model's activations.
-    """
+def pack(lengths: list[int], multiple: int, device: torch.device) -> Pack:
+    """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree."""
     padding = -sum(lengths) % multiple
     every = (*lengths, padding) if padding else tuple(lengths)
     sizes = torch.tensor(every)
@@ -61,7 +55,7 @@ def pack(lengths: list[int], multiple: int, dtype: torch.dtype, device: torch.de
     whole = torch.tensor([0, int(starts[-1])], dtype=torch.int32)
     return Pack(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, cu_seqlens_q_padded=whole,
                 cu_seqlens_kv_padded=whole, max_seqlen_q=max(every), max_seqlen_kv=max(every), lengths=every,
-                positions_T=positions.to(device), dtype=dtype)
+                positions_T=positions.to(device))
 
 
 class _ToSlots(torch.autograd.Function):
@@ -103,7 +97,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tenso
 
     q, k, v = padded(q), padded(k), padded(v)
     if longest <= DENSE_TOKENS and q.device.type == "cpu":
-        out = _products(q * scale, k, v, packed.mask_LL)
+        out = _products(q, k, v, scale, packed.mask_LL)
     else:
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale,
                                                                enable_gqa=q.shape[1] != k.shape[1])
@@ -111,10 +105,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tenso
     return rows.view(tokens, -1) if packed.slots_T is None else _FromSlots.apply(rows, packed.slots_T)
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """(N, h, L, d), (N, g, L, d), (N, g, L, e) to (N, h, L, e): the h / g queries of a key head share one product."""
+def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:
+    """(N, h, L, d), (N, g, L, d), (N, g, L, e) to (N, h, L, e): the h / g queries of a key head share one product.
+
+    Scores are fp32 whatever the activations are: Qwen2's key biases make them so large that bfloat16 would round them to units.
+    """
     n, h, length, d = q.shape
     g, r = k.shape[1], h // k.shape[1]
-    scores = q.reshape(n * g, r * length, d) @ k.reshape(n * g, length, d).transpose(1, 2)
-    weights = (scores.view(n * g, r, length, length) + mask).softmax(-1, dtype=torch.float32).to(v.dtype)
-    return (weights.view(n * g, r * length, length) @ v.reshape(n * g, length, -1)).view(n, h, length, -1)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    queries, keys = q.to(wide).reshape(n * g, r * length, d), k.to(wide).reshape(n * g, length, d)
+    weights = torch.baddbmm(mask.to(wide).repeat(r, 1), queries, keys.transpose(1, 2), alpha=scale).softmax(-1).to(v.dtype)
+    return (weights @ v.reshape(n * g, length, -1)).view(n, h, length, -1)

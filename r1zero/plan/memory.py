@@ -6,6 +6,7 @@ from typing import NamedTuple
 from r1zero.config import Config
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import placement
+from r1zero.model.shape import DENSE_TOKENS
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
@@ -163,10 +164,6 @@ def _workspace(books: Books) -> int:
     on = Pass(tp, 1 if books.routes.expert_parallel else tp, books.machine.expert_imbalance if spread else 1.0, books.itemsize, 0)
     layer = max(layer_size(shape, i, on).forward for i in (0, shape.layers - 1))
     return int(rollout.max_num_batched_tokens * layer * books.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
-
-
-DENSE_TOKENS = 320
-"""Up to so long sequences are attended by explicit products on a CPU (model.packing)."""
 
 
 def trainer_layer(books: Books, grids: MegatronGrids, layer: int) -> LayerSize:

@@ -69,7 +69,7 @@ def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only
     def step(data: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
         group = next(data)
         lengths = [len(s) for s in group]
-        packed = packing.pack(lengths, built.grids.dense.size("tp"), build.DTYPES[built.cfg.run.dtype], CPU)
+        packed = packing.pack(lengths, built.grids.dense.size("tp"), CPU)
         tokens = torch.cat(group)
         logits = build.forward(chunk, tokens, packed)
 

@@ -32,7 +32,7 @@ def written_out(q, k, v, scale, lengths):
 @pytest.mark.parametrize("lengths, multiple", [([5, 5, 5], 1), ([3, 9, 1, 6], 1), ([4, 7], 4), ([1], 1)])
 @pytest.mark.parametrize("heads, kv_heads, width", [(4, 2, 8), (4, 4, 5)])
 def test_outputs_and_gradients_equal_attention_written_out(dense_tokens, lengths, multiple, heads, kv_heads, width):
-    packed = packing.pack(lengths, multiple, torch.float64, CPU)
+    packed = packing.pack(lengths, multiple, CPU)
     tokens = len(packed.positions_T)
     assert tokens % multiple == 0 and tokens - sum(lengths) < multiple
     make = torch.Generator().manual_seed(0)
@@ -49,6 +49,21 @@ def test_outputs_and_gradients_equal_attention_written_out(dense_tokens, lengths
 
 
 def test_positions_begin_anew_in_each_sequence():
-    packed = packing.pack([3, 2], 4, torch.float32, CPU)
+    packed = packing.pack([3, 2], 4, CPU)
     assert packed.positions_T.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
     assert packed.cu_seqlens_q.tolist() == [0, 3, 5, 8] and packed.max_seqlen_q == 3
+
+@pytest.mark.parametrize("longest", [24, 200], ids=["products", "fused"])
+def test_in_bfloat16_scores_that_a_key_bias_makes_large_keep_their_differences(longest):
+    """Qwen2's key biases reach 145, so that scores of some hundreds differ by fractions: bfloat16 has steps of 1 to 2 there.
+    The error against fp64 must be that of rounding the weights and the output, whose relative step is 2^-8."""
+    make = torch.Generator().manual_seed(0)
+    packed = packing.pack([longest, longest - 3], 1, CPU)
+    tokens = len(packed.positions_T)
+    bias = 145.0 * torch.sign(torch.randn(2, 64, generator=make)) * (torch.rand(2, 64, generator=make) < 0.05)
+    q, k, v = (torch.randn(tokens, h, 64, generator=make) for h in (14, 2, 2))
+    q, k, v = (x.bfloat16() for x in (q, k + bias, v))
+    exact = written_out(q.double(), k.double(), v.double(), 0.125, packed.lengths)
+    error = (packing.attend(q, k, v, 0.125, packed).double() - exact).abs().mean()
+    rounded = (exact.bfloat16().double() - exact).abs().mean()
+    assert error < 3 * rounded
