@@ -174,7 +174,9 @@ class Sync:
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     every_iterations: int = 0
-    """Save after every so many iterations, and after the last; 0: only after the last."""
+    """Save after every so many iterations; 0: not for that reason."""
+    after_last: bool = True
+    """Save after the last iteration, too. A run that is asked to end is saved in any case."""
     every_minutes: float = 0.0
     """Save after the iteration in which so much time has gone by since the last save; 0: never for that reason."""
     keep: int = 2

@@ -1,6 +1,7 @@
 """The three roles on this rank: which models and engine live here, built in the one order in which all ranks build them."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -29,7 +30,7 @@ class Roles:
         self.cfg, self.layout, self.rank = cfg, layout, rank
         self.shape = read_shape(cfg.model.path)
         self.engine: Engine | None = None
-        self.policy = self.reference = self.original = self.residency = None
+        self.policy = self.reference = self.original = self.residency = self.trained = None
         # The engine first: it looks for free memory on the whole device.
         if rank in layout.rollout:
             self.engine = Engine(cfg, layout, rank, stop_token_ids=stop_token_ids, forbidden_ids=forbidden_ids)
@@ -38,9 +39,9 @@ class Roles:
         if grids is None or rank not in grids.dense:
             return
         self._engine_leaves()   # both may not fit
-        build.initialize(grids, cfg.run.device, cfg.run.seed)
+        hosts = build.initialize(grids, cfg.run.device, cfg.run.seed)
         chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
-        self._load(chunks, grids)
+        self._load(chunks, grids, hosts)
         if not trains:
             self.reference = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device)
             return
@@ -50,13 +51,18 @@ class Roles:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
         self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
+        self.trained = checkpoint.Trained(chunks, optimizer, scheduler, self.shape, grids, hosts)
+        if self.residency:
+            self.trained = replace(self.trained, weights_of=self.residency.flat)
         if cfg.optimizer.offload:
-            self.policy.state_here = HostState(optimizer, device).here
+            host_state = HostState(optimizer, device)
+            self.policy.state_here = host_state.here
+            self.trained = replace(self.trained, content_of=host_state.content)
 
-    def _load(self, chunks: list[torch.nn.Module], grids: MegatronGrids) -> None:
+    def _load(self, chunks: list[torch.nn.Module], grids: MegatronGrids, hosts: dist.ProcessGroup) -> None:
         """The original weights."""
         if self.cfg.model.checkpoint:
-            checkpoint.load_weights(chunks, self.shape, grids, self.cfg.model.checkpoint, self.cfg.model.path)
+            checkpoint.load_weights(chunks, self.shape, grids, self.cfg.model.checkpoint, self.cfg.model.path, hosts)
         else:
             mapping.load(chunks, self.shape, grids, self.cfg.model.path)
 
@@ -133,13 +139,10 @@ class Roles:
             self.engine.close()
 
     def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
-        """Collective over the ranks that train. The engine leaves the device, as at an update: `to_rollout` must follow before it
-        generates. Raises UserError where there is no room."""
-        self.to_training()
-        if self.policy:
-            with self._all_here():
-                checkpoint.save(folder, iteration, self.policy.chunks, self.policy.optimizer, self.policy.scheduler, extra,
-                                self.cfg.checkpoint)
+        """Collective over the ranks that train. Nothing moves: what is written is read from where it is. Raises UserError where there
+        is no room."""
+        if self.trained:
+            checkpoint.save(folder, iteration, self.trained, extra, self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
         """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None without one."""
@@ -149,13 +152,9 @@ class Roles:
         if mode == "never":
             raise UserError(f'checkpoint.resume = "never", and {found.path} is there; '
                             'set it to "auto" to go on from it, or change run.name')
-        if self.policy:
-            with self._all_here():
-                checkpoint.load(found, self.policy.chunks, self.policy.optimizer, self.policy.scheduler)
+        if self.trained:
+            if self.residency:
+                self.residency.bring("policy")
+            with self.policy.state_here():
+                checkpoint.load(found, self.trained)
         return {**found.extra, "iteration": found.iteration}
-
-    def _all_here(self) -> Any:
-        """A context with the trained weights and the optimizer's state on the device."""
-        if self.residency:
-            self.residency.bring("policy")
-        return self.policy.state_here()

@@ -40,10 +40,14 @@ class Saving:
 
     def due(self, iteration: int) -> bool:
         every = self.cfg.every_iterations
-        found = iteration == self.iterations or self.stop or self.time_is_up or bool(every and iteration % every == 0)
+        found = (self.stop or self.time_is_up or bool(every and iteration % every == 0)
+                 or iteration == self.iterations and self.cfg.after_last)
         if found:
             self.saved = time.monotonic()
         return found
+
+    def is_last(self, iteration: int) -> bool:
+        return iteration == self.iterations or self.stop
 
     def forgives(self, iteration: int) -> bool:
         """Whether the run goes on where that iteration could not be saved."""

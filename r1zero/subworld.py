@@ -85,21 +85,3 @@ def _bound(function: Callable[..., Any], replacement: Callable[[inspect.BoundArg
         return replacement(signature.bind(*args, **kwargs))
     return call
 
-
-@contextmanager
-def as_world(group: Any) -> Iterator[None]:
-    """`group`, made before, stands for the default one: calls that name no group mean it, and its ranks are counted from 0 in
-    every group inside it. For libraries that coordinate over the whole world; only members enter."""
-    default = dist.group.WORLD
-    if group.size() == default.size():
-        yield
-        return
-    numbers = {rank: i for i, rank in enumerate(dist.get_process_group_ranks(group))}
-    held = distributed_c10d._world.pg_group_ranks
-    inside = {member: {numbers[rank]: i for rank, i in ranks.items()} for member, ranks in held.items() if ranks.keys() <= numbers.keys()}
-    with mock.patch.dict(held, inside):
-        distributed_c10d._update_default_pg(group)
-        try:
-            yield
-        finally:
-            distributed_c10d._update_default_pg(default)

@@ -77,16 +77,22 @@ class Trainer:
                     for line in lines:
                         self.record.say(line)
             self.patience.see(reached)
+            if self.saving.is_last(iteration):
+                self._close_record()   # before the last save: a finished run is not lost to a disk or a memory that is full
             if self.saving.due(iteration):
                 with self.watch.phase("save"):
                     self.save()
             if self.saving.stop:
                 break
+        self._close_record()
+        self.roles.close()
+
+    def _close_record(self) -> None:
         if self.record:
             self.record.close()
             for path in draw(self.folder):
                 self.record.say(f"drew {path}")
-        self.roles.close()
+            self.record = None
 
     def step(self, iteration: int) -> dict[str, float]:
         """prompts -> rollout -> reward -> advantage -> exchange -> reference -> update -> sync. Returns the metrics, on every rank."""
@@ -186,9 +192,6 @@ class Trainer:
                 raise
             if self.rank == self.layout.train.dense.ranks[0]:
                 log.warning('%s; the run goes on, as checkpoint.on_failed_save = "continue"', error)
-        if self.done < self.cfg.run.iterations and not self.saving.stop:
-            self.roles.to_rollout(self.sync)
-            self.roles.settle()
 
     def _resume(self) -> None:
         """Continue the folder's newest checkpoint, where there is one."""

@@ -34,10 +34,11 @@ from r1zero.subworld import subworld
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def initialize(grids: MegatronGrids, kind: str, seed: int) -> None:
+def initialize(grids: MegatronGrids, kind: str, seed: int) -> torch.distributed.ProcessGroup:
     """megatron's process groups over the grid's ranks, which all call this, and its generators.
 
-    kind: the device's. A process belongs to one megatron world at a time; call it once.
+    kind: the device's. A process belongs to one megatron world at a time; call it once. Returns a gloo group of all the grid's ranks,
+    for what the hosts tell each other.
     """
     if kind == "cpu":
         cpu_megatron.install()
@@ -47,11 +48,13 @@ def initialize(grids: MegatronGrids, kind: str, seed: int) -> None:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=grids.dense.size("tp"), pipeline_model_parallel_size=grids.dense.size("pp"),
             expert_model_parallel_size=grids.experts.size("ep"), expert_tensor_parallel_size=grids.experts.size("etp"))
+        hosts = torch.distributed.new_group(backend="gloo")
     if len(ranks) < torch.distributed.get_world_size():
         for name in [n for n in vars(parallel_state) if "_GLOBAL_RANKS" in n]:
             local = getattr(parallel_state, name)
             setattr(parallel_state, name, local and [ranks[r] for r in local])
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    return hosts
 
 
 def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainable: bool) -> list[torch.nn.Module]:

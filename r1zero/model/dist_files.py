@@ -5,7 +5,6 @@ Such a checkpoint knows nothing of layouts: each of its tensors has a key and a 
 so that a Hugging Face tensor can be read or written without a model that has it.
 """
 
-import io
 import itertools
 import json
 import pickle
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -25,15 +24,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import WriteItemType
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
-from torch.futures import Future
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from r1zero.model import manifest
 from r1zero.model.families import Weight
-from r1zero.model.manifest import HashedFile, Segment, Torn
+from r1zero.model.manifest import HashedFile, Torn
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
 
@@ -120,23 +116,34 @@ class DistFolder:
     def read(self, weight: Weight, part: Part) -> Tensor:
         """One rectangle of an HF tensor, in the checkpoint's type."""
         at = place(weight, self.shape)
-        found = self._tensors[at.key]
-        out = torch.empty([cut.stop - cut.start for cut in part], dtype=found.properties.dtype)
+        ones = tuple(1 for _ in at.lead)
+        out = torch.empty([cut.stop - cut.start for cut in part], dtype=self.dtype(weight))
+        sizes, columns = out.shape[1:], tuple(cut.start for cut in part[1:])
+        for hf, fused, rows in at.runs:
+            first, last = max(hf, part[0].start), min(hf + rows, part[0].stop)
+            if first < last:
+                offsets = (*at.index, first - hf + fused, *columns)
+                piece = self.region(at.key, offsets, (*ones, last - first, *sizes))
+                out[first - part[0].start:last - part[0].start] = piece.view(last - first, *sizes)
+        return out
+
+    def region(self, key: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+        """A rectangle of one of the checkpoint's tensors. Raises Torn where it has no content for some of it."""
+        if key not in self._tensors:
+            raise Torn(f"it has no {key}")
+        found = self._tensors[key]
+        out = torch.empty(sizes, dtype=found.properties.dtype)
         left = out.numel()
         for chunk in found.chunks:
-            own = len(at.lead)
-            if any(not o <= i < o + n for i, o, n in zip(at.index, chunk.offsets[:own], chunk.sizes[:own], strict=True)):
-                continue
-            overlaps = _overlaps(at, part, chunk.offsets[own:], chunk.sizes[own:])
-            if not overlaps:
-                continue
-            tensor = self._load(MetadataIndex(at.key, chunk.offsets))
-            tensor = tensor[tuple(i - o for i, o in zip(at.index, chunk.offsets, strict=False))]
-            for target, source in overlaps:
-                out[target] = tensor[source]
+            low = [max(a, b) for a, b in zip(offsets, chunk.offsets, strict=True)]
+            high = [min(a + n, b + m) for a, n, b, m in zip(offsets, sizes, chunk.offsets, chunk.sizes, strict=True)]
+            if all(a < b for a, b in zip(low, high, strict=True)):
+                target = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offsets, strict=True))
+                source = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.offsets, strict=True))
+                out[target] = self._load(MetadataIndex(key, chunk.offsets))[source]
                 left -= out[target].numel()
         if left:
-            raise Torn(f"{at.key} has no content for {left} numbers of {weight.name}")
+            raise Torn(f"{key} has no content for {left} numbers of {list(sizes)} at {list(offsets)}")
         return out
 
     def _load(self, index: MetadataIndex) -> Tensor:
@@ -156,25 +163,6 @@ class DistFolder:
         return self._last[1]
 
 
-def _overlaps(at: Place, part: Part, offsets: torch.Size, sizes: torch.Size) -> list[tuple[Part, Part]]:
-    """(where in the piece, where in the chunk) for each run of rows that both have; the other axes are cut alike for all."""
-    target, source = [], []
-    for cut, offset, size in zip(part[1:], offsets[1:], sizes[1:], strict=True):
-        first, last = max(cut.start, offset), min(cut.stop, offset + size)
-        if first >= last:
-            return []
-        target.append(slice(first - cut.start, last - cut.start))
-        source.append(slice(first - offset, last - offset))
-    found = []
-    for hf, fused, rows in at.runs:
-        first = max(hf, part[0].start, offsets[0] - fused + hf)
-        last = min(hf + rows, part[0].stop, offsets[0] + sizes[0] - fused + hf)
-        if first < last:
-            rows_here = slice(first - hf + fused - offsets[0], last - hf + fused - offsets[0])
-            found.append(((slice(first - part[0].start, last - part[0].start), *target), (rows_here, *source)))
-    return found
-
-
 @contextmanager
 def _without_crc32() -> Iterator[None]:
     """Every segment has its sha256; torch's own sum would cost half as much again and is read by nobody."""
@@ -186,16 +174,13 @@ def _without_crc32() -> Iterator[None]:
         set_crc32_options(was)
 
 
-def append(file: HashedFile, data: Tensor | io.BytesIO) -> _StorageInfo:
+def append(file: HashedFile, data: Tensor) -> _StorageInfo:
     """One chunk to the end of a file. Returns where it lies."""
     offset = file.tell()
-    if isinstance(data, io.BytesIO):
-        file.write(data.getbuffer())
-    else:
-        data = data.detach().to("cpu")
-        with _without_crc32():
-            # torch.save writes the whole storage, of which a view has a part.
-            torch.save(data.clone() if data.untyped_storage().nbytes() != data.nbytes else data, file)
+    data = data.detach().to("cpu")
+    with _without_crc32():
+        # torch.save writes the whole storage, of which a view has a part.
+        torch.save(data.clone() if data.untyped_storage().nbytes() != data.nbytes else data, file)
     file.segment()
     return _StorageInfo(file.path.name, offset, file.tell() - offset)
 
@@ -212,29 +197,3 @@ def write_index(folder: Path, chunks: list[tuple[Chunk, _StorageInfo]]) -> None:
     torch.save({}, folder / "common.pt")
     backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
     (folder / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
-
-
-class Writer(FileSystemWriter):
-    """torch's writer of distributed checkpoints, with weights and optimizer in files of their own, hashed as they are written."""
-
-    def __init__(self, path: str):
-        super().__init__(path)
-        self.files: dict[str, list[Segment]] = {}
-        """Of each file that this rank wrote."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        results = []
-        kinds = [[item for item in plan.items if item.index.fqn.startswith("optimizer.") == optimizer] for optimizer in (False, True)]
-        for number, items in enumerate(kinds):
-            if not items:
-                continue
-            path = Path(self.path) / f"{plan.storage_data.prefix}{number}{SUFFIX}"
-            with HashedFile(path) as file:
-                # Tensors first: a stream of bytes need not end where a tensor may begin.
-                for item in sorted(items, key=lambda item: item.type == WriteItemType.BYTE_IO):
-                    info = append(file, planner.resolve_data(item))
-                    results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
-            self.files[path.name] = file.segments
-        done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
-        return done

@@ -50,6 +50,16 @@ class Residency:
         for tensor in self._storages():
             _resize(tensor, 0)
 
+    def flat(self, parameter: Tensor) -> Tensor:
+        """The policy's elements of a parameter, 1-D, on the device or on the host, wherever they are now."""
+        if self.present == "policy":
+            return parameter.detach().view(-1)
+        for host, buffer in zip(self.copies["policy"], self.buffers, strict=True):
+            if parameter in buffer.param_index_map:
+                begin, end, _ = buffer.param_index_map[parameter]
+                return host[begin:end]
+        return parameter.detach().view(-1)   # a buffer such as the router's bias, which never leaves
+
     def gradients(self) -> None:
         """Give the gradients memory again; they are zeroed before each update anyway."""
         for buffer in self.buffers:
@@ -84,6 +94,11 @@ class HostState:
             yield
         finally:
             self._leave()
+
+    def content(self, tensor: Tensor) -> Tensor:
+        """The elements of one of the optimizer's tensors, on the device or on the host, wherever they are now."""
+        kept = self.copies.get(id(tensor))
+        return kept[1] if kept and not tensor.untyped_storage().size() else tensor.detach()
 
     @torch.no_grad()
     def _leave(self) -> None:

@@ -16,6 +16,10 @@ longer ones by torch's fused attention, which holds none. Measured with head dim
 are faster up to 64 to 192 tokens in training."""
 
 
+CHUNK_BYTES = 64 << 20
+"""A checkpoint's tensor is written in pieces of at most this many bytes, so that a save needs no more memory than that."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mla:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""

@@ -9,6 +9,7 @@ from r1zero import layout as layouts
 from r1zero.config import Config, UserError
 from r1zero.layout import Layout
 from r1zero.model import families, placement
+from r1zero.model.shape import CHUNK_BYTES
 from r1zero.plan import communicators, duration, memory, remedies
 from r1zero.plan.communicators import Group
 from r1zero.plan.machine import Machine, suppose
@@ -42,6 +43,8 @@ class Plan:
     places: tuple[PlaceLedger, ...]
     host: dict[str, int]
     """Kind -> bytes of the fullest node's host memory."""
+    checkpoint: dict[str, float]
+    """Bytes of one checkpoint, host bytes that a rank needs for writing it, and seconds."""
     traffic: Traffic
     seconds: dict[str, float]
     tokens_per_second: float
@@ -79,6 +82,8 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         config=name or cfg.run.name, world=world, nodes=-(-world // int(machine.node_ranks)),
         parameters=sum(w.size for w in routes.weights), active_parameters=sum(s.work for s in books.train),
         stages=tuple((run.start, len(run)) for run in runs), groups=tuple(found), batch=batch_algebra(books), places=places, host=host,
+        checkpoint={"bytes": memory.checkpoint_bytes(books), "host bytes a rank": 2 * CHUNK_BYTES,
+                    "seconds": memory.checkpoint_bytes(books) / GB / machine.storage_gbs},
         traffic=traffic, seconds=seconds, tokens_per_second=tokens / sum(seconds.values()), machine=machine,
         problems=tuple(remedies.problems(books, places, host)), notes=tuple(notes(books, layout)))
 

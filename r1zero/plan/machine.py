@@ -37,6 +37,8 @@ class Machine:
     """GB a second that a device sends, and receives, in an all-to-all over all nodes."""
     host_link_gbs: float
     """GB a second between a device and pinned host memory."""
+    storage_gbs: float
+    """GB a second that all ranks together write to the run's folder."""
     prompt_share: float = 0.2
     """Mean prompt, as a share of rollout.max_prompt_tokens."""
     response_share: float = 0.6
@@ -49,13 +51,16 @@ ROWS = {
     # A die shows 64 GiB, of which 60 are usable. Peak 376 and 1.6 TB/s are the maker's; the rest is estimated, and gives the
     # published 105 tokens a second and die for the 671B recipe within its own margins.
     "npu": Machine(memory_gib=60, runtime_gib=3, node_ranks=16, host_memory_gb=1400, buffer_mb=256, tflops=376, mfu_forward=0.30,
-                   mfu_update=0.25, memory_gbs=1600, decode_share=0.5, decode_overhead_ms=20, seed_us=30, link_gbs=20, host_link_gbs=20),
+                   mfu_update=0.25, memory_gbs=1600, decode_share=0.5, decode_overhead_ms=20, seed_us=30, link_gbs=20, host_link_gbs=20,
+                   storage_gbs=20),
     # An 80 GB card of the H100 kind, eight a node.
     "cuda": Machine(memory_gib=76, runtime_gib=1.5, node_ranks=8, host_memory_gb=1400, buffer_mb=16, tflops=989, mfu_forward=0.40,
-                    mfu_update=0.35, memory_gbs=3350, decode_share=0.6, decode_overhead_ms=10, seed_us=10, link_gbs=40, host_link_gbs=50),
+                    mfu_update=0.35, memory_gbs=3350, decode_share=0.6, decode_overhead_ms=10, seed_us=10, link_gbs=40, host_link_gbs=50,
+                    storage_gbs=10),
     # One core a rank, measured on an AMD EPYC with AVX512-BF16: 0.44 TFLOP/s in bf16, 0.089 in fp32.
     "cpu": Machine(memory_gib=8, runtime_gib=1.0, node_ranks=2, host_memory_gb=24, buffer_mb=0, tflops=0.44, mfu_forward=0.2,
-                   mfu_update=0.2, memory_gbs=10, decode_share=0.5, decode_overhead_ms=4, seed_us=20, link_gbs=1, host_link_gbs=10),
+                   mfu_update=0.2, memory_gbs=10, decode_share=0.5, decode_overhead_ms=4, seed_us=20, link_gbs=1, host_link_gbs=10,
+                   storage_gbs=0.5),
 }
 
 

@@ -6,13 +6,13 @@ from typing import NamedTuple
 from r1zero.config import Config
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import placement
-from r1zero.model.shape import DENSE_TOKENS
+from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
 from r1zero.reshard.routes import Routes
 
-PHASES = ("rollout", "reference", "update", "step", "sync")
+PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -97,8 +97,20 @@ def ledger(books: Books, place: Place) -> Ledger:
         "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},   # the passes' activations are gone
         "sync": {**trainer, "gradients": 0 if away else gradients, "engine weights": engine, "KV cache": kept["KV cache"],
                  "staging": books.cfg.sync.staging_mib * MIB if engine or weights else 0},
+        # After a sync, before the next rollout; a rank writes from wherever its state is, piece by piece.
+        "save": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "pieces": save_buffers(books) if weights else 0},
     }
     return Ledger({phase: {kind: n for kind, n in {**always, **lines[phase]}.items() if n} for phase in PHASES}, host)
+
+
+def save_buffers(books: Books) -> int:
+    """Host bytes of a rank that saves: the piece of a tensor that is being written, and its copy in the file's format."""
+    return 2 * CHUNK_BYTES if books.on_cpu else 0
+
+
+def checkpoint_bytes(books: Books) -> int:
+    """One whole checkpoint: weights, two fp32 moments, and fp32 master weights unless the weights are fp32 themselves."""
+    return sum(weight.size for weight in books.routes.weights) * (14 if books.itemsize == 2 else 12)
 
 
 def _communicators(books: Books, place: Place) -> int:

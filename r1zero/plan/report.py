@@ -37,6 +37,9 @@ def render(made: Plan, console: Console) -> None:
     if made.host:
         total = sum(made.host.values())
         console.print(_pairs("Pinned host memory of the fullest node, GB", {**made.host, "total": total}, lambda v: f"{v / GB:.1f}"))
+    saved = made.checkpoint
+    console.print(f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes a rank'] / GB:.2f} GB of host memory per rank "
+                  f"while it is written, {saved['seconds']:,.0f} s (estimate)")
     t = made.traffic
     console.print(_pairs("One sync of weights, GB", {
         "already in place": t.kept, "within nodes": t.in_node, "between nodes": t.between_nodes, "sent by a rank, mean": t.mean_sent,

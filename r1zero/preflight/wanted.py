@@ -8,10 +8,6 @@ from r1zero.plan.machine import suppose
 from r1zero.preflight.agree import Needs
 from r1zero.reshard.routes import Routes
 
-STATE = 12
-"""Bytes of an element's master weight and two moments, in fp32."""
-
-
 def needs(cfg: Config, layout: Layout) -> Needs:
     """Raises UserError where the plan does."""
     routes = Routes(layout, model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
@@ -27,5 +23,5 @@ def needs(cfg: Config, layout: Layout) -> Needs:
     every, kept = cfg.checkpoint.every_iterations, cfg.checkpoint.keep_every
     saves = 1 + (cfg.run.iterations - 1) // every if every else 1
     most = cfg.checkpoint.keep + 1 + (cfg.run.iterations // kept if kept else 0)
-    return Needs(checkpoint=sum(w.size for w in routes.weights) * (books.itemsize + STATE), checkpoints=min(saves, most),
+    return Needs(checkpoint=memory.checkpoint_bytes(books), checkpoints=min(saves, most),
                  memory=tuple(each), on_host=books.on_cpu)

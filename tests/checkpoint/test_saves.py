@@ -112,4 +112,4 @@ def test_the_newest_and_every_nth_are_kept(ranks, models, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(ranks, models, two):
     (sentence,) = ranks.run(cases.load_another_model, models("qwen3"), two, size=1)
-    assert "step_2: is not a checkpoint of this model" in sentence and "\n" not in sentence
+    assert "step_2: is a checkpoint of another model: it lacks" in sentence and "\n" not in sentence

@@ -98,7 +98,7 @@ def by_megatron_and_by_slices(rank, model, place, path):
         bare.load_state_dict(dist_checkpointing.load({"model": state}, str(path))["model"], strict=False)
 
     wrong = []
-    for load in (load_by_megatron, lambda: checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder))):
+    for load in (load_by_megatron, lambda: checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)):
         with torch.no_grad():
             for tensor in (*bare.parameters(), *fp32):
                 tensor.fill_(7)
@@ -121,7 +121,7 @@ def save_weights(rank, model, place, folder):
     from r1zero.model import checkpoint
 
     built = cases.build_on(model, place)
-    checkpoint.save(folder, 1, built.chunks, built.optimizer, built.scheduler, {}, keep=Checkpoint())
+    checkpoint.save(folder, 1, built.trained, {}, keep=Checkpoint())
 
 
 @pytest.mark.parametrize("name, size, place", [("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2)), ("deepseek", 2, grid(tp=2, ep=2))])
@@ -267,7 +267,7 @@ def load_made_of_another(rank, model, path):
 
     built = cases.build_on(model, grid(), trainable=False)
     try:
-        checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder))
+        checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)
     except UserError as error:
         return str(error)
 

@@ -25,6 +25,13 @@ class Built:
     optimizer: Any
     scheduler: Any
     cfg: config.Config
+    hosts: Any
+
+    @property
+    def trained(self) -> Any:
+        from r1zero.model.checkpoint import Trained
+
+        return Trained(self.chunks, self.optimizer, self.scheduler, self.shape, self.grids, self.hosts)
 
 
 def grid(**degrees: Any) -> config.MegatronGrid:
@@ -48,12 +55,12 @@ def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32",
     grids = layout._megatron("layout.train", place, dist.get_world_size())
     if dist.get_rank() not in grids.dense:
         return None
-    build.initialize(grids, "cpu", 1)
+    hosts = build.initialize(grids, "cpu", 1)
     shape = read_shape(oracle.folder)
     chunks = build.build_model(shape, cfg, grids, trainable)
     mapping.load(chunks, shape, grids, str(oracle.folder))
     optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids) if trainable else (None, None)
-    return Built(grids, shape, chunks, optimizer, scheduler, cfg)
+    return Built(grids, shape, chunks, optimizer, scheduler, cfg, hosts)
 
 
 def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only: bool = False) -> list[torch.Tensor]:
@@ -195,7 +202,7 @@ def save_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dt
         return None
     train(built, oracle, 3)
     middle = state(built, oracle)
-    checkpoint.save(folder, 3, built.chunks, built.optimizer, built.scheduler, {"cursor": 17}, keep=config.Checkpoint())
+    checkpoint.save(folder, 3, built.trained, {"cursor": 17}, keep=config.Checkpoint())
     noise = torch.rand(3)
     train(built, oracle, 3)
     return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
@@ -210,7 +217,7 @@ def load_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dt
     assert (found.iteration, found.extra) == (3, {"cursor": 17})
     if built is None:
         return None
-    checkpoint.load(found, built.chunks, built.optimizer, built.scheduler)
+    checkpoint.load(found, built.trained)
     assert {float(state["step"]) for part in built.optimizer.chained_optimizers for state in part.optimizer.state.values()} == {3.0}
     middle = state(built, oracle)
     noise = torch.rand(3)
