@@ -58,11 +58,16 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
     row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
     from r1zero import logs, preflight, watchdog
+    from r1zero.run_lock import RunLock
 
+    folder = Path(cfg.run.dir) / cfg.run.name
+    lock = RunLock(folder) if launch.rank == 0 else None
     rows = preflight.before(cfg, grids, launch)
     preflight.stop_if_failed(rows, launch.rank, check)
-    log = logs.start(Path(cfg.run.dir) / cfg.run.name / "logs", launch.rank)
+    log = logs.start(folder / "logs", launch.rank)
     with watchdog.standing(cfg.run, launch, log, (UserError, RewardError)) as watch:
+        if lock:
+            watch.renewals.append(lock.renew)
         with device.quiet_imports():
             from r1zero.trainer import Trainer
 
@@ -79,6 +84,8 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
             trainer.run()
         if scorer:
             scorer.close()
+        if lock:
+            lock.release()
         world.leave(launch)
 
 

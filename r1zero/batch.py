@@ -123,11 +123,11 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def spread(groups: list[list[int]], count: int) -> list[list[int]]:
-    """Exactly `count` groups, by halving the fullest; an empty group where there are fewer samples than that.
+    """Exactly `count` groups (at least 1), by halving the fullest; an empty group where there are fewer samples than that.
 
     Ranks that share a collective must run the same number of micro-batches.
     """
-    groups = list(groups)
+    groups = list(groups) or [[]]   # a rank without samples takes part in the collectives all the same
     while len(groups) < count:
         fullest = max(range(len(groups)), key=lambda g: len(groups[g]))
         group = groups[fullest]

@@ -10,8 +10,9 @@ from typing import Any, Callable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.text import Text
+
+from r1zero.console import Terminal
 
 
 class Stopwatch:
@@ -82,20 +83,20 @@ class Record:
         self.folder, self.iterations = folder, iterations
         keep_until(folder / "metrics.jsonl", done)
         self.board = SummaryWriter(str(folder), purge_step=done + 1)   # what an earlier process wrote of later steps is void
-        self.console = Console(highlight=False, width=None if os.isatty(1) else 150)
+        self.terminal = Terminal()
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         append(self.folder / "metrics.jsonl", iteration, [dict(metrics)])
         for name, value in metrics.items():
             self.board.add_scalar(f"train/{name}", value, iteration)
-        self.console.print(self._line(iteration, metrics), soft_wrap=True)
+        self.terminal.print(self._line(iteration, metrics))
 
     def flush(self) -> None:
         """Before a checkpoint: what it has seen is not written again after it."""
         self.board.flush()
 
     def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.terminal.print(text)
 
     def close(self) -> None:
         self.board.close()
@@ -103,10 +104,11 @@ class Record:
     def _line(self, iteration: int, m: Mapping[str, float]) -> Text:
         done = round(20 * iteration / self.iterations)
         line = Text(f"{iteration:>{len(str(self.iterations))}}/{self.iterations} ")
-        line.append("━" * done, style="green").append("━" * (20 - done), style="bright_black")
+        full, rest = "=-" if self.terminal.ascii_only else "━━"
+        line.append(full * done, style="green").append(rest * (20 - done), style="bright_black")
         line.append(f"  reward {m['grpo/rewards/mean']:.3f}", style="bold")
         line.append(f"  length {m['response_length/mean']:.1f}  kl {m['actor/kl_loss']:.5f}  entropy {m['actor/entropy']:.3f}  "
-                    f"grad {m['grad_norm']:.3f}  gap {m['rollout_gap/mean']:.1e}  {m['e2e_tps']:.0f} tok/s/rank  {m['timing/all']:.2f} s")
+                    f"grad {m['grad_norm']:.3f}  gap {m['rollout_gap/mean']:.1e}  {m['e2e_tps']:.0f} tokens/s per rank  {m['timing/all']:.2f} s")
         return line
 
 

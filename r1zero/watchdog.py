@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -60,6 +60,8 @@ class Watchdog:
         self.name, self.iteration, self.entered, self.began = "start", 0, 0, time.monotonic()
         self.longest: dict[str, float] = {}
         self.failure: Failure | None = None
+        self.renewals: list[Callable[[], None]] = []
+        """Called about once a second while this process lives, from any thread."""
         self.ending = threading.Event()
         self.main = threading.main_thread().ident
         self.host = socket.gethostname()
@@ -92,6 +94,8 @@ class Watchdog:
 
     def alive(self) -> None:
         """If this is not called again in time, the stack goes to the log, by a thread that needs no interpreter."""
+        for renew in self.renewals:
+            renew()
         if self.cfg.silence_timeout_s:
             faulthandler.dump_traceback_later(self.cfg.silence_timeout_s, file=self.log_file)
 

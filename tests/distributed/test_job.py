@@ -181,6 +181,16 @@ def test_engines_with_experts_agree_after_every_update(ranks, deepseek_v3, name)
 
 
 @pytest.mark.slow
+def test_ranks_without_a_sample_take_part_all_the_same(ranks, qwen2):
+    """Two responses and one parity prompt for two ranks that train, three of the reference and one engine."""
+    few = dict(grpo=dict(prompts_per_iteration=1, group_size=2, kl_coef=0.05))
+    layout = grids({"ranks": "0-1"}, {"ranks": "2-4"}, {"ranks": "5"})
+    results = [ranks.run(steps, dataclasses.replace(jobs.job_config(qwen2, place, **few), parity=config.Parity(prompts=1)), 2, size=size)
+               for place, size in ((ONE, 1), (layout, 6))]
+    check_same(results[0], results[1])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "deepseek_v3"])
 def test_stale_weights_show_in_the_gap_at_once(ranks, family, request):
     folder = request.getfixturevalue(family)
