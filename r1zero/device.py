@@ -1,5 +1,6 @@
 """Three rows: cpu/gloo, cuda/nccl, npu/hccl. The vendor's start-up, before torch or anything built on it is imported."""
 
+import ctypes
 import gc
 import importlib
 import os
@@ -106,6 +107,28 @@ def let_segments_grow(kind: str, allowed: bool) -> None:
     if kind == "npu":
         module(kind).empty_cache()   # the setting is for what is taken from now on
         module(kind).memory._set_allocator_settings(f"expandable_segments:{allowed}")
+
+
+UNUSED_BYTES = 256 << 20
+"""What glibc's allocator may keep of freed memory before it is given back to the system."""
+
+
+def give_back_memory(kind: str) -> None:
+    """Return to the system what was freed in blocks of up to 32 MiB, which glibc keeps for its own use: after a pass over a real model
+    that is gigabytes. CPU only; a device's allocator is its own. Costs nothing where little is kept."""
+    libc = ctypes.CDLL(None)
+    if kind != "cpu" or not hasattr(libc, "mallinfo2"):
+        return
+    libc.mallinfo2.restype = _MallocState
+    if libc.mallinfo2().fordblks > UNUSED_BYTES:
+        libc.malloc_trim(0)
+
+
+class _MallocState(ctypes.Structure):
+    """glibc's struct mallinfo2 (malloc.h)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+                                                      "fordblks", "keepcost")]
 
 
 def group_options(kind: str, group: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from r1zero.batch import Batch
 from r1zero.config import Config, UserError
-from r1zero.device import let_segments_grow
+from r1zero.device import give_back_memory, let_segments_grow
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import build, checkpoint, mapping, step_folders
 from r1zero.model.families import read_shape
@@ -93,6 +93,7 @@ class Roles:
             let_segments_grow(self.cfg.run.device, False)
             self.engine.wake()
         sync.push(self.chunks, self.engine)
+        give_back_memory(self.cfg.run.device)
 
     def settle(self) -> None:
         """The trainer leaves the device while the engines generate, if it is to."""
@@ -122,7 +123,9 @@ class Roles:
         if self.residency:
             self.residency.bring("policy")
             self.residency.gradients()
-        return self.policy.update(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens)
+        figures = self.policy.update(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens)
+        give_back_memory(self.cfg.run.device)
+        return figures
 
     @property
     def chunks(self) -> list[torch.nn.Module] | None:

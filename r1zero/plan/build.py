@@ -14,7 +14,7 @@ from r1zero.plan import communicators, duration, memory, remedies
 from r1zero.plan.communicators import Group
 from r1zero.plan.machine import Machine, suppose
 from r1zero.plan.memory import Books, Ledger, Place
-from r1zero.plan.traffic import Traffic, sync_traffic
+from r1zero.plan.traffic import Traffic
 from r1zero.reshard.routes import Routes
 
 GB = 1e9
@@ -72,9 +72,8 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
     routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
     books = memory.open_books(cfg, layout, routes, machine)
     places = ledgers(books)
-    traffic = sync_traffic(routes, books.itemsize, int(machine.node_ranks))
     host = fullest_node(books)
-    seconds = duration.seconds(books, traffic)
+    seconds = duration.seconds(books)
     tokens = duration.samples(books) * memory.mean_tokens(books)
     runs = placement.stages(shape, layout.train)
     found = communicators.groups(layout, shape, routes.expert_parallel, cfg.run.device, int(machine.node_ranks))
@@ -84,7 +83,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         stages=tuple((run.start, len(run)) for run in runs), groups=tuple(found), batch=batch_algebra(books), places=places, host=host,
         checkpoint={"bytes": memory.checkpoint_bytes(books), "host bytes a rank": 2 * CHUNK_BYTES,
                     "seconds": memory.checkpoint_bytes(books) / GB / machine.storage_gbs},
-        traffic=traffic, seconds=seconds, tokens_per_second=tokens / sum(seconds.values()), machine=machine,
+        traffic=books.traffic, seconds=seconds, tokens_per_second=tokens / sum(seconds.values()), machine=machine,
         problems=tuple(remedies.problems(books, places, host)), notes=tuple(notes(books, layout)))
 
 

@@ -2,17 +2,16 @@
 
 from r1zero.plan.memory import Books, cache_need, mean_tokens, micro_batches, optimizer_bytes, weight_bytes
 from r1zero.plan.sizes import Stage, absorbed_elements, attention_operations, cache_elements
-from r1zero.plan.traffic import Traffic
 
 
-def seconds(books: Books, traffic: Traffic) -> dict[str, float]:
+def seconds(books: Books) -> dict[str, float]:
     """Stage -> seconds. Grading runs beside the rollout, and the exchange of samples is not worth a line."""
     prefill, decode = _rollout(books)
     found = {"prefill": prefill, "decode": decode}
     if books.reference:
         found["reference"] = _passes(books, books.reference, forward=True)
     found["update"] = _passes(books, books.train, forward=False) + _gradients(books) + _optimizer(books)
-    found["sync"] = max(traffic.most_sent, traffic.most_received) / books.machine.link_gbs / 1e9
+    found["sync"] = max(books.traffic.most_sent, books.traffic.most_received) / books.machine.link_gbs / 1e9
     found["host copies"] = _host_copies(books)
     return found
 

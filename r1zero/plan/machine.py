@@ -58,7 +58,7 @@ ROWS = {
                     mfu_update=0.35, memory_gbs=3350, decode_share=0.6, decode_overhead_ms=10, seed_us=10, link_gbs=40, host_link_gbs=50,
                     storage_gbs=10),
     # One core a rank, measured on an AMD EPYC with AVX512-BF16: 0.44 TFLOP/s in bf16, 0.089 in fp32.
-    "cpu": Machine(memory_gib=8, runtime_gib=1.0, node_ranks=2, host_memory_gb=24, buffer_mb=0, tflops=0.44, mfu_forward=0.2,
+    "cpu": Machine(memory_gib=8, runtime_gib=0.5, node_ranks=2, host_memory_gb=24, buffer_mb=0, tflops=0.44, mfu_forward=0.2,
                    mfu_update=0.2, memory_gbs=10, decode_share=0.5, decode_overhead_ms=4, seed_us=20, link_gbs=1, host_link_gbs=10,
                    storage_gbs=0.5),
 }

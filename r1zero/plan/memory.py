@@ -10,11 +10,13 @@ from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
+from r1zero.plan.traffic import Traffic, sync_traffic
 from r1zero.reshard.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 GIB = 1 << 30
 MIB = 1 << 20
+ITEMSIZES = {"bfloat16": 2, "float32": 4}
 
 
 class Place(NamedTuple):
@@ -52,10 +54,11 @@ class Books:
     train: list[Stage]
     reference: list[Stage]
     engine: tuple[int, int]
+    traffic: Traffic
 
     @property
     def itemsize(self) -> int:
-        return 2 if self.cfg.run.dtype == "bfloat16" else 4
+        return ITEMSIZES[self.cfg.run.dtype]
 
     @property
     def on_cpu(self) -> bool:
@@ -65,7 +68,8 @@ class Books:
 def open_books(cfg: Config, layout: Layout, routes: Routes, machine: Machine) -> Books:
     grids = layout.reference or layout.train
     reference = stages(routes, grids) if cfg.grpo.kl_coef else []
-    return Books(cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes))
+    traffic = sync_traffic(routes, ITEMSIZES[cfg.run.dtype], int(machine.node_ranks))
+    return Books(cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes), traffic)
 
 
 def place_of(layout: Layout, rank: int, has_reference: bool) -> Place:
@@ -96,7 +100,7 @@ def ledger(books: Books, place: Place) -> Ledger:
         "update": {**trainer, **kept, **_passes(books, place, True)},
         "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},   # the passes' activations are gone
         "sync": {**trainer, "gradients": 0 if away else gradients, "engine weights": engine, "KV cache": kept["KV cache"],
-                 "staging": books.cfg.sync.staging_mib * MIB if engine or weights else 0},
+                 **(_sync_buffers(books, place) if engine or weights else {})},
         # After a sync, before the next rollout; a rank writes from wherever its state is, piece by piece.
         "save": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "pieces": save_buffers(books) if weights else 0},
     }
@@ -165,7 +169,21 @@ def _engine(books: Books) -> tuple[int, int]:
     plain, fp32 = books.engine
     if books.cfg.run.device == "npu":
         plain += absorbed_elements(books.routes.shape, books.layout)
+    if books.on_cpu and books.routes.shape.tied:   # the head is packed for its kernel, beside the embedding
+        plain += _head_elements(books)
     return plain * books.itemsize + 4 * fp32, int(books.cfg.rollout.kv_cache_gib * GIB)
+
+
+def _head_elements(books: Books) -> int:
+    """The output layer on a rank of the engine."""
+    return books.routes.shape.vocab_size * books.routes.shape.hidden_size // books.layout.rollout.size("tp")
+
+
+def _sync_buffers(books: Books, place: Place) -> dict[str, int]:
+    """Staging of what a rank sends and receives; and on a CPU the weight that the engine's loader is about to pack."""
+    staging = min(books.cfg.sync.staging_mib * MIB, books.traffic.most_sent + books.traffic.most_received)
+    head = 0 if books.routes.shape.tied else _head_elements(books) * books.itemsize
+    return {"staging": staging, "loading": head if books.on_cpu and place.rollout else 0}
 
 
 def _workspace(books: Books) -> int:

@@ -77,6 +77,7 @@ def _pack_heads_only(_: Callable) -> Callable:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         if isinstance(layer, ParallelLMHead):
+            layer.cpu_linear = None   # a reload: the old pack goes before there is a new one
             dispatch_cpu_unquantized_gemm(layer, remove_weight=not getattr(layer, "is_tied", False))
     return process
 
@@ -186,4 +187,5 @@ def repack_tied_head(model: nn.Module) -> None:
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     if model.config.tie_word_embeddings:
+        model.lm_head.cpu_linear = None   # the old pack goes before there is a new one
         dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
