@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import chain
 from pathlib import Path
 
 from r1zero import config, device, layout, limits, plan, world
@@ -61,9 +62,11 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
     from r1zero.run_lock import RunLock
 
     folder = Path(cfg.run.dir) / cfg.run.name
-    lock = RunLock(folder) if launch.rank == 0 else None
     rows = preflight.before(cfg, grids, launch)
-    preflight.stop_if_failed(rows, launch.rank, check)
+    if check:
+        rows = list(preflight.show(rows, launch.rank))
+    preflight.stop_if_failed(rows)
+    lock = RunLock(folder) if launch.rank == 0 else None
     log = logs.start(folder / "logs", launch.rank)
     with watchdog.standing(cfg.run, launch, log, (UserError, RewardError)) as watch:
         if lock:
@@ -73,14 +76,13 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
 
         trainer = Trainer(cfg, grids, launch, scorer, device.here(cfg.run.device))
         trainer.watch.observers.append(watch.phase)
-        rows += preflight.links(trainer.roles.groups(), launch.size, trainer.device)
+        links = preflight.links(trainer.roles.groups(), launch.size, trainer.device)
         if check:
-            rows += preflight.trial(trainer)
-            preflight.stop_if_failed(rows, launch.rank, check)
-            preflight.show(rows, launch.rank)
+            rows += preflight.show(chain(links, preflight.trial(trainer)), launch.rank)
+            preflight.stop_if_failed(rows)
             trainer.roles.close()
         else:
-            preflight.warn(rows, launch.rank)
+            preflight.warn(rows + links, launch.rank)
             trainer.run()
         if scorer:
             scorer.close()

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "layout": "config",
     "device": "",
     "batch": "",
+    "host": "",
     "subworld": "",
     "world": "config device",
     "verdict": "",
@@ -44,13 +45,13 @@ MAY_IMPORT = {
     "policy": "config batch grpo logprobs model",
     "reshard": "config layout model",
     "sync": "config layout model reshard rollout",
-    "plan": "config layout device model reshard",
+    "plan": "config layout device host model reshard",
     "generation": "config layout batch grpo data reward",
     "figures": "config metrics grpo generation policy",
     "roles": "config device layout batch model rollout policy sync",
     "guard": "config layout batch data model policy exchange reshard roles",
     "trainer": "config device layout batch world metrics curves reward data model exchange sync generation figures roles guard saving",
-    "preflight": "config layout world model reshard plan trainer",
+    "preflight": "config console host layout world model reshard plan trainer",
 }
 
 DOORS = {

@@ -66,7 +66,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         raise UserError(f"--world {world}; a world has at least one rank")
     layout = layouts.carve(cfg.layout, world)
     layouts.check_batch(cfg, layout)
-    machine, shape = suppose(cfg), families.model_shape(cfg.model)
+    machine, shape = suppose(cfg, world), families.model_shape(cfg.model)
     if layout.reference:
         placement.check(shape, layout.reference)
     routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, cfg.run.device)

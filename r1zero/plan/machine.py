@@ -3,7 +3,10 @@
 import difflib
 from dataclasses import dataclass, fields, replace
 
+from r1zero import host
 from r1zero.config import Config, UserError
+
+GIB = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +60,16 @@ ROWS = {
     "cuda": Machine(memory_gib=76, runtime_gib=1.5, node_ranks=8, host_memory_gb=1400, buffer_mb=16, tflops=989, mfu_forward=0.40,
                     mfu_update=0.35, memory_gbs=3350, decode_share=0.6, decode_overhead_ms=10, seed_us=10, link_gbs=40, host_link_gbs=50,
                     storage_gbs=10),
-    # One core a rank, measured on an AMD EPYC with AVX512-BF16: 0.44 TFLOP/s in bf16, 0.089 in fp32.
-    "cpu": Machine(memory_gib=8, runtime_gib=0.5, node_ranks=2, host_memory_gb=24, buffer_mb=0, tflops=0.44, mfu_forward=0.2,
+    # One core per rank, measured on an AMD EPYC with AVX512-BF16: 0.44 TFLOP/s in bf16, 0.089 in fp32. All ranks run on this machine and
+    # share its memory: `suppose` puts that in.
+    "cpu": Machine(memory_gib=0, runtime_gib=0.5, node_ranks=0, host_memory_gb=0, buffer_mb=0, tflops=0.44, mfu_forward=0.2,
                    mfu_update=0.2, memory_gbs=10, decode_share=0.5, decode_overhead_ms=4, seed_us=20, link_gbs=1, host_link_gbs=10,
                    storage_gbs=0.5),
 }
 
 
-def suppose(cfg: Config) -> Machine:
-    """The device's row with the user's values in it. Raises UserError for a name that no row has."""
+def suppose(cfg: Config, size: int) -> Machine:
+    """The device's row with the user's values in it. size: ranks of the world. Raises UserError for a name that no row has."""
     names = [f.name for f in fields(Machine)]
     for name in cfg.plan.assume:
         if name not in names:
@@ -73,4 +77,8 @@ def suppose(cfg: Config) -> Machine:
             raise UserError(f"plan.assume has no {name}; the nearest known one is {nearest}, and all are {', '.join(names)}")
         if cfg.plan.assume[name] < 0:
             raise UserError(f"plan.assume.{name} = {cfg.plan.assume[name]:g}; it cannot be negative")
-    return replace(ROWS[cfg.run.device], **cfg.plan.assume)
+    row = ROWS[cfg.run.device]
+    if cfg.run.device == "cpu":
+        total = host.total_memory()
+        row = replace(row, memory_gib=total / GIB / size, node_ranks=size, host_memory_gb=total / 1e9)
+    return replace(row, **cfg.plan.assume)

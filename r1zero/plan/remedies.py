@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from r1zero.config import Config
+from r1zero import layout as layouts
+from r1zero.config import Config, UserError
 from r1zero.plan import communicators, memory
+from r1zero.plan.machine import suppose
 from r1zero.plan.memory import Books, Place
+from r1zero.reshard.routes import Routes
 
 if TYPE_CHECKING:
     from r1zero.plan.build import PlaceLedger
@@ -47,14 +51,18 @@ def _cure(books: Books, places: list[Place], limit: float) -> str:
     cfg = books.cfg
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
     changes: dict[str, Callable[[Config], Config]] = {}
-    if not cfg.train.offload:
+    if not cfg.train.offload and not books.on_cpu:
         changes["train.offload = true"] = lambda c: replace(c, train=replace(c.train, offload=True))
-    if not cfg.optimizer.offload:
+    if not cfg.optimizer.offload and not books.on_cpu:
         changes["optimizer.offload = true"] = lambda c: replace(c, optimizer=replace(c.optimizer, offload=True))
+    if cfg.run.dtype == "float32":
+        changes['run.dtype = "bfloat16"'] = lambda c: replace(c, run=replace(c.run, dtype="bfloat16"))
     if cfg.train.recompute == "none":
         changes['train.recompute = "full"'] = lambda c: replace(c, train=replace(c.train, recompute="full"))
     if cfg.train.micro_batch_tokens > longest:
         changes[f"train.micro_batch_tokens = {longest}"] = lambda c: replace(c, train=replace(c.train, micro_batch_tokens=longest))
+    if cfg.grpo.kl_coef:
+        changes["grpo.kl_coef = 0"] = lambda c: replace(c, grpo=replace(c.grpo, kl_coef=0.0))
     for count in range(len(changes) + 1):
         for names in combinations(changes, count):
             changed = cfg
@@ -65,7 +73,29 @@ def _cure(books: Books, places: list[Place], limit: float) -> str:
                 if worst <= limit and (names or extra):
                     said = " and ".join([*names, extra] if extra else names)
                     return f"With {said} it would take {worst / GB:.1f} GB"
-    return "No change of offload, recomputation, cache or micro-batch makes it fit: use more ranks, or higher degrees of parallelism"
+    for names in ((), tuple(changes)) if books.on_cpu else ():
+        changed = reduce(lambda c, name: changes[name](c), names, cfg)
+        if fewer := _fewer_ranks(replace(books, cfg=changed)):
+            return f"With {' and '.join([*names, f'{fewer} rank' + 's' * (fewer > 1)])} on this machine it fits"
+    return ("No change of type, reference, offload, recomputation, cache or micro-batch makes it fit: use more ranks, or higher degrees of "
+            "parallelism" + (", on more machines" if books.on_cpu else ""))
+
+
+def _fewer_ranks(books: Books) -> int:
+    """The most ranks among which this machine's memory is enough; 0 for none."""
+    cfg = books.cfg
+    for size in range(books.layout.size - 1, 0, -1):
+        try:
+            grids = layouts.carve(cfg.layout, size)
+            layouts.check_batch(cfg, grids)
+        except UserError:
+            continue
+        routes = Routes(grids, books.routes.shape, books.routes.expert_parallel, cfg.run.device)
+        tried = memory.open_books(cfg, grids, routes, suppose(cfg, size))
+        places = list({memory.place_of(grids, rank, bool(tried.reference)) for rank in range(size)})
+        if _worst(tried, places) <= tried.machine.memory_gib * memory.GIB:
+            return size
+    return 0
 
 
 def _smaller_cache(books: Books, places: list[Place], limit: float) -> tuple[str, Config]:

@@ -1,14 +1,15 @@
 """Check before spending: what all ranks must agree on, the links between them, and with --check one of everything that a step does."""
 
 import socket
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from r1zero.config import Agreed, Config
+from r1zero.console import Terminal
 from r1zero.layout import Layout
 from r1zero.preflight.agree import compare
 from r1zero.preflight.facts import Facts, gather
@@ -39,31 +40,26 @@ def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device)
     return judge(measure({"world": dist.group.WORLD, **groups}, device), dict(enumerate(names)))
 
 
-def stop_if_failed(rows: list[Row], rank: int, check: bool) -> None:
-    """Raises Agreed, with a line for each row that failed. check: the table is shown first."""
+def stop_if_failed(rows: list[Row]) -> None:
+    """Raises Agreed, with a line for each row that failed."""
     failed = [f"preflight: {row.line}" for row in rows if row.grade == "failed"]
-    if failed and check:
-        show(rows, rank)
     if failed:
         raise Agreed("\n".join(failed))
 
 
 def warn(rows: list[Row], rank: int) -> None:
-    """What does not stop a start is said once."""
+    """Rank 0 prints, once, what does not stop a start."""
     console = Console(stderr=True, highlight=False)
     for row in rows:
         if row.grade == "warning" and rank == 0:
             console.print(f"preflight: {row.line}", soft_wrap=True, markup=False)
 
 
-def show(rows: list[Row], rank: int) -> None:
-    """The table of --check, by rank 0."""
-    if rank:
-        return
-    table = Table("", "check", "found", "expected")
+def show(rows: Iterable[Row], rank: int) -> Iterator[Row]:
+    """The rows, each printed by rank 0 as soon as it is there: what was found is not lost to an attempt that ends the process."""
+    terminal = Terminal()
     for row in rows:
-        table.add_row(Text(row.grade, style=COLOURS[row.grade]), Text(row.what), Text(row.found), Text(row.expected))
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=150, highlight=False)
-    console.print(table)
-    warn(rows, rank)
+        if rank == 0:
+            line = Text(f"{row.grade:<8}", style=COLOURS[row.grade]).append(f"{row.what}: found {row.found}, expected {row.expected}", "")
+            terminal.print(line)
+        yield row

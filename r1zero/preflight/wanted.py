@@ -11,7 +11,7 @@ from r1zero.reshard.routes import Routes
 def needs(cfg: Config, layout: Layout) -> Needs:
     """Raises UserError where the plan does."""
     routes = Routes(layout, model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    books = memory.open_books(cfg, layout, routes, suppose(cfg))
+    books = memory.open_books(cfg, layout, routes, suppose(cfg, layout.size))
     totals: dict[memory.Place, int] = {}
     each = []
     for rank in range(layout.size):

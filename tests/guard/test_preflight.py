@@ -97,7 +97,7 @@ def check_before(rank, cfgs, patches):
                               real(path)._replace(free=usage) if usage is not None else real(path)):
         rows = preflight.before(cfgs[rank], layout.carve(cfgs[rank].layout, size), world.Launch(rank, size, rank, size, "none"))
     try:
-        preflight.stop_if_failed(rows, rank, check=False)
+        preflight.stop_if_failed(rows)
         stopped = ""
     except config.Agreed as error:
         stopped = str(error)
@@ -146,11 +146,11 @@ def link_rows(rank, cfg):
 
     def use(trainer):
         found = preflight.links(trainer.roles.groups(), 2, trainer.device)
-        trials = preflight.trial(trainer)
+        trials = list(preflight.trial(trainer))
         dist.barrier()
         assert not (trainer.folder / "check").exists()
         with mock.patch.object(trainer.roles, "save", mock.Mock(side_effect=config.UserError("the disk is full"))):
-            failed = preflight.trial(trainer)
+            failed = list(preflight.trial(trainer))
         return found, trials, failed
     return jobs.with_trainer(rank, cfg, use)
 
@@ -198,11 +198,11 @@ def test_a_taken_port_of_torchrun_is_one_sentence_too():
                            "set MASTER_PORT to a free one on every node\n")
 
 
-def test_check_prints_a_table_and_the_line_of_what_failed_and_exits_with_2(base, tmp_path):
+def test_check_prints_a_line_for_each_check_and_the_line_of_what_failed_and_exits_with_2(base, tmp_path):
     (tmp_path / "file").write_text("")
     done = run_alone(f"model.path={base}/base", f"data.path={base}/data", "model.checkpoint=", f"run.dir={tmp_path}/file", "--check")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "run folder" in done.stdout and "python" not in done.stderr
+    assert "failed  run folder: found " in done.stdout and "ok      package: found " in done.stdout
     assert f"preflight: run folder of rank 0 on {socket.gethostname()}: found {tmp_path}/file/quickstart: Not a directory" in done.stderr
 
 

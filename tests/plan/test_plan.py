@@ -6,14 +6,17 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import tomli
+import tomli_w
 
 from r1zero import config, layout, plan
 from r1zero.config import Config, UserError
 from r1zero.model import families
-from r1zero.plan import communicators, memory
+from r1zero.plan import communicators, machine, memory
 from r1zero.plan.machine import suppose
 from r1zero.reshard.routes import Routes
 
@@ -40,7 +43,7 @@ WORLDS = {"a3": 384, "a3_aligned": 384, "a3_qwen2.5_7b": 16, "a3_qwen2.5_32b": 1
 def books_of(cfg: Config, world: int) -> memory.Books:
     grids = layout.carve(cfg.layout, world)
     routes = Routes(grids, families.model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    return memory.open_books(cfg, grids, routes, suppose(cfg))
+    return memory.open_books(cfg, grids, routes, suppose(cfg, world))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +129,7 @@ def test_the_fused_dispatch_needs_the_buffer_of_ascends_formula(tokens: int, meb
 
 def test_the_environment_of_the_recipe_has_the_buffer_that_the_plan_supposes() -> None:
     lines = (ROOT / "launch" / "env-a3.sh").read_text().splitlines()
-    assert f"export HCCL_BUFFSIZE={suppose(load('a3')).buffer_mb:.0f}" in [line.partition("#")[0].strip() for line in lines]
+    assert f"export HCCL_BUFFSIZE={suppose(load('a3'), 384).buffer_mb:.0f}" in [line.partition("#")[0].strip() for line in lines]
 
 
 def test_a_sync_brings_every_rank_its_engines_bytes(recipe: plan.Plan) -> None:
@@ -159,11 +162,26 @@ def test_what_does_not_fit_is_refused_with_a_cure_that_works(overrides: tuple[st
 @pytest.mark.parametrize("overrides, words", [
     (("rollout.max_num_seqs=512",), ["HCCL_BUFFSIZE of 9", "lower max_num_seqs to 136"]),
     (("plan.assume.host_memory_gb=500",), ["host memory needs 555 GB of 500", "more nodes"]),
-    (("plan.assume.memory_gib=20",), ["No change of offload", "more ranks"]),
+    (("plan.assume.memory_gib=20",), ["No change of type, reference, offload", "more ranks"]),
 ])
 def test_other_shortages_are_named(overrides: tuple[str, ...], words: list[str]) -> None:
     problems = " ".join(plan.plan(load("a3", *overrides), 384).problems)
     assert all(word in problems for word in words), problems
+
+
+@pytest.mark.parametrize("gib, cure", [(40, "run.dtype = \"bfloat16\""), (16, "2 ranks on this machine"), (5, "on more machines")])
+def test_ranks_on_a_cpu_share_this_machines_memory_and_the_cure_names_type_reference_and_fewer_ranks(monkeypatch, gib, cure) -> None:
+    """Qwen2.5-0.5B's shape on four ranks of a host with so much memory."""
+    shape = tomli.loads((ROOT / "configs/model/qwen2.5_7b.toml").read_text()) | dict(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, vocab_size=151_936,
+        tie_word_embeddings=True)
+    monkeypatch.setattr(machine.host, "total_memory", lambda: gib << 30)
+    path = Path(tempfile.mkdtemp()) / "shape.toml"
+    path.write_text(tomli_w.dumps(shape))
+    overrides = [f"model.shape={path}", "model.path=", "rollout.kv_cache_gib=0.25", "rollout.max_num_seqs=16"]
+    made = plan.plan(config.load(str(ROOT / "configs/cpu.toml"), overrides, Config), 4)
+    assert made.machine.memory_gib == gib / 4
+    assert made.problems and cure in made.problems[0], made.problems
 
 
 @pytest.mark.parametrize("overrides, world, words", [
@@ -183,8 +201,6 @@ def test_what_does_not_divide_is_one_sentence(overrides: tuple[str, ...], world:
 
 
 def test_a_shape_file_of_another_model_is_refused(tmp_path: Path) -> None:
-    import tomli
-
     stated = tomli.loads((ROOT / "configs/model/qwen2.5_7b.toml").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**stated, "num_hidden_layers": 29}))
     with pytest.raises(UserError, match=r"says layers = 28, .*config.json says 29"):

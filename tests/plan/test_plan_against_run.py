@@ -85,7 +85,7 @@ def measured(rank: int, cfg: config.Config) -> dict:
 def planned(cfg: config.Config, size: int, rank: int) -> dict:
     grids = layout.carve(cfg.layout, size)
     routes = Routes(grids, families.read_shape(cfg.model.path), cfg.layout.rollout.enable_expert_parallel, "cpu")
-    books = memory.open_books(cfg, grids, routes, suppose(cfg))
+    books = memory.open_books(cfg, grids, routes, suppose(cfg, size))
     phases = memory.ledger(books, memory.place_of(grids, rank, True)).device
     passes = {f"{phase} pass": phases[phase].get("activations", 0) + phases[phase].get("logits", 0) for phase in ("reference", "update")}
     return {kind: phases["update"][kind] for kind in RESIDENT} | passes
