@@ -14,6 +14,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tests import patience
+
 
 class Ranks:
     """`run(f, *args, size=n)` calls f(rank, *args) on n ranks and returns their n results in order.
@@ -25,7 +27,7 @@ class Ranks:
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
 
-    def run(self, function: Callable[..., Any], *args: Any, size: int, timeout_s: float = 300.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, size: int) -> list[Any]:
         while len(self._pipes) < size:
             self._start()
         with socket.socket() as s:
@@ -35,9 +37,9 @@ class Ranks:
             self._pipes[rank].send((function, args, rank, size, port))
         results, failures = [], []
         for rank in range(size):
-            if not self._pipes[rank].poll(timeout_s):
+            if not patience.wait(lambda pipe=self._pipes[rank]: pipe.poll(0.05), [process.pid for process in self._processes]):
                 self.close()
-                raise AssertionError(f"rank {rank} of {size} did not answer in {timeout_s} s\n" + "\n".join(failures))
+                raise AssertionError(f"rank {rank} of {size} does not answer, and no rank makes progress\n" + "\n".join(failures))
             ok, value = self._pipes[rank].recv()
             results.append(value)
             if not ok:
@@ -76,7 +78,7 @@ def _serve(pipe: Connection) -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port))
         try:
             dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size,
-                                    timeout=timedelta(seconds=120))
+                                    timeout=timedelta(seconds=600))
             result = (True, function(rank, *args))
         except BaseException:   # whatever a rank dies of is the test's to show
             result = (False, traceback.format_exc())

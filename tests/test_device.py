@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import patience
+
 ADAPTOR = '''
 import sys, types
 from functools import wraps
@@ -72,7 +74,7 @@ def said(tmp_path: Path, undone: bool) -> list[str]:
     ranks = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, str(rank)], stdout=subprocess.PIPE, text=True,
                               env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "GLOO_SOCKET_IFNAME": "lo"})
              for rank in range(2)]
-    return [rank.communicate(timeout=200)[0].strip() for rank in ranks]
+    return [patience.communicate(rank)[0].strip() for rank in ranks]
 
 
 def test_what_the_vendors_adaptor_does_to_torch_is_undone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from r1zero import config
 from r1zero.config import MegatronGrid, UserError, VllmGrid
-from tests import jobs
+from tests import jobs, patience
 from tests.checkpoint.runs import check_equal, figures
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_the_real_job_whose_launcher_is_killed_at_a_random_moment_ends_and_goes_
     (qwen2 / "job.toml").write_text(config.dump(cfg))
     seed = random.randrange(1000)
     with open(tmp_path / "log", "w") as log:
-        assert job(qwen2, "whole", log).wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert patience.finish(job(qwen2, "whole", log)) == 0, (tmp_path / "log").read_text()[-3000:]
         killed = job(qwen2, "cut", log)
         metrics = tmp_path / "cut" / "metrics.jsonl"
         while killed.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
@@ -125,11 +125,9 @@ def test_the_real_job_whose_launcher_is_killed_at_a_random_moment_ends_and_goes_
         time.sleep(random.Random(seed).random() * 1.0)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
-        until = time.monotonic() + 40.0
-        while jobs.alive(str(qwen2 / "job.toml"), "run.name=cut") and time.monotonic() < until:
-            time.sleep(0.1)
-        assert not jobs.alive(str(qwen2 / "job.toml"), "run.name=cut"), f"seed {seed}: ranks outlive their launcher"
+        gone = patience.wait(lambda: not jobs.alive(str(qwen2 / "job.toml"), "run.name=cut"), [])
+        assert gone, f"seed {seed}: ranks outlive their launcher"
         done = len(metrics.read_text().splitlines())
-        assert job(qwen2, "cut", log).wait(300) == 0, f"seed {seed}, killed after {done}:\n" + (tmp_path / "log").read_text()[-3000:]
+        assert patience.finish(job(qwen2, "cut", log)) == 0, f"seed {seed}, killed after {done}:\n" + (tmp_path / "log").read_text()[-3000:]
     sys.stdout.write(f"seed {seed}: killed after {done} of 8 iterations\n")
     check_equal(tmp_path / "whole", tmp_path / "cut", 8)

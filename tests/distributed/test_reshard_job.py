@@ -78,7 +78,7 @@ def spoil(model: torch.nn.Module) -> None:
 def test_engines_fed_by_the_compiled_reshard_agree_with_the_trainer_and_with_the_generic_path(ranks, bases, name) -> None:  # noqa: ANN001
     family, size, train, rollout = ALL[name]
     layout = config.Layout(train=MegatronGrid(**train), rollout=VllmGrid(**rollout))
-    results = ranks.run(train_two_steps, jobs.job_config(bases[family], layout), size=size, timeout_s=600)
+    results = ranks.run(train_two_steps, jobs.job_config(bases[family], layout), size=size)
     for figures in results[0][0]:
         assert figures["rollout_gap/max"] < 1e-5
     assert [other for _, _, other in results] == [0] * size

@@ -20,12 +20,11 @@ class Zygote:
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
 
-    def job(self, size: int, arguments: list[str], log: Path, accident: str = "none 0 none 0 0", *, launcher_kills: bool = False,
-            timeout_s: float = 240.0) -> dict[str, Any]:
+    def job(self, size: int, arguments: list[str], log: Path, accident: str = "none 0 none 0 0", *, launcher_kills: bool = False) -> dict[str, Any]:
         if self._process is None:
             self._process = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "tests.failure.zygote"], cwd=ROOT, text=True,
                                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        order = dict(size=size, arguments=arguments, accident=accident, log=str(log), timeout_s=timeout_s, launcher_kills=launcher_kills)
+        order = dict(size=size, arguments=arguments, accident=accident, log=str(log), launcher_kills=launcher_kills)
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())

@@ -5,12 +5,16 @@
 
 import re
 import time
+from math import ceil
 from pathlib import Path
 
 import pytest
 
-DEADLINE_S, SILENCE_S, PROMISE_S = 10, 8, 15
-"""phase_timeout_s, silence_timeout_s, and what may pass beyond them to the last rank's end."""
+from tests import patience
+
+SLOWNESS = ceil(patience.slowness())
+DEADLINE_S, SILENCE_S, PROMISE_S = 10 * SLOWNESS, 8 * SLOWNESS, 15 * SLOWNESS
+"""phase_timeout_s, silence_timeout_s, and what may pass beyond them to the last rank's end: longer where others use the same cores."""
 GRIDS = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_parallel_size=2"]
 PHASES = ("rollout", "non_overlap_rule_reward", "reference_model", "update", "resharding_to_infer", "save")
 

@@ -20,6 +20,8 @@ from typing import Any
 import numpy
 import torch
 
+from tests import patience
+
 ROOT = Path(__file__).parents[2]
 PR_SET_CHILD_SUBREAPER = 36
 LEFT_S = 5.0
@@ -44,7 +46,7 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def run(size: int, arguments: list[str], accident: str, log: str, timeout_s: float, launcher_kills: bool) -> dict[str, Any]:
+def run(size: int, arguments: list[str], accident: str, log: str, launcher_kills: bool) -> dict[str, Any]:
     """Exit statuses (negative: the signal) and when the last rank was gone. launcher_kills: as mpirun does where one dies of a signal."""
     port = _free_port()
     ranks = {}
@@ -54,16 +56,27 @@ def run(size: int, arguments: list[str], accident: str, log: str, timeout_s: flo
             _become(rank, size, port, arguments, accident, log)
         ranks[pid] = rank
     statuses: dict[int, int] = {}
-    until = time.monotonic() + timeout_s
-    while len(statuses) < size:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid in ranks:
-            statuses[ranks[pid]] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until or (launcher_kills and any(s < 0 for s in statuses.values())):
-            for pid in [pid for pid, rank in ranks.items() if rank not in statuses]:
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    ended, overdue = time.time(), time.monotonic() > until
+
+    def reap() -> bool:
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            if found[0] in ranks:
+                statuses[ranks[found[0]]] = os.waitstatus_to_exitcode(found[1])
+            if len(statuses) == size:
+                break
+        if launcher_kills and any(s < 0 for s in statuses.values()):
+            kill()
+        return len(statuses) == size
+
+    def kill() -> None:
+        for pid in [pid for pid, rank in ranks.items() if rank not in statuses]:
+            os.kill(pid, signal.SIGKILL)
+
+    overdue = not patience.wait(reap, ranks)
+    if overdue:
+        kill()
+        while not reap():
+            time.sleep(0.02)
+    ended = time.time()
     return {"statuses": [statuses[r] for r in range(size)], "ended": ended, "overdue": overdue, "left": _left()}
 
 
