@@ -232,7 +232,7 @@ def main() -> None:
         messages = received
     config, batches = messages[0], messages[1:]
 
-    from r1zero.reward import grading, samples, solver  # half a second, after the configuration is known to be whole
+    from r1zero.reward import accuracy, grading, samples, solver  # half a second, after the configuration is known to be whole
 
     solver.load()
     work = grading.work(config["rules"])
@@ -240,10 +240,10 @@ def main() -> None:
         trainer.sendall(frame({"started": True}))
     except (BrokenPipeError, ConnectionResetError):
         return  # it has ended meanwhile
-    for _ in solver.warm(samples.FIRST):
+    for _ in accuracy.warm(samples.FIRST):
         pass
     _freeze()
-    supervisor = Supervisor(trainer, work, solver.warm(samples.EQUAL + samples.REST), config)
+    supervisor = Supervisor(trainer, work, accuracy.warm(samples.EQUAL + samples.REST), config)
     supervisor.frames = frames
     supervisor.run([task for batch in batches for task in batch])
 
