@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-from sympy import Basic, Float, Integer, Pow, Product, Rational, Sum, Symbol, binomial, cosh, exp, factorial, gamma, log, sinh, tanh
+from sympy import Basic, Float, Integer, Mul, Pow, Product, Rational, Sum, Symbol, binomial, cosh, exp, factorial, gamma, log, sinh, tanh
 from sympy.core.numbers import NumberSymbol
 
 MAX_CHARACTERS = 1000
@@ -116,7 +116,7 @@ def _own(node: Basic, children: list[Size], ranges: dict[Basic, float]) -> Size:
         return _both(_repeated(node, first))
     if isinstance(node, log):
         return Size(math.log10(2.31 * max(first.digits, 1.0)), total)
-    if node.is_Mul:
+    if isinstance(node, Mul):
         return Size(sum(child.value for child in children), total)
     largest = max(child.value for child in children) + math.log10(len(children) + 1)
     return Size(largest, max(child.digits for child in children))

@@ -80,9 +80,17 @@ def _same_meaning(answer: Meaning, label: Meaning) -> bool:
             same(a, b) for ours, theirs in zip(answer.rows, label.rows, strict=True) for a, b in zip(ours, theirs, strict=True)
         )
     if not (isinstance(answer, Leaf) and isinstance(label, Leaf)):
-        return False
+        return _same_uneven(answer, label)
     verdict = leaves.same_notation(answer.text, label.text)
     return _same_quantity(quantity(answer.text), quantity(label.text)) if verdict is None else verdict
+
+
+def _same_uneven(answer: Meaning, label: Meaning) -> bool:
+    """A matrix may be answered by a multiple of one, and a tuple by one with a unit."""
+    if {type(answer), type(label)} == {Grid, Leaf}:
+        return leaves.same_expression(answer.text, label.text)
+    bare = [read(quantity(side.text).body) if isinstance(side, Leaf) else side for side in (answer, label)]
+    return bare != [answer, label] and not all(isinstance(side, Leaf) for side in bare) and _same_meaning(*bare)
 
 
 def _same_listing(answer: Meaning, label: Meaning) -> bool:
@@ -92,9 +100,9 @@ def _same_listing(answer: Meaning, label: Meaning) -> bool:
         if isinstance(other, Ordered):
             return _tuple_as_listing(other, listing, label_is_tuple=other is label)
         return isinstance(other, Region) and _same_region(_region(listing), other)
-    if len(ours) != len(theirs):
+    if len(ours) != len(theirs) or _is_set_of_sets(answer) != _is_set_of_sets(label):
         return False
-    names = [[relations.name_of(m) if isinstance(m := read(part), Equation) else None for part in parts] for parts in (ours, theirs)]
+    names = [_names(parts) for parts in (ours, theirs)]
     unnamed = [not any(side) for side in names]
     if not all(unnamed) and not _names_agree(*names):
         return False
@@ -109,6 +117,16 @@ def _parts(side: Meaning) -> tuple[str, ...] | None:
     if isinstance(side, Listing):
         return side.parts
     return (side.text,) if isinstance(side, Leaf) else None
+
+
+def _is_set_of_sets(side: Meaning) -> bool:
+    return isinstance(side, Listing) and side.braces and any(isinstance(read(part), Listing | Region) for part in side.parts)
+
+
+def _names(parts: tuple[str, ...]) -> list[str | None]:
+    """What each element is a value of; the name before the first goes for all where no other has one."""
+    names = [relations.name_of(m) if isinstance(m := read(part), Equation) else None for part in parts]
+    return names[:1] * len(names) if not any(names[1:]) else names
 
 
 def _names_agree(ours: list[str | None], theirs: list[str | None]) -> bool:
@@ -142,8 +160,7 @@ def _tuple_as_listing(point: Ordered, listing: Listing, label_is_tuple: bool) ->
     """(1, 2) may be answered by 1, 2 in that order, and x = 1, y = 2 by (1, 2); no other list is a tuple."""
     if listing.braces or point.opening + point.closing != "()" or len(point.parts) != len(listing.parts):
         return False
-    equations = [read(part) for part in listing.parts]
-    names = [relations.name_of(m) if isinstance(m, Equation) else None for m in equations]
+    names = _names(listing.parts)
     if any(names) and (None in names or names != sorted(set(names))) or not any(names) and not label_is_tuple:
         return False
     if any(names) and not label_is_tuple and len(relations.base_names(names)) == 1:

@@ -83,7 +83,7 @@ def _as_matrix(tree: solver.Tree) -> solver.Tree:
         return tree
     try:
         return tree.doit()
-    except scalars.UNDECIDED:
+    except solver.UNDECIDED:
         return tree
 
 
@@ -93,7 +93,7 @@ def tree_of(text: str) -> solver.Tree | None:
     value = numeral(text)
     if value is not None and not value.rounded:
         return sympy.Rational(value.value.numerator, value.value.denominator)
-    if _JUXTAPOSED.search(text):
+    if not text or _JUXTAPOSED.search(text):
         return None  # math-verify adds numbers that stand side by side, as in a mixed number
     return solver.parse(text)
 

@@ -36,6 +36,7 @@ class Ordered(NamedTuple):
 class Grid(NamedTuple):
     """A matrix."""
 
+    text: str
     rows: tuple[tuple[str, ...], ...]
 
 
@@ -182,7 +183,7 @@ def _chain(signs: tuple[str, ...], sides: list[str]) -> Meaning | None:
 def _in_brackets(text: str) -> Meaning | None:
     if matrix := _MATRIX.fullmatch(text):
         rows = [row for row in split(matrix["body"], _ROWS) if row]
-        return Grid(tuple(tuple(split(row, _CELLS)) for row in rows))
+        return Grid(text, tuple(tuple(split(row, _CELLS)) for row in rows))
     if text[:1] == "]" or text[-1:] == "[":  # ]1, 2[ is (1, 2)
         text = ("(" if text[:1] == "]" else text[:1]) + text[1:-1] + (")" if text[-1:] == "[" else text[-1:])
     brackets = enclosed(text)

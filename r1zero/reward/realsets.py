@@ -8,7 +8,8 @@ import sympy
 from r1zero.reward.leaves import tree_of
 from r1zero.reward.numerals import numeral
 from r1zero.reward.quantities import quantity
-from r1zero.reward.scalars import UNDECIDED, same_value
+from r1zero.reward.scalars import same_value
+from r1zero.reward.solver import UNDECIDED
 from r1zero.reward.splitting import enclosed, split
 
 LINE = sympy.Interval(-sympy.oo, sympy.oo)

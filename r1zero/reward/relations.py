@@ -6,8 +6,8 @@ import sympy
 
 from r1zero.reward import undone
 from r1zero.reward.meaning import LETTER, Equation, Inequality, is_name
-from r1zero.reward.scalars import UNDECIDED, same_value
-from r1zero.reward.solver import parse
+from r1zero.reward.scalars import same_value
+from r1zero.reward.solver import UNDECIDED, parse
 from r1zero.reward.splitting import enclosed
 
 _POINTS = tuple(sympy.Rational(41 + 7 * k, 31 + 5 * k) for k in range(20))  # like those of scalars, and others

@@ -10,20 +10,12 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import sympy
-from mpmath.libmp import NoConvergence
 from sympy.core.function import AppliedUndef
-from sympy.polys.polyerrors import BasePolynomialError
 
 from r1zero.reward import bounds
 from r1zero.reward.exact import exact
 from r1zero.reward.numerals import close, ends
-from r1zero.reward.solver import rebuilt
-
-# What sympy raises for trees that it cannot make sense of.
-UNDECIDED = (
-    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
-    BasePolynomialError, NoConvergence,
-)  # fmt: skip
+from r1zero.reward.solver import UNDECIDED, rebuilt
 
 _DIGITS = 60  # that are compared, beyond what the size of the numbers takes
 _LOST = 10  # of these may be lost to rounding

@@ -17,11 +17,19 @@ from antlr4.error.Errors import ParseCancellationException
 from antlr4.error.ErrorStrategy import BailErrorStrategy
 from latex2sympy2_extended import latex2sympy2
 from math_verify.parser import LatexExtractionConfig, extract_latex
+from mpmath.libmp import NoConvergence
 from sympy.matrices import MatrixBase
+from sympy.polys.polyerrors import BasePolynomialError
 
 from r1zero.reward import bounds
 
 Tree = sympy.Basic | MatrixBase
+
+# What sympy raises for trees that it cannot make sense of.
+UNDECIDED = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
+    BasePolynomialError, NoConvergence,
+)  # fmt: skip
 
 _CONFIG = LatexExtractionConfig()
 # Units and the arguments of commands are settled before; math-verify's patterns for both take too much.
@@ -136,9 +144,9 @@ def parse(text: str) -> Tree | None:
         return None
     try:
         bounds.size(tree)
-    except bounds.TooLarge:
+        return _as_meant(tree)
+    except UNDECIDED:
         return None
-    return _as_meant(tree)
 
 
 def _as_meant(tree: Tree) -> Tree:

@@ -10,7 +10,7 @@ import pytest
 
 from r1zero.reward import Scorer
 from r1zero.reward.boxes import last_box
-from r1zero.reward.score import MEMORY_BYTES
+from r1zero.reward.score import MEMORY_MIB
 
 DEADLINE_S = 8.0
 # The pool keeps to 0.5 s past the deadline; where more processes run than there are cores it must wait for its turn first.
@@ -159,7 +159,7 @@ def test_the_address_space_of_every_worker_is_bounded(scorer):
     for worker in workers(scorer):
         lines = Path(f"/proc/{worker}/limits").read_text().splitlines()[1:]
         limits = {line[:25].strip(): line[26:].split()[0] for line in lines}
-        assert int(limits["Max address space"]) <= MEMORY_BYTES + (1 << 30)
+        assert int(limits["Max address space"]) <= (MEMORY_MIB << 20) + (1 << 30)
         assert limits["Max core file size"] == "0" and limits["Max cpu time"] != "unlimited"
 
 
