@@ -14,8 +14,8 @@ class Pair(NamedTuple):
     answer: str
 
 
-def read_pairs() -> list[Pair]:
-    with (DATA / "pairs.tsv").open(encoding="utf-8", newline="") as file:
+def read_pairs(name: str = "pairs.tsv") -> list[Pair]:
+    with (DATA / name).open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
     return [Pair(category, verdict == "right", label, answer) for category, verdict, label, answer in rows]
 
