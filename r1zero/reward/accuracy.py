@@ -54,14 +54,15 @@ _TRAILING = re.compile(r"(?:(?<!\\)[.,;]|\\\\|\s)+$")
 _LEADING = re.compile(r"(?:=|\s)+")
 _CHOICE = re.compile(
     r"(?:\\text\s*\{\s*\(?[A-H]\)?\s*[.:]?\s*\}|\([A-H]\))\s*(?:=\s*)?(?P<value>[^\s,;.].*)"
-    r"|\\text\s*\{\s*\([A-H]\)\s*(?P<inside>[^{}]+)\}"
+    r"|\\text\s*\{\s*\([A-H]\)\s*(?P<inside>[^{}\s][^{}]*)\}"
     r"|(?P<before>.*?[^\s,;=])\s*\\(?:Long)?[Rr]ightarrow\s*(?:\\text\s*\{)?\s*\(?[A-H]\)?\s*\}?"
     r"|(?P<beside>.*[^\s,;=])\s*(?:\\text\s*\{\s*\([A-H]\)\s*\}|(?<=\s)\([A-H]\))",
     re.DOTALL,
 )
 _OTHER_CHOICE = re.compile(r"\([A-H]\)")
 _ONLY_CHOICE = re.compile(r"(?:\\text\s*\{)?\s*\(?[A-H]\)?\s*\}?")
-_SENTENCE = re.compile(r"\\text\s*\{(?P<inside>[^{}\\]*[0-9][^{}\\]*)\}")
+_SENTENCE = re.compile(r"\\text\s*\{(?P<inside>(?:[^{}\\]|\\[$%])*[0-9](?:[^{}\\]|\\[$%])*)\}")
+_NAMED_CHOICE = re.compile(r"(?:\\text\s*\{)?\s*(?:option|choice|answer)\s*\(?([A-H])\)?\s*\}?", re.IGNORECASE)
 _PRIMES = re.compile(r"[A-Za-z}]\s*((?:'|\\prime|\^\s*\{\s*\\prime\s*\})+)")
 
 
@@ -131,7 +132,7 @@ def tidy(text: str) -> str:
         text = text[leading.end() :]
     if sentence := _SENTENCE.fullmatch(text):
         text = sentence["inside"].strip()
-    return text
+    return _NAMED_CHOICE.sub(r"\\text{\1}", text) if _NAMED_CHOICE.fullmatch(text) else text
 
 
 def _marks(text: str) -> tuple[str, ...]:

@@ -45,3 +45,65 @@ def _argument(text: str, place: int, round_too: bool) -> tuple[str | None, int]:
         if depth == 0:
             return text[place + 1 : other.start()], other.end()
     return None, place
+
+
+_FUNCTION = re.compile(r"\\(?P<name>(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp)(?![A-Za-z])\s*")
+_TRIGONOMETRIC = re.compile("(?:sin|cos|tan|cot|sec|csc)$")
+_SCRIPT, _BLANKS = re.compile(r"\s*[\^_]\s*(?=\S)"), re.compile(r"\s*")
+_END = re.compile(r"[-+*=<>,;&)\]}|]|\\(?:cdot|times|div|cup|cap|text|le|ge|ne|in|pm|mp|quad)(?![A-Za-z])|\\\\|\\[,;}]")
+
+
+def applied(text: str) -> str | None:
+    r"""The text with the arguments of functions in parentheses; None where a fraction bar leaves open what they are.
+
+    An argument goes on over factors side by side, to a written sign or another function. math-verify would read the logarithm
+    of 2 times that of 3 as one logarithm.
+
+    >>> applied(r"\ln 2\cdot \ln 3"), applied(r"2\sin^2 3x \cos{x}"), applied(r"\arctan 2\sqrt{2}"), applied(r"\sin(x)")
+    ('\\ln(2)\\cdot \\ln(3)', '2\\sin^2 (3x)\\cos(x)', '\\arctan(2\\sqrt{2})', '\\sin(x)')
+    >>> applied(r"\ln x/x"), applied(r"\cos \pi/3")
+    (None, '\\cos(\\pi/3)')
+    """
+    out, place = [], 0
+    while match := _FUNCTION.search(text, place):
+        start = match.end()
+        while script := _SCRIPT.match(text, start):  # an exponent or a base
+            start = _BLANKS.match(text, _argument(text, script.end(), round_too=False)[1]).end()
+        head = text[place : match.end()].rstrip() + text[match.end() : start]
+        argument, place, bar = _bare_argument(text, start)
+        if bar and not (_TRIGONOMETRIC.match(match["name"]) and "\\pi" in argument.partition("/")[0]):
+            return None
+        inner = applied(argument)
+        if inner is None:
+            return None
+        out.append(f"{head}({inner})" if inner else head)
+    return "".join([*out, text[place:]])
+
+
+def _bare_argument(text: str, start: int) -> tuple[str, int, bool]:
+    """(argument, where it ends, whether a fraction bar lies in it); '' and `start` for one that has parentheses."""
+    opening = text[start : start + 1]
+    if opening in ("(", ""):
+        return "", start, False
+    if opening == "{":
+        inside, stop = _argument(text, start, round_too=False)
+        return (inside or "").strip(), stop, False
+    if opening == "|" and (bar := text.find("|", start + 1)) > 0:
+        return text[start : bar + 1], bar + 1, False
+    stop, slash = _end_of_argument(text, start)
+    return text[start:stop].strip(), stop, slash
+
+
+def _end_of_argument(text: str, start: int) -> tuple[int, bool]:
+    depth, bar = 0, False
+    for token in _TOKEN.finditer(text, start):
+        word, first = token.group(), token.start() == start
+        ends = _END.fullmatch(word) and not (first and word in "+-")
+        ends = ends or _FUNCTION.fullmatch(word) or word == "\\sqrt" and not text[start : token.start()].strip().isdigit() and not first
+        if depth == 0 and ends:
+            return token.start(), bar
+        bar = bar or word == "/" and depth == 0
+        depth += (word in ("{", "(", "[")) - (word in ("}", ")", "]"))
+        if depth < 0:
+            return token.start(), bar
+    return len(text), bar

@@ -9,6 +9,7 @@ from r1zero.reward.numerals import same as same_numeral
 from r1zero.reward.quantities import Quantity, quantity
 from r1zero.reward.units import same_unit
 
+_POINT = re.compile(r"^[A-Z]'?\s*(?=\(.*,.*\)$)")
 _SPACE_AFTER_COMMA = re.compile(r",\s+(?=[0-9])")
 _DIGITS_AND_COMMAS = re.compile(r"[0-9]+(?:,\s*[0-9]+)+")
 # Conditions that go with a family of values: k is an integer; modulo 7.
@@ -44,7 +45,7 @@ def _same_digits(answer: str, label: str) -> bool:
 def _same_words(answer: str, label: str) -> bool | None:
     """For texts that are no expressions both of them; None where one may be."""
     ours, theirs = notation.words(answer), notation.words(label)
-    if ours or theirs:
+    if (ours or theirs) and not len(answer) == len(label) == 1:  # R and r are two letters
         ours, theirs = ours or notation.words(answer, short=True), theirs or notation.words(label, short=True)
         if ours and theirs:
             return ours == theirs
@@ -65,6 +66,7 @@ def _family(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _same_meaning(answer: Meaning, label: Meaning) -> bool:
+    answer, label = _unwrapped(answer, label), _unwrapped(label, answer)
     if isinstance(answer, Listing) or isinstance(label, Listing):
         return _same_listing(answer, label)
     if isinstance(answer, Equation) or isinstance(label, Equation):
@@ -85,11 +87,19 @@ def _same_meaning(answer: Meaning, label: Meaning) -> bool:
     return _same_quantity(quantity(answer.text), quantity(label.text)) if verdict is None else verdict
 
 
+def _unwrapped(side: Meaning, other: Meaning) -> Meaning:
+    r"""The list of x \in {1, 2} where it is compared with a list."""
+    if not (isinstance(side, Equation) and isinstance(other, Listing)):
+        return side
+    value = relations.value_of(side)
+    return value_read if value is not None and isinstance(value_read := read(value), Listing) else side
+
+
 def _same_uneven(answer: Meaning, label: Meaning) -> bool:
-    """A matrix may be answered by a multiple of one, and a tuple by one with a unit."""
+    """A matrix may be answered by a multiple of one, and a tuple by one with a unit, or with the name of a point."""
     if {type(answer), type(label)} == {Grid, Leaf}:
         return leaves.same_expression(answer.text, label.text)
-    bare = [read(quantity(side.text).body) if isinstance(side, Leaf) else side for side in (answer, label)]
+    bare = [read(_POINT.sub("", quantity(side.text).body)) if isinstance(side, Leaf) else side for side in (answer, label)]
     return bare != [answer, label] and not all(isinstance(side, Leaf) for side in bare) and _same_meaning(*bare)
 
 

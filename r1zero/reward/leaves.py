@@ -14,7 +14,7 @@ from r1zero.reward.splitting import split
 
 _COLON = re.compile(":")
 _JUXTAPOSED = re.compile(
-    r"(?<![_^0-9])(?<!frac)(?<!frac )[0-9]+(?:\s+[0-9]|\s*\(\s*[-+]?[0-9.]+\s*\))|\(\s*[-+]?[0-9.]+\s*\)\s*[0-9]"
+    r"(?<![_^0-9])(?<!frac)(?<!frac )[0-9]+(?:\s+[0-9]|\s*\(\s*[-+]?[0-9.]+\s*\)(?!\s*\^))|\(\s*[-+]?[0-9.]+\s*\)\s*[0-9]"
     r"|\\frac\{[^{}]*\}\{[^{}]*\}\s*[0-9]"
 )
 _COMPUTED_ON_READING = re.compile(r"\\det|vmatrix|operatorname\{(?!gcd|lcm)")

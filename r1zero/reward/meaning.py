@@ -76,6 +76,11 @@ _MATRIX = re.compile(
     r"\\end\s*\{(?P=kind)\}\s*[)\]]?",
     re.DOTALL,
 )
+_SYSTEM = re.compile(
+    r"(?:\\begin\s*\{cases\}|\\\{\s*\\begin\s*\{(?:array|aligned|matrix)\}(?:\s*\{[clr| ]*\})?)(?P<body>[^&]*)"
+    r"\\end\s*\{(?:cases|array|aligned|matrix)\}",
+    re.DOTALL,
+)
 _ROWS, _CELLS = re.compile(r"\\\\"), re.compile("&")
 LETTER = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?'*")
 _FUNCTION = re.compile(r"[A-Za-z]\s*\(\s*[A-Za-z0-9]+\s*\)")
@@ -90,12 +95,22 @@ def read(text: str) -> Meaning:
     >>> read(r"x < 1 or x \ge 2").points, read(r"\{x : 0 < x < 1\}").points, read(r"1 \pm 2").parts
     (Union(Interval.open(-oo, 1), Interval(2, oo)), Interval.open(0, 1), ('1 + 2', '1 - 2'))
     """
-    return _combined(text) or _related(text) or _in_brackets(text) or _varied(text) or Leaf(text)
+    return _environment(text) or _combined(text) or _related(text) or _in_brackets(text) or _varied(text) or Leaf(text)
 
 
 def is_name(text: str) -> bool:
     """Whether the text is a letter, or a function of one."""
     return LETTER.fullmatch(text) is not None or _FUNCTION.fullmatch(text) is not None
+
+
+def _environment(text: str) -> Meaning | None:
+    """A matrix, or the equations of a system one below the other."""
+    if matrix := _MATRIX.fullmatch(text):
+        rows = [row for row in split(matrix["body"], _ROWS) if row]
+        return Grid(text, tuple(tuple(split(row, _CELLS)) for row in rows))
+    if system := _SYSTEM.fullmatch(text):
+        return read(", ".join(row.rstrip(",; ") for row in split(system["body"], _ROWS) if row))
+    return None
 
 
 def _combined(text: str) -> Meaning | None:
@@ -181,11 +196,6 @@ def _chain(signs: tuple[str, ...], sides: list[str]) -> Meaning | None:
 
 
 def _in_brackets(text: str) -> Meaning | None:
-    if matrix := _MATRIX.fullmatch(text):
-        rows = [row for row in split(matrix["body"], _ROWS) if row]
-        return Grid(text, tuple(tuple(split(row, _CELLS)) for row in rows))
-    if text[:1] == "]" or text[-1:] == "[":  # ]1, 2[ is (1, 2)
-        text = ("(" if text[:1] == "]" else text[:1]) + text[1:-1] + (")" if text[-1:] == "[" else text[-1:])
     brackets = enclosed(text)
     if brackets is None:
         return None

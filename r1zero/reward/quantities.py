@@ -23,7 +23,7 @@ _NO_UNIT = frozenset(
 _LETTERS = "ACFHJKNTVWΩ"  # physicists' units
 
 _TEXT = r"\\text\s*\{[^{}]*\}"
-_POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|[0-9]))?"
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?"
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent)\s*\}|(?<![A-Za-z])per\s?cent|(?<![A-Za-z])pct)\s*$")
 _DEGREE = re.compile(r"\s*\^\s*\{?\s*(?:\\circ|∘)\s*\}?\s*(?:\\text\s*\{\s*(?P<scale>[CF])\s*\}|(?P<scale1>[CF]))?$")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")

@@ -11,6 +11,7 @@ from r1zero.reward.solver import UNDECIDED, parse
 from r1zero.reward.splitting import enclosed
 
 _POINTS = tuple(sympy.Rational(41 + 7 * k, 31 + 5 * k) for k in range(20))  # like those of scalars, and others
+_SET_OPERATION = re.compile(r"[A-Za-z'() ]+(?:\\(?:cup|cap|setminus)(?![A-Za-z])[A-Za-z'() ]+)+")
 _INDEX = re.compile(r"_\{?([A-Za-z0-9]+)\}?")
 
 
@@ -31,7 +32,7 @@ def value_of(equation: Equation) -> str | None:
 def _names(side: str) -> bool:
     """A letter, a function, a tuple of letters, or whatever else may stand for a value (undone.is_name)."""
     brackets = enclosed(side)
-    if is_name(side) or brackets and all(is_name(part.strip()) for part in brackets[1].split(",")):
+    if is_name(side) or _SET_OPERATION.fullmatch(side) or brackets and all(is_name(part.strip()) for part in brackets[1].split(",")):
         return True
     tree = parse(side)
     return isinstance(tree, sympy.Expr) and undone.is_name(tree)

@@ -22,6 +22,7 @@ from sympy.matrices import MatrixBase
 from sympy.polys.polyerrors import BasePolynomialError
 
 from r1zero.reward import bounds
+from r1zero.reward.arguments import applied
 
 Tree = sympy.Basic | MatrixBase
 
@@ -42,7 +43,8 @@ _POWER_OF_LETTER = re.compile(
     r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
     r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
 )
-_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}")
+_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}(?![0-9])")
+_LONG_EXPONENT = re.compile("[eE][-+]?[0-9]{5}")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)$")
 # What may stand in an unevaluated tree as it is written.
 _WRITTEN = (sympy.Add, sympy.Mul, sympy.Pow)
@@ -119,8 +121,14 @@ def _bounded(tree: Any) -> Any:
 
 
 def read_number(text: str) -> sympy.Number:
-    """The numeral as sympy's own `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`."""
+    """The numeral as sympy's own `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`.
+
+    Raises:
+        TooLarge: an exponent of more than four digits.
+    """
     digits = text.replace(",", "").replace(" ", "")
+    if _LONG_EXPONENT.search(digits):
+        raise bounds.TooLarge(digits)
     return sympy.Integer(int(digits)) if digits.isdecimal() else sympy.Float(digits)
 
 
@@ -137,6 +145,9 @@ def parse(text: str) -> Tree | None:
 
     Cached: a label comes back once for each response of its group.
     """
+    text = applied(text)
+    if text is None:
+        return None
     text = _SHORT_SUBSCRIPT.sub(r"_\1", text)
     text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
     tree, _ = extract_latex(_WHOLE.match(text), _AS_WRITTEN)

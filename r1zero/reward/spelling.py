@@ -12,7 +12,7 @@ from r1zero.reward.arguments import braced
 _CHARACTERS = {
     "-": "−‒–—－", "+": "＋", "=": "＝", "<": "＜", ">": "＞", "/": "／⁄∕", "*": "＊∗", "^": "＾", "_": "＿", "%": "％", "$": "＄",
     "(": "（⟨〈", ")": "）⟩〉", "[": "［【〔", "]": "］】〕", r"\{": "｛", r"\}": "｝", "|": "｜∣", ",": "，、", ";": "；", ":": "：∶", ".": "．。",
-    "'": "′’", "''": "″", r"\times ": "×✕", r"\div ": "÷", r"\cdot ": "·⋅∙•", r"\pm ": "±", r"\mp ": "∓", r"\ne ": "≠", r"\le ": "≤≦⩽",
+    "'": "′’", "''": "″", '"': "“”„«»", r"\times ": "×✕", r"\div ": "÷", r"\cdot ": "·⋅∙•", r"\pm ": "±", r"\mp ": "∓", r"\ne ": "≠", r"\le ": "≤≦⩽",
     r"\ge ": "≥≧⩾", r"\approx ": "≈", r"\infty ": "∞", r"\cup ": "∪", r"\cap ": "∩", r"\setminus ": "∖", r"\in ": "∈", r"\notin ": "∉",
     r"\emptyset ": "∅", r"\mathbb{R}": "ℝ", r"\mathbb{Z}": "ℤ", r"\mathbb{N}": "ℕ", r"\mathbb{Q}": "ℚ", r"\mathbb{C}": "ℂ",
     r"^\circ ": "°º˚", r"\ldots ": "…", r"\sqrt[3]": "∛", r"\sqrt[4]": "∜", "": "\u200b\u200c\u200d\u2060\ufeff\u00ad",
@@ -28,6 +28,7 @@ _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "₀₁₂�
 _ON_THE_LINE = str.maketrans(_RAISED + _LOWERED, "0123456789+-()ni" * 2)
 _SCRIPTS = re.compile(f"[{_RAISED}]+|[{_LOWERED}]+")
 _GREEK = re.compile("(?<![\u0370-\u03ff\u1f00-\u1fff])[α-ωΑ-Ω](?![\u0370-\u03ff\u1f00-\u1fff])")
+_CIRCLED = re.compile(r"[①-⑳](?:[\s,]*[①-⑳])*")
 _ROOT_SIGN = re.compile(r"√\s*(?P<digits>[0-9]+(?:\.[0-9]+)?)?")
 
 _DIGIT_GROUPS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:\{,\}|,\\!|\\[,;: ]|~)[0-9]{3})+(?![0-9])")
@@ -46,8 +47,17 @@ _FONT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|textnormal|boldsymbol|bm)\s*\{"
 )
 _TEXT_IN_BRACES = re.compile(r"(?<![A-Za-z_^}])\{\s*(\\text\{[^{}]*\})\s*\}")
-_BLACKBOARD = re.compile(r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?")
-_SIGN_IN_BRACES = re.compile(r"\{\s*([-+])\s*\}")
+# R, Z, N, Q stand for sets of numbers in blackboard bold, in bold, and after "element of" in any font.
+_BLACKBOARD = re.compile(
+    r"\\(?:mathbb|Bbb)\s*(?:\{\s*)?(?P<a>[RZNQC])(?:\s*\})?|\\(?:mathbf|bm|boldsymbol)\s*(?:\{\s*(?P<b>[RZNQ])\s*\}|(?P<c>[RZNQ]))"
+    r"|\\in\s*(?:\\[a-z]+\s*\{\s*)?(?P<d>[RZNQ])(?![A-Za-z])(?:\s*\})?"
+)
+_SIGN_IN_BRACES = re.compile(r"\{\s*([-+:;])\s*\}")
+_POWER_IN_TEXT = re.compile(r"(\\text\{[^{}]*\^)\{(-?[0-9])\}(?=[^{}]*\})")
+# ]1, 2[ is (1, 2), as French schools write it; U between brackets is a union.
+_OUTWARD = re.compile(r"(?P<left>[][])(?P<ends>[^][(),;]+[,;][^][(),;]+)(?P<right>[][])")
+_UNION = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
+_COMBINATIONS = re.compile(r"(?:\\text\{\s*C\s*\}|(?<![A-Za-z\\])C)\s*_\s*\{?([0-9]+)\}?\s*\^\s*\{?([0-9]+)\}?")
 _CHOOSE = re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}")
 _LETTER = re.compile(r"\\(?:text|operatorname)\s*\{\s*([ieIE])\s*\}")
 _CONNECTIVE = re.compile(r"\s*,?\s*\\text\{\s*,?\s*(and|or)\s*\}\s*|\\text\{\s*(?P<comma>,)\s*(?:and|or)?\s*\}", re.IGNORECASE)
@@ -80,14 +90,16 @@ def plain(text: str) -> str:
     text = _SPACING.sub(_space, text)
     if "\\" in text:
         text = _ANGLES.sub(lambda match: "(" if "<" in match.group() else ")", text)
+        text = _BLACKBOARD.sub(_number_set, text)
         text = _OLD_FONT.sub(r"\\text{\1}", _STYLE.sub("", text))
         text = _COMMAND.sub(lambda match: _SYNONYMS.get(match[1], match.group()), _FONT.sub(r"\\text{", text))
         text = _TEXT_IN_BRACES.sub(r"\1", text)
-        text = _BLACKBOARD.sub(r"\\mathbb{\1}", _LETTER.sub(r"\1", text))
+        text = _POWER_IN_TEXT.sub(r"\1\2", _LETTER.sub(r"\1", text))
         text = _CONNECTIVE.sub(lambda match: ", " if match["comma"] else f" {match[1].lower()} ", text)
         text = _DEGREE.sub(r"^\\circ ", text)
         text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
     text = _INFINITY.sub(r"\\infty ", text)
+    text = _COMBINATIONS.sub(r"\\binom{\1}{\2}", _UNION.sub(r" \\cup ", _OUTWARD.sub(_inward, text)))
     text = _ASCII_RELATIONS.sub(lambda match: r"\le " if "<" in match.group() else r"\ge ", text)
     return braced(_SIGN_IN_BRACES.sub(r"\1", text)).strip()
 
@@ -97,6 +109,7 @@ def _ascii(text: str) -> str:
     text = _SCRIPTS.sub(
         lambda match: ("^" if match.group()[0] in _RAISED else "_") + "{" + match.group().translate(_ON_THE_LINE) + "}", text
     )
+    text = _CIRCLED.sub(lambda match: ", ".join(str(ord(c) - ord("①") + 1) for c in match.group() if c >= "①"), text)
     text = _ROOT_SIGN.sub(lambda match: rf"\sqrt{{{match['digits']}}}" if match["digits"] else r"\sqrt ", text)
     return _GREEK.sub(_greek_command, text)
 
@@ -109,3 +122,13 @@ def _greek_command(match: re.Match[str]) -> str:
 
 def _space(match: re.Match[str]) -> str:
     return r"\\" if match["newline"] else "" if match["none"] else " "
+
+
+def _number_set(match: re.Match[str]) -> str:
+    letter = next(filter(None, match.groups()))
+    return (r"\in " if match["d"] else "") + rf"\mathbb{{{letter}}}"
+
+
+def _inward(match: re.Match[str]) -> str:
+    left, right = match["left"], match["right"]
+    return ("(" if left == "]" else left) + match["ends"] + (")" if right == "[" else right)
