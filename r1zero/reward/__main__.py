@@ -1,7 +1,7 @@
 """Grade a file: `python -m r1zero.reward FILE.jsonl --rules base_acc,acc [--deadline S] [--memory MIB]`.
 
-Each line of FILE is an object with the text `response` and the text or number `label`; for rules of your own also, where
-they want them, the text `prompt` and the object `additional`. Standard output gets one line of JSON for each, in order:
+Each line of FILE is an object with the text `response` and the text or number `label`, and, for rules of your own that
+want them, the text `prompt` and the object `additional`. Standard output gets one line of JSON for each, in order:
 
     {"outcome": "scored", "equal": true, "scores": {"base_acc": 1.0, "acc": 1.0}, "ms": 0.4}
 
@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help="of one grading process")
     options = parser.parse_args(arguments)
     try:
-        with Scorer(dict.fromkeys(options.rules.split(","), 1.0), options.workers, options.deadline, options.memory) as scorer:
+        with Scorer(
+            dict.fromkeys(options.rules.split(","), 1.0), options.workers, options.deadline, options.memory
+        ) as scorer:
             grade_file(options.file, scorer)
     except RewardError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,12 +1,19 @@
-r"""The arguments of TeX's commands in braces: \frac12 and \sqrt 2 as a parser wants them, sqrt(2) and 2^(n+1) as they are meant."""
+r"""The arguments of commands and functions, marked so that a parser takes what a reader does.
+
+TeX takes single tokens for arguments (\frac12), and people write sqrt(2), 2^(n+1) and \sin 2x.
+"""
 
 import re
 
 # Command, and how many arguments it has. In parentheses one is meant that TeX would not take for an argument.
 _COMMANDS = re.compile(
-    r"\\(?P<two>frac|binom)(?![A-Za-z])|(?:\\|(?<![A-Za-z\\]))(?P<root>sqrt)(?![A-Za-z])(?P<degree>\s*\[[^][]*\])?|\^\s*(?=\()|"
-    r"\\log\s*_\s*(?=[0-9]\s*[0-9])"
+    r"\\(?P<two>frac|binom)(?![A-Za-z])|(?:\\|(?<![A-Za-z\\]))(?P<root>sqrt)(?![A-Za-z])(?P<degree>\s*\[[^][]*\])?"
+    r"|\^\s*(?=\()|\\log\s*_\s*(?=[0-9]\s*[0-9])"
 )
+_FUNCTION = re.compile(r"\\(?P<name>(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp)(?![A-Za-z])\s*")
+_TRIGONOMETRIC = re.compile("(?:sin|cos|tan|cot|sec|csc)$")
+_SCRIPT, _BLANKS = re.compile(r"\s*[\^_]\s*(?=\S)"), re.compile(r"\s*")
+_END = re.compile(r"[-+*=<>,;&)\]}|]|\\(?:cdot|times|div|cup|cap|text|le|ge|ne|in|pm|mp|quad)(?![A-Za-z])|\\\\|\\[,;}]")
 _CLOSING = {"{": "}", "(": ")"}
 _TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)
 
@@ -14,12 +21,15 @@ _TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)
 def braced(text: str) -> str:
     r"""The text with braces around every argument.
 
-    >>> braced(r"\frac12"), braced(r"\frac{\sqrt3}2"), braced(r"sqrt(x(1+x))/\frac \pi 6"), braced("2^(n+1)"), braced(r"\log_23")
-    ('\\frac{1}{2}', '\\frac{\\sqrt{3}}{2}', '\\sqrt{x(1+x)}/\\frac{\\pi}{6}', '2^{n+1}', '\\log_{2}3')
+    >>> braced(r"\frac12"), braced(r"\frac{\sqrt3}2"), braced(r"sqrt(x(1+x))"), braced("2^(n+1)"), braced(r"\log_23")
+    ('\\frac{1}{2}', '\\frac{\\sqrt{3}}{2}', '\\sqrt{x(1+x)}', '2^{n+1}', '\\log_{2}3')
     """
     out, place = [], 0
     while match := _COMMANDS.search(text, place):
-        out += [text[place : match.start()], rf"\sqrt{match['degree'] or ''}" if match["root"] else match.group().strip()]
+        out += [
+            text[place : match.start()],
+            rf"\sqrt{match['degree'] or ''}" if match["root"] else match.group().strip(),
+        ]
         place = match.end()
         for _ in range(2 if match["two"] else 1):
             argument, end = _argument(text, place, round_too=not match["two"])
@@ -47,17 +57,11 @@ def _argument(text: str, place: int, round_too: bool) -> tuple[str | None, int]:
     return None, place
 
 
-_FUNCTION = re.compile(r"\\(?P<name>(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp)(?![A-Za-z])\s*")
-_TRIGONOMETRIC = re.compile("(?:sin|cos|tan|cot|sec|csc)$")
-_SCRIPT, _BLANKS = re.compile(r"\s*[\^_]\s*(?=\S)"), re.compile(r"\s*")
-_END = re.compile(r"[-+*=<>,;&)\]}|]|\\(?:cdot|times|div|cup|cap|text|le|ge|ne|in|pm|mp|quad)(?![A-Za-z])|\\\\|\\[,;}]")
-
-
 def applied(text: str) -> str | None:
     r"""The text with the arguments of functions in parentheses; None where a fraction bar leaves open what they are.
 
-    An argument goes on over factors side by side, to a written sign or another function. math-verify would read the logarithm
-    of 2 times that of 3 as one logarithm.
+    An argument goes on over factors side by side, to a written sign or another function. math-verify would read the
+    logarithm of 2 times that of 3 as one logarithm.
 
     >>> applied(r"\ln 2\cdot \ln 3"), applied(r"2\sin^2 3x \cos{x}"), applied(r"\arctan 2\sqrt{2}"), applied(r"\sin(x)")
     ('\\ln(2)\\cdot \\ln(3)', '2\\sin^2 (3x)\\cos(x)', '\\arctan(2\\sqrt{2})', '\\sin(x)')
@@ -97,13 +101,23 @@ def _bare_argument(text: str, start: int) -> tuple[str, int, bool]:
 def _end_of_argument(text: str, start: int) -> tuple[int, bool]:
     depth, bar = 0, False
     for token in _TOKEN.finditer(text, start):
-        word, first = token.group(), token.start() == start
-        ends = _END.fullmatch(word) and not (first and word in "+-")
-        ends = ends or _FUNCTION.fullmatch(word) or word == "\\sqrt" and not text[start : token.start()].strip().isdigit() and not first
-        if depth == 0 and ends:
+        word, before = token.group(), text[start : token.start()].strip()
+        if depth == 0 and _ends_argument(word, before):
             return token.start(), bar
         bar = bar or word == "/" and depth == 0
         depth += (word in ("{", "(", "[")) - (word in ("}", ")", "]"))
         if depth < 0:
             return token.start(), bar
     return len(text), bar
+
+
+def _ends_argument(word: str, before: str) -> bool:
+    """A sign ends it, but not as its first token; a root ends it where more than a number stands before."""
+    if word == r"\sqrt":
+        return bool(before) and not before.isdigit()
+    return (
+        _FUNCTION.fullmatch(word) is not None
+        and bool(before)
+        or bool(_END.fullmatch(word))
+        and (bool(before) or word not in "+-")
+    )

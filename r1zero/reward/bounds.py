@@ -1,4 +1,4 @@
-r"""What is too large to be read or computed: decided on the text before a parser sees it, on each number as it is built.
+r"""What is too large to be read or computed: decided on the text before it is parsed, and on numbers as they are built.
 
 None of these limits comes near a label of the public data sets; an answer beyond them can only equal its label letter
 by letter. It is values that are bounded and not their spelling: 2^{2^{2^{2}}} is 65536, and 9^{9^{9}} is never made.
@@ -8,7 +8,25 @@ import math
 import re
 from typing import NamedTuple
 
-from sympy import Basic, Float, Integer, Mul, Pow, Product, Rational, Sum, Symbol, binomial, cosh, exp, factorial, gamma, log, sinh, tanh
+from sympy import (
+    Basic,
+    Float,
+    Integer,
+    Mul,
+    Pow,
+    Product,
+    Rational,
+    Sum,
+    Symbol,
+    binomial,
+    cosh,
+    exp,
+    factorial,
+    gamma,
+    log,
+    sinh,
+    tanh,
+)
 from sympy.core.numbers import NumberSymbol
 
 MAX_CHARACTERS = 1000

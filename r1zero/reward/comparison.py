@@ -14,10 +14,13 @@ _SPACE_AFTER_COMMA = re.compile(r",\s+(?=[0-9])")
 _DIGITS_AND_COMMAS = re.compile(r"[0-9]+(?:,\s*[0-9]+)+")
 # Conditions that go with a family of values: k is an integer; modulo 7.
 _CONDITION = re.compile(
-    r"[,;]?\s*(?:\\text\s*\{\s*(?:where|for|with|for some|for any|for all)\s*(?:integers?)?\s*\}|where|for)?\s*\(?\s*"
-    r"(?P<letter>[A-Za-z])\s*(?:\\in\s*(?P<set>\\mathbb\{[ZN]\}(?:\s*[\^_]\s*(?:\{?[+*0-9]\}?))?)|\\text\s*\{\s*is an integer\s*\})\s*\)?$"
+    r"[,;]?\s*(?:\\text\s*\{\s*(?:where|for|with|for some|for any|for all)\s*(?:integers?)?\s*\}|where|for)?\s*"
+    r"\(?\s*(?P<letter>[A-Za-z])\s*(?:\\in\s*(?P<set>\\mathbb\{[ZN]\}(?:\s*[\^_]\s*(?:\{?[+*0-9]\}?))?)"
+    r"|\\text\s*\{\s*is an integer\s*\})\s*\)?$"
 )
-_MODULUS = re.compile(r"\s*(?:\\pmod|\(\s*\\?(?:b?mod|text\s*\{\s*mod\s*\}))\s*(?:\{(?P<braced>[^{}]+)\}|(?P<bare>[0-9a-z]+))\s*\)?$")
+_MODULUS = re.compile(
+    r"\s*(?:\\pmod|\(\s*\\?(?:b?mod|text\s*\{\s*mod\s*\}))\s*(?:\{(?P<braced>[^{}]+)\}|(?P<bare>[0-9a-z]+))\s*\)?$"
+)
 
 
 def same(answer: str, label: str) -> bool:
@@ -43,7 +46,7 @@ def _same_digits(answer: str, label: str) -> bool:
 
 
 def _same_words(answer: str, label: str) -> bool | None:
-    """For texts that are no expressions both of them; None where one may be."""
+    """For two texts of words, of counted units or of words with numbers; None where one may be an expression."""
     ours, theirs = notation.words(answer), notation.words(label)
     if (ours or theirs) and not len(answer) == len(label) == 1:  # R and r are two letters
         ours, theirs = ours or notation.words(answer, short=True), theirs or notation.words(label, short=True)
@@ -57,9 +60,8 @@ def _same_words(answer: str, label: str) -> bool | None:
 
 def _family(text: str) -> tuple[str, tuple[str, ...]]:
     r"""Without `k \in \mathbb{Z}` or a modulus at its end, and what stood there."""
-    if match := _CONDITION.search(text):
-        if match.start() > 0:
-            return text[: match.start()].strip(), (match["letter"], match["set"] or r"\mathbb{Z}")
+    if (match := _CONDITION.search(text)) and match.start() > 0:
+        return text[: match.start()].strip(), (match["letter"], match["set"] or r"\mathbb{Z}")
     if (match := _MODULUS.search(text)) and match.start() > 0:
         return text[: match.start()].strip(), ("mod " + (match["braced"] or match["bare"]).strip(),)
     return text, ()
@@ -79,7 +81,9 @@ def _same_meaning(answer: Meaning, label: Meaning) -> bool:
         return _same_inequality(answer, label)
     if isinstance(answer, Grid) and isinstance(label, Grid):
         return list(map(len, answer.rows)) == list(map(len, label.rows)) and all(
-            same(a, b) for ours, theirs in zip(answer.rows, label.rows, strict=True) for a, b in zip(ours, theirs, strict=True)
+            same(a, b)
+            for ours, theirs in zip(answer.rows, label.rows, strict=True)
+            for a, b in zip(ours, theirs, strict=True)
         )
     if not (isinstance(answer, Leaf) and isinstance(label, Leaf)):
         return _same_uneven(answer, label)
@@ -99,7 +103,9 @@ def _same_uneven(answer: Meaning, label: Meaning) -> bool:
     """A matrix may be answered by a multiple of one, and a tuple by one with a unit, or with the name of a point."""
     if {type(answer), type(label)} == {Grid, Leaf}:
         return leaves.same_expression(answer.text, label.text)
-    bare = [read(_POINT.sub("", quantity(side.text).body)) if isinstance(side, Leaf) else side for side in (answer, label)]
+    bare = [
+        read(_POINT.sub("", quantity(side.text).body)) if isinstance(side, Leaf) else side for side in (answer, label)
+    ]
     return bare != [answer, label] and not all(isinstance(side, Leaf) for side in bare) and _same_meaning(*bare)
 
 
@@ -130,7 +136,11 @@ def _parts(side: Meaning) -> tuple[str, ...] | None:
 
 
 def _is_set_of_sets(side: Meaning) -> bool:
-    return isinstance(side, Listing) and side.braces and any(isinstance(read(part), Listing | Region) for part in side.parts)
+    return (
+        isinstance(side, Listing)
+        and side.braces
+        and any(isinstance(read(part), Listing | Region) for part in side.parts)
+    )
 
 
 def _names(parts: tuple[str, ...]) -> list[str | None]:

@@ -16,8 +16,9 @@ def exact(tree: sympy.Basic, values: Values) -> Fraction | None:
     """The value where letters have those `values`; None where it is not rational, not defined, not known, or too long.
 
     >>> x = sympy.Symbol("x")
-    >>> [str(exact(sympy.sympify(t), {x: Fraction(1, 3)})) for t in ("x**2 + 1", "sqrt(16)", "factorial(5)/7", "sqrt(2)", "1/(3*x - 1)")]
-    ['10/9', '4', '120/7', 'None', 'None']
+    >>> trees = [x**2 + 1, sympy.factorial(5) / sympy.Integer(7), sympy.sqrt(2), 1 / (3 * x - 1)]
+    >>> [str(exact(tree, {x: Fraction(1, 3)})) for tree in trees]
+    ['10/9', '120/7', 'None', 'None']
     """
     if isinstance(tree, sympy.Rational):
         return Fraction(tree.p, tree.q)
@@ -98,6 +99,7 @@ def _mod(a: Fraction, b: Fraction) -> Fraction | None:
 
 _COMPUTE: dict[type, Callable[..., Fraction | None]] = {
     sympy.Add: _sum, sympy.Mul: _product, sympy.Pow: _power, sympy.factorial: _factorial, sympy.binomial: _binomial,
-    sympy.gamma: lambda n: _factorial(n - 1), sympy.floor: lambda x: Fraction(math.floor(x)), sympy.ceiling: lambda x: Fraction(math.ceil(x)),
+    sympy.gamma: lambda n: _factorial(n - 1),
+    sympy.floor: lambda x: Fraction(math.floor(x)), sympy.ceiling: lambda x: Fraction(math.ceil(x)),
     sympy.Abs: abs, sympy.Max: max, sympy.Min: min, sympy.Mod: _mod, sympy.UnevaluatedExpr: lambda x: x,
 }  # fmt: skip

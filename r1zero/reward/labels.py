@@ -61,8 +61,8 @@ class LabelReport:
         labels = [f"{self.rows} labels, {len(self.unparsable)} of them unparsable ({self.unparsable_share:.2%})"]
         if self.marked:
             labels.append(
-                f'{self.marked} labels hold "{_MARK}", after which gsm8k has the final answer; handler = "gsm8k" in the data\'s '
-                "config takes that for the label"
+                f'{self.marked} labels hold "{_MARK}", after which gsm8k has the final answer; '
+                'handler = "gsm8k" in the data\'s config takes that for the label'
             )
         solutions = [
             f"{self.boxed} solutions with a boxed answer, {len(self.choices)} of them a choice letter beside a value; "

@@ -1,4 +1,4 @@
-r"""Do two texts that are no list, tuple, set or relation mean the same? Times, ratios, numbers in a base, expressions."""
+r"""Do two texts that cannot be divided mean the same? Times, ratios, numbers in a base, and expressions."""
 
 import re
 from functools import lru_cache
@@ -14,7 +14,8 @@ from r1zero.reward.splitting import split
 
 _COLON = re.compile(":")
 _JUXTAPOSED = re.compile(
-    r"(?<![_^0-9])(?<!frac)(?<!frac )[0-9]+(?:\s+[0-9]|\s*\(\s*[-+]?[0-9.]+\s*\)(?!\s*\^))|\(\s*[-+]?[0-9.]+\s*\)\s*[0-9]"
+    r"(?<![_^0-9])(?<!frac)(?<!frac )[0-9]+(?:\s+[0-9]|\s*\(\s*[-+]?[0-9.]+\s*\)(?!\s*\^))"
+    r"|\(\s*[-+]?[0-9.]+\s*\)\s*[0-9]"
     r"|\\frac\{[^{}]*\}\{[^{}]*\}\s*[0-9]"
 )
 _COMPUTED_ON_READING = re.compile(r"\\det|vmatrix|operatorname\{(?!gcd|lcm)")

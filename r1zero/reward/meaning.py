@@ -1,7 +1,7 @@
-r"""What kind of answer a text is: a list, a tuple or interval, a matrix, an equation, a region of numbers, or one expression.
+r"""What kind of answer a text is: a list, tuple or interval, a matrix, a relation, a region of numbers, an expression.
 
-The text is divided at what stands outside of every bracket, and only its leaves are read as expressions: a parser needs
-50 times as long for a tuple as for its elements, and compares them as it likes.
+The text is divided outside of its brackets, and only the parts that cannot be divided go to the parser. For a tuple the
+parser would need 50 times as long as for its elements, and math-verify would compare them by its own rules.
 """
 
 import re
@@ -90,8 +90,10 @@ _FUNCTION = re.compile(r"[A-Za-z]\s*\(\s*[A-Za-z0-9]+\s*\)")
 def read(text: str) -> Meaning:
     r"""The kind of a text in the one spelling.
 
-    >>> read("1, 2 or 3"), read("(1, 2]"), read("x = 2")
-    (Listing(parts=('1', '2', '3'), braces=False), Ordered(opening='(', parts=('1', '2'), closing=']'), Equation(sides=('x', '2')))
+    >>> read("1, 2 or 3"), read("x = 2")
+    (Listing(parts=('1', '2', '3'), braces=False), Equation(sides=('x', '2')))
+    >>> read("(1, 2]")
+    Ordered(opening='(', parts=('1', '2'), closing=']')
     >>> read(r"x < 1 or x \ge 2").points, read(r"\{x : 0 < x < 1\}").points, read(r"1 \pm 2").parts
     (Union(Interval.open(-oo, 1), Interval(2, oo)), Interval.open(0, 1), ('1 + 2', '1 - 2'))
     """
@@ -140,7 +142,7 @@ def _joined(meanings: list[Meaning], join: type[sympy.Set]) -> Region | None:
 
 
 def _elements(text: str) -> list[str]:
-    """A list's parts. A comma before three digits parts thousands, unless no comma of the text has a space after it."""
+    """A list's parts, with 1,000 as one number."""
     guarded = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     return [part for part in split(guarded, _COMMAS) if part]
 
@@ -153,7 +155,8 @@ def variants(text: str) -> list[str]:
     r"""The two values of a text with \pm; just the text without it."""
     if not _PLUS_MINUS.search(text):
         return [text]
-    return [_PLUS_MINUS.sub(lambda match: "+" if (match[1] == "pm") == upper else "-", text) for upper in (True, False)]
+    upper = _PLUS_MINUS.sub(lambda match: "+" if match[1] == "pm" else "-", text)
+    return [upper, _PLUS_MINUS.sub(lambda match: "-" if match[1] == "pm" else "+", text)]
 
 
 def _varied(text: str) -> Meaning | None:
@@ -207,14 +210,13 @@ def _in_brackets(text: str) -> Meaning | None:
     if opening in "([" and closing in ")]":
         parts = split(_ungrouped(inside), _COMMAS)
         if 1 < len(parts) <= MAX_PARTS and all(parts):
-            ordered = Ordered(opening, tuple(parts), closing)
-            both = list(zip(*map(variants, parts), strict=False)) if _PLUS_MINUS.search(inside) else []
-            return _listing([text], braces=False) if both else ordered
+            varied = _PLUS_MINUS.search(inside)
+            return _listing([text], braces=False) if varied else Ordered(opening, tuple(parts), closing)
     return None
 
 
 def _ungrouped(inside: str) -> str:
-    """In brackets (100,200) is a pair; thousands are only told from it where other commas have a space."""
+    """In brackets (100,200) is a pair, and (1,000, 2) has a number with a comma in it: other commas have a space."""
     return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), inside) if ", " in inside else inside
 
 

@@ -1,4 +1,4 @@
-"""What is no expression though it may look like one: words, clock times, ratios, numbers in a base, dates and counts."""
+"""What is no expression though it may look like one: words, dates, counts, times of day, ratios, numbers in a base."""
 
 import re
 import unicodedata
@@ -15,15 +15,15 @@ _WORDS = re.compile(r"\\text\s*\{(?P<wrapped>[^{}\\$]*)\}|(?P<bare>[^{}\\$]*)")
 _NEITHER_WORD_NOR_DIGIT = re.compile(r"[\s.'-]")
 _BARE_WORD = 3  # letters; fewer may be a product of variables
 _CLOCK = re.compile(
-    r"(?P<hour>[0-9]{1,2})(?:\s*:\s*(?P<minute>[0-9]{2})(?:\s*:\s*(?P<second>[0-9]{2}))?)?(?:\s*(?P<half>[AaPp])\.?\s*[Mm]\.?)?"
+    r"(?P<hour>[0-9]{1,2})(?:\s*:\s*(?P<minute>[0-9]{2})(?:\s*:\s*(?P<second>[0-9]{2}))?)?"
+    r"(?:\s*(?P<half>[AaPp])\.?\s*[Mm]\.?)?"
 )
 _TO = re.compile(r"(?P<a>[0-9.]+)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?P<b>[0-9.]+)")
 _BASED = re.compile(
-    r"\(?(?P<digits>[0-9][0-9A-Za-z]*|[A-Za-z][A-Za-z]*[0-9][0-9A-Za-z]*)\)?\s*(?:_\s*\{?\s*\(?(?P<base>[0-9]{1,2}|[a-z]+)\)?\s*\}?"
-    r"|\s*\(?base[- ]?(?P<base1>[0-9]{1,2}|[a-z]+)\)?)"
+    r"\(?(?P<digits>[0-9][0-9A-Za-z]*|[A-Za-z][A-Za-z]*[0-9][0-9A-Za-z]*)\)?\s*"
+    r"(?:_\s*\{?\s*\(?(?P<base>[0-9]{1,2}|[a-z]+)\)?\s*\}?|\s*\(?base[- ]?(?P<base1>[0-9]{1,2}|[a-z]+)\)?)"
 )
-_NUMBER_WORDS = {word: n for n, word in enumerate(
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(), start=2)}  # fmt: skip
+_NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _COUNT = re.compile(r"\s*,?\s*(?:and\b)?\s*(?P<count>[0-9][0-9.,/]*)\s*(?P<unit>[^\W\d_]+\.?)")
 _TOKENS = re.compile(r"[^\W\d_]+|[0-9]+(?:\.[0-9]+)?")
 _PHRASE = re.compile(r"[\w\s.,'():/-]+")
@@ -71,7 +71,7 @@ def _is_word(part: str) -> bool:
 
 
 def _is_bare_word(part: str) -> bool:
-    return len(part) >= _BARE_WORD or not part.isascii() or part in ("no", "No") or re.fullmatch("[A-H]", part) is not None
+    return len(part) >= _BARE_WORD or not part.isascii() or part in ("no", "No") or part in "ABCDEFGH"
 
 
 def phrase(text: str) -> tuple[str, ...] | None:
@@ -182,7 +182,8 @@ def based(text: str) -> Based | None:
 def same_based(answer: Based | str, label: Based | str) -> bool:
     """11_2 and 11_3 differ. A base missing on one side (a text, then) is like a missing unit."""
     digits = [
-        side.digits if isinstance(side, Based) else side.replace(" ", "").upper().lstrip("0") for side in (answer, label)
+        side.digits if isinstance(side, Based) else side.replace(" ", "").upper().lstrip("0")
+        for side in (answer, label)
     ]
     bases = [side.base for side in (answer, label) if isinstance(side, Based)]
     return digits[0] == digits[1] and len(set(bases)) == 1

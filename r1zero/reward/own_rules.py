@@ -1,4 +1,4 @@
-"""A rule of the user's own, `path.py:function`: whether the file has it, loading it, and calling it with what it declares."""
+"""A rule of the user's own, `path.py:function`: checking that the file has it, loading it, passing what it declares."""
 
 import ast
 import difflib
@@ -16,7 +16,9 @@ from r1zero.reward.errors import RewardError
 OFFERED = ("prompt", "additional", "equal")
 """What a rule may declare beside the response and the label; it gets those of them that it declares, by name."""
 
-_CALL = f"a rule is called as rule(response, label), and gets {', '.join(OFFERED[:-1])} and {OFFERED[-1]} by name where it declares them"
+_CALL = (
+    "a rule is called as rule(response, label), and gets prompt, additional and equal by name where it declares them"
+)
 _MODULE = "user_rule_"
 
 Rule = Callable[[str, str, dict[str, Any]], float]
@@ -125,7 +127,11 @@ def place(trace: TracebackType | None, path: Path | None = None) -> str | None:
     """file:line of the innermost call in a user's rule (in `path`, or in any); None where there is none."""
     found = None
     for frame, line in traceback.walk_tb(trace):
-        ours = frame.f_globals.get("__name__", "").startswith(_MODULE) if path is None else frame.f_code.co_filename == str(path)
+        ours = (
+            frame.f_globals.get("__name__", "").startswith(_MODULE)
+            if path is None
+            else frame.f_code.co_filename == str(path)
+        )
         found = f"{frame.f_code.co_filename}:{line}" if ours else found
     return found
 

@@ -12,7 +12,8 @@ _SCALES = {
     "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100), "thousandth": Fraction(1, 1000),
 }  # fmt: skip
 _CURRENCIES = {
-    r"US\$": "dollar", r"\$": "dollar", "$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee", "Rs.": "rupee",
+    r"US\$": "dollar", r"\$": "dollar", "$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen",
+    "₹": "rupee", "Rs.": "rupee",
 }  # fmt: skip
 # Words that make of a number something that is none, and functions written without their backslash.
 _NO_UNIT = frozenset(
@@ -24,14 +25,19 @@ _LETTERS = "ACFHJKNTVWΩ"  # physicists' units
 
 _TEXT = r"\\text\s*\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?"
-_PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent)\s*\}|(?<![A-Za-z])per\s?cent|(?<![A-Za-z])pct)\s*$")
+_PERCENT = re.compile(
+    r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent)\s*\}|(?<![A-Za-z])per\s?cent|(?<![A-Za-z])pct)\s*$"
+)
 _DEGREE = re.compile(r"\s*\^\s*\{?\s*(?:\\circ|∘)\s*\}?\s*(?:\\text\s*\{\s*(?P<scale>[CF])\s*\}|(?P<scale1>[CF]))?$")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _MARKS = re.compile(r"""(?<=[0-9])\s*(''|"|')$""")
 _TEXT_TAIL = re.compile(rf"(?:\s*(?:/|\\cdot(?![a-z]))?\s*{_TEXT}{_POWER})+\s*\.?$")
 _FRACTION_TAIL = re.compile(rf"\s*\\frac\s*\{{\s*(?P<above>{_TEXT})\s*\}}\s*\{{\s*(?P<below>{_TEXT}{_POWER})\s*\}}$")
 _BARE_POWER = r"(?:\^\{?[23]\}?)?"
-_BARE_TAIL = re.compile(rf"(?P<space>\s*)(?P<unit>[^\W\d_](?:[^\W\d_]|[.\s])*{_BARE_POWER}(?:\s*/\s*[A-Za-z]+{_BARE_POWER})?)\s*$")
+_BARE_TAIL = re.compile(
+    rf"(?P<space>\s*)(?P<unit>[^\W\d_](?:[^\W\d_]|[.\s])*{_BARE_POWER}(?:\s*/\s*[A-Za-z]+{_BARE_POWER})?)\s*$"
+)
+_DIGITS_BESIDE_POWERS = re.compile(r"\(|(?<![\^{\-0-9])[0-9]")
 _NO_WRAPPER = re.compile(r"\\text\s*\{([^{}]*)\}|\\cdot")
 
 
@@ -44,18 +50,19 @@ class Quantity(NamedTuple):
 def quantity(text: str) -> Quantity:
     r"""Splits unit, degree, currency or percent sign from the expression it belongs to.
 
-    >>> [quantity(t).unit.known for t in (r"5\text{ cm}^2", "12 square feet", r"\$1.50", r"36 \text{ km} / \text{h}", "3 m/s^2")]
+    >>> texts = (r"5\text{ cm}^2", "12 square feet", r"\$1.50", r"36 \text{ km} / \text{h}", "3 m/s^2")
+    >>> [quantity(text).unit.known for text in texts]
     ['cm^2', 'foot^2', 'dollar', 'km/hour', 'm/second^2']
-    >>> quantity(r"33\frac13\%"), quantity("2m").unit, quantity("a + b + c").body, quantity(r"-\$2.5\text{ million}").body
-    (Quantity(body='33\\frac13', unit=None, percent=True), None, 'a + b + c', '-2500000')
+    >>> quantity(r"33\frac13\%"), quantity("2m").unit, quantity("a + b").body, quantity(r"-\$2.5\text{ million}").body
+    (Quantity(body='33\\frac13', unit=None, percent=True), None, 'a + b', '-2500000')
     """
     if (percent := _PERCENT.search(text)) and percent.start() > 0:
         return Quantity(text[: percent.start()].strip(), None, True)
     if (degree := _DEGREE.search(text)) and degree.start() > 0 and not _TRIGONOMETRIC.search(text):
         name = {"C": "celsius", "F": "fahrenheit"}.get(degree["scale"] or degree["scale1"], "degree")
         return Quantity(text[: degree.start()].strip(), unit(name), False)
-    if inches := _MARKS.search(text):
-        return Quantity(text[: inches.start()], unit("inches" if len(inches[1]) == 2 or inches[1] == '"' else "feet"), False)
+    if mark := _MARKS.search(text):
+        return Quantity(text[: mark.start()], unit("feet" if mark[1] == "'" else "inches"), False)
     rest, currency = _without_currency(text)
     body, tail = _without_unit(rest)
     scale, names = _scaled(tail)
@@ -93,7 +100,7 @@ def _without_unit(text: str) -> tuple[str, str]:
         return text, ""
     names = _NO_WRAPPER.sub(r" \1 ", names)
     written = set(re.findall(r"[^\W\d_]+", names))
-    if not written or any(map(_is_no_unit, written)) or re.search(r"[0-9(]", re.sub(_POWER.removesuffix("?"), "", names)):
+    if not written or any(map(_is_no_unit, written)) or _DIGITS_BESIDE_POWERS.search(names):
         return text, ""
     return text[: match.start()].strip(), names
 

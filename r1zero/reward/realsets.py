@@ -14,7 +14,8 @@ from r1zero.reward.splitting import enclosed, split
 
 LINE = sympy.Interval(-sympy.oo, sympy.oo)
 _NAMED = {
-    r"\emptyset": sympy.S.EmptySet, r"\mathbb{R}": LINE, r"\mathbb{Z}": sympy.S.Integers, r"\mathbb{N}": sympy.S.Naturals,
+    r"\emptyset": sympy.S.EmptySet, r"\mathbb{R}": LINE,
+    r"\mathbb{Z}": sympy.S.Integers, r"\mathbb{N}": sympy.S.Naturals,
     r"\mathbb{Q}": sympy.S.Rationals, r"\mathbb{C}": sympy.S.Complexes,
 }  # fmt: skip
 _OPERATIONS = (
@@ -37,8 +38,10 @@ class Piece(NamedTuple):
 def from_operations(text: str) -> sympy.Set | None:
     r"""A named set, or one written with \cup, \cap and \setminus; None for anything else, one interval too.
 
-    >>> from_operations(r"[0, 1) \cup (1, 3]"), from_operations("[0, 1)"), from_operations(r"\mathbb{R} \setminus \{2\}")
-    (Union(Interval.Ropen(0, 1), Interval.Lopen(1, 3)), None, Union(Interval.open(-oo, 2), Interval.open(2, oo)))
+    >>> from_operations(r"[0, 1) \cup (1, 3]"), from_operations("[0, 1)")
+    (Union(Interval.Ropen(0, 1), Interval.Lopen(1, 3)), None)
+    >>> from_operations(r"\mathbb{R} \setminus \{2\}")
+    Union(Interval.open(-oo, 2), Interval.open(2, oo))
     """
     if text in _NAMED:
         return _NAMED[text]
@@ -46,7 +49,9 @@ def from_operations(text: str) -> sympy.Set | None:
         parts = split(text, separator)
         if len(parts) > 1:
             sets = [_operand(part) for part in parts]
-            return operation(*sets) if None not in sets and (operation is not sympy.Complement or len(sets) == 2) else None
+            return (
+                operation(*sets) if None not in sets and (operation is not sympy.Complement or len(sets) == 2) else None
+            )
     return None
 
 

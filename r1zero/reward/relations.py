@@ -22,7 +22,7 @@ def name_of(equation: Equation) -> str | None:
 
 
 def value_of(equation: Equation) -> str | None:
-    """The side that is the answer where all before it are names for it; None where the equation is still to be solved."""
+    """The last side, where all before it are names for it; None where the equation is still to be solved."""
     *names, value = equation.sides
     if len(names) == 1 and LETTER.fullmatch(value) and not LETTER.fullmatch(names[0]):
         return names[0]  # 5 = x
@@ -32,7 +32,12 @@ def value_of(equation: Equation) -> str | None:
 def _names(side: str) -> bool:
     """A letter, a function, a tuple of letters, or whatever else may stand for a value (undone.is_name)."""
     brackets = enclosed(side)
-    if is_name(side) or _SET_OPERATION.fullmatch(side) or brackets and all(is_name(part.strip()) for part in brackets[1].split(",")):
+    if (
+        is_name(side)
+        or _SET_OPERATION.fullmatch(side)
+        or brackets
+        and all(is_name(part.strip()) for part in brackets[1].split(","))
+    ):
         return True
     tree = parse(side)
     return isinstance(tree, sympy.Expr) and undone.is_name(tree)
@@ -51,7 +56,9 @@ def _spaceless(text: str) -> str:
 def same_equation(label: Equation, answer: Equation) -> bool:
     """Whether every solution of one is one of the other: the one is a multiple of the other."""
     trees = [_difference(equation.sides[0], equation.sides[-1]) for equation in (label, answer)]
-    return None not in trees and (_proportional(*trees, positive=False) or _proportional(*map(_numerator, trees), positive=False))
+    return None not in trees and (
+        _proportional(*trees, positive=False) or _proportional(*map(_numerator, trees), positive=False)
+    )
 
 
 def same_inequality(label: Inequality, answer: Inequality) -> bool:

@@ -164,8 +164,10 @@ def _at_point(
 
 
 def _is_real_throughout(tree: sympy.Expr, values: dict[sympy.Symbol, sympy.Rational]) -> bool:
-    """Whether no root or logarithm of a negative number is on the way to the value: the root of a times that of b is not
-    the root of ab where both are negative, but who writes so means letters for which it is."""
+    """Whether no root or logarithm of a negative number is on the way to the value.
+
+    The root of a times that of b is not the root of ab where both are negative; such letters are not meant.
+    """
     arguments = [
         node.args[0]
         for node in sympy.preorder_traversal(tree)

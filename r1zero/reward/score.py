@@ -93,7 +93,7 @@ class Pool:
         self._send()
 
     def submit(self, tasks: list[list[Any]]) -> None:
-        """Sends `[number, kind, *arguments]` tasks, waiting at most 0.1 s; what does not fit goes with the next call."""
+        """Sends tasks [number, kind, *arguments], waiting at most 0.1 s; what does not fit goes with the next call."""
         self._outbox += frame(tasks)
         self._send()
 
@@ -173,7 +173,7 @@ class Scorer:
     finite number makes the sample `failed`.
 
     Raises:
-        RewardError: a rule that does not exist, cannot be loaded or has a weight that is not finite; no workers, no deadline.
+        RewardError: a rule that does not exist, cannot be loaded or has a weight that is not finite; no worker.
     """
 
     def __init__(self, rules: dict[str, float], workers: int, deadline_s: float, memory_mib: int = MEMORY_MIB) -> None:
@@ -193,7 +193,7 @@ class Scorer:
     def submit(
         self, key: Hashable, response: str, label: str, prompt: str = "", additional: dict[str, Any] | None = None
     ) -> None:
-        """Begins to grade one response; `key` is what `collect` calls it. Only own rules see prompt and additional columns."""
+        """Begins to grade one response; `collect` calls it `key`. `prompt` and `additional` are for own rules."""
         self._keys[self._next] = key
         context = [prompt, additional] if self._own else []
         self._pool.submit([[self._next, "grade", response, label, *context]])

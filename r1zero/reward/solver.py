@@ -6,7 +6,6 @@ and is never given any; so are its searches through a response, because what to 
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -75,8 +74,9 @@ class Reader(latex2sympy2._Latex2Sympy):
     degree inside sin, cos .. is pi/180; an odd root of a negative number is real.
     """
 
-    def __init__(self, variable_values=None, is_real=None, convert_degrees=False, config=latex2sympy2.ConversionConfig()):
-        super().__init__(variable_values, None, convert_degrees, replace(config, lowercase_symbols=False))
+    def __init__(self, variable_values=None, is_real=None, convert_degrees=False, config=None):
+        config = replace(config or latex2sympy2.ConversionConfig(), lowercase_symbols=False)
+        super().__init__(variable_values, None, convert_degrees, config)
 
     def create_parser(self, latex_str):
         parser = super().create_parser(latex_str)
@@ -108,7 +108,12 @@ class Reader(latex2sympy2._Latex2Sympy):
             self.convert_degrees = False
 
     def _root(self, base, degree):
-        if isinstance(degree, sympy.Integer) and degree.is_odd and isinstance(base, sympy.Rational) and base.is_negative:
+        if (
+            isinstance(degree, sympy.Integer)
+            and degree.is_odd
+            and isinstance(base, sympy.Rational)
+            and base.is_negative
+        ):
             return sympy.Mul(-1, sympy.Pow(-base, 1 / degree, evaluate=False), evaluate=False)
         return sympy.Pow(base, sympy.Pow(degree, -1), evaluate=False)
 
@@ -121,7 +126,7 @@ def _bounded(tree: Any) -> Any:
 
 
 def read_number(text: str) -> sympy.Number:
-    """The numeral as sympy's own `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`.
+    """The numeral as `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`.
 
     Raises:
         TooLarge: an exponent of more than four digits.
@@ -161,7 +166,7 @@ def parse(text: str) -> Tree | None:
 
 
 def _as_meant(tree: Tree) -> Tree:
-    """With i as the imaginary unit, which math-verify reads as a letter like any other, and every logarithm with its base."""
+    """With i as the imaginary unit, which math-verify reads as any other letter, and every logarithm with its base."""
     letters = {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i"}
     return rebuilt(tree, lambda node: letters.get(node) or _quotient(node)) if letters or tree.has(sympy.log) else tree
 
@@ -177,7 +182,7 @@ def _quotient(node: sympy.Basic) -> sympy.Basic | None:
 
 
 def rebuilt(tree: Tree, change) -> Tree:
-    """The tree with each node for which `change` returns another in its place, and sums and products still as written."""
+    """The tree with what `change` returns in place of a node (None: the node), sums and products still as written."""
     if isinstance(tree, MatrixBase):
         return tree.applyfunc(lambda element: rebuilt(element, change))
     args = [rebuilt(arg, change) if isinstance(arg, sympy.Basic) else arg for arg in tree.args]

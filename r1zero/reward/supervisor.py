@@ -235,7 +235,12 @@ def main() -> None:
         messages = received
     config, batches = messages[0], messages[1:]
 
-    from r1zero.reward import accuracy, grading, samples, solver  # half a second, after the configuration is known to be whole
+    from r1zero.reward import (  # half a second, after the configuration is known to be whole
+        accuracy,
+        grading,
+        samples,
+        solver,
+    )
 
     solver.load()
     try:

@@ -87,8 +87,8 @@ def same_unit(a: Unit | None, b: Unit | None) -> bool:
 def canonical(names: str) -> str | None:
     """The unit's one name, with its powers; None if any word of it is unknown.
 
-    >>> canonical(" sq. inches"), canonical("miles per hour"), canonical("m s^{-1}"), canonical("feet squared"), canonical("apples")
-    ('inch^2', 'mile/hour', 'm/second', 'foot^2', None)
+    >>> [canonical(names) for names in (" sq. inches", "miles per hour", "m s^{-1}", "feet squared", "apples")]
+    ['inch^2', 'mile/hour', 'm/second', 'foot^2', None]
     """
     powers: dict[str, int] = {}
     for number, part in enumerate(re.split(r"/|\bper\b|\ban?\b(?=\s+\w)", names.lower().replace(".", ""))):
@@ -113,5 +113,7 @@ def _singular(word: str) -> str:
 
 
 def _written(powers: dict[str, int]) -> str | None:
-    sides = ([name if n in (1, -1) else f"{name}^{abs(n)}" for name, n in powers.items() if n * sign > 0] for sign in (1, -1))
+    sides = (
+        [name if n in (1, -1) else f"{name}^{abs(n)}" for name, n in powers.items() if n * sign > 0] for sign in (1, -1)
+    )
     return "/".join(" ".join(sorted(side)) for side in sides if side) or None

@@ -24,7 +24,7 @@ _NO_MEMORY = ("cannot allocate memory", "failed to map segment", "can't start ne
 
 
 def serve(sock: socket.socket, work: Work, deadline_s: float, memory_bytes: int) -> None:
-    """Answers `[number, kind, *arguments]` with `[number, work[kind](*arguments), milliseconds]` until the supervisor is gone.
+    """Answers `[number, kind, *arguments]` with `[number, work[kind](*arguments), milliseconds]` until it is closed.
 
     An exception is not caught: it ends this process, and the supervisor reports the sample as failed.
     """
@@ -71,7 +71,7 @@ def _bound_cpu(deadline_s: float) -> None:
 
 
 def failure(error: BaseException, trace: TracebackType | None, memory_mib: int) -> str:
-    """The lines that say why a response was not graded: one sentence for a user's rule and for memory, else the stack."""
+    """Why a response was not graded: one line for a user's rule and for lack of memory, else the stack."""
     where, what = own_rules.place(trace), own_rules.said(error)
     lack = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if lack or any(words in str(error).lower() for words in _NO_MEMORY):
@@ -83,11 +83,12 @@ def failure(error: BaseException, trace: TracebackType | None, memory_mib: int) 
 
 def killed(number: int, memory_mib: int) -> str:
     """The line that says which signal ended a worker."""
-    return f"a response was not graded: its worker was ended by {signal.Signals(number).name}; {_memory_limit(memory_mib)}\n"
+    name = signal.Signals(number).name
+    return f"a response was not graded: its worker was ended by {name}; {_memory_limit(memory_mib)}\n"
 
 
 def _memory_limit(memory_mib: int) -> str:
     return (
-        f"a grading worker may take {memory_mib} MiB beyond what it starts with: raise reward.worker_memory_mib (--memory), or "
-        "import large modules at the top of the rule's file, which runs once and outside of this limit"
+        f"a grading worker may take {memory_mib} MiB beyond what it starts with: raise reward.worker_memory_mib "
+        "(--memory), or import large modules at the top of the rule's file, which runs once and outside of this limit"
     )

@@ -24,7 +24,12 @@ def length(response, label, prompt):
 
 
 def test_the_engines_prompts_reach_the_rule(tmp_path: Path, tokenizer_path: str) -> None:
-    overrides = ["input=tests/data/prompts/math.jsonl", f"tokenizer={tokenizer_path}", f"output={tmp_path / 'out'}", "max_prompt_tokens=4000"]
+    overrides = [
+        "input=tests/data/prompts/math.jsonl",
+        f"tokenizer={tokenizer_path}",
+        f"output={tmp_path / 'out'}",
+        "max_prompt_tokens=4000",
+    ]
     assert preprocess.main(["configs/data/math500.toml", *overrides]) == 0
     prompts = PromptSet.open(str(tmp_path / "out"))
     tokenizer = tokens.load(tokenizer_path)
@@ -39,5 +44,6 @@ def test_the_engines_prompts_reach_the_rule(tmp_path: Path, tokenizer_path: str)
             judge.submit(Response(number, 0, ids, [0.0] * len(ids), "stop"))
         scores = list(scorer.collect().values())
     assert [score.scores for score in scores] == [
-        dict(zip(rules, (float(prompts.additional(i)["level"]), float(len(prompts[i].text))), strict=True)) for i in range(3)
+        dict(zip(rules, (float(prompts.additional(i)["level"]), float(len(prompts[i].text))), strict=True))
+        for i in range(3)
     ]

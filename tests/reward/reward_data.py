@@ -32,5 +32,5 @@ def forget() -> None:
 
     from r1zero.reward import accuracy, leaves, meaning, numerals, solver
 
-    for cached in (accuracy.tidy, meaning.read, leaves.tree_of, solver.parse, numerals.numeral, extract_latex, parse_latex_cached):
+    for cached in (accuracy._tidied, meaning.read, leaves.tree_of, solver.parse, numerals.numeral, extract_latex, parse_latex_cached):
         cached.cache_clear()

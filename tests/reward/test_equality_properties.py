@@ -13,8 +13,9 @@ from tests.reward.reward_data import read_labels, read_pairs
 
 LABELS = sorted({label for _, _, label in read_labels() if not re.fullmatch(r"-?[0-9]+", label)})
 PAIRS = read_pairs()
-# x = 5 may answer 5, and 5 answer x = 5; 1, 2 may answer (1, 2); only what a label leaves undone may an answer leave undone.
-ONE_WAY = {"equations", "tuples", "echoes and undone work", "choice letters"}
+# x = 5 may answer 5, and 5 answer x = 5; 1, 2 may answer (1, 2); x = 2 may answer 2x = 4; 8:10 may answer 4:5, which is no
+# time of day; only what a label leaves undone may an answer leave undone.
+ONE_WAY = {"equations", "tuples", "solutions", "times", "echoes and undone work", "choice letters"}
 
 SPELLINGS = {
     "dfrac": lambda text: text.replace(r"\frac", r"\dfrac"),

@@ -41,7 +41,10 @@ def written(tmp_path):
     ],
 )
 def test_a_rule_may_be_anything_that_can_be_called_and_may_import_what_lies_beside_it(written, text):
-    written("def score(response, label): return 2.0\ndef power(response, label, exponent): return 2.0 ** exponent", "beside.py")
+    written(
+        "def score(response, label): return 2.0\ndef power(response, label, exponent): return 2.0 ** exponent",
+        "beside.py",
+    )
     assert grade(written(text)).reward == 2.0
 
 
@@ -64,17 +67,31 @@ def test_a_rule_gets_by_name_what_it_declares(written, signature, seen):
 
 
 def test_without_prompt_and_columns_a_rule_gets_empty_ones(written):
-    assert grade(written("def rule(response, label, *, prompt, additional): return float((prompt, additional) == ('', {}))")).reward == 1.0
+    assert (
+        grade(
+            written("def rule(response, label, *, prompt, additional): return float((prompt, additional) == ('', {}))")
+        ).reward
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("import no_such_module_at_all\ndef rule(response, label): pass", r"mine\.py:1: ModuleNotFoundError: No module named"),
+        (
+            "import no_such_module_at_all\ndef rule(response, label): pass",
+            r"mine\.py:1: ModuleNotFoundError: No module named",
+        ),
         ("import beside\ndef rule(response, label): pass", r"mine\.py:1: ZeroDivisionError: division by zero"),
         ("def rule(response, label): pass\nexit(3)", r"mine\.py:2: SystemExit: 3"),
-        ("def rule(response, label, tokens): pass", r'nothing fills its parameter "tokens"; a rule is called as rule\(response, label\)'),
-        ("def rule(response, label, *, tokens, prompt): pass", r'"tokens";.* gets prompt, additional and equal by name'),
+        (
+            "def rule(response, label, tokens): pass",
+            r'nothing fills its parameter "tokens"; a rule is called as rule\(response, label\)',
+        ),
+        (
+            "def rule(response, label, *, tokens, prompt): pass",
+            r'"tokens";.* gets prompt, additional and equal by name',
+        ),
         ("def rule(response): pass", "takes 1 texts by position"),
         ("def rule(response, *, prompt): pass", "takes 1 texts by position"),
         ("rule = 5", r'mine\.py defines no function "rule"'),
@@ -107,8 +124,14 @@ def test_a_file_is_refused_unrun(written, text, sentence):
     "body, sentence",
     [
         ("return response.no_such_thing", "mine.py:2: AttributeError: 'str' object has no attribute 'no_such_thing'\n"),
-        ("return len(bytearray(1 << 40))", "mine.py:2: MemoryError; a grading worker may take 512 MiB beyond what it starts with: raise "),
-        ("import os; os.abort()", "a response was not graded: its worker was ended by SIGABRT; a grading worker may take 512 MiB"),
+        (
+            "return len(bytearray(1 << 40))",
+            "mine.py:2: MemoryError; a grading worker may take 512 MiB beyond what it starts with: raise ",
+        ),
+        (
+            "import os; os.abort()",
+            "a response was not graded: its worker was ended by SIGABRT; a grading worker may take 512 MiB",
+        ),
     ],
 )
 def test_a_rule_that_fails_says_where_and_what_the_limit_is(written, capfd, body, sentence):
