@@ -71,7 +71,9 @@ def from_parts(opening: str, parts: list[str] | tuple[str, ...], closing: str) -
         return None
     if opening == r"\{":
         return sympy.FiniteSet(*numbers)
-    return interval(*numbers, opening == "(", closing == ")") if len(numbers) == 2 else None
+    if len(numbers) != 2 or opening == "[" and numbers[0].is_infinite or closing == "]" and numbers[1].is_infinite:
+        return None
+    return interval(*numbers, opening == "(", closing == ")")
 
 
 def interval(start: sympy.Expr, end: sympy.Expr, left_open: bool, right_open: bool) -> sympy.Interval | None:
