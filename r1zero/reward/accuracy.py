@@ -50,7 +50,7 @@ from r1zero.reward.boxes import last_box
 from r1zero.reward.spelling import plain
 
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")
-_TRAILING = re.compile(r"(?:(?<!\\)[.,;]|\\\\|\s)+$")
+_TRAILING = re.compile(r"(?:(?<![\\.])[.,;]|\\\\|\s)+$")  # three dots mean that more follows
 _LEADING = re.compile(r"(?:=|\s)+")
 _CHOICE = re.compile(
     r"(?:\\text\s*\{\s*\(?[A-H]\)?\s*[.:]?\s*\}|\([A-H]\))\s*(?:=\s*)?(?P<value>[^\s,;.].*)"

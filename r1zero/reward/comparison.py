@@ -2,7 +2,7 @@ r"""Do two texts in the one spelling mean the same? Kind by kind, down to number
 
 import re
 
-from r1zero.reward import leaves, notation, realsets, relations
+from r1zero.reward import families, leaves, notation, realsets, relations
 from r1zero.reward.meaning import Equation, Grid, Inequality, Leaf, Listing, Meaning, Ordered, Region, is_name, read
 from r1zero.reward.numerals import Numeral, numeral
 from r1zero.reward.numerals import same as same_numeral
@@ -12,15 +12,6 @@ from r1zero.reward.units import same_unit
 _POINT = re.compile(r"^[A-Z]'?\s*(?=\(.*,.*\)$)")
 _SPACE_AFTER_COMMA = re.compile(r",\s+(?=[0-9])")
 _DIGITS_AND_COMMAS = re.compile(r"[0-9]+(?:,\s*[0-9]+)+")
-# Conditions that go with a family of values: k is an integer; modulo 7.
-_CONDITION = re.compile(
-    r"[,;]?\s*(?:\\text\s*\{\s*(?:where|for|with|for some|for any|for all)\s*(?:integers?)?\s*\}|where|for)?\s*"
-    r"\(?\s*(?P<letter>[A-Za-z])\s*(?:\\in\s*(?P<set>\\mathbb\{[ZN]\}(?:\s*[\^_]\s*(?:\{?[+*0-9]\}?))?)"
-    r"|\\text\s*\{\s*is an integer\s*\})\s*\)?$"
-)
-_MODULUS = re.compile(
-    r"\s*(?:\\pmod|\(\s*\\?(?:b?mod|text\s*\{\s*mod\s*\}))\s*(?:\{(?P<braced>[^{}]+)\}|(?P<bare>[0-9a-z]+))\s*\)?$"
-)
 
 
 def same(answer: str, label: str) -> bool:
@@ -29,13 +20,10 @@ def same(answer: str, label: str) -> bool:
         return True
     if (verdict := _same_words(answer, label)) is not None:
         return verdict
-    (answer, ours), (label, theirs) = _family(answer), _family(label)
-    if ours and theirs and ours[0] != theirs[0]:
-        if ours[1:] != theirs[1:] or not ours[0].isalpha() or not theirs[0].isalpha():
-            return False
-        answer = re.sub(rf"(?<![A-Za-z\\]){ours[0]}(?![A-Za-z])", theirs[0], answer)
-    elif ours and theirs and ours != theirs:
+    family = families.aligned(answer, label)
+    if family is None:
         return False
+    answer, label = family
     return _same_meaning(read(answer), read(label))
 
 
@@ -56,15 +44,6 @@ def _same_words(answer: str, label: str) -> bool | None:
         if (a := kind(answer)) is not None and (b := kind(label)) is not None:
             return a == b
     return None
-
-
-def _family(text: str) -> tuple[str, tuple[str, ...]]:
-    r"""Without `k \in \mathbb{Z}` or a modulus at its end, and what stood there."""
-    if (match := _CONDITION.search(text)) and match.start() > 0:
-        return text[: match.start()].strip(), (match["letter"], match["set"] or r"\mathbb{Z}")
-    if (match := _MODULUS.search(text)) and match.start() > 0:
-        return text[: match.start()].strip(), ("mod " + (match["braced"] or match["bare"]).strip(),)
-    return text, ()
 
 
 def _same_meaning(answer: Meaning, label: Meaning) -> bool:
@@ -263,6 +242,8 @@ def _same_quantity(answer: Quantity, label: Quantity) -> bool:
     if answer.percent == label.percent:
         return _same_body(answer.body, label.body)
     percent, other = (answer, label) if answer.percent else (label, answer)
+    if other.unit is not None:
+        return False
     hundredth, value = _hundredth(percent.body), numeral(other.body)
     if hundredth is not None and value is not None and same_numeral(hundredth, value):
         return True
@@ -288,7 +269,7 @@ def is_read(text: str) -> bool:
     """Whether all parts of the text mean something beyond their letters."""
     if notation.words(text) or notation.phrase(text) or notation.counts(text):
         return True
-    meaning = read(_family(text)[0])
+    meaning = read(families.split_condition(text)[0])
     if isinstance(meaning, Region):
         return True
     if isinstance(meaning, Leaf):

@@ -18,6 +18,7 @@ _JUXTAPOSED = re.compile(
     r"|\(\s*[-+]?[0-9.]+\s*\)\s*[0-9]"
     r"|\\frac\{[^{}]*\}\{[^{}]*\}\s*[0-9]"
 )
+_QUOTES = re.compile(r"\"|[0-9]\s*'")  # feet and inches; math-verify drops the marks
 _COMPUTED_ON_READING = re.compile(r"\\det|vmatrix|operatorname\{(?!gcd|lcm)")
 
 
@@ -94,7 +95,7 @@ def tree_of(text: str) -> solver.Tree | None:
     value = numeral(text)
     if value is not None and not value.rounded:
         return sympy.Rational(value.value.numerator, value.value.denominator)
-    if not text or _JUXTAPOSED.search(text):
+    if not text or _JUXTAPOSED.search(text) or _QUOTES.search(text):
         return None  # math-verify adds numbers that stand side by side, as in a mixed number
     return solver.parse(text)
 

@@ -64,8 +64,8 @@ Meaning = Leaf | Listing | Ordered | Grid | Equation | Inequality | Region
 
 MAX_PARTS = 400
 _COMMAS = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
-_OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])")
-_AND = re.compile(r"(?<![A-Za-z\\])and(?![A-Za-z])")
+_OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])")
+_AND = re.compile(r"(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:land|wedge)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|in|notin|equiv)(?![A-Za-z])")
@@ -83,7 +83,8 @@ _SYSTEM = re.compile(
 )
 _ROWS, _CELLS = re.compile(r"\\\\"), re.compile("&")
 LETTER = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?'*")
-_FUNCTION = re.compile(r"[A-Za-z]\s*\(\s*[A-Za-z0-9]+\s*\)")
+_WORDS = re.compile(r"\\text\{[^{}]*\}")
+_FUNCTION = re.compile(r"[A-Za-z]'*\s*\(\s*[A-Za-z0-9]+\s*\)")
 
 
 @lru_cache(maxsize=4096)
@@ -101,8 +102,8 @@ def read(text: str) -> Meaning:
 
 
 def is_name(text: str) -> bool:
-    """Whether the text is a letter, or a function of one."""
-    return LETTER.fullmatch(text) is not None or _FUNCTION.fullmatch(text) is not None
+    """Whether the text is a letter, a function of one, or words."""
+    return any(pattern.fullmatch(text) for pattern in (LETTER, _FUNCTION, _WORDS))
 
 
 def _environment(text: str) -> Meaning | None:

@@ -12,7 +12,7 @@ _WRAPPER = re.compile(r"\\text\s*\{([^{}]*)\}")
 _BLANKS = re.compile(r"\s+")
 _LIST = re.compile(r",|;|\band\b|\bor\b")
 _WORDS = re.compile(r"\\text\s*\{(?P<wrapped>[^{}\\$]*)\}|(?P<bare>[^{}\\$]*)")
-_NEITHER_WORD_NOR_DIGIT = re.compile(r"[\s.'-]")
+_WITHIN_WORDS = re.compile(r"[\s.'-]+")
 _BARE_WORD = 3  # letters; fewer may be a product of variables
 _CLOCK = re.compile(
     r"(?P<hour>[0-9]{1,2})(?:\s*:\s*(?P<minute>[0-9]{2})(?:\s*:\s*(?P<second>[0-9]{2}))?)?"
@@ -48,10 +48,10 @@ def words(text: str, short: bool = False) -> frozenset[str]:
     r"""Choice letters and words of any script, in any order; empty where the text is mathematics.
 
     Bare letters are words from three on, or in a list of single capitals; fewer may be a product of variables, unless
-    `short`, because what they are compared with is a word.
+    `short`, because what they are compared with is a word. A sign between single letters is a sign.
 
-    >>> sorted(words(r"\text{B, C}")), sorted(words("Monday")), sorted(words("(D)")), sorted(words("xy")), words("да")
-    (['b', 'c'], ['monday'], ['d'], [], frozenset({'да'}))
+    >>> [sorted(words(text)) for text in (r"\text{B, C}", "Monday", "(D)", "да", "two-digit", "xy", "x-y")]
+    [['b', 'c'], ['monday'], ['d'], ['да'], ['twodigit'], [], []]
     """
     match = _WORDS.fullmatch(text)
     if match is None:
@@ -61,17 +61,22 @@ def words(text: str, short: bool = False) -> frozenset[str]:
     parts = [part for part in parts if part]
     if not parts or not all(map(_is_word, parts)):
         return frozenset()
-    if not (wrapped or short or all(map(_is_bare_word, parts))):
+    if not (wrapped or all(_is_bare_word(part, short) for part in parts)):
         return frozenset()
-    return frozenset(_NEITHER_WORD_NOR_DIGIT.sub("", part).casefold() for part in parts)
+    return frozenset(_WITHIN_WORDS.sub("", part).casefold() for part in parts)
 
 
 def _is_word(part: str) -> bool:
     return part[0].isalpha() and all(unicodedata.category(c)[0] in "LM" or c in " .'-" for c in part)
 
 
-def _is_bare_word(part: str) -> bool:
-    return len(part) >= _BARE_WORD or not part.isascii() or part in ("no", "No") or part in "ABCDEFGH"
+def _is_bare_word(part: str, short: bool) -> bool:
+    if short or len(part) == 1 or not part.isascii():
+        return part.isalpha() and (short or not part.isascii() or part in "ABCDEFGH")
+    if part in ("no", "No"):
+        return True
+    signs, blanks = re.split("[-.']", part), part.split()
+    return len(part) >= _BARE_WORD and min(map(len, blanks)) > 1 and (len(signs) == 1 or min(map(len, signs)) > 2)
 
 
 def phrase(text: str) -> tuple[str, ...] | None:

@@ -22,7 +22,8 @@ _LOST = 10  # of these may be lost to rounding
 _MAX_DIGITS = 6000
 _ROUNDED_DIGITS = 30
 _MIN_POINTS = 2
-_OPERATIONS = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
+_OPERATIONS = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit)
+_UNKNOWN = (AppliedUndef, sympy.Derivative)
 # Equal at some points need not be equal everywhere: |x - 100| and 100 - x.
 _PIECEWISE = (sympy.Abs, sympy.floor, sympy.ceiling, sympy.Mod, sympy.Max, sympy.Min, sympy.sign, sympy.Piecewise)
 # No value that a formula likes. Letters in alphabetical order take one each, with the signs of a row of _SIGNS.
@@ -68,13 +69,12 @@ def _prepared(tree: sympy.Expr) -> sympy.Expr:
 
 
 def _without_functions(*trees: sympy.Expr) -> Iterable[sympy.Expr]:
-    """f(x) and f(y) as letters of their own."""
-    names: dict[sympy.Basic, sympy.Symbol] = {}
+    """f(x), f(y) and derivatives as letters of their own."""
 
     def letter(node: sympy.Basic) -> sympy.Symbol | None:
-        return names.setdefault(node, sympy.Symbol(str(node))) if isinstance(node, AppliedUndef) else None
+        return sympy.Symbol(str(node)) if isinstance(node, _UNKNOWN) else None
 
-    return [rebuilt(tree, letter) if tree.has(AppliedUndef) else tree for tree in trees]
+    return [rebuilt(tree, letter) if tree.has(*_UNKNOWN) else tree for tree in trees]
 
 
 def _same_number(gold: sympy.Expr, pred: sympy.Expr) -> bool:
@@ -101,8 +101,9 @@ def _real(tree: sympy.Expr) -> Fraction | None:
 
 
 def _digits_for(*trees: sympy.Expr) -> int | None:
-    """Enough to tell apart sums of numbers of that size, and roots of such integers; None where that is too many."""
+    """Enough to tell apart sums and functions of numbers of that size; None where that is too many."""
     parts = [part for tree in trees for part in tree.atoms(sympy.Add, sympy.Rational)]
+    parts += [part for tree in trees for function in tree.atoms(sympy.Function) for part in function.args]
     digits = _DIGITS + 2 * int(max((bounds.size(part).digits for part in parts), default=0.0))
     return digits if digits <= _MAX_DIGITS else None
 

@@ -90,12 +90,18 @@ class Reader(latex2sympy2._Latex2Sympy):
         return _bounded(super().convert_exp(exp))
 
     def convert_postfix(self, postfix):
-        if any(op.eval_at() for op in postfix.postfix_op()):
-            raise ValueError("a substitution is no value")
+        if any(op.eval_at() or op.transpose() for op in postfix.postfix_op()):
+            raise ValueError("a substitution is no value, and the transpose of a letter would be the letter")
         return _bounded(super().convert_postfix(postfix))
 
     def convert_binom(self, binom):
         return _bounded(sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False))
+
+    def handle_gcd_lcm(self, f, args):
+        """Of letters it is not known; sympy would take them for polynomials without a common factor."""
+        if any(arg.free_symbols for arg in args):
+            return sympy.Function(f)(*args)
+        return super().handle_gcd_lcm(f, args)
 
     def convert_func(self, func):
         if func.FUNC_SQRT() and func.root:

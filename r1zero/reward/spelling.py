@@ -39,6 +39,8 @@ _OUTWARD = re.compile(r"(?P<left>[][])(?P<ends>[^][(),;]+[,;][^][(),;]+)(?P<righ
 _UNION = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
 _COMBINATIONS = re.compile(r"(?:\\text\{\s*C\s*\}|(?<![A-Za-z\\])C)\s*_\s*\{?([0-9]+)\}?\s*\^\s*\{?([0-9]+)\}?")
 _CHOOSE = re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}")
+# The letters of an angle have an order, and are no product.
+_ANGLE = re.compile(r"\\(angle|triangle)\s*(?:\{\s*)?([A-Z]+)(?![A-Za-z])(?:\s*\})?")
 _LETTER = re.compile(r"\\(?:text|operatorname)\s*\{\s*([ieIE])\s*\}")
 _CONNECTIVE = re.compile(
     r"\s*,?\s*\\text\{\s*,?\s*(and|or)\s*\}\s*|\\text\{\s*(?P<comma>,)\s*(?:and|or)?\s*\}", re.IGNORECASE
@@ -48,7 +50,7 @@ _SYNONYMS = {
     "leqslant": r"\le", "leq": r"\le", "geqslant": r"\ge", "geq": r"\ge", "neq": r"\ne", "lt": "<", "gt": ">",
     "langle": "(", "rangle": ")", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|",
     "rvert": "|", "vert": "|", "mid": "|", "colon": ":", "varnothing": r"\emptyset", "infin": r"\infty",
-    "backslash": r"\setminus", "land": " and ", "wedge": " and ", "lor": " or ", "vee": " or ", "ast": "*",
+    "backslash": r"\setminus", "ast": "*",
     "degree": r"^\circ", "textdegree": r"^\circ", "textdollar": r"\$", "pounds": "£", "euro": "€",
     "tg": r"\tan", "ctg": r"\cot", "arctg": r"\arctan", "lg": r"\log",
     "R": r"\mathbb{R}", "Z": r"\mathbb{Z}", "N": r"\mathbb{N}", "Q": r"\mathbb{Q}",
@@ -77,7 +79,7 @@ def plain(text: str) -> str:
         text = _BLACKBOARD.sub(_number_set, text)
         text = _OLD_FONT.sub(r"\\text{\1}", _STYLE.sub("", text))
         text = _COMMAND.sub(lambda match: _SYNONYMS.get(match[1], match.group()), _FONT.sub(r"\\text{", text))
-        text = _TEXT_IN_BRACES.sub(r"\1", text)
+        text = _TEXT_IN_BRACES.sub(r"\1", _ANGLE.sub(r"\\text{\1 \2}", text))
         text = _POWER_IN_TEXT.sub(r"\1\2", _LETTER.sub(r"\1", text))
         text = _CONNECTIVE.sub(lambda match: ", " if match["comma"] else f" {match[1].lower()} ", text)
         text = _DEGREE.sub(r"^\\circ ", text)

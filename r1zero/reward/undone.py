@@ -22,7 +22,7 @@ def is_name(side: sympy.Basic) -> bool:
     """x, f(3), a + b, x^2 or AB/CD name a value, and 2 + 2 (= 4) is one; 2x + 3 (= 7) is an equation to solve."""
     if not side.free_symbols:
         return True
-    if isinstance(side, AppliedUndef):
+    if isinstance(side, AppliedUndef | sympy.Derivative):
         return True
     if isinstance(side, sympy.Number):
         return side in (sympy.S.NegativeOne, sympy.S.One)

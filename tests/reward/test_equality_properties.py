@@ -15,7 +15,7 @@ LABELS = sorted({label for _, _, label in read_labels() if not re.fullmatch(r"-?
 PAIRS = read_pairs()
 # x = 5 may answer 5, and 5 answer x = 5; 1, 2 may answer (1, 2); x = 2 may answer 2x = 4; 8:10 may answer 4:5, which is no
 # time of day; only what a label leaves undone may an answer leave undone.
-ONE_WAY = {"equations", "tuples", "solutions", "times", "echoes and undone work", "choice letters"}
+ONE_WAY = {"equations", "names and products", "tuples", "solutions", "times", "echoes and undone work", "choice letters"}
 
 SPELLINGS = {
     "dfrac": lambda text: text.replace(r"\frac", r"\dfrac"),
