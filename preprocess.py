@@ -63,7 +63,9 @@ def _check_labels(cfg: prepare.DataConfig, count: int, console: Console) -> None
     with Progress(console=console, transient=True) as bar:
         rows = bar.track(labels.rows(cfg), total=count, description="labels")
         checked = check_labels(rows, workers=len(os.sched_getaffinity(0)), deadline_s=config.Reward().deadline_s)
-    for line in checked.lines():
+    report = Path(cfg.output) / labels.REPORT
+    report.write_text("\n".join(checked.lines()) + "\n", encoding="utf-8", errors="backslashreplace")
+    for line in checked.summary(str(report)):
         console.print(line, markup=False)
 
 

@@ -53,7 +53,8 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
     # The grading processes come from a clean interpreter, before MPI and the device are started here.
     scorer = None
     if launch.rank in grids.rollout:
-        scorer = Scorer(cfg.reward.rules, cfg.reward.workers_per_rank, cfg.reward.deadline_s)
+        reward = cfg.reward
+        scorer = Scorer(reward.rules, reward.workers_per_rank, reward.deadline_s, reward.worker_memory_mib)
     if cfg.run.deterministic:
         device.make_deterministic(cfg.run.device)
     row = device.start(cfg.run.device, launch.local_rank)

@@ -4,7 +4,7 @@ Legend: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts 
 """
 
 import heapq
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Sequence
 
 import torch
@@ -18,6 +18,8 @@ class Prompt:
     token_ids: tuple[int, ...]
     label: str
     text: str
+    additional: dict[str, str | None] = field(default_factory=dict, hash=False)
+    """The row's columns that dataset_additional_keys kept, for reward rules of the user's own."""
 
 
 @dataclass(frozen=True)

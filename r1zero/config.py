@@ -122,11 +122,13 @@ class Grpo:
 @dataclass(frozen=True, kw_only=True)
 class Reward:
     rules: dict[str, float] = field(default_factory=lambda: {"base_acc": 1.0})
-    """Rule name, or `path.py:function`, and its weight; the reward is the weighted sum."""
+    """Rule name, or `path.py:function`, and its weight; the reward is the weighted sum. The README says what a function gets."""
     workers_per_rank: int = 1
     """Processes that grade on each rank that generates."""
     deadline_s: float = 5.0
     """Seconds after which the worker that grades one response is killed; the response then has no reward."""
+    worker_memory_mib: int = 512
+    """MiB that a grading process may take beyond what it starts with; a response that needs more has no reward."""
     max_unscored_share: float = 0.5
     """The run stops when more than this share of an iteration's responses got no reward."""
 

@@ -48,8 +48,9 @@ class Judge:
         """Called by the engine as a response ends."""
         key = response.prompt * self.cfg.grpo.group_size + response.sample
         if key % self.peers == self.turn:
-            self.texts[key] = self.text(response), self.prompts[response.prompt].label
-            self.scorer.submit(key, *self.texts[key])
+            prompt = self.prompts[response.prompt]
+            self.texts[key] = self.text(response), prompt.label
+            self.scorer.submit(key, *self.texts[key], prompt.text, prompt.additional)
 
     def text(self, response: Response) -> str:
         """As it is graded: without special tokens and the token that ended it."""

@@ -15,7 +15,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "rollout.max_num_seqs": (1, inf), "rollout.max_num_batched_tokens": (1, inf), "rollout.kv_cache_gib": (TINY, inf),
     "grpo.prompts_per_iteration": (1, inf), "grpo.group_size": (2, inf),
     "reward.workers_per_rank": (1, inf), "reward.deadline_s": (TINY, inf), "reward.max_unscored_share": (0, 1),
-    "reward.rules": (-inf, inf),
+    "reward.worker_memory_mib": (16, 1 << 20), "reward.rules": (-inf, inf),
     "optimizer.lr": (0, inf),
     "optimizer.adam_beta1": (0, 1 - TINY), "optimizer.adam_beta2": (0, 1 - TINY), "optimizer.adam_eps": (TINY, inf),
     "optimizer.clip_grad": (TINY, inf), "optimizer.max_skipped": (1, inf),

@@ -1,10 +1,13 @@
-"""The labels of a data set with their places and worked solutions, for --check-labels; nothing is written."""
+"""The labels of a data set with their places and worked solutions, for --check-labels."""
 
 from collections.abc import Iterator
 
 from r1zero.data import handlers, records
 from r1zero.data.prepare import DataConfig, Examples
 from r1zero.reward import LabelRow
+
+REPORT = "labels.txt"
+"""Beside the prompts: every row that --check-labels has found fault with."""
 
 
 def rows(cfg: DataConfig) -> Iterator[LabelRow]:

@@ -60,8 +60,9 @@ def _generate(trainer: "Trainer") -> str:
 def _grade(trainer: "Trainer") -> str:
     if trainer.judge.scorer is None:
         return ""
-    label = trainer.prompts[0].label
-    trainer.judge.scorer.submit(0, f"<think>One step.</think><answer>\\boxed{{{label}}}</answer>", label)
+    prompt = trainer.prompts[0]
+    response = f"<think>One step.</think><answer>\\boxed{{{prompt.label}}}</answer>"
+    trainer.judge.scorer.submit(0, response, prompt.label, prompt.text, prompt.additional)
     score = trainer.judge.scorer.collect()[0]
     if score.outcome != "scored":
         raise UserError(f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and reward.deadline_s")

@@ -1,6 +1,7 @@
-"""Grade a file: `python -m r1zero.reward FILE.jsonl --rules base_acc,acc [--deadline S]`.
+"""Grade a file: `python -m r1zero.reward FILE.jsonl --rules base_acc,acc [--deadline S] [--memory MIB]`.
 
-Each line of FILE is an object with `response` and `label`. Standard output gets one line of JSON for each, in order:
+Each line of FILE is an object with the text `response` and the text or number `label`, and, for rules of your own that
+want them, the text `prompt` and the object `additional`. Standard output gets one line of JSON for each, in order:
 
     {"outcome": "scored", "equal": true, "scores": {"base_acc": 1.0, "acc": 1.0}, "ms": 0.4}
 
@@ -16,8 +17,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from r1zero.reward.score import RewardError, Score, Scorer
+from r1zero.reward.errors import RewardError
+from r1zero.reward.score import MEMORY_MIB, Score, Scorer
 
 _BATCH = 1000
 _INTERRUPTED, _CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
@@ -30,9 +33,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rules", default="base_acc", help="names with commas between, or path.py:function")
     parser.add_argument("--deadline", type=float, default=5.0, metavar="S", help="seconds for one response")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="grading processes")
+    parser.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help="of one grading process")
     options = parser.parse_args(arguments)
     try:
-        grade_file(options.file, options.rules.split(","), options.workers, options.deadline)
+        with Scorer(
+            dict.fromkeys(options.rules.split(","), 1.0), options.workers, options.deadline, options.memory
+        ) as scorer:
+            grade_file(options.file, scorer)
     except RewardError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -44,50 +51,59 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def grade_file(path: Path, rules: list[str], workers: int, deadline_s: float) -> None:
+def grade_file(path: Path, scorer: Scorer) -> None:
     """Writes one JSON line to standard output for each line of the file.
 
     Raises:
         RewardError: a rule or a line that cannot be used; what came before it is graded and written.
     """
-    with Scorer(dict.fromkeys(rules, 1.0), workers, deadline_s) as scorer:
-        rows = enumerate(read_rows(path))
-        while batch := list(itertools.islice(rows, _BATCH)):
-            for key, (response, label) in batch:
-                scorer.submit(key, response, label)
-            for score in scorer.collect().values():
-                sys.stdout.write(json.dumps(as_json(score)) + "\n")
-            sys.stdout.flush()
+    rows = enumerate(read_rows(path))
+    while batch := list(itertools.islice(rows, _BATCH)):
+        for key, row in batch:
+            scorer.submit(key, *row)
+        for score in scorer.collect().values():
+            sys.stdout.write(json.dumps(as_json(score)) + "\n")
+        sys.stdout.flush()
 
 
 def as_json(score: Score) -> dict[str, object]:
     return {"outcome": score.outcome, "equal": score.equal, "scores": score.scores, "ms": round(score.ms, 3)}
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, str]]:
-    """(response, label) of each line that is not blank.
+class _Number(str):
+    """A number of the file, as its text: a label may be one."""
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, str, str, dict[str, Any] | None]]:
+    """(response, label, prompt, additional) of each line that is not blank. A byte-order mark is skipped.
 
     Raises:
         RewardError: naming the file and the line.
     """
     try:
-        with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
+        with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _read_row(f"{path}:{number}", line)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise RewardError(f"{path} cannot be read: {error}") from error
 
 
-def _read_row(where: str, line: str) -> tuple[str, str]:
+def _read_row(where: str, line: str) -> tuple[str, str, str, dict[str, Any] | None]:
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        row = json.loads(line, parse_int=_Number, parse_float=_Number)
+    except (ValueError, RecursionError) as error:
         raise RewardError(f"{where}: not a line of JSON: {error}") from error
-    for name in ("response", "label"):
-        if not isinstance(row, dict) or not isinstance(row.get(name), str):
-            raise RewardError(f'{where}: the line must be an object with the text field "{name}"')
-    return row["response"], row["label"]
+    if not isinstance(row, dict):
+        raise RewardError(f'{where}: the line must be an object with the text fields "response" and "label"')
+    fields = {"response": None, "label": None, "prompt": "", "additional": None} | row
+    for name, kinds in (("response", "text"), ("label", "text or number"), ("prompt", "text")):
+        value = fields[name]
+        if not isinstance(value, str) or isinstance(value, _Number) and "number" not in kinds:
+            raise RewardError(f'{where}: the line must have the {kinds} "{name}"')
+    if not isinstance(fields["additional"], dict | None):
+        raise RewardError(f'{where}: "additional" must be an object')
+    return fields["response"], str(fields["label"]), fields["prompt"], fields["additional"]
 
 
 if __name__ == "__main__":

@@ -1,37 +1,67 @@
-r"""What is too large to be read or computed: decided on the text before a parser sees it, on the tree before sympy does.
+r"""What is too large to be read or computed: decided on the text before it is parsed, and on numbers as they are built.
 
 None of these limits comes near a label of the public data sets; an answer beyond them can only equal its label letter
-by letter.
+by letter. It is values that are bounded and not their spelling: 2^{2^{2^{2}}} is 65536, and 9^{9^{9}} is never made.
 """
 
 import math
 import re
+from typing import NamedTuple
 
-from sympy import Basic, Float, Integer, Pow, Product, Rational, Sum, binomial, exp, factorial
+from sympy import (
+    Basic,
+    Float,
+    Integer,
+    Mul,
+    Pow,
+    Product,
+    Rational,
+    Sum,
+    Symbol,
+    binomial,
+    cosh,
+    exp,
+    factorial,
+    gamma,
+    log,
+    sinh,
+    tanh,
+)
+from sympy.core.numbers import NumberSymbol
 
 MAX_CHARACTERS = 1000
 MAX_NESTING = 20
 MAX_DIGITS = 300  # of one numeral
-MAX_EXPONENT_DIGITS = 5
 MAX_NODES = 2000
 MAX_TERMS = 10_000  # of a sum or product
-LOG10_MAX = 20_000.0  # of any number on the way to the value
+MAX_LOG10 = 20_000.0  # of any number on the way to the value
 
 _DEEPER, _SHALLOWER = "{[(", "}])"
 _LONG_NUMERAL = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
-_LONG_EXPONENT = re.compile(rf"\^\s*[{{(]*\s*[-+]?[0-9,]{{{MAX_EXPONENT_DIGITS + 1}}}")
-_NUMERIC_TOWER = re.compile(r"\^\s*[{(][-+0-9\s(){]*[0-9)}]\s*(?:\^\s*[{(]*\s*[0-9]|!)")
-_FACTORIALS = re.compile(r"!\s*!|[0-9]{6}\s*!|!\s*[)}\]]+\s*!")
-_EVALUATED = re.compile(r"(?:binom\s*|Gamma\s*)[({]*\s*[0-9]{5}|(?:eye|zeros|ones|diag)[^0-9]*[0-9]{3}")
+_DOUBLE_FACTORIAL = re.compile(r"!\s*!")  # 5!! is 15 and would be read as (5!)!
+_TWO_EXPONENTS = re.compile(r"\^\s*(?:[0-9A-Za-z]|\{[^{}]*\})\s*\^")  # x^2^3 is no TeX and has no one meaning
+_EVALUATED = re.compile(r"(?:eye|zeros|ones|diag)[^0-9]*[0-9]{3}")
 _BARS = re.compile(r"(?:[|‖][^|‖]*){13}")
 _SILENT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_SYMBOL = 0.2  # log10 of the values that scalars tries for a letter
+
+
+class TooLarge(ValueError):
+    """A number beyond MAX_LOG10, or a tree beyond MAX_NODES."""
+
+
+class Size(NamedTuple):
+    """Of a value as far as it is known without computing it. Both numbers are log10, and bounds from above."""
+
+    value: float  # of its absolute value
+    digits: float  # of how far its parts lie from 1, in either direction: so many digits may be needed to tell it
 
 
 def readable(text: str) -> bool:
     r"""Whether a parser may see the text.
 
-    >>> [readable(t) for t in (r"2^{2019}", "9^{9^{9}}", "1" * 301, "{" * 21, "5!!!", "(3!)!", "9^{999999}", "1\x00")]
-    [True, False, False, False, False, False, False, False]
+    >>> [readable(t) for t in (r"2^{2019}", "9^{9^{9}}", "1" * 301, "{" * 21, "5!!", "x^2^3", "1\x00")]
+    [True, True, False, False, False, False, False]
     """
     if len(text) > MAX_CHARACTERS or _SILENT.search(text):
         return False
@@ -43,38 +73,35 @@ def readable(text: str) -> bool:
                 return False
         elif character in _SHALLOWER:
             depth -= 1
-    patterns = (_LONG_NUMERAL, _LONG_EXPONENT, _NUMERIC_TOWER, _FACTORIALS, _EVALUATED, _BARS)
+    patterns = (_LONG_NUMERAL, _DOUBLE_FACTORIAL, _TWO_EXPONENTS, _EVALUATED, _BARS)
     return not any(pattern.search(text) for pattern in patterns)
 
 
-def computable(tree: Basic) -> bool:
-    """Whether sympy can evaluate the tree without making a number of more than 20,000 digits."""
-    try:
-        nodes = _size(tree)
-    except OverflowError:
-        return False
-    return nodes is not None
-
-
-def _size(tree: Basic) -> float | None:
-    """An upper bound of log10 of the value's size as far as it is a number (0 for symbols); None when too large."""
+def size(tree: Basic) -> Size:
+    """Raises TooLarge where a number of more than 20,000 digits would be made, or a sum of too many terms."""
     stack: list[tuple[Basic, bool]] = [(tree, False)]
-    sizes: list[float] = []
+    sizes: list[Size] = []
+    ranges: dict[Basic, float] = {}
     count = 0
     while stack:
         node, visited = stack.pop()
         if not visited:
             count += 1
             if count > MAX_NODES:
-                return None
+                raise TooLarge(count)
+            if isinstance(node, Sum | Product):
+                ranges.update((limit[0], math.log10(max(_end(limit), 1.0))) for limit in node.limits)
             stack.append((node, True))
             stack.extend((child, False) for child in reversed(_children(node)))
             continue
         children = [sizes.pop() for _ in _children(node)][::-1]
-        size = _own_size(node, children)
-        if not size <= LOG10_MAX:
-            return None
-        sizes.append(size)
+        try:
+            own = _own(node, children, ranges)
+        except OverflowError:
+            raise TooLarge(node.func) from None
+        if not (own.value <= MAX_LOG10 and own.digits <= MAX_LOG10):
+            raise TooLarge(node.func)
+        sizes.append(own)
     return sizes[0]
 
 
@@ -83,31 +110,66 @@ def _children(node: Basic) -> list[Basic]:
     return [child for child in children if isinstance(child, Basic)]
 
 
-def _own_size(node: Basic, children: list[float]) -> float:
+def _own(node: Basic, children: list[Size], ranges: dict[Basic, float]) -> Size:
     if isinstance(node, Integer | Rational):
-        return max(_log10(abs(node.p)), _log10(node.q))
+        above, below = _log10(abs(node.p)), _log10(node.q)
+        return Size(above - below, max(above, below))
     if isinstance(node, Float):
-        return abs(math.log10(abs(float(node)))) if float(node) else 0.0
-    largest = max(children, default=0.0)
+        return _both(math.log10(abs(float(node))) if float(node) else 0.0)
+    if isinstance(node, Symbol | NumberSymbol):
+        return _both(ranges.get(node, _SYMBOL if isinstance(node, Symbol) else 0.5))
+    if not children:
+        return _both(0.0)
+    total = sum(child.digits for child in children)
+    first, last = children[0], children[-1]
     if isinstance(node, Pow):
-        return children[0] * 10.0 ** children[1] if _is_number(node.exp) else largest
-    if isinstance(node, exp):
-        return 0.44 * 10.0 ** children[0] if _is_number(node) else largest
-    if isinstance(node, factorial | binomial):
-        n = 10.0 ** children[0]
-        return n * max(math.log10(n), 1.0)
+        return _power(first.digits, last, total)
+    if isinstance(node, exp | cosh | sinh | tanh):
+        return _power(0.4343, first, total)
+    if isinstance(node, factorial | gamma):
+        return _both(10.0**first.value * max(first.value, 1.0))
+    if isinstance(node, binomial):
+        return _both(min(0.302 * 10.0**first.value, 10.0**last.value * (max(first.value, 0.0) + 0.5)))
     if isinstance(node, Sum | Product):
-        return largest + (math.inf if any(_terms(limit) > MAX_TERMS for limit in node.limits) else 4.0)
-    return largest + math.log10(len(children) + 1)
+        return _both(_repeated(node, first))
+    if isinstance(node, log):
+        return Size(math.log10(2.31 * max(first.digits, 1.0)), total)
+    if isinstance(node, Mul):
+        return Size(sum(child.value for child in children), total)
+    largest = max(child.value for child in children) + math.log10(len(children) + 1)
+    return Size(largest, max(child.digits for child in children))
 
 
-def _terms(limit: Basic) -> float:
-    low, high = limit[1:] if len(limit) == 3 else (0, 0)
-    return float(high - low) if low.is_number and high.is_number and (high - low).is_finite else 0.0
+def _repeated(node: Sum | Product, term: Size) -> float:
+    terms = max(_end(limit) - _start(limit) for limit in node.limits)
+    if terms > MAX_TERMS:
+        return math.inf
+    return term.digits + 4.0 if isinstance(node, Sum) else term.digits * max(terms, 1.0)
 
 
-def _is_number(node: Basic) -> bool:
-    return not node.free_symbols
+def _power(base: float, exponent: Size, total: float) -> Size:
+    times = 10.0**exponent.value
+    return Size(base * times, max(base * times, total))
+
+
+def _both(log10: float) -> Size:
+    return Size(log10, abs(log10))
+
+
+def _start(limit: Basic) -> float:
+    return _finite(limit[1]) if len(limit) == 3 else 0.0
+
+
+def _end(limit: Basic) -> float:
+    return _finite(limit[2]) if len(limit) == 3 else 0.0
+
+
+def _finite(bound: Basic) -> float:
+    """The limit of a sum as a number; 0 where it is none, or not finite."""
+    try:
+        return float(bound) if bound.is_number and bound.is_finite else 0.0
+    except OverflowError:
+        return math.inf
 
 
 def _log10(n: int) -> float:

@@ -1,32 +1,36 @@
-"""What a worker is asked to do, as functions of two texts; runs in the supervisor and its workers."""
+"""What a worker is asked to do, as functions of texts; runs in the supervisor and its workers."""
 
-import importlib.util
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from r1zero.reward import accuracy
 from r1zero.reward.boxes import last_box
+from r1zero.reward.own_rules import load_rule
 from r1zero.reward.rules import RULES
 from r1zero.reward.worker import Work
 
 
-def work(rules: list[str]) -> Work:
-    """The kinds of task: "grade" a response against a label by the rules named, check a "label" and its solution."""
+def work(rules: Sequence[str]) -> Work:
+    """The kinds of task: "grade" a response against a label by the rules named, check a "label" and its solution.
+
+    Raises:
+        RewardError: a user's rule cannot be loaded, or has parameters that nobody fills.
+    """
     return {"grade": grader(rules), "label": check_label}
 
 
-def grader(names: list[str]) -> Callable[[str, str], dict[str, Any]]:
-    """`grade(response, label) -> {"equal": bool, "scores": {rule: value}}` for the rules named."""
+def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
+    """`grade(response, label, prompt, additional) -> {"equal": bool, "scores": {rule: value}}` for the rules named."""
     rules = {name: RULES[name] for name in names if name in RULES}
     user_rules = {name: load_rule(name) for name in names if name not in RULES}
 
-    def grade(response: str, label: str) -> dict[str, Any]:
+    def grade(response: str, label: str, prompt: str = "", additional: dict[str, Any] | None = None) -> dict[str, Any]:
         correct = _decided_once(label)
         box = last_box(response)
         equal = box is not None and correct(box.content)
         scores = {name: float(rule(response, correct)) for name, rule in rules.items()}
-        scores |= {name: float(rule(response, label)) for name, rule in user_rules.items()}
+        offered = {"prompt": prompt, "additional": additional or {}, "equal": accuracy.equal}
+        scores |= {name: rule(response, label, offered) for name, rule in user_rules.items()}
         return {"equal": equal, "scores": {name: scores[name] for name in names}}
 
     return grade
@@ -54,12 +58,3 @@ def _decided_once(label: str) -> Callable[[str], bool]:
         return known[answer]
 
     return correct
-
-
-def load_rule(name: str) -> Callable[[str, str], float]:
-    """The function behind `path.py:function`, its file run once, before any worker is forked."""
-    path, function = name.rsplit(":", 1)
-    spec = importlib.util.spec_from_file_location(f"user_rule_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, function)

@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 
 from r1zero.reward.score import Pool
 
+SHOWN = 10
+"""Rows of each kind in LabelReport.summary."""
+
 _BATCH = 1000
+_MARK = "####"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class LabelReport:
 
     rows: int = 0
     unparsable: list[LabelRow] = field(default_factory=list)  # equal to nothing but the same letters
+    marked: int = 0  # labels with gsm8k's mark of a final answer in them
     boxed: int = 0  # solutions with a boxed answer
     choices: list[tuple[LabelRow, str]] = field(
         default_factory=list
@@ -40,20 +45,40 @@ class LabelReport:
         return 1 - len(self.disagreeing) / compared if compared else 1.0
 
     def lines(self) -> list[str]:
-        """The report as sentences, each row with its file and line."""
-        out = [f"{self.rows} labels, {len(self.unparsable)} of them unparsable ({self.unparsable_share:.2%})"]
-        out += [f"{row.file}:{row.line}: unparsable label {row.label!r}" for row in self.unparsable]
-        out += [f"{row.file}:{row.line}: label {row.label!r} was not graded in time" for row in self.ungraded]
-        if self.boxed:
-            out.append(
-                f"{self.boxed} solutions with a boxed answer, {len(self.choices)} of them a choice letter beside a value; "
-                f"{self.agreement:.2%} of the others agree with their label"
-            )
-        out += [
-            f"{row.file}:{row.line}: the solution boxes {box!r}, the label is {row.label!r}"
-            for row, box in self.disagreeing
-        ]
+        """The whole report as sentences, each row with its file and line."""
+        return [line for heading, rows in self._sections() for line in (*heading, *rows)]
+
+    def summary(self, file: str) -> list[str]:
+        """The same with at most SHOWN rows of each kind; `file` is where the whole report stands."""
+        out = []
+        for heading, rows in self._sections():
+            out += [*heading, *rows[:SHOWN]]
+            out += [f"... and {len(rows) - SHOWN} more like these in {file}"] if len(rows) > SHOWN else []
         return out
+
+    def _sections(self) -> list[tuple[list[str], list[str]]]:
+        """(headings, rows) of each kind of trouble."""
+        labels = [f"{self.rows} labels, {len(self.unparsable)} of them unparsable ({self.unparsable_share:.2%})"]
+        if self.marked:
+            labels.append(
+                f'{self.marked} labels hold "{_MARK}", after which gsm8k has the final answer; '
+                'handler = "gsm8k" in the data\'s config takes that for the label'
+            )
+        solutions = [
+            f"{self.boxed} solutions with a boxed answer, {len(self.choices)} of them a choice letter beside a value; "
+            f"{self.agreement:.2%} of the others agree with their label"
+        ]
+        return [
+            (labels, [f"{row.file}:{row.line}: unparsable label {row.label!r}" for row in self.unparsable]),
+            ([], [f"{row.file}:{row.line}: label {row.label!r} was not graded in time" for row in self.ungraded]),
+            (
+                solutions if self.boxed else [],
+                [
+                    f"{row.file}:{row.line}: the solution boxes {box!r}, the label is {row.label!r}"
+                    for row, box in self.disagreeing
+                ],
+            ),
+        ]
 
 
 def check_labels(rows: Iterable[LabelRow], workers: int, deadline_s: float) -> LabelReport:
@@ -81,6 +106,7 @@ def _check_batch(report: LabelReport, pool: Pool, rows: list[LabelRow]) -> None:
     for number, row in enumerate(rows):
         outcome, result, _ = results[number]
         report.rows += 1
+        report.marked += _MARK in row.label
         if outcome != "scored":
             report.ungraded.append(row)
             continue

@@ -15,7 +15,10 @@ MAX_EXPONENT = 400
 _SEPARATOR = r"(?:,\\!|,|\{,\}|\\,|\\;|\\ |~|\ )"
 _WHOLE = rf"(?:[1-9][0-9]{{0,2}}(?:{_SEPARATOR}[0-9]{{3}})+|[0-9]+)"
 _DECIMAL = rf"(?:{_WHOLE}?\.[0-9]+|{_WHOLE})"
-_REPEATING = r"(?:(?P<r0>[0-9]*)\.(?P<r1>[0-9]*)\\overline\s*\{\s*(?P<r2>[0-9]+)\s*\})"
+_REPEATING = (
+    r"(?:(?P<r0>[0-9]*)\.(?P<r1>[0-9]*)"
+    r"(?:\\(?:overline|bar)\s*\{\s*(?P<r2>[0-9]+)\s*\}|(?P<dots>\\dot\s*\{?\s*[0-9]\s*\}?(?:[0-9]*\\dot\s*\{?\s*[0-9]\s*\}?)?)))"
+)
 _FRACTION = (
     rf"(?:\\[dtc]?frac\s*(?:\{{\s*(?P<p>-?{_WHOLE})\s*\}}\s*\{{\s*(?P<q>-?{_WHOLE})\s*\}}"
     r"|(?P<p1>[0-9])\s*(?P<q1>[0-9])|\{\s*(?P<p2>[0-9]+)\s*\}\s*(?P<q2>[0-9])|\s*(?P<p3>[0-9])\s*\{\s*(?P<q3>[0-9]+)\s*\})"
@@ -38,19 +41,19 @@ class Numeral(NamedTuple):
 def numeral(text: str) -> Numeral | None:
     r"""The number that the text writes down, or None if it is not just one number.
 
-    >>> [str(numeral(t).value) for t in ("-1,234.50", r"\dfrac{6}{4}", r"2\frac12", "2 1/2", r"1.5 \times 10^{3}", "2e-1")]
+    >>> [str(numeral(t).value) for t in ("-1,234.50", r"\frac{6}{4}", r"2\frac12", "2 1/2", r"1.5 \times 10^3", "2e-1")]
     ['-2469/2', '3/2', '5/2', '5/2', '1500', '1/5']
     >>> [numeral(t) for t in ("1,23", "3 4", "1/0", "x", "٣")]
     [None, None, None, None, None]
-    >>> str(numeral(r"0.1\overline{6}").value)
-    '1/6'
+    >>> [str(numeral(t).value) for t in (r"0.1\overline{6}", r"0.1\dot6", r"0.\dot{1}4285\dot{7}")]
+    ['1/6', '1/6', '1/7']
     """
     match = _NUMERAL.fullmatch(text)
     if match is None:
         return None
     group = match.groupdict()
-    if group["r2"] is not None:
-        lead, cycle = group["r1"], group["r2"]
+    if cycle := group["r2"] or _NOT_DIGITS.sub("", group["dots"] or ""):
+        lead = group["r1"]
         value = Fraction(f"{group['r0'] or 0}.{lead or 0}")
         value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(lead))
     elif group["decimal"] is not None:
@@ -66,7 +69,7 @@ def numeral(text: str) -> Numeral | None:
         value = Fraction(top, bottom)
         whole = group["whole"] or group["whole1"]
         if whole is not None:
-            if not 0 <= value:
+            if value < 0:
                 return None
             value += int(whole)
     if group["sign"] in ("-", "−"):

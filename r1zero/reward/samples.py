@@ -9,7 +9,7 @@ FIRST = (
 EQUAL = (
     (r"u(u+3)", r"u^2 + 3u"), (r"\sqrt{12}", r"2\sqrt{3}"), (r"\frac{1}{\sqrt{5}}", r"\frac{\sqrt{5}}{5}"),
     (r"\frac{u^2-1}{u-1}", "u + 1"), (r"\sin^2 u", r"1 - \cos^2 u"), (r"2 \sin u \cos u", r"\sin 2u"), ("u > 1", "1 < u"),
-    (r"\{1, \sqrt{12}\}", r"\{2\sqrt{3}, 1\}"), ("v = 2u", "2u - v = 0"), (r"\log 9", r"2 \log 3"),
+    (r"\{1, \sqrt{12}\}", r"\{2\sqrt{3}, 1\}"), ("v = 2u", "2u - v = 0"), (r"\log 9", r"2 \log 3"), ("|u - 1|", "|1 - u|"),
 )  # fmt: skip
 
 # Read while nothing else is to do; the workers are then forked anew.

@@ -1,6 +1,5 @@
 """Scores for responses, from rules named in the config, graded in killable processes beside the trainer."""
 
-import ast
 import difflib
 import math
 import os
@@ -13,19 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from r1zero.reward.errors import RewardError
+from r1zero.reward.own_rules import check_rule
 from r1zero.reward.protocol import Frames, frame, receive
 from r1zero.reward.rules import RULES
 
-MEMORY_BYTES = 512 << 20  # address space of a worker beyond what it starts with
+LEAST_MEMORY_MIB = 16
+MEMORY_MIB = 512  # address space of a worker beyond what it starts with
 # What the supervisor keeps of the environment: enough for the interpreter to start. Nothing of a launcher or a device
 # may reach it, so what is kept is listed, not what is dropped.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONHOME", "VIRTUAL_ENV")
 _PATIENT_SEND_S = 0.1
 _CLOSE_S = 5.0
-
-
-class RewardError(Exception):
-    """A sentence for the user: what is wrong with the rules, and the cure."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +55,24 @@ def check_rules(names: Iterable[str]) -> None:
         if name in RULES:
             continue
         path, colon, function = name.rpartition(":")
-        if not (colon and path.endswith(".py")):
+        if not (colon and path.endswith(".py") and function):
             nearest = difflib.get_close_matches(name, RULES, n=1, cutoff=0.0)[0]
             raise RewardError(
                 f'there is no reward rule "{name}"; the nearest is "{nearest}" '
                 f"(all: {', '.join(RULES)}; a rule of your own is written path.py:function)"
             )
-        if not Path(path).is_file():
-            raise RewardError(f'reward rule "{name}": there is no file {Path(path).absolute()}')
-        try:
-            defined = {
-                node.name for node in ast.parse(Path(path).read_bytes()).body if isinstance(node, ast.FunctionDef)
-            }
-        except SyntaxError as error:
-            raise RewardError(f'reward rule "{name}": line {error.lineno} is not Python: {error.msg}') from error
-        if function not in defined:
-            nearest = difflib.get_close_matches(function, defined, n=1, cutoff=0.0)
-            hint = f'; the nearest is "{nearest[0]}"' if nearest else ""
-            raise RewardError(f'reward rule "{name}": {path} defines no function "{function}"{hint}')
+        check_rule(name)
 
 
 class Pool:
     """The trainer's end of the supervisor: tasks in, results out, no thread."""
 
-    def __init__(self, rules: list[str], workers: int, deadline_s: float) -> None:
-        if workers < 1 or not deadline_s > 0:
-            raise RewardError(f"grading needs a worker and a deadline above 0 s, not {workers} and {deadline_s}")
+    def __init__(self, rules: list[str], workers: int, deadline_s: float, memory_mib: int = MEMORY_MIB) -> None:
+        if workers < 1 or not deadline_s > 0 or memory_mib < LEAST_MEMORY_MIB:
+            raise RewardError(
+                f"grading needs a worker, a deadline above 0 s and {LEAST_MEMORY_MIB} MiB of memory for each worker, "
+                f"not {workers}, {deadline_s} s and {memory_mib} MiB"
+            )
         self._sock, child = socket.socketpair()
         kept = {name: value for name in _ENVIRONMENT if (value := os.getenv(name)) is not None}
         path = [str(Path(__file__).resolve().parents[2]), *(str(Path(entry or ".").absolute()) for entry in sys.path)]
@@ -98,12 +88,12 @@ class Pool:
         self._frames, self._outbox = Frames(), bytearray()
         self._results: dict[int, list[Any]] = {}
         self._started = False
-        config = {"rules": rules, "workers": workers, "deadline_s": deadline_s, "memory_bytes": MEMORY_BYTES}
+        config = {"rules": rules, "workers": workers, "deadline_s": deadline_s, "memory_mib": memory_mib}
         self._outbox += frame(config)
         self._send()
 
     def submit(self, tasks: list[list[Any]]) -> None:
-        """Sends `[number, kind, a, b]` tasks, waiting at most 0.1 s; what does not fit goes with the next call."""
+        """Sends tasks [number, kind, *arguments], waiting at most 0.1 s; what does not fit goes with the next call."""
         self._outbox += frame(tasks)
         self._send()
 
@@ -140,6 +130,8 @@ class Pool:
         numbers = []
         for message in messages:
             if isinstance(message, dict):
+                if "refused" in message:
+                    raise RewardError(message["refused"])
                 self._started = True
                 continue
             self._results[message[0]] = message[1:]
@@ -173,29 +165,38 @@ class Scorer:
     what is left and adds the seconds to `waited_s`. `rules` maps each rule, one of `RULES` or `path.py:function`, to
     its weight in the reward. A function of your own is
 
-        def rule(response: str, label: str) -> float
+        def rule(response: str, label: str, *, prompt: str, additional: dict, equal) -> float
 
-    and runs in the same workers under the same deadline, its file executed once in the supervisor; an exception or a
-    value that is not a finite number makes the sample `failed`.
+    and takes of the three keywords those that it wants: the prompt's text, the row's additional columns, and
+    `equal(answer, label) -> bool`, the check behind `acc`. It runs in the same workers under the same deadline and at
+    most `memory_mib` MiB of memory, its file executed once in the supervisor; an exception or a value that is not a
+    finite number makes the sample `failed`.
 
     Raises:
-        RewardError: a rule that does not exist, a file that cannot be loaded, no workers or no deadline.
+        RewardError: a rule that does not exist, cannot be loaded or has a weight that is not finite; no worker.
     """
 
-    def __init__(self, rules: dict[str, float], workers: int, deadline_s: float) -> None:
+    def __init__(self, rules: dict[str, float], workers: int, deadline_s: float, memory_mib: int = MEMORY_MIB) -> None:
         check_rules(rules)
+        for name, weight in rules.items():
+            if not math.isfinite(weight):
+                raise RewardError(f'the weight of reward rule "{name}" is {weight}; it must be a finite number')
         self.rules = dict(rules)
         self.waited_s = 0.0
         self._keys: dict[int, Hashable] = {}
         self._next = 0
-        self._pool = Pool(list(rules), workers, deadline_s)
-        if any(name not in RULES for name in rules):
+        self._pool = Pool(list(rules), workers, deadline_s, memory_mib)
+        self._own = any(name not in RULES for name in rules)
+        if self._own:
             self._pool.wait_started()  # only running the file shows whether it can be run
 
-    def submit(self, key: Hashable, response: str, label: str) -> None:
-        """Begins to grade one response; `key` is what `collect` calls it."""
+    def submit(
+        self, key: Hashable, response: str, label: str, prompt: str = "", additional: dict[str, Any] | None = None
+    ) -> None:
+        """Begins to grade one response; `collect` calls it `key`. `prompt` and `additional` are for own rules."""
         self._keys[self._next] = key
-        self._pool.submit([[self._next, "grade", response, label]])
+        context = [prompt, additional] if self._own else []
+        self._pool.submit([[self._next, "grade", response, label, *context]])
         self._next += 1
 
     def collect(self) -> dict[Hashable, Score]:
@@ -210,10 +211,12 @@ class Scorer:
     def _score(
         self, outcome: Literal["scored", "timeout", "failed"], result: dict[str, Any] | None, ms: float
     ) -> Score:
-        if outcome != "scored" or not all(map(math.isfinite, result["scores"].values())):
-            return Score("failed" if outcome == "scored" else outcome, math.nan, {}, None, ms)
+        if outcome != "scored":
+            return Score(outcome, math.nan, {}, None, ms)
         scores = result["scores"]
         reward = sum(weight * scores[name] for name, weight in self.rules.items())
+        if not all(map(math.isfinite, (*scores.values(), reward))):  # finite scores may add up to infinity
+            return Score("failed", math.nan, {}, None, ms)
         return Score("scored", reward, scores, result["equal"], ms)
 
     def close(self) -> None:

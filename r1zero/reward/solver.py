@@ -1,4 +1,4 @@
-r"""The door to math-verify, latex2sympy2_extended and sympy: text to a sympy tree, and two trees compared.
+r"""The door to math-verify and latex2sympy2_extended: the text of one expression to a sympy tree.
 
 Only math-verify's LaTeX side is used. Its expression extractor evaluates text as Python through sympy's `parse_expr`
 and is never given any; so are its searches through a response, because what to read is settled before.
@@ -6,38 +6,47 @@ and is never given any; so are its searches through a response, because what to 
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import sympy
 from antlr4.atn.PredictionMode import PredictionMode
 from antlr4.error.Errors import ParseCancellationException
 from antlr4.error.ErrorStrategy import BailErrorStrategy
 from latex2sympy2_extended import latex2sympy2
-from math_verify import verify
 from math_verify.parser import LatexExtractionConfig, extract_latex
+from mpmath.libmp import NoConvergence
 from sympy.matrices import MatrixBase
+from sympy.polys.polyerrors import BasePolynomialError
 
 from r1zero.reward import bounds
-from r1zero.reward.differ import surely_differ
-from r1zero.reward.numerals import close, ends
+from r1zero.reward.arguments import applied
 
 Tree = sympy.Basic | MatrixBase
 
-_WITH_UNITS = LatexExtractionConfig()
-_NO_UNITS = replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False))
+# What sympy raises for trees that it cannot make sense of.
+UNDECIDED = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
+    BasePolynomialError, NoConvergence,
+)  # fmt: skip
+
+_CONFIG = LatexExtractionConfig()
+# Units and the arguments of commands are settled before; math-verify's patterns for both take too much.
+_AS_WRITTEN = replace(
+    _CONFIG, normalization_config=replace(_CONFIG.normalization_config, units=False, malformed_operators=False)
+)
 _WHOLE = re.compile(r"(?P<first_latexBoxed>.+)", re.DOTALL)
-_UNIT_TAIL = re.compile(r"(?:\}|[A-Za-z]{3})\s*(?:\^\s*\{?[23]\}?)?$")
 # The power of a letter needs the parser's slow second stage, unless braces part it from what stands before.
 _POWER_OF_LETTER = re.compile(
     r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
     r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
 )
-_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}")
-_PRECISION = 30  # digits
+_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}(?![0-9])")
+_LONG_EXPONENT = re.compile("[eE][-+]?[0-9]{5}")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)$")
+# What may stand in an unevaluated tree as it is written.
+_WRITTEN = (sympy.Add, sympy.Mul, sympy.Pow)
 
 
 class TwoStageParser(latex2sympy2.PSParser):
@@ -59,7 +68,15 @@ class TwoStageParser(latex2sympy2.PSParser):
 
 
 class Reader(latex2sympy2._Latex2Sympy):
-    """latex2sympy2_extended's converter, but for its parser and for how it reads a numeral."""
+    """latex2sympy2_extended's converter, but for what it computes, loses or confuses while it reads.
+
+    R and r are two letters; a number too large to compute is refused where it is built, before anything evaluates it; a
+    degree inside sin, cos .. is pi/180; an odd root of a negative number is real.
+    """
+
+    def __init__(self, variable_values=None, is_real=None, convert_degrees=False, config=None):
+        config = replace(config or latex2sympy2.ConversionConfig(), lowercase_symbols=False)
+        super().__init__(variable_values, None, convert_degrees, config)
 
     def create_parser(self, latex_str):
         parser = super().create_parser(latex_str)
@@ -69,10 +86,60 @@ class Reader(latex2sympy2._Latex2Sympy):
     def parse_number(self, text):
         return read_number(text)
 
+    def convert_exp(self, exp):
+        return _bounded(super().convert_exp(exp))
+
+    def convert_postfix(self, postfix):
+        if any(op.eval_at() or op.transpose() for op in postfix.postfix_op()):
+            raise ValueError("a substitution is no value, and the transpose of a letter would be the letter")
+        return _bounded(super().convert_postfix(postfix))
+
+    def convert_binom(self, binom):
+        return _bounded(sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False))
+
+    def handle_gcd_lcm(self, f, args):
+        """Of letters it is not known; sympy would take them for polynomials without a common factor."""
+        if any(arg.free_symbols for arg in args):
+            return sympy.Function(f)(*args)
+        return super().handle_gcd_lcm(f, args)
+
+    def convert_func(self, func):
+        if func.FUNC_SQRT() and func.root:
+            return self._root(self.convert_expr(func.base), self.convert_expr(func.root))
+        name = func.func_normal_single_arg()
+        self.convert_degrees = name is not None and _TRIGONOMETRIC.match(name.start.text) is not None
+        try:
+            return _bounded(super().convert_func(func))
+        finally:
+            self.convert_degrees = False
+
+    def _root(self, base, degree):
+        if (
+            isinstance(degree, sympy.Integer)
+            and degree.is_odd
+            and isinstance(base, sympy.Rational)
+            and base.is_negative
+        ):
+            return sympy.Mul(-1, sympy.Pow(-base, 1 / degree, evaluate=False), evaluate=False)
+        return sympy.Pow(base, sympy.Pow(degree, -1), evaluate=False)
+
+
+def _bounded(tree: Any) -> Any:
+    """Raises TooLarge."""
+    if isinstance(tree, sympy.Basic):
+        bounds.size(tree)
+    return tree
+
 
 def read_number(text: str) -> sympy.Number:
-    """The numeral as sympy's own `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`."""
+    """The numeral as `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`.
+
+    Raises:
+        TooLarge: an exponent of more than four digits.
+    """
     digits = text.replace(",", "").replace(" ", "")
+    if _LONG_EXPONENT.search(digits):
+        raise bounds.TooLarge(digits)
     return sympy.Integer(int(digits)) if digits.isdecimal() else sympy.Float(digits)
 
 
@@ -83,107 +150,49 @@ def load() -> None:
     latex2sympy2.convert_number = lambda text: read_number(re.sub("^0,", "0.", text))
 
 
-def warm(samples: Iterable[str | tuple[str, str]]) -> Iterator[None]:
-    """Reads one sample a step, or reads two and compares them (up to 0.5 s for the first of a kind)."""
-    for sample in samples:
-        if isinstance(sample, str):
-            parse(sample)
-        else:
-            same(*map(parse, sample))
-        yield
-
-
 @lru_cache(maxsize=4096)
-def parse_label(text: str) -> Tree | None:
-    """As `parse`; a label comes back once for each response of its group."""
-    return parse(text)
-
-
 def parse(text: str) -> Tree | None:
     """The tree that math-verify reads from LaTeX, or None where it reads none or one too large to compute.
 
-    math-verify takes any last letter of a unit for one, the c of `a + b + c` too; units are left to it only at the end
-    of a word or of \\text{..}.
+    Cached: a label comes back once for each response of its group.
     """
+    text = applied(text)
+    if text is None:
+        return None
     text = _SHORT_SUBSCRIPT.sub(r"_\1", text)
     text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
-    config = _WITH_UNITS if _UNIT_TAIL.search(text) else _NO_UNITS
-    tree, _ = extract_latex(_WHOLE.match(text), config)
-    if not isinstance(tree, sympy.Basic | MatrixBase) or not bounds.computable(tree) or tree in (sympy.nan, sympy.zoo):
+    tree, _ = extract_latex(_WHOLE.match(text), _AS_WRITTEN)
+    if not isinstance(tree, sympy.Basic | MatrixBase) or tree in (sympy.nan, sympy.zoo):
         return None
-    return _with_imaginary_unit(tree)
+    try:
+        bounds.size(tree)
+        return _as_meant(tree)
+    except UNDECIDED:
+        return None
 
 
-def _with_imaginary_unit(tree: Tree) -> Tree:
-    """math-verify reads i as a letter like any other; here its square is -1."""
-    letters = {symbol for symbol in tree.free_symbols if symbol.name == "i"}
-    return tree.xreplace(dict.fromkeys(letters, sympy.I)) if letters else tree
+def _as_meant(tree: Tree) -> Tree:
+    """With i as the imaginary unit, which math-verify reads as any other letter, and every logarithm with its base."""
+    letters = {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i"}
+    return rebuilt(tree, lambda node: letters.get(node) or _quotient(node)) if letters or tree.has(sympy.log) else tree
 
 
-def same(gold: Tree, pred: Tree) -> bool:
-    """math-verify's decision, but for what its rounding would let pass (`_rounds_away`)."""
-    gold = _as_interval(gold) if isinstance(pred, sympy.Set) else gold
-    if surely_differ(gold, pred):
-        return False
-    return verify(gold, pred, timeout_seconds=None) and not _rounds_away(gold, pred)
+def _quotient(node: sympy.Basic) -> sympy.Basic | None:
+    """evalf would drop the base of a logarithm with two arguments."""
+    if not isinstance(node, sympy.log) or len(node.args) == 1:
+        return None
+    above, below = (sympy.log(arg, evaluate=False) for arg in node.args)
+    if node.args[1] == sympy.E:
+        return above
+    return sympy.Mul(above, sympy.Pow(below, -1, evaluate=False), evaluate=False)
 
 
-def _as_interval(tree: Tree) -> Tree:
-    """math-verify lets a set answer a relation, and has sympy solve it; 1 <= x < 3 needs no solving."""
-    low, high, left_open, right_open = -sympy.oo, sympy.oo, True, True
-    for relation in tree.args if isinstance(tree, sympy.And) else (tree,):
-        if not isinstance(
-            relation, sympy.StrictLessThan | sympy.LessThan | sympy.StrictGreaterThan | sympy.GreaterThan
-        ):
-            return tree
-        small, large = relation.lts, relation.gts
-        strict = isinstance(relation, sympy.StrictLessThan | sympy.StrictGreaterThan)
-        if large.is_Symbol and small.is_number and low == -sympy.oo:
-            low, left_open = small, strict
-        elif small.is_Symbol and large.is_number and high == sympy.oo:
-            high, right_open = large, strict
-        else:
-            return tree
-    return sympy.Interval(low, high, left_open, right_open) if len(tree.free_symbols) == 1 else tree
-
-
-def _rounds_away(gold: Tree, pred: Tree) -> bool:
-    """Whether decimals agree only because both were rounded: 0.0000001 and 0.0000002 to six decimals."""
-    if not (gold.has(sympy.Float) or pred.has(sympy.Float)):
-        return False
-    pairs = zip(_numbers(gold), _numbers(pred), strict=False)
-    return any(a is not None and b is not None and not _agree(a, b) for a, b in pairs)
-
-
-class _Number(NamedTuple):
-    value: Fraction
-    exact: bool  # all of its decimals are known and there is an end to them
-
-
-def _agree(a: _Number, b: _Number) -> bool:
-    return a.value == b.value if a.exact and b.exact else close(a.value, b.value)
-
-
-def _numbers(tree: Tree) -> list[_Number | None]:
-    """The elements of a tuple, set, interval or matrix, or the number itself, as exactly as they are known."""
-    if isinstance(tree, sympy.Interval):
-        return [_number(tree.start), _number(tree.end)]
+def rebuilt(tree: Tree, change) -> Tree:
+    """The tree with what `change` returns in place of a node (None: the node), sums and products still as written."""
     if isinstance(tree, MatrixBase):
-        return [_number(element) for element in tree.flat()]
-    if isinstance(tree, sympy.FiniteSet):
-        elements = [_number(element) for element in tree.args]
-        return sorted(elements) if None not in elements else []
-    return [_number(element) for element in (tree.args if isinstance(tree, sympy.Tuple) else (tree,))]
-
-
-def _number(tree: Tree) -> _Number | None:
-    if isinstance(tree, sympy.Rational):
-        value = Fraction(tree.p, tree.q)
-        return _Number(value, ends(value))
-    if isinstance(tree, sympy.Float):
-        return _Number(Fraction(str(tree)), True)
-    if isinstance(tree, sympy.Mul) and all(isinstance(arg, sympy.Rational | sympy.Float) for arg in tree.args):
-        return _number(tree.doit())
-    if isinstance(tree, sympy.Expr) and tree.is_number and tree.is_real:
-        return _Number(Fraction(str(tree.evalf(_PRECISION))), False)
-    return None
+        return tree.applyfunc(lambda element: rebuilt(element, change))
+    args = [rebuilt(arg, change) if isinstance(arg, sympy.Basic) else arg for arg in tree.args]
+    if any(new is not old for new, old in zip(args, tree.args, strict=True)):
+        tree = tree.func(*args, evaluate=False) if isinstance(tree, _WRITTEN) else tree.func(*args)
+    other = change(tree)
+    return tree if other is None else other

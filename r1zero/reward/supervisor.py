@@ -15,14 +15,14 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from r1zero.reward.errors import RewardError
 from r1zero.reward.protocol import Frames, frame, receive
-from r1zero.reward.worker import Task, Work, die_with_parent, serve
+from r1zero.reward.worker import Task, Work, die_with_parent, failure, killed, serve
 
 PATIENCE_S = 0.25  # processor seconds after which a sample is set aside, and another worker takes the next one
 PATIENCE_WALL_S = 1.0  # the same for one that sleeps, or gets no processor; a quarter of the deadline if that is less
@@ -49,7 +49,7 @@ class Supervisor:
     def __init__(self, trainer: socket.socket, work: Work, warming: Iterator[None], config: dict[str, Any]) -> None:
         self.trainer, self.work, self.warming = trainer, work, warming
         self.size, self.deadline_s = config["workers"], config["deadline_s"]
-        self.memory_bytes = config["memory_bytes"]
+        self.memory_mib = config["memory_mib"]
         self.parent = os.getppid()
         self.frames, self.outbox = Frames(), bytearray()
         self.queue: deque[Task] = deque()
@@ -151,12 +151,13 @@ class Supervisor:
             for sock in (here, self.trainer, *(worker.sock for worker in self.workers)):
                 sock.close()
             self.selector.close()
-            serve(there, self.work, self.deadline_s, self.memory_bytes)
+            serve(there, self.work, self.deadline_s, self.memory_mib << 20)
         finally:
-            if sys.exc_info()[0] is not None:
-                traceback.print_exc(limit=-4)
-                os._exit(1)
-            os._exit(0)
+            _, error, trace = sys.exc_info()
+            if error is not None:
+                sys.stderr.write(failure(error, trace, self.memory_mib))
+                sys.stderr.flush()
+            os._exit(0 if error is None else 1)
 
     def _hear_worker(self, worker: Worker) -> None:
         answers = receive(worker.sock, worker.frames)
@@ -164,7 +165,9 @@ class Supervisor:
             if worker.task is not None:
                 elapsed = time.monotonic() - worker.started
                 self._report(worker.task[0], "failed", None, 1000 * elapsed)
-            self._end(worker)
+            status = self._end(worker)
+            if os.WIFSIGNALED(status) and worker.task is not None:
+                sys.stderr.write(killed(os.WTERMSIG(status), self.memory_mib))
             return
         for number, result, ms in answers:
             self._report(number, "scored", result, ms)
@@ -206,13 +209,13 @@ class Supervisor:
                 waits.append(PATIENCE_S - elapsed if elapsed < PATIENCE_S else LOOK_S)
         return max(0.0, min(waits))
 
-    def _end(self, worker: Worker) -> None:
-        """Kills, reaps and forgets."""
+    def _end(self, worker: Worker) -> int:
+        """Kills, reaps and forgets; returns how it ended, by itself where it was dead already."""
         self.selector.unregister(worker.sock)
         worker.sock.close()
         self.workers.remove(worker)
         os.kill(worker.pid, signal.SIGKILL)  # not yet reaped, so the id is still its own
-        os.waitpid(worker.pid, 0)
+        return os.waitpid(worker.pid, 0)[1]
 
 
 def _cpu_s(pid: int) -> float:
@@ -232,18 +235,28 @@ def main() -> None:
         messages = received
     config, batches = messages[0], messages[1:]
 
-    from r1zero.reward import grading, samples, solver  # half a second, after the configuration is known to be whole
+    from r1zero.reward import (  # half a second, after the configuration is known to be whole
+        accuracy,
+        grading,
+        samples,
+        solver,
+    )
 
     solver.load()
-    work = grading.work(config["rules"])
     try:
-        trainer.sendall(frame({"started": True}))
+        work, answer = grading.work(config["rules"]), {"started": True}
+    except RewardError as error:
+        work, answer = None, {"refused": str(error)}
+    try:
+        trainer.sendall(frame(answer))
     except (BrokenPipeError, ConnectionResetError):
         return  # it has ended meanwhile
-    for _ in solver.warm(samples.FIRST):
+    if work is None:
+        return
+    for _ in accuracy.warm(samples.FIRST):
         pass
     _freeze()
-    supervisor = Supervisor(trainer, work, solver.warm(samples.EQUAL + samples.REST), config)
+    supervisor = Supervisor(trainer, work, accuracy.warm(samples.EQUAL + samples.REST), config)
     supervisor.frames = frames
     supervisor.run([task for batch in batches for task in batch])
 

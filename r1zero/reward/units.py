@@ -1,13 +1,11 @@
 r"""What stands beside a number: units, degrees, money, percent.
 
-A unit missing on one side does not make an answer wrong; two units that are known to differ do. math-verify drops any
-unit it finds, so that 5 cm equals 5 m, and takes a last letter such as the m of 2m for one: both are refused here.
+A unit missing on one side does not make an answer wrong; two that differ do. So does the name of what was counted: 5
+apples are not 5 oranges, but may be 5 red apples. math-verify drops what it takes for a unit, so that 5 cm equals 5 m.
 """
 
 import re
 from typing import NamedTuple
-
-from r1zero.reward.numerals import numeral
 
 # canonical name: spellings, in lower case, singular and without full stops
 UNITS = {
@@ -47,91 +45,75 @@ UNITS = {
     "radian": "radian rad",
     "mile/hour": "mph",
     "km/hour": "kmph kmh kph",
+    "pound sterling": "sterling gbp",
     "celsius": "celsius",
     "fahrenheit": "fahrenheit",
-    "am": "am",
-    "pm": "pm",
     "acre": "acre",
     "hectare": "hectare ha",
 }
 _CANONICAL = {spelling: name for name, spellings in UNITS.items() for spelling in spellings.split()}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-_SYMBOLS = {
-    "\\$": "dollar",
-    "\\textdollar": "dollar",
-    "$": "dollar",
-    "€": "euro",
-    "\\euro": "euro",
-    "£": "pound sterling",
-    "¥": "yen",
-    "₹": "rupee",
-}
-
-_DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*(?:\\circ|\\degree|∘)\s*\}?|°|\\degree)\s*$")
-_PERCENT = re.compile(
-    r"\s*(?:\\?%|\\(?:text|mathrm|mbox)\s*\{\s*(?:\\?%|percent)\s*\}|(?<![A-Za-z])percent|(?<![A-Za-z])pct)\s*$"
-)
-_EXPONENT = r"\s*(?:\^\s*(?:\{\s*(?P<n>[23])\s*\}|(?P<n1>[23]))|(?P<n2>[²³]))?\s*$"
-_TEXT_TAIL = re.compile(r"\s*\\(?:text[a-z]*|mathrm|mathit|mbox|hbox)\s*\{(?P<unit>[^{}]*)\}" + _EXPONENT)
-_BARE_TAIL = re.compile(r"(?P<space>\s*)(?P<unit>[A-Za-z][A-Za-z./\s]*?)" + _EXPONENT)
-_SPACE = re.compile(r"\\[,;:! ]|~|\\quad")
-_IMAGINARY = re.compile(r"\\(?:text|mathrm|mathit|mathbf|operatorname)\s*\{\s*([ieIE])\s*\}")
+# Words that a count may have without meaning anything else.
+_EMPTY = frozenset("unit total each in of the a an is are".split())
+_WORD = re.compile(r"[^\W\d_]+")
+_FACTOR = re.compile(r"(?P<word>[^\W\d_]+)\s*(?:\^?\s*\{?\s*(?P<power>-?[0-9])\s*\}?)?")
 
 
-class Quantity(NamedTuple):
-    body: str  # what is left for the parser
-    unit: str | None  # canonical, None where none is known
-    percent: bool
+class Unit(NamedTuple):
+    known: str | None  # canonical, where every word of it is known
+    words: frozenset[str]
 
 
-def quantity(text: str) -> Quantity:
-    r"""Splits a known unit, degree, currency or percent sign from the expression it belongs to.
+def unit(names: str) -> Unit | None:
+    """The unit that the words name, or what is counted; None where they say nothing.
 
-    >>> quantity(r"5\text{ cm}^2"), quantity("12 square feet").unit, quantity(r"\$1.50").unit
-    (Quantity(body='5', unit='cm^2', percent=False), 'foot^2', 'dollar')
-    >>> quantity(r"33\frac13\%"), quantity("2m").unit, quantity("a + b + c").body
-    (Quantity(body='33\\frac13', unit=None, percent=True), None, 'a + b + c')
+    >>> unit("sq. inches").known, sorted(unit("right triangles").words), unit("units")
+    ('inch^2', ['right', 'triangle'], None)
     """
-    text = _IMAGINARY.sub(r"\1", text)
-    if percent := _PERCENT.search(text):
-        return Quantity(text[: percent.start()].strip() or text, None, percent.start() > 0)
-    if (degree := _DEGREE.search(text)) and degree.start() > 0:
-        return Quantity(text[: degree.start()].strip(), "degree", False)
-    for symbol, unit in _SYMBOLS.items():
-        if text.startswith(symbol) and len(text) > len(symbol):
-            return Quantity(text[len(symbol) :].strip(), unit, False)
-    if (tail := _TEXT_TAIL.search(text)) and tail.start() > 0:
-        unit = canonical(tail["unit"], _power(tail))
-        return Quantity(text[: tail.start()].strip(), unit, False) if unit else Quantity(text, None, False)
-    if (tail := _BARE_TAIL.search(text)) and tail.start() > 0 and numeral(text[: tail.start()].strip()) is not None:
-        unit = canonical(tail["unit"], _power(tail))
-        if unit and (len(tail["unit"]) > 1 or tail["space"]):
-            return Quantity(text[: tail.start()].strip(), unit, False)
-    return Quantity(text, None, False)
+    known = canonical(names)
+    words = frozenset(_singular(word) for word in _WORD.findall(names.lower())) - _EMPTY
+    return Unit(known, words) if words else None
 
 
-def _power(tail: re.Match[str]) -> int:
-    written = tail["n"] or tail["n1"] or tail["n2"] or "1"
-    return {"²": 2, "³": 3}.get(written) or int(written)
+def same_unit(a: Unit | None, b: Unit | None) -> bool:
+    """Whether nothing speaks against the two: one is missing, they are equal, or one says more than the other."""
+    if a is None or b is None:
+        return True
+    if a.known and b.known:
+        return a.known == b.known
+    return a.words <= b.words or b.words <= a.words
 
 
-def canonical(words: str, power: int) -> str | None:
-    """The unit's one name, with its power; None if any word of it is unknown.
+def canonical(names: str) -> str | None:
+    """The unit's one name, with its powers; None if any word of it is unknown.
 
-    >>> canonical(" sq. inches", 1), canonical("miles per hour", 1), canonical("p.m.", 1), canonical("apples", 1)
-    ('inch^2', 'mile/hour', 'pm', None)
+    >>> [canonical(names) for names in (" sq. inches", "miles per hour", "m s^{-1}", "feet squared", "apples")]
+    ['inch^2', 'mile/hour', 'm/second', 'foot^2', None]
     """
-    words = _SPACE.sub(" ", words).lower()
-    above, *below = re.split(r"/|\bper\b|\ban?\b(?=\s+\w)", words.replace(".", "").strip())
-    names = []
-    for part in (above, *below):
-        exponent, found = power if part is above else 1, []
-        for word in part.split():
-            if word in _POWERS:
-                exponent = _POWERS[word]
-            elif word not in ("degree", "degrees") or len(part.split()) == 1:
-                found.append(_CANONICAL.get(word) or _CANONICAL.get(word.removesuffix("s")))
-        if len(found) != 1 or found[0] is None:
-            return None
-        names.append(found[0] if exponent == 1 else f"{found[0]}^{exponent}")
-    return "/".join(names)
+    powers: dict[str, int] = {}
+    for number, part in enumerate(re.split(r"/|\bper\b|\ban?\b(?=\s+\w)", names.lower().replace(".", ""))):
+        waiting, last = 1, None
+        for factor in _FACTOR.finditer(part):
+            word = factor["word"]
+            if word in _POWERS and last is None:
+                waiting = _POWERS[word]
+            elif word in _POWERS:
+                powers[last] *= _POWERS[word]
+            else:
+                last = _CANONICAL.get(word) or _CANONICAL.get(word.removesuffix("s"))
+                if last is None:
+                    return None
+                powers[last] = powers.get(last, 0) + (-1 if number else 1) * waiting * int(factor["power"] or 1)
+                waiting = 1
+    return _written(powers)
+
+
+def _singular(word: str) -> str:
+    return _CANONICAL.get(word) or _CANONICAL.get(word.removesuffix("s")) or word.removesuffix("s")
+
+
+def _written(powers: dict[str, int]) -> str | None:
+    sides = (
+        [name if n in (1, -1) else f"{name}^{abs(n)}" for name, n in powers.items() if n * sign > 0] for sign in (1, -1)
+    )
+    return "/".join(" ".join(sorted(side)) for side in sides if side) or None

@@ -4,7 +4,8 @@ import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
-from r1zero.reward.score import RewardError, Score
+from r1zero.reward.errors import RewardError
+from r1zero.reward.score import Score
 
 
 def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Hashable, tuple[str, str]]) -> int:

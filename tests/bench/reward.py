@@ -12,7 +12,7 @@ import random
 import sys
 import time
 
-from tests.reward.reward_data import Pair, read_pairs
+from tests.reward.reward_data import Pair, forget, read_pairs
 
 RESPONSES, STEP_S, WORKERS = 512, 20.0, 2
 
@@ -32,17 +32,14 @@ def main() -> None:
 
 
 def our_decision():
-    from math_verify.parser import extract_latex, parse_latex_cached
-
-    from r1zero.reward import accuracy, numerals, samples, solver
+    from r1zero.reward import accuracy, samples, solver
 
     solver.load()
-    for _ in solver.warm(samples.FIRST + samples.EQUAL + samples.REST):
+    for _ in accuracy.warm(samples.FIRST + samples.EQUAL + samples.REST):
         pass
 
     def decide(pair: Pair) -> bool:
-        for cached in (solver.parse_label, numerals.numeral, extract_latex, parse_latex_cached):
-            cached.cache_clear()
+        forget()
         return accuracy.equal(pair.answer, pair.label)
 
     return decide

@@ -10,7 +10,7 @@ import sympy.parsing
 import sympy.parsing.sympy_parser
 from latex2sympy2_extended import latex2sympy2
 
-from tests.reward.reward_data import read_pairs
+from tests.reward.reward_data import forget, read_pairs
 
 PAIRS = read_pairs()
 
@@ -46,11 +46,7 @@ def test_nothing_of_the_whole_suite_reaches_an_evaluator(equal, monkeypatch):
         monkeypatch.setattr(module, "parse_expr", evaluate)
     for name in ("eval_expr", "stringify_expr"):
         monkeypatch.setattr(sympy.parsing.sympy_parser, name, evaluate)
-    math_verify.parser.parse_latex_cached.cache_clear()
-    math_verify.parser.extract_latex.cache_clear()
-    from r1zero.reward import solver
-
-    solver.parse_label.cache_clear()
+    forget()
     with pytest.raises(Reached):
         sympy.Number("5")
     assert sum(equal(pair.answer, pair.label) for pair in PAIRS) == sum(pair.right for pair in PAIRS)

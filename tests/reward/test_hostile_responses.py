@@ -10,7 +10,7 @@ import pytest
 
 from r1zero.reward import Scorer
 from r1zero.reward.boxes import last_box
-from r1zero.reward.score import MEMORY_BYTES
+from r1zero.reward.score import MEMORY_MIB
 
 DEADLINE_S = 8.0
 # The pool keeps to 0.5 s past the deadline; where more processes run than there are cores it must wait for its turn first.
@@ -34,6 +34,8 @@ WRONG = {
         "9^{9^{9^{9}}}", "9^9^9^9^9", "(((9^9)^9)^9)^9", "2^{2^{2^{2^{2^{2}}}}}", "10^{10^{10}}", "9^{999999999}",
         "99999^{99999}", "9^{9^{9^x}}", "x^{9^{9^9}}", r"\sqrt[9^{9^9}]{2}", r"e^{e^{e^{e^{e^{e}}}}}", "9^{-9^{9}}",
         r"\frac{1}{9^{99999}}", "(9^{9^9}, 5)", "[0, 9^{99999}]", r"\{9^{99999}, 1\}", "(1+x)^{99999}", "0.1^{99999}",
+        r"9^{99 \cdot 99 \cdot 99 \cdot 99 \cdot 99 \cdot 99}", "2^{99!}", "(x^{99999})^{99999}", "664E445000", "x > 9^{9^9}",
+        "x = 9^{9^{9^9}}", r"e^{10^{10^{10}}}", r"x^{9^{9^9}} + y = 1", r"\sqrt[9]{9^{9^{9^9}}}", "(9^{9^9})_{2}", "9^{9^{9^9}}:1",
     )],
     "factorial chains": [boxed(a) for a in (
         "9!!!!!!!!", "((9!)!)!", "99999!", "999999999!", "(99999!)!", r"\frac{99999!}{99998!}", "(3!)!!", r"(10^5)!",
@@ -159,7 +161,7 @@ def test_the_address_space_of_every_worker_is_bounded(scorer):
     for worker in workers(scorer):
         lines = Path(f"/proc/{worker}/limits").read_text().splitlines()[1:]
         limits = {line[:25].strip(): line[26:].split()[0] for line in lines}
-        assert int(limits["Max address space"]) <= MEMORY_BYTES + (1 << 30)
+        assert int(limits["Max address space"]) <= (MEMORY_MIB << 20) + (1 << 30)
         assert limits["Max core file size"] == "0" and limits["Max cpu time"] != "unlimited"
 
 

@@ -64,6 +64,15 @@ def test_the_report_lists_what_is_wrong_with_file_and_line():
     assert any(line.startswith("a.jsonl:2:") and "'6'" in line and "'5'" in line for line in report.lines())
 
 
+def test_the_summary_shows_ten_rows_of_a_kind_says_where_the_rest_is_and_knows_gsm8ks_mark():
+    rows = [LabelRow("a.jsonl", n, f"She sold {n} clips. So:\n#### {n}", None) for n in range(25)]
+    report = check_labels(rows, workers=1, deadline_s=5.0)
+    summary = report.summary("out/labels.txt")
+    assert sum("unparsable label" in line for line in summary) == 10 and sum("unparsable label" in line for line in report.lines()) == 25
+    assert summary[-1] == "... and 15 more like these in out/labels.txt"
+    assert '25 labels hold "####"' in summary[1] and 'handler = "gsm8k"' in summary[1]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("R1ZERO_DATA" not in os.environ, reason="R1ZERO_DATA names no folder with the full data sets")
 @pytest.mark.parametrize("name", SETS)

@@ -52,17 +52,28 @@ def test_each_line_gets_one_line_of_json_in_order(responses, tmp_path):
     "rows, arguments, sentence",
     [
         (["{}"], ["--rules", "base_ac"], 'there is no reward rule "base_ac"; the nearest is "base_acc"'),
-        ([{"response": "x"}], [], ':1: the line must be an object with the text field "label"'),
+        ([{"response": "x"}], [], ':1: the line must have the text or number "label"'),
+        ([{"response": 5, "label": "5"}], [], ':1: the line must have the text "response"'),
+        ([{"response": GOOD, "label": True}], [], ':1: the line must have the text or number "label"'),
+        ([{"response": GOOD, "label": "5", "additional": 1}], [], ':1: "additional" must be an object'),
         ([{"response": GOOD, "label": "1"}, "{"], [], ":2: not a line of JSON"),
-        (["[1, 2]"], [], ':1: the line must be an object with the text field "response"'),
+        (["[1, 2]"], [], ':1: the line must be an object with the text fields "response" and "label"'),
         (["[" * 100_000], [], ":1: not a line of JSON"),
         (["{}"], ["--deadline", "0"], "a deadline above 0 s"),
+        (["{}"], ["--memory", "1", "--workers", "2"], "16 MiB of memory for each worker, not 2, 5.0 s and 1 MiB"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_status_2(responses, rows, arguments, sentence):
     done = run(responses(*rows), *arguments)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_byte_order_mark_is_skipped_and_a_number_is_a_label_as_it_is_written(responses):
+    rows = ['\ufeff{"response": "\\\\boxed{5}", "label": 5}', '{"response": "\\\\boxed{0.10}", "label": 0.10}',
+            '{"response": "\\\\boxed{1}", "label": 12345678901234567890123}']  # fmt: skip
+    done = run(responses(*rows), "--rules", "acc")
+    assert [json.loads(line)["equal"] for line in done.stdout.splitlines()] == [True, True, False] and done.stderr == ""
 
 
 def test_a_missing_file_is_a_sentence():

@@ -1,0 +1,141 @@
+"""A rule of the user's own, `path.py:function`: checking that the file has it, loading it, passing what it declares."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from r1zero.reward.errors import RewardError
+
+OFFERED = ("prompt", "additional", "equal")
+"""What a rule may declare beside the response and the label; it gets those of them that it declares, by name."""
+
+_CALL = (
+    "a rule is called as rule(response, label), and gets prompt, additional and equal by name where it declares them"
+)
+_MODULE = "user_rule_"
+
+Rule = Callable[[str, str, dict[str, Any]], float]
+
+
+def check_rule(name: str) -> None:
+    """Refuses a file that is missing, is not Python, or does not define the function; runs nothing.
+
+    Raises:
+        RewardError: naming what the file lacks.
+    """
+    path, function = _parts(name)
+    if not path.is_file():
+        raise RewardError(f'reward rule "{name}": there is no file {path.absolute()}')
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        raise RewardError(f'reward rule "{name}": {where} is not Python: {getattr(error, "msg", error)}') from error
+    defined = set(_bound(tree.body))
+    if function not in defined and "*" not in defined:
+        nearest = difflib.get_close_matches(function, defined, n=1, cutoff=0.0)
+        hint = f'; the nearest is "{nearest[0]}"' if nearest else ""
+        raise RewardError(f'reward rule "{name}": {path} defines no function "{function}"{hint}')
+
+
+def _parts(name: str) -> tuple[Path, str]:
+    path, function = name.rsplit(":", 1)
+    return Path(path), function
+
+
+def _bound(statements: list[ast.stmt]) -> Iterator[str]:
+    """The names that a module binds: functions, classes, what it imports or assigns, also under `if` and `try`."""
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            yield statement.name
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name).partition(".")[0] for alias in statement.names)
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
+        else:
+            for field in ("body", "orelse", "finalbody", "handlers"):
+                for inner in getattr(statement, field, []):
+                    yield from _bound(inner.body if isinstance(inner, ast.ExceptHandler) else [inner])
+
+
+def load_rule(name: str) -> Rule:
+    """`rule(response, label, offered)`, the user's function behind it, its file run once, before any worker is forked.
+
+    The file may import what lies beside it.
+
+    Raises:
+        RewardError: the file cannot be run, or the function not be called as rules are.
+    """
+    path, function = _parts(name)
+    spec = importlib.util.spec_from_file_location(f"{_MODULE}{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # for good: a rule may import only when it is called
+    _run(spec.loader.exec_module, module, name, path)
+    rule = getattr(module, function, None)
+    if not callable(rule):
+        raise RewardError(f'reward rule "{name}": {path} defines no function "{function}"')
+    declared = _declared(name, rule)
+
+    def call(response: str, label: str, offered: dict[str, Any]) -> float:
+        return float(rule(response, label, **{key: offered[key] for key in declared}))
+
+    return call
+
+
+def _run(execute: Callable[[Any], None], module: Any, name: str, path: Path) -> None:
+    """Raises RewardError for whatever the user's file raises."""
+    finished = False
+    try:
+        execute(module)
+        finished = True
+    finally:
+        _, error, trace = sys.exc_info()
+        if not finished:
+            raise RewardError(f'reward rule "{name}": {place(trace, path) or path}: {said(error)}') from error
+
+
+def _declared(name: str, rule: Callable[..., Any]) -> list[str]:
+    """Which of OFFERED the rule takes. Raises RewardError where it needs anything else, or no two texts."""
+    try:
+        parameters = list(inspect.signature(rule).parameters.values())
+    except ValueError:
+        return []  # built in; it is called with the two texts
+    by_name = [p for p in parameters if p.name in OFFERED and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    by_place = [p for p in parameters if p not in by_name and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = [p.kind for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(by_place) < 2 and inspect.Parameter.VAR_POSITIONAL not in variadic:
+        raise RewardError(f'reward rule "{name}": takes {len(by_place)} texts by position; {_CALL}')
+    for parameter in parameters:
+        filled = parameter in by_name or parameter in by_place[:2] or parameter.default is not parameter.empty
+        if not filled and parameter.kind not in variadic:
+            raise RewardError(f'reward rule "{name}": nothing fills its parameter "{parameter.name}"; {_CALL}')
+    return list(OFFERED) if inspect.Parameter.VAR_KEYWORD in variadic else [p.name for p in by_name]
+
+
+def place(trace: TracebackType | None, path: Path | None = None) -> str | None:
+    """file:line of the innermost call in a user's rule (in `path`, or in any); None where there is none."""
+    found = None
+    for frame, line in traceback.walk_tb(trace):
+        ours = (
+            frame.f_globals.get("__name__", "").startswith(_MODULE)
+            if path is None
+            else frame.f_code.co_filename == str(path)
+        )
+        found = f"{frame.f_code.co_filename}:{line}" if ours else found
+    return found
+
+
+def said(error: BaseException) -> str:
+    """The exception as Python's last line has it; a syntax error with its own place."""
+    return " ".join(traceback.format_exception_only(error)[-1].split())
