@@ -138,8 +138,14 @@ def building() -> Iterator[None]:
 
 
 def arguments(shape: dict[str, Any]) -> dict[str, Any]:
-    """SILENT: the rotary kernel is wrong for the three-dimensional queries of latent attention; torch's is taken."""
-    return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}} if "kv_lora_rank" in shape else {}
+    """What vLLM must be told for latent attention.
+
+    SILENT: the rotary kernel is wrong for its three-dimensional queries; torch's is taken. And on processors with AMX vLLM prefers
+    a backend that knows bfloat16 only and stops in float32; the other one, which exists on every processor, is taken everywhere.
+    """
+    if "kv_lora_rank" not in shape:
+        return {}
+    return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}, "attention_config": {"backend": "CPU_MLA"}}
 
 
 def kept_as_loaded(model: nn.Module, tensors: list[Named]) -> list[Named]:

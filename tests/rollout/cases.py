@@ -143,8 +143,10 @@ def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
 
     kept = {name: mend for name, mend in cpu_vllm.MENDS.items() if name not in mends}
     stack.enter_context(mock.patch.object(cpu_vllm, "MENDS", kept))
-    if "rotary" in mends:
-        stack.enter_context(mock.patch.object(cpu_vllm, "arguments", lambda shape: {}))
+    left_out = {"rotary": "compilation_config", "attention backend": "attention_config"}
+    arguments, dropped = cpu_vllm.arguments, [left_out[mend] for mend in mends if mend in left_out]
+    stack.enter_context(mock.patch.object(
+        cpu_vllm, "arguments", lambda shape: {name: value for name, value in arguments(shape).items() if name not in dropped}))
     if "tied head" in mends:
         stack.enter_context(mock.patch.object(cpu_vllm, "repack_tied_head", lambda model: None))
 
