@@ -6,9 +6,10 @@ from typing import NamedTuple
 from r1zero.config import Config
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import placement
+from r1zero.model.engine_limits import cache_elements
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
-from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
+from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, engine_elements, layer_size, stages
 from r1zero.reshard.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync")
