@@ -248,8 +248,11 @@ def of_another_config(tensors, folder):
     (folder / "config.json").write_text(json.dumps({**stated, "intermediate_size": 2 * stated["intermediate_size"]}))
 
 
-@pytest.mark.parametrize("spoil, sentence", [(truncated, "model.safetensors: is torn"), (without_scale, "down_proj.weight is of type F8_E4M3, but config.json has no"),
-                                             (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for")])
+@pytest.mark.parametrize("spoil, sentence", [
+    (truncated, "model.safetensors: is torn"),
+    (without_scale, "down_proj.weight is of type F8_E4M3, but config.json has no quantization_config"),
+    (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for"),
+])
 def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models, tmp_path, spoil, sentence):
     source = tmp_path / "source"
     shutil.copytree(models("deepseek").folder, source)
