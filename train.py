@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1zero import config, device, layout, limits, plan, world
 from r1zero.config import UserError
-from r1zero.model import families, placement
+from r1zero.model import engine_limits, families, placement
 from r1zero.reward import RewardError, Scorer, check_rules
 
 
@@ -36,6 +36,7 @@ def main() -> None:
         shape = families.model_shape(cfg.model)
         for role in filter(None, (grids.train, grids.reference)):
             placement.check(shape, role)
+        engine_limits.check(cfg, shape, grids)
         check_rules(cfg.reward.rules)
     except (UserError, RewardError) as error:   # every rank found the same and ends by itself
         if launch.rank == 0:

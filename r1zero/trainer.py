@@ -20,7 +20,8 @@ from r1zero.guard import numbers
 from r1zero.guard.alarms import Bell
 from r1zero.guard.parity import Gate
 from r1zero.layout import Layout
-from r1zero.model.families import read_shape
+from r1zero.model.families import read_shape, weights
+from r1zero.model.hf_files import HfFolder
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
 from r1zero.saving import Saving
@@ -42,9 +43,13 @@ class Trainer:
         self.prompts.check_length(cfg.rollout.max_prompt_tokens)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
         stops = sorted({*tokens.eos_ids(tokenizer), *self.prompts.meta["stop_token_ids"]})
+        shape = read_shape(cfg.model.path)
+        tokens.check_ids(tokenizer, stops, shape.vocab_size)
+        if launch.local_rank == 0 and not cfg.model.checkpoint:   # weights are loaded last: refuse a folder before that
+            HfFolder(cfg.model.path, shape, weights(shape))
         self.judge = Judge(cfg, layout, launch.rank, scorer, tokenizer, stops)
         self.roles = Roles(cfg, layout, launch.rank, device, stop_token_ids=stops,
-                           forbidden_ids=tokens.missing_ids(tokenizer, read_shape(cfg.model.path).vocab_size))
+                           forbidden_ids=tokens.missing_ids(tokenizer, shape.vocab_size))
         self.exchange = Exchange(layout, launch.rank, device)
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = Gate(cfg, layout, launch.rank, self.roles, self.exchange, self.sync.compiled, self.prompts)

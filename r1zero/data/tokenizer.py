@@ -127,6 +127,22 @@ def missing_ids(tokenizer: Any, vocab_size: int) -> list[int]:
     return [i for i in range(vocab_size) if i not in known]
 
 
+def check_ids(tokenizer: Any, stop_token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises UserError where the tokenizer that made the data, or a stop token, has an id beyond the embedding."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r}: has ids up to {largest}, and the model's vocab_size is "
+            f"{vocab_size}; copy the model's own tokenizer into its folder and run preprocess.py again"
+        )
+    strange = [i for i in stop_token_ids if not 0 <= i < vocab_size]
+    if strange:
+        raise UserError(
+            f"stop token id {strange[0]}: is not below the model's vocab_size = {vocab_size}; "
+            f"correct eos_token_id in {tokenizer.name_or_path}/generation_config.json, or run preprocess.py again"
+        )
+
+
 def eos_ids(tokenizer: Any) -> tuple[int, ...]:
     """Ids that end a response: the tokenizer's own, and those of the model's generation_config.json beside it."""
     ids = {tokenizer.eos_token_id}

@@ -128,7 +128,7 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
     limited = moe.topk_groups < moe.groups
     return dict(
         num_moe_experts=moe.experts, moe_ffn_hidden_size=moe.ffn_hidden_size, moe_router_topk=moe.topk,
-        moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
+        moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size,
         moe_layer_freq=[int(shape.is_moe(layer)) for layer in range(shape.layers)],
         moe_router_num_groups=moe.groups if limited else None, moe_router_group_topk=moe.topk_groups if limited else None,
         moe_router_topk_scaling_factor=moe.routed_scaling_factor, moe_router_score_function="sigmoid",

@@ -50,8 +50,8 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
     every = weights(shape)
     folder = HfFolder(source, shape, every)
     fingerprint = hf_export.fingerprint(source)
-    dtypes = _dtypes(source)
-    buckets = _buckets([(p, hf_export.nbytes(p.chunk.dtype, p.chunk.sizes)) for p in _pieces(shape, every, dtypes)])
+    pieces = _pieces(shape, every, folder.dtypes)
+    buckets = _buckets([(piece, hf_export.nbytes(piece.chunk.dtype, piece.chunk.sizes)) for piece in pieces])
     files = {f"__{i}_0{SUFFIX}": pieces for i, pieces in enumerate(buckets)}
     made_of = {"shape": _shape_digest(shape), "weights": fingerprint}
     stage = Stage(out, {"to": "mcore", **made_of}, [(name, _size(pieces)) for name, pieces in files.items()], workers.rank, workers.size,
@@ -76,7 +76,7 @@ def to_hf(shape: Shape, source: Path, checkpoint: Path, out: Path, workers: Work
     """The weights of a checkpoint in the types of `source`, whose config and tokenizer come along. Raises UserError as `to_mcore`."""
     every = weights(shape)
     folder = open_weights(checkpoint, shape)
-    dtypes = _dtypes(source)
+    dtypes = HfFolder(source, shape, every).dtypes
     buckets = _buckets([((w.name, dtypes[w.name], w.shape), hf_export.nbytes(dtypes[w.name], w.shape)) for w in every])
     files = {hf_export.file_name(i, len(buckets)): [entry for entry, _ in bucket] for i, bucket in enumerate(buckets)}
     by_name = {w.name: w for w in every}
@@ -126,17 +126,6 @@ def read(folder: DistFolder, weight: Weight, piece: Part) -> Tensor:
         return folder.read(weight, piece)
     except Torn as error:
         raise UserError(f"{folder.path}: is torn ({error}); convert again, or name another step") from None
-
-
-def _dtypes(source: Path) -> dict[str, torch.dtype]:
-    """Of each tensor of the source; FP8 is taken for what it stands for, bf16."""
-    found = {}
-    for name, entry in hf_export.source_headers(source).items():
-        if entry["dtype"] not in hf_export.TYPES:
-            raise UserError(f"{source / entry['file']}: {name} is of type {entry['dtype']}; known are {', '.join(hf_export.TYPES)}")
-        dtype = hf_export.TYPES[entry["dtype"]]
-        found[name] = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
-    return found
 
 
 def _pieces(shape: Shape, every: list[Weight], dtypes: dict[str, torch.dtype]) -> list[Piece]:

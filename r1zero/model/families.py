@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1zero.config import Model, UserError
-from r1zero.model.shape import Config, Shape, read_deepseek, read_qwen2, read_qwen3
+from r1zero.model.config_fields import Config, Fields, shown
+from r1zero.model.family_fields import DEEPSEEK_V3, FP8, QWEN2, QWEN3
+from r1zero.model.shape import Shape, read_deepseek, read_qwen2, read_qwen3
 
 Place = Literal["first", "layer", "last", "both ends"]
 
@@ -128,39 +130,60 @@ def _qwen_layer(shape: Shape, layer: int) -> tuple[Row, ...]:
 
 def _deepseek_layer(shape: Shape, layer: int) -> tuple[Row, ...]:
     queries = _MLA_Q_LORA if shape.mla.q_lora_rank else _MLA_Q
-    shared = _SHARED if shape.is_moe(layer) and shape.moe.shared_experts else ()
-    return _NORMS + queries + _MLA + (_ROUTER + _EXPERT + shared if shape.is_moe(layer) else _MLP)
+    return _NORMS + queries + _MLA + (_ROUTER + _EXPERT + _SHARED if shape.is_moe(layer) else _MLP)
 
 
 @dataclass(frozen=True)
 class Family:
+    fields: Fields
+    """Every field that config.json may have."""
     read: Callable[[Config], dict[str, Any]]
-    """The fields of Shape that are the family's own."""
+    """The fields of Shape that are the family's own, from a config that `fields` allows."""
     layer: Callable[[Shape, int], tuple[Row, ...]]
     """The rows of one transformer layer."""
 
 
 FAMILIES = {
-    "Qwen2ForCausalLM": Family(read_qwen2, _qwen_layer),
-    "Qwen3ForCausalLM": Family(read_qwen3, _qwen_layer),
-    "DeepseekV3ForCausalLM": Family(read_deepseek, _deepseek_layer),
+    "Qwen2ForCausalLM": Family(QWEN2, read_qwen2, _qwen_layer),
+    "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _qwen_layer),
+    "DeepseekV3ForCausalLM": Family(DEEPSEEK_V3, read_deepseek, _deepseek_layer),
 }
 
 
 def read_shape(hf_dir: str | Path) -> Shape:
     """The shape stated by `hf_dir`/config.json, or by a file of configs/model/. Raises UserError where it is missing,
-    unsupported or contradicts itself."""
-    config = Config(Path(hf_dir) if Path(hf_dir).suffix == ".toml" else Path(hf_dir) / "config.json")
-    architecture = config["architectures"][0]
-    if architecture not in FAMILIES:
-        raise UserError(f"{config.path}: architecture {architecture!r} is not supported; supported are {', '.join(FAMILIES)}")
-    config.refuse_unless("hidden_act", "silu", "silu")
+    contradicts itself, or has a field that is unknown or whose value is not supported."""
+    file = Config.load(Path(hf_dir) if Path(hf_dir).suffix == ".toml" else Path(hf_dir) / "config.json")
+    architecture = _architecture(file)
+    family = FAMILIES[architecture]
+    config = file.checked(family.fields, architecture)
+    _fp8_block(config)
     return Shape(
         family=architecture, layers=config["num_hidden_layers"], hidden_size=config["hidden_size"],
         ffn_hidden_size=config["intermediate_size"], heads=config["num_attention_heads"], vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"], rms_norm_eps=float(config["rms_norm_eps"]),
-        rope_theta=float(config.rope["rope_theta"]), tied=bool(config.get("tie_word_embeddings", False)),
-        **FAMILIES[architecture].read(config))
+        max_positions=config["max_position_embeddings"], rms_norm_eps=config["rms_norm_eps"],
+        tied=bool(config["tie_word_embeddings"]),
+        **family.read(config))
+
+
+def _architecture(config: Config) -> str:
+    found = config.get("architectures")
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in [*FAMILIES]:
+        raise UserError(f"{config.path}: architectures = {shown(found)}; it must be a list of one of "
+                        f"{', '.join(FAMILIES)}")
+    return found[0]
+
+
+def fp8_block(hf_dir: str | Path) -> tuple[int, int] | None:
+    """Rows and columns that share a scale in an FP8 checkpoint; None for other checkpoints. Raises UserError."""
+    return _fp8_block(Config.load(Path(hf_dir) / "config.json"))
+
+
+def _fp8_block(config: Config) -> tuple[int, int] | None:
+    if not config.get("quantization_config"):
+        return None
+    rows, columns = config.section("quantization_config", FP8, "FP8 checkpoints")["weight_block_size"]
+    return rows, columns
 
 
 def model_shape(model: Model) -> Shape:

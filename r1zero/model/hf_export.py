@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from r1zero.config import UserError
-from r1zero.model.hf_files import INDEX, SINGLE
+from r1zero.model.hf_files import TYPES
+from r1zero.model.hf_folder import INDEX, SINGLE, weight_files
 from r1zero.model.manifest import HashedFile
 
-TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 COPIED = (".json", ".model", ".txt", ".jinja", ".py")
 """Files beside the weights: configuration, tokenizer, templates."""
@@ -66,12 +66,11 @@ def finish(folder: Path, files: dict[str, Tensors], source: Path) -> None:
 
 
 def source_headers(path: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name -> dtype, shape, offsets and file, of all safetensors files of a folder. Raises UserError where there is none."""
+    """Tensor name -> dtype, shape, offsets and file, of all weight files. Raises UserError as `weight_files`."""
     found: dict[str, dict[str, Any]] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        found |= {name: {**entry, "file": file.name} for name, entry in _header(file).items() if name != "__metadata__"}
-    if not found:
-        raise UserError(f"{path}: has no safetensors file; their types and content are compared with, so the folder must be whole")
+    for file in weight_files(path):
+        header = _header(path / file)
+        found |= {name: {**entry, "file": file} for name, entry in header.items() if name != "__metadata__"}
     return found
 
 
@@ -93,10 +92,10 @@ SAMPLE_BYTES = 4096
 def fingerprint(path: Path) -> str:
     """Of a folder's weights: every header, and a sample of every file's content. Tells models of one shape apart in seconds at any size."""
     found = hashlib.sha256(json.dumps(source_headers(path), sort_keys=True).encode())
-    for name in sorted(path.glob("*.safetensors")):
-        size = name.stat().st_size
-        found.update(f"{name.name} {size}".encode())
-        with open(name, "rb") as file:
+    for name in weight_files(path):
+        size = (path / name).stat().st_size
+        found.update(f"{name} {size}".encode())
+        with open(path / name, "rb") as file:
             for i in range(SAMPLES):
                 file.seek(i * max(0, size - SAMPLE_BYTES) // SAMPLES)
                 found.update(file.read(SAMPLE_BYTES))

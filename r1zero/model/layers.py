@@ -29,6 +29,13 @@ class RmsNorm(torch.nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
+class LatentNorm(RmsNorm):
+    """A norm inside latent attention. Its epsilon is 1e-6 in DeepSeek's code and in Hugging Face, not rms_norm_eps."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any):
+        super().__init__(config, hidden_size, 1e-6)
+
+
 class ReplicatedLinear(MegatronModule):
     """A linear layer of which every tensor rank has all, applied to its own tokens.
 
@@ -91,7 +98,7 @@ def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
         attention.core_attention = PackedAttention
         if isinstance(attention, MLASelfAttentionSubmodules):
             attention.linear_q_down_proj = attention.linear_kv_down_proj = ReplicatedLinear
-            attention.q_layernorm = attention.kv_layernorm = RmsNorm
+            attention.q_layernorm = attention.kv_layernorm = LatentNorm
         elif config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = RmsNorm
     return block

@@ -6,10 +6,11 @@ from typing import NamedTuple
 from r1zero.config import Config
 from r1zero.layout import Layout, MegatronGrids
 from r1zero.model import placement
+from r1zero.model.engine_limits import cache_elements
 from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
-from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
+from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, engine_elements, layer_size, stages
 from r1zero.plan.traffic import Traffic, sync_traffic
 from r1zero.reshard.routes import Routes
 

@@ -75,13 +75,6 @@ def absorbed_elements(shape: Shape, layout: Layout) -> int:
             // layout.rollout.size("tp"))
 
 
-def cache_elements(shape: Shape, layout: Layout) -> int:
-    """Elements of key-value cache for one token on one rank, all layers. The latent cache is whole on every tensor rank."""
-    if shape.mla:
-        return shape.layers * (shape.mla.kv_lora_rank + shape.mla.qk_rope_head_dim)
-    return shape.layers * 2 * max(1, shape.kv_heads // layout.rollout.size("tp")) * shape.head_dim
-
-
 def attention_operations(shape: Shape, context: float) -> float:
     """Operations of scores and weighted values for one token that sees `context` tokens, all layers and heads."""
     values = shape.mla.v_head_dim if shape.mla else shape.head_dim

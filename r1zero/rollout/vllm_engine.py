@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from r1zero import config, device
 from r1zero.batch import Prompt, Response
-from r1zero.config import UserError
 from r1zero.layout import Layout
 from r1zero.rollout import cpu_vllm, in_use, npu_vllm, surroundings
 from r1zero.rollout.places import Named, Places, learn
@@ -42,7 +41,7 @@ class Engine:
 
         stop_token_ids: a response ends with any of these, and with no other token.
         forbidden_ids: ids that no token has; they are masked before the softmax, in sampling and in logprobs alike.
-        Raises UserError where the model cannot hold one response with its prompt.
+        The model must be one that model.engine_limits.check lets pass.
         """
         self._cfg, self._stop_token_ids = cfg, stop_token_ids
         self._asleep = self._cache_asleep = False
@@ -59,6 +58,7 @@ class Engine:
               surroundings.world_of(layout.rollout.ranks)):
             with cpu_vllm.building() if cfg.run.device == "cpu" else ExitStack():
                 self._llm = LLM(**arguments)
+        self._llm.apply_model(_set_latent_epsilon)
         self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
             detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields)
@@ -225,19 +225,31 @@ def _sample_from(model: nn.Module, temperature: float, forbidden_ids: list[int])
     model.compute_logits = compute_logits
 
 
+def _set_latent_epsilon(model: nn.Module) -> None:
+    """The norms inside latent attention have an epsilon of 1e-6 in DeepSeek's code and in Hugging Face. vLLM gives them
+    the model's rms_norm_eps."""
+    for name, module in model.named_modules():
+        if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
+            module.variance_epsilon = 1e-6
+
+
+def _overrides(shape: dict[str, Any]) -> dict[str, Any]:
+    """Fields of config.json that vLLM is to read otherwise than they stand there."""
+    # Published in FP8 or not, weights come from the trainer.
+    plain = {"quantization_config": None} if "quantization_config" in shape else {}
+    # transformers 5 writes neither field, as it knows no other routing; vLLM would route by a softmax without bias.
+    routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in shape else {}
+    return plain | routing
+
+
 def _arguments(cfg: config.Config, shape: dict[str, Any]) -> dict[str, Any]:
     """vLLM's arguments; only those that 0.23.0 (NPU) and 0.32.0 (CPU) share. shape: the model's config.json."""
-    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
-    max_model_len = longest + 1   # score() has the longest response as a prompt, and vLLM insists on one token more
-    positions = shape["max_position_embeddings"]
-    if max_model_len > positions:
-        raise UserError(f"rollout.max_prompt_tokens + max_response_tokens + 1 = {max_model_len} exceeds the model's "
-                        f"max_position_embeddings = {positions} ({cfg.model.path}/config.json); lower one of the two")
+    # score() has the longest response as a prompt, and vLLM insists on one token more.
+    max_model_len = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
     return {
         "model": cfg.model.path,
         "skip_tokenizer_init": True,
-        # Published in FP8 or not, weights come from the trainer.
-        **({"hf_overrides": {"quantization_config": None}} if "quantization_config" in shape else {}),
+        "hf_overrides": _overrides(shape),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
         "seed": cfg.run.seed,

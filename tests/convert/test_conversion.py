@@ -134,14 +134,14 @@ def test_a_runs_checkpoint_becomes_a_folder_whatever_layout_wrote_it(ranks, mode
 def test_fp8_blocks_become_the_bf16_that_they_stand_for_and_multi_token_prediction_is_left_out(models, tmp_path):
     source = in_bf16(models("deepseek").folder, tmp_path / "source")
     weights = load_file(source / "model.safetensors")
-    name = "model.layers.0.mlp.down_proj.weight"   # (64, 96): part of a block
-    values, scale = weights[name].float().div(0.03).to(torch.float8_e4m3fn), torch.tensor([[0.03]])
+    name = "model.layers.0.mlp.down_proj.weight"   # (64, 96)
+    values, scale = weights[name].float().div(0.03).to(torch.float8_e4m3fn), torch.tensor([[0.03, 0.05]])
     extra = {"model.layers.4.eh_proj.weight": torch.ones(2, 2)}
     save_file({**weights, name: values, f"{name}_scale_inv": scale, **extra}, source / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 48]}}))
     out = to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out")
-    scaled = torch.tensor([[float(v) * float(scale) for v in row] for row in values.float()]).bfloat16()
+    scaled = torch.tensor([[float(v) * float(scale[0, j // 48]) for j, v in enumerate(row)] for row in values.float()]).bfloat16()
     check_equal(out, {**weights, name: scaled})
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
 
@@ -222,6 +222,11 @@ def test_bad_input_gets_a_sentence_and_nothing_stands_in_place(models, tmp_path)
         to_hf(models("qwen3").folder, mcore, out)
     with pytest.raises(UserError, match="nowhere: is not a whole checkpoint .manifest.json is missing"):
         to_hf(source, tmp_path / "nowhere", out)
+    partial = tmp_path / "partial"
+    shutil.copytree(source, partial)
+    save_file({"model.norm.weight": torch.ones(64)}, partial / "model.safetensors")
+    with pytest.raises(UserError, match=r"partial: \d+ of \d+ tensors are missing"):
+        to_hf(partial, mcore, out)
     flip(mcore / "__1_0.distcp")
     with pytest.raises(UserError, match="mcore: is torn .__1_0.distcp has other content than was written"):
         to_hf(source, mcore, out)
@@ -243,8 +248,11 @@ def of_another_config(tensors, folder):
     (folder / "config.json").write_text(json.dumps({**stated, "intermediate_size": 2 * stated["intermediate_size"]}))
 
 
-@pytest.mark.parametrize("spoil, sentence", [(truncated, "model.safetensors: is torn"), (without_scale, "1 FP8 tensors have no scales"),
-                                             (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for")])
+@pytest.mark.parametrize("spoil, sentence", [
+    (truncated, "model.safetensors: is torn"),
+    (without_scale, "down_proj.weight is of type F8_E4M3, but config.json has no quantization_config"),
+    (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for"),
+])
 def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models, tmp_path, spoil, sentence):
     source = tmp_path / "source"
     shutil.copytree(models("deepseek").folder, source)

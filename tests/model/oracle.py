@@ -1,6 +1,5 @@
 """Tiny models of every family in Hugging Face's format, and what plain transformers computes with them in fp32."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +66,6 @@ def make(name: str, folder: Path) -> Oracle:
             if key.endswith("e_score_correction_bias"):
                 buffer.uniform_(-0.1, 0.1)
     model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    if architecture == "DeepseekV3":
-        config |= dict(topk_method="noaux_tc", scoring_func="sigmoid")
-        (folder / "config.json").write_text(json.dumps(config))
     oracle = Oracle(folder)
     _compute(model, oracle)
     return oracle

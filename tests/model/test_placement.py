@@ -12,8 +12,8 @@ from r1zero import config, layout
 from r1zero.config import UserError
 from r1zero.model import placement
 from r1zero.model.families import read_shape, weights
-from tests.model.oracle import DENSE, LATENT
-from tests.model.test_families import V3
+from tests.model.config_values import DEEPSEEK, MINIMAL, QWEN2
+from tests.model.published import PUBLISHED
 
 
 def carved(size, **degrees):
@@ -28,7 +28,7 @@ def shape_of(folder, config_json):
     return read_shape(folder)
 
 
-TINY = dict(LATENT, architectures=["DeepseekV3ForCausalLM"])
+TINY, V3 = MINIMAL[DEEPSEEK], PUBLISHED["DeepSeek-V3"]
 
 
 @pytest.mark.parametrize("size, degrees", [(1, {}), (4, dict(tp=2)), (4, dict(tp=2, pp=2)), (4, dict(ep=4)), (8, dict(tp=2, pp=2, ep=4)),
@@ -55,7 +55,7 @@ def test_the_384_die_layout_holds_5_4_gigabytes_on_its_fullest_rank(tmp_path):
 
 
 def test_a_tied_embedding_lives_at_both_ends_of_the_pipeline(tmp_path):
-    shape = shape_of(tmp_path, dict(DENSE, architectures=["Qwen2ForCausalLM"], tie_word_embeddings=True))
+    shape = shape_of(tmp_path, dict(MINIMAL[QWEN2], tie_word_embeddings=True))
     embedding = weights(shape)[0]
     grids = carved(2, pp=2)
     assert set(placement.holders(embedding, shape, grids)) == {0, 1}
@@ -74,4 +74,4 @@ def test_degrees_that_do_not_cut_the_model_are_refused(tmp_path, size, degrees, 
 
 def test_spread_experts_need_experts(tmp_path):
     with pytest.raises(UserError, match="no experts"):
-        placement.check(shape_of(tmp_path, dict(DENSE, architectures=["Qwen2ForCausalLM"])), carved(2, ep=2))
+        placement.check(shape_of(tmp_path, MINIMAL[QWEN2]), carved(2, ep=2))

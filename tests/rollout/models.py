@@ -33,16 +33,7 @@ def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
             if name.endswith("e_score_correction_bias"):
                 tensor.uniform_(0.0, 0.1)
     model.save_pretrained(folder)
-    if kind == "experts":   # vLLM takes the bias into account only if these are stated
-        _state(folder, topk_method="noaux_tc", scoring_func="sigmoid")
     return str(folder)
-
-
-def _state(folder: Path, **fields: Any) -> None:
-    import json
-
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def weights(folder: str) -> Iterator[tuple[str, Tensor]]:
