@@ -41,7 +41,8 @@ class Trainer:
         self.prompts.check(tokens.digest(cfg.model.path))
         self.prompts.check_length(cfg.rollout.max_prompt_tokens)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
-        stops = sorted({*tokens.eos_ids(tokenizer), *self.prompts.meta["stop_token_ids"]})
+        tokens.check_marks(tokenizer)
+        stops = tokens.stop_ids(tokenizer, self.prompts.meta["stop_token_ids"])
         self.judge = Judge(cfg, layout, launch.rank, scorer, tokenizer, stops)
         self.roles = Roles(cfg, layout, launch.rank, device, stop_token_ids=stops,
                            forbidden_ids=tokens.missing_ids(tokenizer, read_shape(cfg.model.path).vocab_size))

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from r1zero.batch import Prompt
-from r1zero.config import UserError
+from r1zero.config import UserError, readable
 from r1zero.data import store, templates
 
 
@@ -50,6 +50,11 @@ class PromptSet:
                 f"(digest {made_with['digest'][:12]}), "
                 f"the model's has the digest {tokenizer_digest[:12]}; run preprocess.py with the model's tokenizer"
             )
+        with readable(f"data {self.path!r}", "run preprocess.py again"):
+            self._check_sources()
+            self._check_template()
+
+    def _check_sources(self) -> None:
         for source in self.meta["sources"]:
             now = store.file_digest(Path(source["path"])) if Path(source["path"]).is_file() else source["sha256"]
             if now != source["sha256"]:
@@ -57,6 +62,8 @@ class PromptSet:
                     f"data {self.path!r}: was made from {source['path']} with sha256 {source['sha256'][:12]}, "
                     f"which is {now[:12]} now; run preprocess.py again"
                 )
+
+    def _check_template(self) -> None:
         made = self.meta["template"]
         if (
             Path(made["path"]).is_file()

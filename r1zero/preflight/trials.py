@@ -59,13 +59,21 @@ def _generate(trainer: "Trainer") -> str:
 
 
 def _grade(trainer: "Trainer") -> str:
-    if trainer.judge.scorer is None:
+    """The right answer to the first prompt, as it is and as it comes back from the tokenizer."""
+    judge, label = trainer.judge, trainer.prompts[0].label
+    if judge.scorer is None:
         return ""
-    label = trainer.prompts[0].label
-    trainer.judge.scorer.submit(0, f"<think>One step.</think><answer>\\boxed{{{label}}}</answer>", label)
-    score = trainer.judge.scorer.collect()[0]
+    text = f"<think>One step.</think><answer>\\boxed{{{label}}}</answer>"
+    back = judge.through_tokens(text)
+    judge.scorer.submit(0, text, label)
+    judge.scorer.submit(1, back, label)
+    scores = judge.scorer.collect()
+    plain, score = scores[0], scores[1]
     if score.outcome != "scored":
         raise UserError(f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and reward.deadline_s")
+    if score.reward != plain.reward:
+        raise UserError(f"the right answer to the first prompt earns {plain.reward:g}, and {score.reward:g} as the tokenizer gives it "
+                        f"back: {back!r}; choose a tokenizer that can spell it")
     return f"reward {score.reward:g} for the first prompt's label"
 
 

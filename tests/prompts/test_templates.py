@@ -36,7 +36,7 @@ def prompt(path: str, name: str, tokenizer_path: str, question: str, **given) ->
     loaded, tok = templates.load(path, name), tokenizer.load(tokenizer_path)
     eos = tokenizer.single_token(tok, loaded.stop_words[0]) if loaded.replace_eos else tok.eos_token_id
     values = {"system": "", "history": (), "thinking": False} | given
-    return tokenizer.encode(tok, templates.render(loaded, question, **values), eos)
+    return tokenizer.encode(tok, templates.render(loaded, question, **values), eos, tokenizer.control_tokens(tok))
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -175,12 +175,12 @@ def test_a_wrong_entry_is_named_with_its_field(entry: dict, message: str, tmp_pa
     ("content", "message"),
     [
         (None, "cannot be read (No such file or directory)"),
-        (b"{", "is not JSON"),
-        (b"\xff", "is not JSON"),
+        (b"{", "is torn or not JSON"),
+        (b"\xff", "templates.json:1: is not UTF-8"),
         (b"{}", "is a JSON dict"),
         (b"[1]", "entry 1 has no name"),
         (b'[{"name": "a"}, {"name": 2}]', "entry 2 has no name"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"[" * 100_000, "is torn or not JSON"),
         (b"[]", "has no template 't'; the file is empty"),
         (b'[{"name": "tt"}, {"name": "x"}]', "has no template 't'; the nearest is 'tt' of tt, x"),
         (b'[{"name": "t"}, {"name": "t"}]', "has 2 templates named 't'"),
