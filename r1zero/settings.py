@@ -94,7 +94,7 @@ def read_toml(path: str) -> dict[str, Any]:
     """Raises UserError with file and line where the file is missing or is not TOML."""
     try:
         return tomli.loads(read_text(path, "name an existing TOML file"))
-    except (tomli.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:   # also of a number of thousands of digits
         raise UserError(f"{path}: is not TOML: {error}") from None
 
 
@@ -134,7 +134,7 @@ class _Argument(str):
     def parsed(self) -> Any:
         try:
             return tomli.loads(f"x = {self}")["x"]
-        except (tomli.TOMLDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return str(self)
 
 
@@ -168,9 +168,8 @@ def _build(cls: type[T], tree: dict[str, Any], source: _Source, prefix: str) -> 
     for key, value in tree.items():
         if key not in fields:
             nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-            spelt = key if key.isprintable() else repr(key)
             place = getattr(value, "source", source).place
-            raise UserError(f"{place}: unknown key {prefix}{spelt}; the nearest known one is {prefix}{nearest}")
+            raise UserError(f"{place}: unknown key {prefix}{_spelt(key)}; the nearest known one is {prefix}{nearest}")
     values = {name: tree[name] if name in tree else _default(field, source, prefix) for name, field in fields.items()}
     return cls(**{name: _convert(hints[name], value, source, prefix + name) for name, value in values.items()})
 
@@ -197,22 +196,34 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
         value = str(value) if hint is str and not isinstance(parsed, str) else parsed
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise UserError(f"{source.place}: {name} = {value!r} is a value; it must be a section")
+            raise UserError(f"{source.place}: {name} = {_shown(value)} is a value; it must be a section")
         return _build(hint, value, source, name + ".")
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{source.place}: {name} = {value!r}; it must be one of {', '.join(map(repr, args))}")
+            raise UserError(f"{source.place}: {name} = {_shown(value)}; it must be one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(args[0], v, source, f"{name}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {_convert(args[0], k, source, f"{name}.{k}"): _convert(args[1], v, source, f"{name}.{k}") for k, v in value.items()}
+        names = {key: f"{name}.{_spelt(key)}" for key in value}
+        return {_convert(args[0], k, source, names[k]): _convert(args[1], v, source, names[k]) for k, v in value.items()}
     if hint is float and type(value) is int:
         return float(value)
     if hint is Any or type(value) is (origin or hint):
         return value
-    raise UserError(f"{source.place}: {name} = {value!r} is of type {type(value).__name__}; "
+    raise UserError(f"{source.place}: {name} = {_shown(value)} is of type {type(value).__name__}; "
                     f"it must be {getattr(origin or hint, '__name__', hint)}")
+
+
+def _spelt(key: str) -> str:
+    return key if key.isprintable() else repr(key)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:   # an integer of over 4,300 digits
+        return "a number too long to show"
 
 
 def _located(value: str, kind: str, source: _Source, name: str) -> str:

@@ -65,10 +65,13 @@ class PromptSet:
 
     def _check_template(self) -> None:
         made = self.meta["template"]
-        if (
-            Path(made["path"]).is_file()
-            and (now := templates.load(made["path"], made["name"]).digest) != made["digest"]
-        ):
+        if not Path(made["path"]).is_file():
+            return
+        try:
+            now = templates.load(made["path"], made["name"]).digest
+        except UserError as error:
+            raise UserError(f"data {self.path!r}: the template that it was made with is gone: {error}") from None
+        if now != made["digest"]:
             raise UserError(
                 f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
                 f"which is {now[:12]} in {made['path']} now; run preprocess.py again"

@@ -98,6 +98,10 @@ def _template(entry: dict[str, Any], where: str) -> Template:
         if key not in FIELDS + UNUSED_FIELDS:
             nearest = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)[0]
             raise UserError(f"{where}: unknown field {key!r}; the nearest known one is {nearest!r}")
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: spells {error.object[error.start]!r}, half of a character; write the whole one") from None
     stop_words, replace_eos = _stop_words(entry, where), _flag(entry, "replace_eos", where)
     if replace_eos and not stop_words:
         raise UserError(

@@ -52,8 +52,9 @@ def load(path: str) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 path, use_fast=True, local_files_only=True, trust_remote_code=False
             )
-            tokenizer.decode(tokenizer.encode("a"))  # some values of the files are first looked at here
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
+            # Some values of the files are first looked at here; an unknown token that is no token is looked up for ever.
+            tokenizer.decode(tokenizer.encode("a")), tokenizer.bos_token_id, tokenizer.eos_token_id
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError) as error:
         raise UserError(f"{where}: cannot be loaded ({type(error).__name__}: {reason(error)}); {COPY}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{where}: is a {type(tokenizer).__name__}, not a fast one; save it with a tokenizer.json")

@@ -76,7 +76,7 @@ def load_config(data, overrides):
 
 OVERRIDES = st.lists(TEXT | st.builds("{}={}".format, st.sampled_from(NAMES) | TEXT, TEXT | st.sampled_from(
     ["1", "-1", "nan", "inf", "1e400", "[1]", "{a=1}", '"x', "true", "1979-05-27",
-     "0x7fffffffffffffffff", "1\ny=2", "'''", "9" * 5000])), max_size=3)
+     "0x7fffffffffffffffff", "1\ny=2", "'''", "9" * 5000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]"])), max_size=3)
 
 
 @property_of(st.tuples(st.binary(max_size=60) | st.sampled_from(list(GOOD.values())).flatmap(damaged), OVERRIDES), 150)

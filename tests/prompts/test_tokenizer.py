@@ -140,7 +140,7 @@ WORDS = st.sampled_from([*SPECIAL, "<think>", "im_end|>", "<|", "a", " ", "\n", 
 
 
 @settings(deadline=None)
-@given(asked=st.lists(WORDS, max_size=6), before=st.lists(WORDS, max_size=3), after=st.lists(WORDS, max_size=3))
+@given(asked=st.lists(WORDS, min_size=1, max_size=6), before=st.lists(WORDS, max_size=3), after=st.lists(WORDS, max_size=3))
 def test_control_tokens_of_the_data_are_text_and_those_of_the_template_tokens(
     asked: list[str], before: list[str], after: list[str], tokenizer_path: str
 ) -> None:
