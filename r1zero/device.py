@@ -4,10 +4,14 @@ import gc
 import importlib
 import os
 import random
+import socket
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Iterator
+
+from r1zero.config import Agreed, UserError
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,44 @@ def seed(number: int, deterministic: bool) -> None:
 
 
 def start(kind: str, local_rank: int) -> Device:
-    """Set the environment and import the vendor's packages; the rank's device becomes the current one."""
+    """Set the environment and import the vendor's packages; the rank's device becomes the current one.
+
+    Raises UserError where the host has no such device, or fewer than ranks were started on it.
+    """
     device = ROWS[kind]
     for name, value in COMMON + device.environment:
         os.environ.setdefault(name, value)
-    with _hidden_arguments(), quiet_imports(), _torch_kept() if device.imports else nullcontext():
-        for vendor in device.imports:
-            importlib.import_module(vendor)
+    try:
+        with _hidden_arguments(), quiet_imports(), _torch_kept() if device.imports else nullcontext():
+            for vendor in device.imports:
+                importlib.import_module(vendor)
+    except ImportError as error:
+        raise _without(kind, 0, local_rank, f" ({error})") from None
     if kind != "cpu":
+        there = module(kind).device_count() if module(kind).is_available() else 0
+        if local_rank >= there:
+            raise _without(kind, there, local_rank)
         module(kind).set_device(local_rank)
     return device
+
+
+SPEAKER_S = 3
+"""Seconds for which the ranks of a host wait for the one of them that says what is wrong, as the first to leave ends the job."""
+
+
+def _without(kind: str, there: int, local_rank: int, why: str = "") -> UserError:
+    """The error of a rank that has no device, said by the first of them on each host."""
+    host = socket.gethostname()
+    if there:
+        said = (f"run.device = {kind!r}: {host} has {there} device{'s' * (there > 1)} and more ranks were started on it; start one rank "
+                "for each device")
+    else:
+        said = (f"run.device = {kind!r}: {host} has no such device that its packages can use{why}; name the device it has (run.device), "
+                "or start on a host with one (launch/README.md)")
+    if local_rank == there:
+        return UserError(said)
+    time.sleep(SPEAKER_S)
+    return Agreed(said)
 
 
 def module(kind: str) -> Any:

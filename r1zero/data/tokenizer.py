@@ -53,7 +53,7 @@ def load(path: str) -> Any:
                 path, use_fast=True, local_files_only=True, trust_remote_code=False
             )
             # Some values of the files are first looked at here; an unknown token that is no token is looked up for ever.
-            tokenizer.decode(tokenizer.encode("a")), tokenizer.bos_token_id, tokenizer.eos_token_id
+            tokenizer.decode(tokenizer.encode("a")), tokenizer.all_special_ids
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError) as error:
         raise UserError(f"{where}: cannot be loaded ({type(error).__name__}: {reason(error)}); {COPY}") from None
     if not tokenizer.is_fast:

@@ -129,7 +129,7 @@ def test_the_real_job_whose_launcher_is_killed_at_a_random_moment_ends_and_goes_
         while jobs.alive(str(qwen2 / "job.toml"), "run.name=cut") and time.monotonic() < until:
             time.sleep(0.1)
         assert not jobs.alive(str(qwen2 / "job.toml"), "run.name=cut"), f"seed {seed}: ranks outlive their launcher"
-        done = len(metrics.read_text().splitlines())
+        done = len(metrics.read_bytes().splitlines())
         assert job(qwen2, "cut", log).wait(300) == 0, f"seed {seed}, killed after {done}:\n" + (tmp_path / "log").read_text()[-3000:]
     sys.stdout.write(f"seed {seed}: killed after {done} of 8 iterations\n")
     check_equal(tmp_path / "whole", tmp_path / "cut", 8)

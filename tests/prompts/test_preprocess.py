@@ -38,7 +38,7 @@ def left_in(folder: Path) -> set[str]:
 
 
 def test_jsonl_json_and_parquet_make_the_same_prompts(run, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (SAMPLES / "math.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (SAMPLES / "math.jsonl").read_bytes().splitlines()]
     (tmp_path / "math.json").write_text(json.dumps(rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "math.parquet")
     made = []
@@ -88,7 +88,7 @@ def test_bad_rows_are_named_with_file_and_line_and_cost_only_themselves(run, tmp
     ]
     assert f"bad row: {file}:2 has no 'answer'; the nearest of its columns is 'problem'" in words
     assert f"bad row: {file}:3 is not JSON: Unterminated string" in words and f"bad row: {file}:4 is not UTF-8" in words
-    rejected = [json.loads(line)["source"] for line in (output / store.REJECTED).read_text().splitlines()]
+    rejected = [json.loads(line)["source"] for line in (output / store.REJECTED).read_bytes().splitlines()]
     assert rejected == [f"{file}:{n}" for n in (2, 3, 4)]
     assert prompts.meta["counts"] == {"rows": 5, "kept": 2, "too_long": 0, "bad": 3}
 
