@@ -28,7 +28,7 @@ def main() -> None:
             command.add_argument(argument, type=Path)
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
     options = parser.parse_args()
-    launch = world.Launch(0, 1, 0, 1, "none")
+    launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)

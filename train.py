@@ -21,7 +21,7 @@ def main() -> None:
                         help="start all ranks, try everything that a step needs once, print what was found, and end")
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     args = parser.parse_intermixed_args()
-    launch = world.Launch(0, 1, 0, 1, "none")
+    launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)

@@ -6,12 +6,11 @@ import os
 import random
 import socket
 import sys
-import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Iterator
 
-from r1zero.config import Agreed, UserError
+from r1zero.config import UserError, found_alike
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,8 @@ def start(kind: str, local_rank: int) -> Device:
     return device
 
 
-SPEAKER_S = 3
-"""Seconds for which the ranks of a host wait for the one of them that says what is wrong, as the first to leave ends the job."""
-
-
 def _without(kind: str, there: int, local_rank: int, why: str = "") -> UserError:
-    """The error of a rank that has no device, said by the first of them on each host."""
+    """The error of a rank that has no device; the first of them on each host says it."""
     host = socket.gethostname()
     if there:
         said = (f"run.device = {kind!r}: {host} has {there} device{'s' * (there > 1)} and more ranks were started on it; start one rank "
@@ -112,10 +107,7 @@ def _without(kind: str, there: int, local_rank: int, why: str = "") -> UserError
     else:
         said = (f"run.device = {kind!r}: {host} has no such device that its packages can use{why}; name the device it has (run.device), "
                 "or start on a host with one (launch/README.md)")
-    if local_rank == there:
-        return UserError(said)
-    time.sleep(SPEAKER_S)
-    return Agreed(said)
+    return found_alike(said, speaker=local_rank == there)
 
 
 def module(kind: str) -> Any:

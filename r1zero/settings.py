@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import re
+import time
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,18 @@ class UserError(Exception):
 
 class Agreed(UserError):
     """Found by all ranks of a world together, and raised on each: one of them says it."""
+
+
+SPEAKER_S = 3.0
+"""Seconds that ranks wait for the one of them that speaks, as the first to leave may end the job."""
+
+
+def found_alike(text: str, speaker: bool) -> UserError:
+    """The error of ranks that find the same before they have met. One of them, the speaker, says it."""
+    if speaker:
+        return UserError(text)
+    time.sleep(SPEAKER_S)
+    return Agreed(text)
 
 
 T = TypeVar("T")

@@ -112,9 +112,9 @@ def test_groups_get_options_on_npu_only(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from r1zero import config, device
+    from r1zero import config, device, settings
 
-    monkeypatch.setattr(device, "SPEAKER_S", 0)
+    monkeypatch.setattr(settings, "SPEAKER_S", 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     for there, says in ((0, "has no such device that its packages can use; name the device it has"),
                         (2, "has 2 devices and more ranks were started on it; start one rank for each device")):

@@ -5,6 +5,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import socket
@@ -108,7 +109,7 @@ def test_slurm_through_a_stand_in(tmp_path: Path) -> None:
     """There is no Slurm here. A stand-in for srun starts two tasks with the variables that Slurm's manual promises."""
     srun = tmp_path / "srun"
     srun.write_text("""#!/bin/sh
-for option in --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL; do
+for option in --mpi=none --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL; do
     [ "$1" = "$option" ] || { echo "unexpected $1" >&2; exit 9; }
     shift
 done
@@ -156,6 +157,19 @@ def test_scripts_are_short_and_leave_the_machine_alone(script: Path) -> None:
     assert not re.search(r"(^|[\s;&|(])(pkill|killall|kill|reboot|sysctl|npu-smi)\s", own), "acts on other processes or the machine"
     if script.name in ("mpirun.sh", "torchrun.sh", "slurm.sh"):
         assert len(text.splitlines()) <= 30
+
+
+@pytest.mark.parametrize("to, more, bold", [("pipe", {}, False), ("terminal", {}, True), ("terminal", {"NO_COLOR": "1"}, False)])
+def test_scripts_write_in_bold_on_terminals_only(to: str, more: dict[str, str], bold: bool) -> None:
+    say = next(line for line in (LAUNCH / "install.sh").read_text().splitlines() if line.startswith("say()"))
+    read, write = pty.openpty() if to == "terminal" else os.pipe()
+    subprocess.run(["bash", "-c", f"{say}; say one two"], stdout=write, check=True, env={"PATH": os.environ["PATH"], **more})
+    os.close(write)
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    assert said.strip() == ("\x1b[1mone two\x1b[0m" if bold else "one two")
+    escapes = [line for script in SCRIPTS for line in script.read_text().splitlines() if "033" in line]
+    assert escapes == [say], "a script writes colours of its own"
 
 
 def sourced(**before: str) -> dict[str, str]:
