@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from r1zero import config, device, layout, limits, plan, world
@@ -36,9 +37,11 @@ def main() -> None:
         for role in filter(None, (grids.train, grids.reference)):
             placement.check(shape, role)
         check_rules(cfg.reward.rules)
-    except (UserError, RewardError) as error:   # every rank found the same and ends by itself
+    except (UserError, RewardError) as error:   # every rank found the same: the first says it, before another's end ends the job
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
+        else:
+            time.sleep(config.SPEAKER_S)
         sys.exit(2)
     try:
         train(cfg, grids, launch, args.check)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from r1zero.settings import (
+    SPEAKER_S,
     Agreed,
     LocalPath,
     OwnFunction,
@@ -25,6 +26,7 @@ from r1zero.settings import (
 )
 
 __all__ = [
+    "SPEAKER_S",
     "Agreed",
     "Config",
     "LocalPath",

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         options.run(options, console)
     except UserError as error:

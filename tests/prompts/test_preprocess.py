@@ -296,7 +296,7 @@ def test_an_error_of_an_own_handlers_file_is_not_taken_for_a_full_disk(run, tmp_
     assert left_in(tmp_path) - {"__pycache__"} == before
 
 
-@pytest.mark.parametrize("name", ["with space", "co:lon", "quo'te\"s", "new\nline", "中文"])
+@pytest.mark.parametrize("name", ["with space", "co:lon", "quo'te\"s", "new\nline", "中文", "[red]", "[/x]"])
 def test_every_file_may_lie_in_a_folder_of_any_name(name: str, run, tmp_path: Path) -> None:
     there = tmp_path / name
     build_tokenizer(there / "model")
