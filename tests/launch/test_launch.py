@@ -71,6 +71,17 @@ def test_torchrun_on_one_machine(size: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_mistake_that_all_ranks_find_is_said_though_the_rank_that_says_it_is_late() -> None:
+    """mpirun ends the others when the first rank leaves."""
+    train = [sys.executable, "train.py", "configs/cpu.toml", "grpo.kl_cof=0"]
+    late = ["bash", "-c", 'sleep 1; exec "$@"', "late", *train]
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(["mpirun", "--oversubscribe", "-np", "1", *late, ":", "-np", "2", *train], cwd=ROOT, env=environment(**root),
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("argument 'grpo.kl_cof=0': unknown key") == 1
+
+
+@pytest.mark.slow
 def test_torchrun_on_two_nodes() -> None:
     """Two agents with their own node numbers meet on one port, the second started first: ranks keep the nodes' order."""
     more = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "IFNAME": "lo"}
