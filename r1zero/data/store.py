@@ -8,6 +8,7 @@ rejected.jsonl  one line for each row that was bad or too long, with its place a
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -50,11 +51,9 @@ def schema(additional: tuple[str, ...]) -> pa.Schema:
 
 def inspect_command(folder: str) -> str:
     """A command that shows the first three rows with pyarrow alone."""
-    file = Path(folder) / PROMPTS
-    return (
-        f'python -c "import pyarrow as pa; [print(row) for row in '
-        f"pa.ipc.open_file(pa.memory_map('{file}')).get_batch(0).slice(0, 3).to_pylist()]\""
-    )
+    file = str(Path(folder) / PROMPTS)
+    rows = f"pa.ipc.open_file(pa.memory_map({file!r})).get_batch(0).slice(0, 3).to_pylist()"
+    return f"python -c {shlex.quote(f'import pyarrow as pa; [print(row) for row in {rows}]')}"
 
 
 def file_digest(path: Path) -> str:

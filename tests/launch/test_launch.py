@@ -141,6 +141,13 @@ def test_without_arguments_a_script_says_how_to_use_it(script: str) -> None:
     assert done.returncode == 2 and "configs/cpu.toml" in error and "RUN_ENV" in error
 
 
+@pytest.mark.parametrize("arguments", [["--retries"], ["--retries", "two", "2", "configs/cpu.toml"], ["--retries", "-1"]])
+def test_a_number_of_retries_that_is_none_is_refused(arguments: list[str]) -> None:
+    done = start("mpirun.sh", *arguments)
+    _, error = done.communicate(timeout=30)
+    assert done.returncode == 2 and error == f"--retries {(*arguments, '')[1]}: name the number of times that a failed job is started again\n"
+
+
 def test_a_node_without_its_number_is_refused() -> None:
     done = start("torchrun.sh", "2", *ARGUMENTS, NODES="2", MASTER_ADDR="127.0.0.1", NODE_RANK="")
     _, error = done.communicate(timeout=30)

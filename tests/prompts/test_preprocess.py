@@ -308,6 +308,8 @@ def test_every_file_may_lie_in_a_folder_of_any_name(name: str, run, tmp_path: Pa
     prompts = PromptSet.open(str(there / "data"))
     assert prompts[0].text == "1+1" and prompts.source(0) == f"{there / 'rows.jsonl'}:1"
     prompts.check(tokenizer.digest(str(there / "model")))
+    command = prompts.meta["inspect"].replace("python", sys.executable, 1)
+    assert "'text': '1+1'" in subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_stop_word_that_the_tokenizer_does_not_have_is_refused(tmp_path: Path, run) -> None:
