@@ -37,7 +37,10 @@ def main() -> None:
         for role in filter(None, (grids.train, grids.reference)):
             placement.check(shape, role)
         check_rules(cfg.reward.rules)
-    except (UserError, RewardError) as error:   # every rank found the same: the first says it, before another's end ends the job
+    except (
+        UserError,
+        RewardError,
+    ) as error:  # every rank found the same: the first says it, before another's end ends the job
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
         else:

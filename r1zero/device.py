@@ -102,11 +102,15 @@ def _without(kind: str, there: int, local_rank: int, why: str = "") -> UserError
     """The error of a rank that has no device; the first of them on each host says it."""
     host = socket.gethostname()
     if there:
-        said = (f"run.device = {kind!r}: {host} has {there} device{'s' * (there > 1)} and more ranks were started on it; start one rank "
-                "for each device")
+        said = (
+            f"run.device = {kind!r}: {host} has {there} device{'s' * (there > 1)} and more ranks were started on it; "
+            "start one rank for each device"
+        )
     else:
-        said = (f"run.device = {kind!r}: {host} has no such device that its packages can use{why}; name the device it has (run.device), "
-                "or start on a host with one (launch/README.md)")
+        said = (
+            f"run.device = {kind!r}: {host} has no such device that its packages can use{why}; "
+            "name the device it has (run.device), or start on a host with one (launch/README.md)"
+        )
     return found_alike(said, speaker=local_rank == there)
 
 

@@ -119,9 +119,9 @@ def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
 
 
 def keep_until(path: Path, iteration: int) -> None:
-    """Drop the lines of later iterations, and a torn last line; by way of a second file, renamed.
+    """Drop the lines of later iterations, and an incomplete last line. The file is replaced by a rename.
 
-    A line ends with a line feed alone: JSON leaves U+2028, U+2029 and U+0085 in texts as they are. Raises UserError for a
+    Only a line feed ends a line: U+2028, U+2029 and U+0085 may stand in a JSON text as they are. Raises UserError for a
     line that `append` did not write.
     """
     path = Path(os.path.realpath(path))   # a link stays

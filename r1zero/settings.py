@@ -1,8 +1,8 @@
-"""A TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back; and the errors that users see.
+"""A TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back; the errors that users see.
 
-Paths. A relative path in a TOML file that lies in a folder called `configs`, or in `configs/data` or `configs/model`, starts
-at the folder above `configs`. In any other TOML file, and on the command line, it starts at the working directory. Fields that
-hold a path are annotated as `LocalPath`, fields that may name a function of the user's own as `OwnFunction`.
+Paths. In a TOML file that lies in a folder called `configs`, or in `configs/data` or `configs/model`, a path is
+relative to the folder above `configs`. In any other TOML file, and on the command line, it is relative to the working
+directory. Fields that hold a path are annotated as `LocalPath`, those that may name a user's function as `OwnFunction`.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class _Source:
     place: str
     """What an error about the value begins with: the TOML file, or the argument."""
     start: str
-    """The folder where relative paths start; empty: the working directory."""
+    """The folder that relative paths are relative to; empty: the working directory."""
 
 
 def load(path: str, overrides: list[str], cls: type[T]) -> T:
@@ -71,7 +71,7 @@ def load(path: str, overrides: list[str], cls: type[T]) -> T:
 
 
 def _start(path: str) -> str:
-    """Where relative paths of a TOML file start; empty: at the working directory."""
+    """The folder that relative paths of a TOML file are relative to; empty: the working directory."""
     found = _CONFIG_FOLDERS.fullmatch(os.path.dirname(os.path.abspath(path)))
     start = (found[1] or "/") if found else ""
     check_utf8(start, repr(path))
@@ -81,18 +81,22 @@ def _start(path: str) -> str:
 def check_utf8(text: str, place: str) -> None:
     """Raises UserError about `place` where a text has half surrogates."""
     if _HALF.search(text):
-        raise UserError(f"{place}: has bytes that are not UTF-8, which no TOML or JSON file can record; rename the file or folder")
+        raise UserError(
+            f"{place}: has bytes that are not UTF-8, which no TOML or JSON file can record; rename the file or folder"
+        )
 
 
 def read_text(path: str | Path, cure: str) -> str:
-    """A UTF-8 file that a user wrote, without its byte-order mark. Raises UserError; `cure` says what to name instead."""
+    """A user's UTF-8 file, without its byte-order mark. Raises UserError; `cure` says what to do instead."""
     with readable(path, cure):
         content = Path(path).read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: is not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8") from None
+        raise UserError(
+            f"{path}:{line}: is not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8"
+        ) from None
 
 
 def read_json(path: str | Path, cure: str) -> Any:
@@ -188,7 +192,7 @@ def _build(cls: type[T], tree: dict[str, Any], source: _Source, prefix: str) -> 
 
 
 def _default(field: dataclasses.Field[Any], source: _Source, prefix: str) -> Any:
-    """As if it were written in the file: a section's fields by their own defaults, paths from where the file's start."""
+    """The default as if it were written in the file, so that a default path is relative to the same folder."""
     if field.default is not dataclasses.MISSING:
         return field.default
     if field.default_factory is dataclasses.MISSING:
@@ -219,7 +223,9 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
         return tuple(_convert(args[0], v, source, f"{name}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
         names = {key: f"{name}.{_spelt(key)}" for key in value}
-        return {_convert(args[0], k, source, names[k]): _convert(args[1], v, source, names[k]) for k, v in value.items()}
+        return {
+            _convert(args[0], k, source, names[k]): _convert(args[1], v, source, names[k]) for k, v in value.items()
+        }
     if hint is float and type(value) is int:
         return float(value)
     if hint is Any or type(value) is (origin or hint):

@@ -46,14 +46,17 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     found = {launcher: _read(launcher, environment) for launcher, (rank, size, *_) in LAUNCHERS.items()
              if rank in environment and size in environment}
     if {"mpich", "srun"} <= set(found) and _same(found["mpich"], found["srun"]):
-        del found["mpich"]   # Slurm's own PMI, and not MPICH's launcher
-    # torchrun's agent, which names its run, may work inside any launcher. RANK without it may be a container's place among containers.
+        del found["mpich"]  # Slurm's own PMI, and not MPICH's launcher
+    # torchrun's agent sets TORCHELASTIC_RUN_ID and may run inside any launcher. Without it, RANK and WORLD_SIZE may
+    # come from a container platform, which counts containers and not processes.
     bare = "TORCHELASTIC_RUN_ID" not in environment
     for inner, outer in combinations(found.values(), 2):
-        exclusive = inner.launcher == "torchrun" and bare and outer != Launch(0, 1, 0, 1, "srun") or outer.launcher == "mpich"
-        if exclusive and not _same(inner, outer):
-            raise UserError(f"{_spelt(inner)} and {_spelt(outer)} contradict each other; unset those that do not come from the launcher of "
-                            "this job")
+        by_hand = inner.launcher == "torchrun" and bare and outer != Launch(0, 1, 0, 1, "srun")
+        if (by_hand or outer.launcher == "mpich" and inner.launcher == "openmpi") and not _same(inner, outer):
+            raise UserError(
+                f"{_spelt(inner)} and {_spelt(outer)} contradict each other; unset those that do not come from the "
+                "launcher of this job"
+            )
     return next(iter(found.values()), Launch(0, 1, 0, 1, "none"))
 
 
@@ -85,7 +88,9 @@ def _read(launcher: str, environment: Mapping[str, str]) -> Launch:
         numbers.append(int(match[1]))
     launch = Launch(*numbers, launcher)
     if launch.rank >= launch.size:
-        raise UserError(f"{launcher}: rank {launch.rank} ({names[0]}) lies outside its world of {launch.size} ({names[1]})")
+        raise UserError(
+            f"{launcher}: rank {launch.rank} ({names[0]}) lies outside its world of {launch.size} ({names[1]})"
+        )
     return launch
 
 
@@ -101,7 +106,8 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
     if address == "127.0.0.1":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's host name need not resolve
     if launch.launcher == "openmpi" and not _shows_colours(os.getppid()):
-        os.environ.setdefault("TTY_COMPATIBLE", "0")   # rich's switch: Open MPI gives each rank a terminal, whatever its own output is
+        # Open MPI gives each rank a terminal, whatever its own output is. This is rich's switch against colours.
+        os.environ.setdefault("TTY_COMPATIBLE", "0")
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous as meet
 
@@ -112,33 +118,49 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
         dist.init_process_group(device.backend, store=dist.PrefixStore(f"attempt_{rendezvous()[2]}", store), rank=launch.rank,
                                 world_size=launch.size, timeout=timeout)
     except dist.DistNetworkError as error:
-        raise UserError(f"rank {launch.rank} on {socket.gethostname()}: the ranks meet at {address}:{port} (MASTER_ADDR, MASTER_PORT), and "
-                        f"{'it cannot listen' if launch.rank == 0 else 'nobody of this job answers'} there ({reason(error)}); "
-                        "if another program has the port, set MASTER_PORT to a free one") from None
+        raise UserError(
+            f"rank {launch.rank} on {socket.gethostname()}: the ranks meet at {address}:{port} (MASTER_ADDR, "
+            f"MASTER_PORT), and {'it cannot listen' if launch.rank == 0 else 'nobody of this job answers'} there "
+            f"({reason(error)}); if another program has the port, set MASTER_PORT to a free one"
+        ) from None
     except dist.DistStoreError as error:
-        raise UserError(f"rank {launch.rank} on {socket.gethostname()}: not all {launch.size} ranks came to {address}:{port} (MASTER_ADDR, "
-                        f"MASTER_PORT) within run.timeout_s = {timeout_s} ({reason(error)}); look at what became of the others") from None
+        raise UserError(
+            f"rank {launch.rank} on {socket.gethostname()}: not all {launch.size} ranks came to {address}:{port} "
+            f"(MASTER_ADDR, MASTER_PORT) within run.timeout_s = {timeout_s} ({reason(error)}); look at what became of "
+            "the others"
+        ) from None
 
 
 def _check_interfaces(device: Device, local_rank: int) -> None:
-    """Raises UserError where an interface that the user names is not on this host; the libraries' own errors do not name it."""
+    """Raises UserError if this host lacks a network interface that the user names, which the libraries do not say."""
     there = [name for _, name in socket.if_nameindex()]
-    for variable, library in (("GLOO_SOCKET_IFNAME", ""), ("NCCL_SOCKET_IFNAME", "nccl"), ("HCCL_SOCKET_IFNAME", "hccl")):
+    for variable, library in (
+        ("GLOO_SOCKET_IFNAME", ""),
+        ("NCCL_SOCKET_IFNAME", "nccl"),
+        ("HCCL_SOCKET_IFNAME", "hccl"),
+    ):
         value = os.environ.get(variable, "")
         if library not in device.backend or value.startswith("^"):   # all but those
             continue
         # gloo wants whole names, and every one of them; the others take what a name begins with, or after = is.
         fits = str.__eq__ if not library or value.startswith("=") else str.startswith
-        missing = [name for name in value.removeprefix("=").split(",") if name and not any(fits(one, name) for one in there)]
+        missing = [
+            name for name in value.removeprefix("=").split(",") if name and not any(fits(one, name) for one in there)
+        ]
         if missing:
-            raise found_alike(f"{variable}={value!r}: {socket.gethostname()} has no network interface {missing[0]!r}; it has "
-                              f"{', '.join(there)} (launch/*.sh set the variable from IFNAME)", speaker=local_rank == 0)
+            raise found_alike(
+                f"{variable}={value!r}: {socket.gethostname()} has no network interface {missing[0]!r}; it has "
+                f"{', '.join(there)} (launch/*.sh set the variable from IFNAME)",
+                speaker=local_rank == 0,
+            )
 
 
 def _shows_colours(launcher: int) -> bool:
     """Whether a launcher's standard output is a terminal, or colours are asked for."""
+    if "FORCE_COLOR" in os.environ:
+        return True
     with suppress(OSError):
-        return "FORCE_COLOR" in os.environ or os.readlink(f"/proc/{launcher}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
+        return os.readlink(f"/proc/{launcher}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
     return False
 
 
@@ -151,16 +173,21 @@ def _rendezvous(launch: Launch) -> tuple[str, int]:
         return "127.0.0.1", _free_port()
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdecimal():
-        raise found_alike(f"srun: SLURM_JOB_ID={job!r} is not the number of a job; set MASTER_ADDR to the first node and MASTER_PORT",
-                          speaker=launch.rank == 0)
+        raise found_alike(
+            f"srun: SLURM_JOB_ID={job!r} is not the number of a job; set MASTER_ADDR to the first node and MASTER_PORT",
+            speaker=launch.rank == 0,
+        )
     return _first_node(launch), 20000 + int(job) % 20000
 
 
 def _named_address(launch: Launch) -> tuple[str, int]:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "29500")
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise found_alike(f"{launch.launcher}: MASTER_ADDR={address!r} MASTER_PORT={port!r} is no place to meet; set them to the first "
-                          "node and a free port of it, from 1 to 65535, on all ranks", speaker=launch.rank == 0)
+        raise found_alike(
+            f"{launch.launcher}: MASTER_ADDR={address!r} MASTER_PORT={port!r} is no place to meet; set them to the "
+            "first node and a free port of it, from 1 to 65535, on all ranks",
+            speaker=launch.rank == 0,
+        )
     return address, int(port)
 
 
@@ -172,8 +199,11 @@ def _first_node(launch: Launch) -> str:
         command = ["scontrol", "show", "hostnames", nodes]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise found_alike(f"srun: scontrol does not say which is the first of the nodes SLURM_STEP_NODELIST={nodes!r} ({reason(error)}); "
-                          "set MASTER_ADDR to it", speaker=launch.rank == 0) from None
+        raise found_alike(
+            f"srun: scontrol does not say which is the first of the nodes SLURM_STEP_NODELIST={nodes!r} "
+            f"({reason(error)}); set MASTER_ADDR to it",
+            speaker=launch.rank == 0,
+        ) from None
 
 
 def _address_by_mpi(launch: Launch) -> tuple[str, int]:
@@ -182,8 +212,11 @@ def _address_by_mpi(launch: Launch) -> tuple[str, int]:
     world = MPI.COMM_WORLD
     if (world.rank, world.size) != (launch.rank, launch.size):
         library = MPI.Get_library_version().partition(",")[0].strip()
-        raise found_alike(f"{_spelt(launch)}: the launcher has started {launch.size} ranks, and mpi4py's MPI ({library}) knows of "
-                          f"{world.size}; start with the mpirun of that MPI, with srun --mpi=none, or with torchrun", speaker=launch.rank == 0)
+        raise found_alike(
+            f"{_spelt(launch)}: the launcher has started {launch.size} ranks, and mpi4py's MPI ({library}) knows of "
+            f"{world.size}; start with the mpirun of that MPI, with srun --mpi=none, or with torchrun",
+            speaker=launch.rank == 0,
+        )
     hosts = set(world.allgather(socket.gethostname()))
     mine = ("127.0.0.1" if len(hosts) == 1 else socket.gethostname(), _free_port()) if launch.rank == 0 else None
     return world.bcast(mine)

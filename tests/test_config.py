@@ -46,20 +46,29 @@ def test_a_mistake_is_named_with_field_and_value(tmp_path, text, words):
     assert all(w in str(error.value) for w in words), error.value
 
 
-@pytest.mark.parametrize("override, sentence", [
-    ("grpo.kl_cof=0", "unknown key grpo.kl_cof; the nearest known one is grpo.kl_coef"),
-    ("gro.kl_coef=0", "unknown key gro; the nearest known one is grpo"),
-    ("layout.trian.ranks=0", "unknown key layout.trian; the nearest known one is layout.train"),
-    ("grpo.kl_coef=x", "grpo.kl_coef = 'x' is of type str; it must be float"),
-    ("grpo=3", "grpo = 3 is a value; it must be a section"),
-    ("grpo={kl_cof=1}", "unknown key grpo.kl_cof; the nearest known one is grpo.kl_coef"),
-    ("run.device=tpu", "run.device = 'tpu'; it must be one of 'cpu', 'cuda', 'npu'"),
-    ("reward.rules={acc='x'}", "reward.rules.acc = 'x' is of type str; it must be float"),
-    ("layout.train.pipeline_layers=[1, 'a']", "layout.train.pipeline_layers[1] = 'a' is of type str; it must be int"),
-    ("grpo.group_size=0x" + "f" * 5000, "grpo.group_size = a number too long to show"),
-    ("run.name=\udcff", "has bytes that are not UTF-8, which no TOML or JSON file can record; rename the file or folder"),
-    ('model.path="a\\u0000"', "model.path = 'a\\x00' has a null character, which no path has"),
-])
+@pytest.mark.parametrize(
+    "override, sentence",
+    [
+        ("grpo.kl_cof=0", "unknown key grpo.kl_cof; the nearest known one is grpo.kl_coef"),
+        ("gro.kl_coef=0", "unknown key gro; the nearest known one is grpo"),
+        ("layout.trian.ranks=0", "unknown key layout.trian; the nearest known one is layout.train"),
+        ("grpo.kl_coef=x", "grpo.kl_coef = 'x' is of type str; it must be float"),
+        ("grpo=3", "grpo = 3 is a value; it must be a section"),
+        ("grpo={kl_cof=1}", "unknown key grpo.kl_cof; the nearest known one is grpo.kl_coef"),
+        ("run.device=tpu", "run.device = 'tpu'; it must be one of 'cpu', 'cuda', 'npu'"),
+        ("reward.rules={acc='x'}", "reward.rules.acc = 'x' is of type str; it must be float"),
+        (
+            "layout.train.pipeline_layers=[1, 'a']",
+            "layout.train.pipeline_layers[1] = 'a' is of type str; it must be int",
+        ),
+        ("grpo.group_size=0x" + "f" * 5000, "grpo.group_size = a number too long to show"),
+        (
+            "run.name=\udcff",
+            "has bytes that are not UTF-8, which no TOML or JSON file can record; rename the file or folder",
+        ),
+        ('model.path="a\\u0000"', "model.path = 'a\\x00' has a null character, which no path has"),
+    ],
+)
 def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(tmp_path, override, sentence):
     with pytest.raises(UserError) as error:
         limits.check(config.load(write(tmp_path, "[grpo]\nkl_coef = 0.1"), [override], Config))
@@ -76,9 +85,18 @@ def test_a_mistake_of_the_file_beside_an_argument_is_the_files(tmp_path):
 PATHS = "[run]\ndir = 'd'\n[model]\npath = 'm'\ncheckpoint = '/c'\n[reward]\nrules = { acc = 1.0, 'own.py:rule' = 1 }\n"
 
 
-@pytest.mark.parametrize("folder, start", [
-    ("configs", ""), ("configs/data", ""), ("configs/model", ""), ("", None), ("configs/old", None), ("my_configs", None),
-    ("configs/data/configs", "configs/data")])
+@pytest.mark.parametrize(
+    "folder, start",
+    [
+        ("configs", ""),
+        ("configs/data", ""),
+        ("configs/model", ""),
+        ("", None),
+        ("configs/old", None),
+        ("my_configs", None),
+        ("configs/data/configs", "configs/data"),
+    ],
+)
 @pytest.mark.parametrize("spelt", ["absolute", "relative"])
 def test_relative_paths_of_a_file_in_configs_start_above_it_and_others_at_the_working_directory(
         tmp_path, folder, start, spelt, monkeypatch):
@@ -91,11 +109,19 @@ def test_relative_paths_of_a_file_in_configs_start_above_it_and_others_at_the_wo
     path = str(file) if spelt == "absolute" else os.path.relpath(file)
     cfg = config.load(path, ["data.path=a"], Config)
     base = "" if start is None else f"{there / start}/"
-    assert (cfg.run.dir, cfg.model.path, cfg.model.checkpoint, cfg.model.shape, cfg.data.path) == (f"{base}d", f"{base}m", "/c", "", "a")
+    assert (cfg.run.dir, cfg.model.path, cfg.model.checkpoint, cfg.model.shape, cfg.data.path) == (
+        f"{base}d",
+        f"{base}m",
+        "/c",
+        "",
+        "a",
+    )
     assert cfg.reward.rules == {"acc": 1.0, f"{base}own.py:rule": 1.0}
     monkeypatch.chdir(there)
     as_written = start in ("", None)
-    assert (config.load(str(file), [], Config).model.path == "m") == as_written, "in the checkout a path is what the file says"
+    assert (config.load(str(file), [], Config).model.path == "m") == as_written, (
+        "in the checkout a path is what the file says"
+    )
 
 
 def test_a_default_path_starts_where_those_of_the_file_do(tmp_path, monkeypatch):
@@ -112,7 +138,13 @@ def test_the_same_config_from_another_directory_names_the_same_files(monkeypatch
     monkeypatch.chdir("/")
     for name, tree in zip(names, plain, strict=True):
         again = config.plain(config.load(str(name), [], Config))
-        for section, key in (("run", "dir"), ("model", "path"), ("model", "shape"), ("model", "checkpoint"), ("data", "path")):
+        for section, key in (
+            ("run", "dir"),
+            ("model", "path"),
+            ("model", "shape"),
+            ("model", "checkpoint"),
+            ("data", "path"),
+        ):
             written = tree[section].pop(key)
             assert again[section].pop(key) == (str(here / written) if written else ""), (name, key)
         assert again == tree

@@ -130,5 +130,7 @@ def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch
 def test_a_vendors_package_that_is_not_there_is_a_sentence() -> None:
     from r1zero import config, device
 
-    with pytest.raises(config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; name the device"):
+    with pytest.raises(
+        config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; name the device"
+    ):
         device.start("npu", 0)

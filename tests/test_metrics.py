@@ -54,7 +54,9 @@ def test_a_record_that_is_a_link_stays_one(tmp_path: Path) -> None:
     metrics.append(tmp_path / "metrics.jsonl", 1, [{}])
     metrics.append(tmp_path / "metrics.jsonl", 2, [{}])
     metrics.keep_until(tmp_path / "metrics.jsonl", 1)
-    assert (tmp_path / "metrics.jsonl").is_symlink() and (tmp_path / "elsewhere.jsonl").read_text() == '{"iteration": 1}\n'
+    assert (tmp_path / "metrics.jsonl").is_symlink() and (
+        tmp_path / "elsewhere.jsonl"
+    ).read_text() == '{"iteration": 1}\n'
 
 
 @pytest.mark.parametrize("name", ["plain", "$x_{$", "a\nb", "100%"])

@@ -4,9 +4,10 @@ An own handler is named in the config as `path.py:function`:
 
     def handler(record: Any, keys: MapKeys) -> tuple[str, str]:     # (question, label)
 
-It gets the row as it is in the file, an object (a dict) or not, and may import the files beside its own. It may return a
-third element, the system text, and a fourth, the history: pairs of earlier questions and answers. `ValueError`,
-`LookupError` and `TypeError` reject the row with their message; any other exception ends the run.
+The record is the row as it is in the file: an object (a dict) in most data, but any JSON value. The handler's file may
+import the files beside it. The handler may return a third element, the system text, and a fourth, the history: pairs of
+earlier questions and answers. `ValueError`, `LookupError` and `TypeError` reject the row with their message; any other
+exception ends the run.
 """
 
 import difflib

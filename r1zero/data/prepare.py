@@ -22,8 +22,8 @@ NO_BOS = (
     "template {} begins with the begin token, which {} does not have: prompts begin without one, as in the reference"
 )
 NO_EOS = (
-    "{} names no end token (eos_token_id) in its files and template {} has no stop word: train.py will refuse it, as no "
-    "response would ever end"
+    "{} names no end token (eos_token_id) in its files and template {} has no stop word: train.py will refuse the "
+    "data, as no response would ever end"
 )
 CUT_MARKERS = (
     "template {} has {}, which {} cuts into several ordinary tokens: is it the template of this tokenizer's model?"
@@ -57,7 +57,8 @@ class DataConfig:
     dataset_additional_keys: tuple[str, ...] = ()
     """Further columns to keep beside each prompt."""
     allow_special_tokens: bool = False
-    """true: control tokens that the data spells, such as <|im_end|> in a question, become those tokens; false: ordinary text."""
+    """true: a control token that the data spells, such as <|im_end|> in a question, becomes that token.
+    false: it is encoded as ordinary text."""
     max_prompt_tokens: int = 1024
     """Longer prompts are left out and counted. At most rollout.max_prompt_tokens of the training config."""
 
@@ -280,6 +281,6 @@ def _write_meta(folder: Path, cfg: DataConfig, template: templates.Template, fil
         "bytes": prompts.stat().st_size,
         "sha256": store.file_digest(prompts),
     }
-    # A working directory may have bytes that are not UTF-8; JSON spells them as the half surrogates that Python has for them.
+    # The working directory may have bytes that are not UTF-8: they are written as \udcXX, which JSON reads back.
     content = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
     (folder / store.META).write_text(content, encoding="utf-8", errors="backslashreplace")

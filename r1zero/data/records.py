@@ -32,7 +32,10 @@ class Record(NamedTuple):
 
 
 def files(path: str) -> list[Path]:
-    """A data file, or all data files of a folder in order of name, hidden ones left out. Raises UserError where there is none."""
+    """A data file, or all data files of a folder in order of name, without hidden ones.
+
+    Raises UserError where there is none.
+    """
     root, kinds = Path(path), ", ".join(READERS)
     with readable(f"input = {path!r}", "name the data to read"):
         if not root.is_dir():

@@ -101,7 +101,9 @@ def _template(entry: dict[str, Any], where: str) -> Template:
     try:
         json.dumps(entry, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: spells {error.object[error.start]!r}, half of a character; write the whole one") from None
+        raise UserError(
+            f"{where}: spells {error.object[error.start]!r}, half of a character; write the whole one"
+        ) from None
     stop_words, replace_eos = _stop_words(entry, where), _flag(entry, "replace_eos", where)
     if replace_eos and not stop_words:
         raise UserError(

@@ -30,7 +30,9 @@ class _BareErrors:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is Exception:
             raise UserError(f"tokenizer {self.path!r}: cannot be loaded ({reason(error)}); {COPY}") from None
 
@@ -52,7 +54,7 @@ def load(path: str) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 path, use_fast=True, local_files_only=True, trust_remote_code=False
             )
-            # Some values of the files are first looked at here; an unknown token that is no token is looked up for ever.
+            # transformers looks at some values of the files only now; an unk_token that is no token makes it recurse.
             tokenizer.decode(tokenizer.encode("a")), tokenizer.all_special_ids
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError) as error:
         raise UserError(f"{where}: cannot be loaded ({type(error).__name__}: {reason(error)}); {COPY}") from None
@@ -62,7 +64,7 @@ def load(path: str) -> Any:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    """A JSON file of a model folder; {} where it is missing. Raises UserError, also for what only transformers cannot read."""
+    """A JSON file of a model folder; {} where it is missing. Raises UserError, also for a byte-order mark."""
     if not file.is_file():
         return {}
     content = read_json(file, COPY)
@@ -132,7 +134,7 @@ def encode(
 
 
 def _text_ids(tokenizer: Any, piece: Piece, controls: Mapping[int, str]) -> list[int]:
-    """In one go, unless the data's part of the text spells control tokens: then the template's own are cut out first."""
+    """Encoded in one go, unless the data spells control tokens: then the text is cut at the template's own."""
     ids = tokenizer.encode(piece.text, add_special_tokens=False)
     if not any(i in controls for i in ids):
         return ids
@@ -251,5 +253,7 @@ def _eos_ids_of(file: Path) -> set[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for i in ids:
         if type(i) is not int or i < 0:
-            raise UserError(f"{file}: eos_token_id = {value!r}; it must be the number of a token, a list of such numbers, or null")
+            raise UserError(
+                f"{file}: eos_token_id = {value!r}; it must be the number of a token, a list of such numbers, or null"
+            )
     return set(ids)

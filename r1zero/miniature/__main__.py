@@ -22,7 +22,9 @@ HELDOUT = 200
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m r1zero.miniature", description="Miniature base models.")
-    parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of torch; default: cores")
+    parser.add_argument(
+        "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of torch; default: cores"
+    )
     commands = parser.add_subparsers(required=True)
     make = commands.add_parser("make", help="train a base model and write its problems")
     make.add_argument("out", type=Path, help="folder to fill: base/ and problems/{train,heldout}.jsonl")
@@ -71,7 +73,9 @@ def run_make(options: argparse.Namespace, console: Console) -> None:
         for name in final:
             aside[name].rename(final[name])
     except OSError as error:
-        raise UserError(f"{options.out}: cannot be written ({reason(error)}); make room, or name another folder") from None
+        raise UserError(
+            f"{options.out}: cannot be written ({reason(error)}); make room, or name another folder"
+        ) from None
     finally:
         for folder in aside.values():
             shutil.rmtree(folder, ignore_errors=True)

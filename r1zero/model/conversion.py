@@ -68,7 +68,9 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
         with stage.writable():
             write_index(stage.aside, [(piece.chunk, _StorageInfo(*where)) for name, pieces in files.items()
                                       for (piece, _), where in zip(pieces, notes[name]["facts"], strict=True)])
-            segments |= {name: manifest.adopt(stage.aside / name) for name in (".metadata", "common.pt", "metadata.json")}
+            segments |= {
+                name: manifest.adopt(stage.aside / name) for name in (".metadata", "common.pt", "metadata.json")
+            }
             manifest.seal(stage.aside, made_of, segments)
         stage.publish()
     workers.barrier()
@@ -105,7 +107,9 @@ def open_weights(path: Path, shape: Shape) -> DistFolder:
         folder = DistFolder(path, shape)
     except Torn as error:
         if below := _checkpoints_below(path):
-            raise UserError(f"{path}: holds checkpoints and is none itself; name one of them: {', '.join(map(str, below))}") from None
+            raise UserError(
+                f"{path}: holds checkpoints and is none itself; name one of them: {', '.join(map(str, below))}"
+            ) from None
         raise UserError(f"{path}: is not a whole checkpoint ({error}); convert again, or name another step") from None
     if wrong := folder.problems(weights(shape)):
         raise UserError(f"{path}: is a checkpoint of another model: it lacks {len(wrong)} tensors ({', '.join(wrong[:3])}"

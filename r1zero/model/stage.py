@@ -1,7 +1,7 @@
 """A new folder of many files, written by many processes that share a disk, each file once; a start after a kill goes on.
 
 While it is made the folder is called `OUT.part`. Each file that is whole has a note beside it, so the next start, with as many
-processes as it likes, skips it. OUT itself is there whole or not at all. Where OUT is a link, the folder it leads to is made.
+processes as it likes, skips it. OUT itself is there whole or not at all. If OUT is a symbolic link, its target is made.
 """
 
 import json
@@ -26,9 +26,15 @@ class Stage:
     def __init__(self, out: Path, purpose: dict[str, Any], files: list[File], rank: int, size: int, barrier: Callable[[], None]):
         """purpose: what is made of what, to tell another unfinished attempt. barrier: returns when all processes have called it.
 
-        Raises UserError where OUT is there or cannot be written, OUT.part is of something else, or the disk is too small.
+        Raises UserError if OUT exists or cannot be written, OUT.part is of something else, or the disk is too small.
         """
-        self.out, self.files, self.rank, self.size, self.barrier = Path(os.path.realpath(out)), files, rank, size, barrier
+        self.out, self.files, self.rank, self.size, self.barrier = (
+            Path(os.path.realpath(out)),
+            files,
+            rank,
+            size,
+            barrier,
+        )
         self.aside = self.out.with_name(self.out.name + ".part")
         with self.writable():
             if self.out.exists():
@@ -47,8 +53,12 @@ class Stage:
         except OSError as error:
             where = Path(os.fsdecode(error.filename or self.out))
             if not (self.out.is_relative_to(where) or where.is_relative_to(self.aside)):
-                raise UserError(f"{where}: cannot be read ({reason(error)}); copy it again, or mend its permissions") from None
-            raise UserError(f"{self.out}: cannot be written ({reason(error)}); name a folder that can be, or make room") from None
+                raise UserError(
+                    f"{where}: cannot be read ({reason(error)}); copy it again, or mend its permissions"
+                ) from None
+            raise UserError(
+                f"{self.out}: cannot be written ({reason(error)}); name a folder that can be, or make room"
+            ) from None
 
     def _begin(self, purpose: dict[str, Any]) -> None:
         note = self.aside / PURPOSE

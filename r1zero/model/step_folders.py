@@ -81,7 +81,9 @@ def _remove(path: Path) -> None:
         gone = path.with_name(path.name + ".old.tmp")
         os.rename(path, gone)
         path = gone
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()   # what a link leads to is not ours
+    shutil.rmtree(
+        path
+    ) if path.is_dir() and not path.is_symlink() else path.unlink()  # what a link leads to is not ours
 
 
 def _steps(folder: Path) -> list[Path]:

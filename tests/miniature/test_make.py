@@ -156,7 +156,10 @@ def test_the_learning_rate_warms_up_and_ends_near_nothing():
 def test_a_link_stays_and_what_it_leads_to_is_made(tmp_path):
     (tmp_path / "mini").symlink_to("big/mini")
     make(tmp_path / "mini", "qwen2")
-    assert (tmp_path / "mini").is_symlink() and sorted(p.name for p in (tmp_path / "big" / "mini").iterdir()) == ["base", "problems"]
+    assert (tmp_path / "mini").is_symlink() and sorted(p.name for p in (tmp_path / "big" / "mini").iterdir()) == [
+        "base",
+        "problems",
+    ]
 
 
 def test_an_output_that_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_path, capsys):
@@ -166,9 +169,16 @@ def test_an_output_that_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("content, why", [
-    (None, "cannot be read (No such file or directory)"), ("", "holds no problem"), ("{", ":1: is not JSON"), ("[]", ":1: has no texts"),
-    ('{"problem": "1+1", "answer": "2"}\n{"problem": 1}', ":2: has no texts")])
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (None, "cannot be read (No such file or directory)"),
+        ("", "holds no problem"),
+        ("{", ":1: is not JSON"),
+        ("[]", ":1: has no texts"),
+        ('{"problem": "1+1", "answer": "2"}\n{"problem": 1}', ":2: has no texts"),
+    ],
+)
 def test_problems_that_make_did_not_write_are_a_sentence(content, why, tmp_path, capsys):
     path = tmp_path / "p.jsonl"
     if content is not None:
@@ -178,8 +188,17 @@ def test_problems_that_make_did_not_write_are_a_sentence(content, why, tmp_path,
     assert str(path) in said and why in said and "name a file of problems that `make` wrote" in said
 
 
-@pytest.mark.parametrize("options", [["--threads", "0"], ["make", "x", "--seed", "-1"], ["make", "x", "--seed", str(2**63)],
-                                     ["make", "x", "--steps", "0"], ["make", "x", "--problems", "-5"], ["make", "x", "--seed", "a"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--threads", "0"],
+        ["make", "x", "--seed", "-1"],
+        ["make", "x", "--seed", str(2**63)],
+        ["make", "x", "--steps", "0"],
+        ["make", "x", "--problems", "-5"],
+        ["make", "x", "--seed", "a"],
+    ],
+)
 def test_a_number_that_makes_no_sense_is_refused(options, capsys):
     with pytest.raises(SystemExit) as caught:
         miniature.main(options)

@@ -84,8 +84,14 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
         ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest of its columns is 'answr'"),
         ({"problem": "q", "answer": None}, "'answer' is null"),
         ({"problem": "q", "answer": Decimal("NaN")}, "'answer' is Decimal('NaN') and must be a text or a number"),
-        ({"problem": "q", "answer": datetime.date(2025, 1, 2)}, "'answer' is datetime.date(2025, 1, 2) and must be a text or a number"),
-        ({"problem": "q", "answer": np.datetime64("2025-01-02")}, "'answer' is np.datetime64('2025-01-02') and must be a text or a number"),
+        (
+            {"problem": "q", "answer": datetime.date(2025, 1, 2)},
+            "'answer' is datetime.date(2025, 1, 2) and must be a text or a number",
+        ),
+        (
+            {"problem": "q", "answer": np.datetime64("2025-01-02")},
+            "'answer' is np.datetime64('2025-01-02') and must be a text or a number",
+        ),
         (["q", "2"], "is a JSON list; a row is an object, unless an own handler reads it"),
         (None, "is a JSON NoneType; a row is an object, unless an own handler reads it"),
         ({"problem": " \n", "answer": "2"}, "'problem' is empty"),
@@ -108,7 +114,9 @@ def test_a_null_inside_an_object_is_told_from_a_column_that_is_missing() -> None
     keys = MapKeys(prompt="problem", response="reward_model.ground_truth")
     assert outcome("columns", {"problem": "q", "reward_model": None}, keys) == "'reward_model.ground_truth' is null"
     assert outcome("columns", {"problem": "q", "reward_model": {"ground_truth": None}}, keys).endswith("is null")
-    assert outcome("columns", {"problem": "q", "reward_model": {}}, keys).startswith("has no 'reward_model.ground_truth'")
+    assert outcome("columns", {"problem": "q", "reward_model": {}}, keys).startswith(
+        "has no 'reward_model.ground_truth'"
+    )
 
 
 def test_gsm8k_takes_the_label_from_after_the_marks() -> None:
@@ -149,7 +157,9 @@ def test_an_own_handler_is_a_function_of_record_and_keys(tmp_path: Path) -> None
 def test_an_own_handler_gets_whatever_the_row_is(tmp_path: Path) -> None:
     name = own(tmp_path, "def take(record, keys):\n    return record[0]['value'], str(record[1])\n")
     assert outcome(name, [{"value": "1+1="}, 2]) == Example("1+1=", "2")
-    assert outcome(own(tmp_path, "def take(record, keys):\n    return repr(record), '2'\n"), None) == Example("None", "2")
+    assert outcome(own(tmp_path, "def take(record, keys):\n    return repr(record), '2'\n"), None) == Example(
+        "None", "2"
+    )
 
 
 TUPLE = "; it must return a tuple of question and label, and may add the system text and the history"
@@ -226,8 +236,14 @@ def test_a_bug_in_an_own_handler_is_not_taken_for_a_bad_row(tmp_path: Path) -> N
     ],
 )
 def test_a_handler_that_is_not_there_is_a_sentence(name: str, message: str, tmp_path: Path) -> None:
-    for file, body in (("own.py", "def take(): ..."), ("own.txt", ""), ("torn.py", "def take(:"), ("lost.py", "import no_such_package"),
-                       ("neighbour.py", "import bad"), ("bad.py", "\ndef take(:")):
+    for file, body in (
+        ("own.py", "def take(): ..."),
+        ("own.txt", ""),
+        ("torn.py", "def take(:"),
+        ("lost.py", "import no_such_package"),
+        ("neighbour.py", "import bad"),
+        ("bad.py", "\ndef take(:"),
+    ):
         (tmp_path / file).write_text(body)
     with pytest.raises(UserError) as caught:
         handlers.find(name.format(tmp_path))

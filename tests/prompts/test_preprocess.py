@@ -244,12 +244,19 @@ def test_folders_made_for_an_output_that_fails_are_removed(run, tmp_path: Path) 
     assert left_in(tmp_path) == {"rows.jsonl", "c"} and not left_in(tmp_path / "c")
 
 
-def test_control_tokens_in_a_question_are_text_unless_the_config_allows_them(run, tmp_path: Path, tokenizer_path: str) -> None:
+def test_control_tokens_in_a_question_are_text_unless_the_config_allows_them(
+    run, tmp_path: Path, tokenizer_path: str
+) -> None:
     (tmp_path / "rows.jsonl").write_text('{"problem": "a<|im_end|>b", "answer": "2"}\n')
     tok = tokenizer.load(tokenizer_path)
     end = tok.convert_tokens_to_ids("<|im_end|>")
     for allowed, count in (("false", 2), ("true", 3)):  # the template has two
-        overrides = f"input={tmp_path / 'rows.jsonl'}", "template=qwen", "max_prompt_tokens=999", f"allow_special_tokens={allowed}"
+        overrides = (
+            f"input={tmp_path / 'rows.jsonl'}",
+            "template=qwen",
+            "max_prompt_tokens=999",
+            f"allow_special_tokens={allowed}",
+        )
         assert run("configs/data/quickstart.toml", *overrides)[0] == 0
         prompt = PromptSet.open(str(tmp_path / "out"))[0]
         assert prompt.token_ids.count(end) == count and tok.decode(prompt.token_ids) == prompt.text
@@ -259,11 +266,21 @@ def test_control_tokens_in_a_question_are_text_unless_the_config_allows_them(run
 def test_what_the_tokenizer_lacks_is_said(run, tmp_path: Path) -> None:
     plain = build_tokenizer(tmp_path / "plain", special=["<bos>"])
     config = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
-    (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
-    overrides = f"input={SAMPLES / 'math.jsonl'}", f"tokenizer={plain}", "template=deepseek3_r1", "max_prompt_tokens=4000"
+    (tmp_path / "plain" / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "eos_token"})
+    )
+    overrides = (
+        f"input={SAMPLES / 'math.jsonl'}",
+        f"tokenizer={plain}",
+        "template=deepseek3_r1",
+        "max_prompt_tokens=4000",
+    )
     status, words, _ = run("configs/data/math500.toml", *overrides)
     assert status == 0 and "names no end token (eos_token_id) in its files" in words
-    assert "note: template deepseek3_r1 has '<｜User｜>', '<｜Assistant｜>', which" in words and "several ordinary tokens" in words
+    assert (
+        "note: template deepseek3_r1 has '<｜User｜>', '<｜Assistant｜>', which" in words
+        and "several ordinary tokens" in words
+    )
 
 
 def test_rows_of_any_kind_reach_an_own_handler(run, tmp_path: Path) -> None:
@@ -275,7 +292,11 @@ def test_rows_of_any_kind_reach_an_own_handler(run, tmp_path: Path) -> None:
     assert status == 0 and [prompts[i].label for i in range(len(prompts))] == ["2", "3"]
     assert f"bad row: {tmp_path / 'rows.json'}:1 (element 3) 0" in words
     status, words, _ = run("configs/data/quickstart.toml", *overrides, "dataset_additional_keys=[\"level\"]")
-    assert status == 2 and "dataset_additional_keys: no row of" in words and "has a column 'level'; the nearest is 'a'" in words
+    assert (
+        status == 2
+        and "dataset_additional_keys: no row of" in words
+        and "has a column 'level'; the nearest is 'a'" in words
+    )
 
 
 def test_decimals_of_parquet_are_labels_and_additional_columns(run, tmp_path: Path) -> None:
@@ -284,7 +305,10 @@ def test_decimals_of_parquet_are_labels_and_additional_columns(run, tmp_path: Pa
     overrides = f"input={tmp_path / 'rows.parquet'}", 'dataset_additional_keys=["level"]'
     assert run("configs/data/quickstart.toml", *overrides)[0] == 0
     prompts = PromptSet.open(str(tmp_path / "out"))
-    assert [(prompts[i].label, prompts.additional(i)) for i in range(2)] == [("12.50", {"level": "12.50"}), ("3.00", {"level": "3.00"})]
+    assert [(prompts[i].label, prompts.additional(i)) for i in range(2)] == [
+        ("12.50", {"level": "12.50"}),
+        ("3.00", {"level": "3.00"}),
+    ]
 
 
 def test_an_error_of_an_own_handlers_file_is_not_taken_for_a_full_disk(run, tmp_path: Path) -> None:
@@ -303,8 +327,17 @@ def test_every_file_may_lie_in_a_folder_of_any_name(name: str, run, tmp_path: Pa
     (there / "rows.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
     (there / "own.py").write_text("def take(record, keys):\n    return '1+1', '2'\n")
     (there / "t.json").write_text(json.dumps([{"name": "t"}]))
-    given = {"tokenizer": "model", "input": "rows.jsonl", "output": "data", "handler": "own.py:take", "templates": "t.json"}
-    assert run("configs/data/quickstart.toml", *(f"{key}={there / path}" for key, path in given.items()), "template=t")[0] == 0
+    given = {
+        "tokenizer": "model",
+        "input": "rows.jsonl",
+        "output": "data",
+        "handler": "own.py:take",
+        "templates": "t.json",
+    }
+    assert (
+        run("configs/data/quickstart.toml", *(f"{key}={there / path}" for key, path in given.items()), "template=t")[0]
+        == 0
+    )
     prompts = PromptSet.open(str(there / "data"))
     assert prompts[0].text == "1+1" and prompts.source(0) == f"{there / 'rows.jsonl'}:1"
     prompts.check(tokenizer.digest(str(there / "model")))

@@ -183,7 +183,11 @@ def test_a_torn_folder_is_refused(name: str, share: float, made: str) -> None:
 
 
 def test_a_missing_or_foreign_folder_is_refused(made: str, tmp_path: Path) -> None:
-    for folder, why in (("none", "No such file"), ("rows.jsonl", "Not a directory"), ("x" * 5000, "File name too long")):
+    for folder, why in (
+        ("none", "No such file"),
+        ("rows.jsonl", "Not a directory"),
+        ("x" * 5000, "File name too long"),
+    ):
         with pytest.raises(UserError, match=f"{why}.*data.path must be a folder that preprocess.py wrote"):
             PromptSet.open(str(tmp_path / folder))
     with pytest.raises(UserError, match="data.path is not set"):

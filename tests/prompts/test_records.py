@@ -179,14 +179,19 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(
-    rows=ROWS, cut=st.floats(0, 1, exclude_max=True), suffix=st.sampled_from([".json", ".parquet"]), inside=st.booleans()
+    rows=ROWS,
+    cut=st.floats(0, 1, exclude_max=True),
+    suffix=st.sampled_from([".json", ".parquet"]),
+    inside=st.booleans(),
 )
 def test_a_file_cut_short_is_never_read_as_a_shorter_one(
     rows: list[dict], cut: float, suffix: str, inside: bool, folder: Path
 ) -> None:
     file = write(folder / f"cut{suffix}", rows)
     if inside and suffix == ".json":
-        file.write_text(json.dumps({"version": 1, "data": rows}, indent=1, ensure_ascii=False), encoding="utf-8", newline="")
+        file.write_text(
+            json.dumps({"version": 1, "data": rows}, indent=1, ensure_ascii=False), encoding="utf-8", newline=""
+        )
     content = file.read_bytes()
     file.write_bytes(content[: int(cut * len(content))])
     with pytest.raises(UserError, match="cut"):

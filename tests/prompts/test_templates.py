@@ -220,7 +220,11 @@ def test_texts_are_what_the_template_itself_writes() -> None:
 
 
 def test_the_parts_of_a_prompt_that_are_the_datas_are_marked(tmp_path: Path) -> None:
-    slots_of = {"format_user": slots("<{{idx}}: {{content}}>"), "format_system": slots("[{{content}}]"), "default_system": "own"}
+    slots_of = {
+        "format_user": slots("<{{idx}}: {{content}}>"),
+        "format_system": slots("[{{content}}]"),
+        "default_system": "own",
+    }
     loaded = templates.load(write(tmp_path, {"name": "t", **slots_of}), "t")
     for system, theirs in (("", ["a", "A", "b"]), ("S", ["S", "a", "A", "b"])):
         pieces = templates.render(loaded, "b", system, (("a", "A"),), False)

@@ -98,7 +98,9 @@ FORMAT = "<think> a b </think><answer> \\boxed{1} </answer>"
 
 
 @pytest.mark.parametrize("special", [(), ("<think>", "</think>"), (*tokenizer.MARKS, "{")])
-def test_what_the_rules_look_for_is_graded_also_where_it_is_a_special_token(special: tuple[str, ...], tmp_path: Path) -> None:
+def test_what_the_rules_look_for_is_graded_also_where_it_is_a_special_token(
+    special: tuple[str, ...], tmp_path: Path
+) -> None:
     tok = tokenizer.load(build_tokenizer(tmp_path, special=[*SPECIAL, *special], ordinary=()))
     tokenizer.check_marks(tok)
     ids = tok.encode(f"<|im_start|>{FORMAT}<|im_end|><eos>", add_special_tokens=False)
@@ -119,7 +121,9 @@ def lossy(folder: Path) -> str:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     folder.mkdir()
     words.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}'
+    )
     return str(folder)
 
 
@@ -140,7 +144,9 @@ WORDS = st.sampled_from([*SPECIAL, "<think>", "im_end|>", "<|", "a", " ", "\n", 
 
 
 @settings(deadline=None)
-@given(asked=st.lists(WORDS, min_size=1, max_size=6), before=st.lists(WORDS, max_size=3), after=st.lists(WORDS, max_size=3))
+@given(
+    asked=st.lists(WORDS, min_size=1, max_size=6), before=st.lists(WORDS, max_size=3), after=st.lists(WORDS, max_size=3)
+)
 def test_control_tokens_of_the_data_are_text_and_those_of_the_template_tokens(
     asked: list[str], before: list[str], after: list[str], tokenizer_path: str
 ) -> None:
