@@ -181,7 +181,10 @@ def link_rows(rank, cfg):
         assert not (trainer.folder / "check").exists()
         with mock.patch.object(trainer.roles, "save", mock.Mock(side_effect=config.UserError("the disk is full"))):
             failed = preflight.trial(trainer)
-        return found, trials, failed
+        every = frozenset(range(512))   # a tokenizer that loses all it is given
+        with mock.patch.object(trainer.judge, "dropped", every):
+            lossy = preflight.trial(trainer)
+        return found, trials, failed, lossy
     return jobs.with_trainer(rank, cfg, use)
 
 
@@ -191,10 +194,11 @@ def test_links_are_timed_and_a_sync_a_token_a_sample_and_a_checkpoint_are_tried(
     cfg = jobs.job_config(base, grids)
     results = ranks.run(link_rows, cfg, size=2)
     assert results[0] == results[1] or [r[0] for r in results]   # times are gathered, so they are the same
-    found, trials, failed = results[0]
+    found, trials, failed, lossy = results[0]
     assert [row.what for row in found] == ["link world", "link train tp", "link rollout tp"]
     assert [(row.what, row.grade) for row in trials] == [("a generated token", "ok"), ("a graded sample", "ok"), ("a checkpoint", "ok")]
     assert "parity" in trials[0].found and "GB" in trials[2].found
+    assert lossy[1].grade == "failed" and "after encoding and decoding, which give ''" in lossy[1].line
     assert failed[-1].grade == "failed" and "the disk is full" in failed[-1].line and "ranks 0-1 on" in failed[-1].line
 
 
