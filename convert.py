@@ -6,6 +6,7 @@ python convert.py to-hf    CONFIG CHECKPOINT OUT [section.key=value ...]    a ru
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,17 +29,27 @@ def main() -> None:
             command.add_argument(argument, type=Path)
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
     options = parser.parse_args()
-    launch = world.Launch(0, 1, 0, 1, "none")
+    launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(str(options.config), options.overrides, config.Config)
+    except UserError as error:   # every process found the same: the first says it, before another's end ends the job
+        if launch.rank == 0:
+            sys.stderr.write(f"convert.py: {error}\n")
+        else:
+            time.sleep(config.SPEAKER_S)
+        sys.exit(2)
+    try:
         device.start("cpu", 0)
         if launch.size > 1:
             world.join(launch, device.ROWS["cpu"], PATIENCE_S)
         _convert(options, cfg, launch)
     except UserError as error:
-        sys.stderr.write(f"convert.py: {error}\n")
+        if launch.rank:   # what the first found, too, the first says, and ends the job
+            time.sleep(config.SPEAKER_S)
+        if not isinstance(error, config.Agreed) or launch.rank == 0:
+            sys.stderr.write(f"convert.py: {error}\n")
         if launch.size > 1:
             world.abort(launch, 2)
         sys.exit(2)
@@ -63,7 +74,7 @@ def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Laun
             conversion.to_mcore(shape, Path(cfg.model.path), options.out, workers, progress)
         else:
             conversion.to_hf(shape, Path(cfg.model.path), options.checkpoint, options.out, workers, progress)
-    console.print(f"wrote {options.out}")
+    console.print(f"wrote {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _barrier(size: int) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def main() -> None:
                         help="start all ranks, try everything that a step needs once, print what was found, and end")
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     args = parser.parse_intermixed_args()
-    launch = world.Launch(0, 1, 0, 1, "none")
+    launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
@@ -38,9 +39,14 @@ def main() -> None:
             placement.check(shape, role)
         engine_limits.check(cfg, shape, grids)
         check_rules(cfg.reward.rules)
-    except (UserError, RewardError) as error:   # every rank found the same and ends by itself
+    except (
+        UserError,
+        RewardError,
+    ) as error:  # every rank found the same: the first says it, before another's end ends the job
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
+        else:
+            time.sleep(config.SPEAKER_S)
         sys.exit(2)
     try:
         train(cfg, grids, launch, args.check)

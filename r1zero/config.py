@@ -7,16 +7,49 @@ own notation; where a field is text, quotes may be left out). An unknown key is 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from r1zero.settings import Agreed, UserError, dump, load, plain, read_toml
+from r1zero.settings import (
+    SPEAKER_S,
+    Agreed,
+    LocalPath,
+    OwnFunction,
+    UserError,
+    check_utf8,
+    dump,
+    found_alike,
+    load,
+    plain,
+    read_json,
+    read_text,
+    read_toml,
+    readable,
+    reason,
+)
 
-__all__ = ["Agreed", "Config", "UserError", "dump", "load", "plain", "read_toml"]
+__all__ = [
+    "SPEAKER_S",
+    "Agreed",
+    "Config",
+    "LocalPath",
+    "OwnFunction",
+    "UserError",
+    "check_utf8",
+    "dump",
+    "found_alike",
+    "load",
+    "plain",
+    "read_json",
+    "read_text",
+    "read_toml",
+    "readable",
+    "reason",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     name: str = "run"
     """The run's folder is `dir/name`."""
-    dir: str = "runs"
+    dir: LocalPath = "runs"
     seed: int = 1
     """Seeds the order of prompts, the sampling of responses and the trainer's generators."""
     iterations: int = 100
@@ -37,17 +70,17 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    path: str = ""
+    path: LocalPath = ""
     """Folder in Hugging Face's format: config.json, tokenizer, safetensors. The reference always has these weights."""
-    shape: str = ""
+    shape: LocalPath = ""
     """A file of configs/model/ that states the model's shape for planning without weights; must agree with config.json."""
-    checkpoint: str = ""
+    checkpoint: LocalPath = ""
     """A folder written by `convert.py to-mcore`, loaded in place of the safetensors; empty: stream `path` directly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    path: str = ""
+    path: LocalPath = ""
     """Folder written by preprocess.py."""
     shuffle: bool = True
     """Every epoch in a new seeded order; false: the order of the file."""
@@ -121,7 +154,7 @@ class Grpo:
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    rules: dict[str, float] = field(default_factory=lambda: {"base_acc": 1.0})
+    rules: dict[OwnFunction, float] = field(default_factory=lambda: {"base_acc": 1.0})
     """Rule name, or `path.py:function`, and its weight; the reward is the weighted sum. The README says what a function gets."""
     workers_per_rank: int = 1
     """Processes that grade on each rank that generates."""

@@ -19,7 +19,8 @@ def draw(folder: Path) -> list[Path]:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
         axes.plot(iterations, [line[key] for line in lines], color="#1f77b4", linewidth=1.8, marker=".", markersize=4)
-        axes.set(xlabel="iteration", ylabel=label, title=folder.name)
+        axes.set(xlabel="iteration", ylabel=label)
+        axes.set_title(folder.name, parse_math=False)   # a name is no formula
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)

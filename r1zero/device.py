@@ -5,10 +5,13 @@ import gc
 import importlib
 import os
 import random
+import socket
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Iterator
+
+from r1zero.config import UserError, found_alike
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,41 @@ def seed(number: int, deterministic: bool) -> None:
 
 
 def start(kind: str, local_rank: int) -> Device:
-    """Set the environment and import the vendor's packages; the rank's device becomes the current one."""
+    """Set the environment and import the vendor's packages; the rank's device becomes the current one.
+
+    Raises UserError where the host has no such device, or fewer than ranks were started on it.
+    """
     device = ROWS[kind]
     for name, value in COMMON + device.environment:
         os.environ.setdefault(name, value)
-    with _hidden_arguments(), quiet_imports(), _torch_kept() if device.imports else nullcontext():
-        for vendor in device.imports:
-            importlib.import_module(vendor)
+    try:
+        with _hidden_arguments(), quiet_imports(), _torch_kept() if device.imports else nullcontext():
+            for vendor in device.imports:
+                importlib.import_module(vendor)
+    except ImportError as error:
+        raise _without(kind, 0, local_rank, f" ({error})") from None
     if kind != "cpu":
+        there = module(kind).device_count() if module(kind).is_available() else 0
+        if local_rank >= there:
+            raise _without(kind, there, local_rank)
         module(kind).set_device(local_rank)
     return device
+
+
+def _without(kind: str, there: int, local_rank: int, why: str = "") -> UserError:
+    """The error of a rank that has no device; the first of them on each host says it."""
+    host = socket.gethostname()
+    if there:
+        said = (
+            f"run.device = {kind!r}: {host} has {there} device{'s' * (there > 1)} and more ranks were started on it; "
+            "start one rank for each device"
+        )
+    else:
+        said = (
+            f"run.device = {kind!r}: {host} has no such device that its packages can use{why}; "
+            "name the device it has (run.device), or start on a host with one (launch/README.md)"
+        )
+    return found_alike(said, speaker=local_rank == there)
 
 
 def module(kind: str) -> Any:

@@ -34,7 +34,8 @@ class Judge:
     def __init__(self, cfg: Config, layout: Layout, rank: int, scorer: Scorer | None, tokenizer: Any,
                  stop_token_ids: list[int]):
         self.folder = Path(cfg.run.dir) / cfg.run.name
-        self.cfg, self.scorer, self.tokenizer, self.stop_token_ids = cfg, scorer, tokenizer, stop_token_ids
+        self.cfg, self.scorer, self.tokenizer = cfg, scorer, tokenizer
+        self.dropped = tokens.dropped_ids(tokenizer, stop_token_ids)
         self.peers = self.turn = self.group = None
         for members in layout.rollout.groups("tp"):   # every rank makes every group, in one order
             group = dist.new_group(list(members), backend="gloo") if len(members) > 1 else None
@@ -54,7 +55,11 @@ class Judge:
 
     def text(self, response: Response) -> str:
         """As it is graded: without special tokens and the token that ended it."""
-        return tokens.decode(self.tokenizer, response.token_ids, self.stop_token_ids)
+        return tokens.decode(self.tokenizer, response.token_ids, self.dropped)
+
+    def through_tokens(self, text: str) -> str:
+        """What would be graded if the engine sampled just the tokens of this text."""
+        return tokens.decode(self.tokenizer, self.tokenizer.encode(text, add_special_tokens=False), self.dropped)
 
     def collect(self, count: int) -> torch.Tensor:
         """(B, 2 + rules): reward, outcome (its place in OUTCOMES) and each rule's value, equal on all peers."""

@@ -54,4 +54,4 @@ def _number(name: str, value: float) -> None:
     if value < least:
         raise UserError(f"{name} = {value}; it must be {'more than 0' if least == TINY else f'at least {least:g}'}")
     if value > most:
-        raise UserError(f"{name} = {value}; it must be {'less than 1' if most == 1 - TINY else f'at most {most:g}'}")
+        raise UserError(f"{name} = {value}; it must be {'less than 1' if most == 1 - TINY else f'at most {most}'}")

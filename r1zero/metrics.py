@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from rich.text import Text
 
+from r1zero.config import UserError
 from r1zero.console import Terminal
 
 
@@ -121,19 +122,30 @@ def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
 
 
 def keep_until(path: Path, iteration: int) -> None:
-    """Drop the lines of later iterations, and a torn last line; by way of a second file, renamed."""
+    """Drop the lines of later iterations, and an incomplete last line. The file is replaced by a rename.
+
+    Only a line feed ends a line: U+2028, U+2029 and U+0085 may stand in a JSON text as they are. Raises UserError for a
+    line that `append` did not write.
+    """
+    path = Path(os.path.realpath(path))   # a link stays
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["iteration"] <= iteration:
-            kept.append(line)
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
+    with open(path, "rb") as file:
+        kept = [line for number, line in enumerate(file, 1)
+                if line.endswith(b"\n") and _iteration(line, f"{path}:{number}") <= iteration]
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_bytes(b"".join(kept))
     os.replace(aside, path)
+
+
+def _iteration(line: bytes, where: str) -> int:
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{where}: is no line of a run ({error}); remove it") from None
 
 
 def read(folder: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl; a null is read as NaN."""
-    with open(folder / "metrics.jsonl", encoding="utf-8") as file:
+    with open(folder / "metrics.jsonl", "rb") as file:
         return [{name: nan if value is None else value for name, value in json.loads(line).items()} for line in file]

@@ -42,7 +42,8 @@ class Trainer:
         self.prompts.check(tokens.digest(cfg.model.path))
         self.prompts.check_length(cfg.rollout.max_prompt_tokens)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
-        stops = sorted({*tokens.eos_ids(tokenizer), *self.prompts.meta["stop_token_ids"]})
+        tokens.check_marks(tokenizer)
+        stops = tokens.stop_ids(tokenizer, self.prompts.meta["stop_token_ids"])
         shape = read_shape(cfg.model.path)
         tokens.check_ids(tokenizer, stops, shape.vocab_size)
         if launch.local_rank == 0 and not cfg.model.checkpoint:   # weights are loaded last: refuse a folder before that

@@ -82,7 +82,7 @@ def with_trainer(rank: int, cfg: Config, use):
 
 
 def metrics_of(cfg: Config) -> list[dict]:
-    return [json.loads(line) for line in (Path(cfg.run.dir) / cfg.run.name / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (Path(cfg.run.dir) / cfg.run.name / "metrics.jsonl").read_bytes().splitlines()]
 
 
 def alive(*words: str) -> list[str]:

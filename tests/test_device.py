@@ -109,3 +109,30 @@ def test_groups_get_options_on_npu_only(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "torch_npu", vendor)
     assert device.group_options("npu", "mp").hccl_config == {"hccl_buffer_size": 20}
     assert device.group_options("npu", "embd") is None and device.group_options("cuda", "mp") is None
+
+
+def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from r1zero import config, device, settings
+
+    monkeypatch.setattr(settings, "SPEAKER_S", 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    for there, says in ((0, "has no such device that its packages can use; name the device it has"),
+                        (2, "has 2 devices and more ranks were started on it; start one rank for each device")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        for local_rank in range(there, there + 2):
+            with pytest.raises(config.UserError, match=f"run.device = 'cuda': .* {says}") as caught:
+                device.start("cuda", local_rank)
+            assert isinstance(caught.value, config.Agreed) == (local_rank > there)
+    assert device.start("cuda", 1).kind == "cuda"
+
+
+def test_a_vendors_package_that_is_not_there_is_a_sentence() -> None:
+    from r1zero import config, device
+
+    with pytest.raises(
+        config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; name the device"
+    ):
+        device.start("npu", 0)

@@ -4,6 +4,7 @@ No process holds a shard: each writes its own files of the result, and reads jus
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,14 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
     stage.write(write, progress(sum(map(_size, files.values()))))
     if workers.rank == 0:
         notes = stage.notes()
-        write_index(stage.aside, [(piece.chunk, _StorageInfo(*where)) for name, pieces in files.items()
-                                  for (piece, _), where in zip(pieces, notes[name]["facts"], strict=True)])
         segments = {name: note["segments"] for name, note in notes.items()}
-        segments |= {name: manifest.adopt(stage.aside / name) for name in (".metadata", "common.pt", "metadata.json")}
-        manifest.seal(stage.aside, made_of, segments)
+        with stage.writable():
+            write_index(stage.aside, [(piece.chunk, _StorageInfo(*where)) for name, pieces in files.items()
+                                      for (piece, _), where in zip(pieces, notes[name]["facts"], strict=True)])
+            segments |= {
+                name: manifest.adopt(stage.aside / name) for name in (".metadata", "common.pt", "metadata.json")
+            }
+            manifest.seal(stage.aside, made_of, segments)
         stage.publish()
     workers.barrier()
 
@@ -91,7 +95,8 @@ def to_hf(shape: Shape, source: Path, checkpoint: Path, out: Path, workers: Work
 
     stage.write(write, progress(sum(size for _, size in sizes)))
     if workers.rank == 0:
-        hf_export.finish(stage.aside, files, source)
+        with stage.writable():
+            hf_export.finish(stage.aside, files, source)
         stage.publish()
     workers.barrier()
 
@@ -101,11 +106,23 @@ def open_weights(path: Path, shape: Shape) -> DistFolder:
     try:
         folder = DistFolder(path, shape)
     except Torn as error:
+        if below := _checkpoints_below(path):
+            raise UserError(
+                f"{path}: holds checkpoints and is none itself; name one of them: {', '.join(map(str, below))}"
+            ) from None
         raise UserError(f"{path}: is not a whole checkpoint ({error}); convert again, or name another step") from None
     if wrong := folder.problems(weights(shape)):
         raise UserError(f"{path}: is a checkpoint of another model: it lacks {len(wrong)} tensors ({', '.join(wrong[:3])}"
                         f"{', ...' if len(wrong) > 3 else ''}); name the config it was made with")
     return folder
+
+
+def _checkpoints_below(path: Path) -> list[Path]:
+    """Of a run's folder, or of its checkpoints' folder, oldest first."""
+    with suppress(OSError):
+        sealed = [p.parent for steps in ("checkpoints/step_*", "step_*") for p in path.glob(f"{steps}/{manifest.NAME}")]
+        return sorted((p for p in sealed if p.suffix != ".tmp"), key=lambda p: (len(p.name), p.name))
+    return []
 
 
 def check_source(folder: DistFolder, source_fingerprint: str) -> None:

@@ -36,7 +36,8 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
     try:
         for stale in folder.glob("*.tmp"):   # of a save that was cut off
             _remove(stale)
-        aside.mkdir(parents=True)
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)   # a link may lead nowhere yet
+        aside.mkdir()
         for name in ROOMS:
             with manifest.HashedFile(folder / name) as file:
                 file.write(bytes(ROOM_BYTES))
@@ -80,7 +81,9 @@ def _remove(path: Path) -> None:
         gone = path.with_name(path.name + ".old.tmp")
         os.rename(path, gone)
         path = gone
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(
+        path
+    ) if path.is_dir() and not path.is_symlink() else path.unlink()  # what a link leads to is not ours
 
 
 def _steps(folder: Path) -> list[Path]:

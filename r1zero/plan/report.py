@@ -5,6 +5,7 @@ import sys
 from dataclasses import fields
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from r1zero.config import Config
@@ -27,8 +28,10 @@ def main(cfg: Config, world: int, as_json: bool) -> int:
 
 
 def render(made: Plan, console: Console) -> None:
-    console.print(f"[bold]{made.config}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
-                  f"{made.active_parameters / 1e9:.2f} B met by a token")
+    console.print(
+        f"[bold]{escape(made.config)}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
+        f"{made.active_parameters / 1e9:.2f} B met by a token"
+    )
     console.print("pipeline stages: " + ", ".join(f"layers {start}-{start + count - 1}" for start, count in made.stages))
     console.print(_groups(made.groups))
     console.print(_pairs("Batch", made.batch, lambda v: f"{v:,.10g}"))
@@ -51,9 +54,9 @@ def render(made: Plan, console: Console) -> None:
                   "these assumptions (plan.assume.NAME=VALUE changes one):")
     console.print("  " + ", ".join(f"{f.name} {getattr(made.machine, f.name):g}" for f in fields(made.machine)), highlight=False)
     for note in made.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False)
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False)
     for problem in made.problems:
-        console.print(f"[bold red]does not fit[/] {problem}", highlight=False)
+        console.print(f"[bold red]does not fit[/] {escape(problem)}", highlight=False)
     if not made.problems:
         worst = made.worst
         used, limit = worst.ledger.total(worst.ledger.worst) / GB, made.machine.memory_gib * GIB / GB

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from r1zero.preflight.facts import Facts
 from r1zero.preflight.rows import Row, spoken
 
-GB = 1e9
+GB, MB = 1e9, 1e6
 SKEW_S = 30.0
 """Clocks further apart than that confuse logs and shared folders."""
 
@@ -25,6 +25,10 @@ class Needs:
     """Bytes of each rank in its fullest phase."""
     on_host: bool
     """Whether that is host memory."""
+    shared: tuple[int, ...]
+    """Bytes that each rank's engine takes of its host's shared memory ..."""
+    queue: int
+    """... beside which so many must be free when it starts; 0: no engine has more than one rank."""
 
 
 def compare(facts: Sequence[Facts], needs: Needs) -> list[Row]:
@@ -36,7 +40,12 @@ def compare(facts: Sequence[Facts], needs: Needs) -> list[Row]:
                   "copy the same folder to all hosts, or run preprocess.py once")
     rows += _same("weights (model.path, model.checkpoint)", {f.rank: f.weights[:12] for f in facts if f.weights}, hosts,
                   "copy the same folders to all hosts", "host")
-    return rows + [*_clock(facts, hosts), *_folder(facts, hosts, needs), *_memory(facts, hosts, needs)]
+    return rows + [
+        *_clock(facts, hosts),
+        *_folder(facts, hosts, needs),
+        *_memory(facts, hosts, needs),
+        *_shared(facts, needs),
+    ]
 
 
 def _same(what: str, values: dict[int, str], hosts: dict[int, str], cure: str, each: str = "rank") -> list[Row]:
@@ -90,9 +99,7 @@ def _memory(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
     """Host memory of the host that has least to spare; a device's own is the plan's and the allocator's business."""
     if not needs.on_host:
         return [Row("device memory", "not asked", f"{max(needs.memory) / GB:.2f} GB in the fullest phase, by the plan")]
-    by_host: dict[str, list[Facts]] = {}
-    for f in facts:
-        by_host.setdefault(f.host, []).append(f)
+    by_host = _by_host(facts)
     spare = {host: (min(f.free_memory for f in few), sum(needs.memory[f.rank] for f in few)) for host, few in by_host.items()}
     host = min(spare, key=lambda h: spare[h][0] - spare[h][1])
     free, wanted = spare[host]
@@ -100,3 +107,35 @@ def _memory(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
     if free < wanted:
         return [Row("memory", found, expected, "warning", host, "start fewer ranks a host, or lower rollout.kv_cache_gib")]
     return [Row("memory", found, expected)]
+
+
+def _shared(facts: Sequence[Facts], needs: Needs) -> list[Row]:
+    """Shared memory of the host that has least to spare. With too little, vLLM fails at its start or dies of SIGBUS."""
+    if not needs.queue:
+        return []
+    free = {host: min(f.free_shared for f in few) for host, few in _by_host(facts).items()}
+    wanted = {host: sum(needs.shared[f.rank] for f in few) + needs.queue for host, few in _by_host(facts).items()}
+    host = min(free, key=lambda h: free[h] - wanted[h])
+    row = Row(
+        "shared memory",
+        f"{free[host] / MB:,.1f} MB free in /dev/shm",
+        f"{wanted[host] / MB:,.1f} MB for the engines' tensor groups",
+    )
+    if free[host] >= wanted[host]:
+        return [row]
+    return [
+        replace(
+            row,
+            grade="failed",
+            where=host,
+            cure="give the container more (--shm-size, --ipc=host), remount /dev/shm with a larger "
+            "size, or lower layout.rollout.tensor_parallel_size",
+        )
+    ]
+
+
+def _by_host(facts: Sequence[Facts]) -> dict[str, list[Facts]]:
+    found: dict[str, list[Facts]] = {}
+    for f in facts:
+        found.setdefault(f.host, []).append(f)
+    return found

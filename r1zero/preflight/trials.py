@@ -58,14 +58,23 @@ def _generate(trainer: "Trainer") -> str:
 
 
 def _grade(trainer: "Trainer") -> str:
-    if trainer.judge.scorer is None:
+    """The right answer to the first prompt, as it is and as it comes back from the tokenizer."""
+    judge, prompt = trainer.judge, trainer.prompts[0]
+    if judge.scorer is None:
         return ""
-    prompt = trainer.prompts[0]
-    response = f"<think>One step.</think><answer>\\boxed{{{prompt.label}}}</answer>"
-    trainer.judge.scorer.submit(0, response, prompt.label, prompt.text, prompt.additional)
-    score = trainer.judge.scorer.collect()[0]
+    text = f"<think>One step.</think><answer>\\boxed{{{prompt.label}}}</answer>"
+    back = judge.through_tokens(text)
+    for key, response in enumerate((text, back)):
+        judge.scorer.submit(key, response, prompt.label, prompt.text, prompt.additional)
+    scores = judge.scorer.collect()
+    plain, score = scores[0], scores[1]
     if score.outcome != "scored":
         raise UserError(f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and reward.deadline_s")
+    if score.reward != plain.reward:
+        raise UserError(
+            f"the right answer to the first prompt earns {plain.reward:g}, and {score.reward:g} after encoding and "
+            f"decoding, which give {back!r}; choose a tokenizer that can spell it"
+        )
     return f"reward {score.reward:g} for the first prompt's label"
 
 

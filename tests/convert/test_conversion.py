@@ -5,6 +5,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -267,6 +268,54 @@ def test_too_small_a_disk_is_told_before_anything_is_written(models, tmp_path):
           pytest.raises(UserError, match="mcore: needs 0.00. GB more")):
         to_mcore(models("qwen2").folder, tmp_path / "mcore")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence_and_leaves_nothing(models, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out, why in ((tmp_path / "file" / "mcore", "Not a directory"), (tmp_path / ("x" * 5000), "File name too long")):
+        with pytest.raises(UserError, match=f"cannot be written .{why}.; name a folder that can be, or make room"):
+            to_mcore(models("qwen2").folder, out)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_the_next_start_goes_on(models, tmp_path):
+    """RLIMIT_FSIZE stands for the disk: a file that grows beyond it cannot be written."""
+    source, before = models("qwen2").folder, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="mcore: cannot be written .File too large"):
+            to_mcore(source, tmp_path / "mcore")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["mcore.part"]
+    check_equal(to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out"), tensors(source))
+
+
+def test_a_link_to_nothing_yet_stays_and_what_it_leads_to_is_made(models, tmp_path):
+    source = models("qwen2").folder
+    (tmp_path / "big").mkdir()
+    for name in ("mcore", "out"):
+        (tmp_path / name).symlink_to(f"big/{name}")
+    check_equal(to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out"), tensors(source))
+    assert all((tmp_path / name).is_symlink() for name in ("mcore", "out"))
+    assert sorted(p.name for p in (tmp_path / "big").iterdir()) == ["mcore", "out"]
+
+
+def test_a_runs_folder_in_place_of_a_checkpoint_names_those_below_it(models, tmp_path):
+    source = models("qwen2").folder
+    steps = [tmp_path / "run" / "checkpoints" / name for name in ("step_5", "step_20", "step_30.tmp")]
+    for step in steps:
+        step.parent.mkdir(parents=True, exist_ok=True)
+        to_mcore(source, step)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step_20")
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+        with pytest.raises(UserError) as caught:
+            to_hf(source, folder, tmp_path / "out")
+        assert (
+            str(caught.value)
+            == f"{folder}: holds checkpoints and is none itself; name one of them: {steps[0]}, {steps[1]}"
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @cases.together

@@ -71,7 +71,7 @@ def continue_elsewhere(zygote, folder: Path, arguments: list[str], log: Path) ->
 def lines(folder: Path) -> list[dict]:
     import json
 
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
 
 
 @pytest.mark.slow

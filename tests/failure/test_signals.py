@@ -9,7 +9,7 @@ import pytest
 
 
 def iterations(folder):
-    return [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from r1zero import config, layout, limits
 from r1zero.config import Config, UserError
-from r1zero.data import handlers, prepare, records, store, templates
+from r1zero.data import handlers, prepare, records, store, templates, tokenizer
 from r1zero.data.handlers import MapKeys
 from r1zero.data.prompts import PromptSet
 from tests.fuzz.strategies import TEXT, VALUES, damaged, replaced
@@ -76,7 +76,7 @@ def load_config(data, overrides):
 
 OVERRIDES = st.lists(TEXT | st.builds("{}={}".format, st.sampled_from(NAMES) | TEXT, TEXT | st.sampled_from(
     ["1", "-1", "nan", "inf", "1e400", "[1]", "{a=1}", '"x', "true", "1979-05-27",
-     "0x7fffffffffffffffff", "1\ny=2", "'''", "9" * 5000])), max_size=3)
+     "0x7fffffffffffffffff", "1\ny=2", "'''", "9" * 5000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]"])), max_size=3)
 
 
 @property_of(st.tuples(st.binary(max_size=60) | st.sampled_from(list(GOOD.values())).flatmap(damaged), OVERRIDES), 150)
@@ -122,7 +122,7 @@ def read_rows(path):
     try:
         for record in records.read(path):
             assert record.line >= 1 and str(path) in record.source
-            found = record.problem if record.value is None else handlers.apply(handlers.HANDLERS["columns"], record.value, KEYS)
+            found = record.problem or handlers.apply(handlers.HANDLERS["columns"], record.value, KEYS)
             assert isinstance(found, str) and found or found.question.strip() and found.label.strip()
     except UserError as error:
         sentence(error, str(path))
@@ -154,10 +154,10 @@ def test_a_parquet_file_that_is_damaged(data):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    from r1zero.miniature import tokenizer
+    from r1zero.miniature.tokenizer import build
 
     made = tmp_path_factory.mktemp("prepared")
-    tokenizer.build().save_pretrained(made / "base")
+    build().save_pretrained(made / "base")
     (made / "rows.jsonl").write_bytes(LINES)
     overrides = [f"input={made}/rows.jsonl", f"tokenizer={made}/base", f"output={made}/data"]
     prepare.prepare(config.load(str(ROOT / "configs/data/quickstart.toml"),
@@ -208,3 +208,35 @@ def test_preprocessing_data_and_template_of_any_kind(prepared, examples):
             sentence(error, str(FOLDER), "map_keys", "stop", "token")
             assert not (FOLDER / "out").exists()
     check()
+
+
+@pytest.mark.parametrize("examples", [40, pytest.param(1600, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_tokenizers_file_with_a_wrong_value_somewhere(prepared, name, examples):
+    there = FOLDER / "tokenizer"
+    shutil.copytree(prepared / "base", there, dirs_exist_ok=True)
+    good = (
+        (there / name).read_text()
+        if (there / name).exists()
+        else json.dumps({"eos_token_id": [256, 257], "top_p": 0.9})
+    )
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=examples == 40,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(replaced(json.loads(good)).map(lambda t: json.dumps(t).encode()) | damaged(good.encode()))
+    def check(data):
+        (there / name).write_bytes(data)
+        try:
+            loaded = tokenizer.load(str(there))
+            tokenizer.check_marks(loaded)
+            tokenizer.stop_ids(loaded, [])
+            tokenizer.digest(str(there))
+        except UserError as error:
+            sentence(error, str(there))
+    check()
+    (there / name).write_text(good)

@@ -82,7 +82,7 @@ def test_an_update_on_numbers_that_are_none_changes_nothing_is_counted_and_kept_
         assert len(b["logprobs_R"]) == len(b["rollout_logprobs_R"]) == len(b["ref_logprobs_R"]) == int(b["response_lengths_B"].sum())
         assert len(b["tokens_T"]) == int(b["response_lengths_B"].sum() + b["prompt_lengths_B"].sum())
         assert (b["logprobs_R"] - b["rollout_logprobs_R"]).abs().max() < 1e-4   # those of the weights that sampled
-    assert json.loads((folder / "runs" / "job" / "metrics.jsonl").read_text().splitlines()[0])["update/empty"] == 0
+    assert json.loads((folder / "runs" / "job" / "metrics.jsonl").read_bytes().splitlines()[0])["update/empty"] == 0
 
 
 def test_skipped_updates_end_the_run_only_in_a_row_and_empty_iterations_neither_count_nor_clear(tmp_path):

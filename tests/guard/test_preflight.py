@@ -14,18 +14,19 @@ import pytest
 from r1zero import config, layout
 from r1zero.preflight import timings
 from r1zero.preflight.agree import Needs, compare
-from r1zero.preflight.facts import Facts, digest
+from r1zero.preflight.facts import Facts, digest, write_trouble
 from r1zero.preflight.rows import Row, spoken
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent.parent
-NEEDS = Needs(checkpoint=10**9, checkpoints=3, memory=(10**9,) * 4, on_host=True)
+NEEDS = Needs(checkpoint=10**9, checkpoints=3, memory=(10**9,) * 4, on_host=True, shared=(4 * 10**6,) * 4,
+              queue=24 * 10**6)
 
 
 def facts(rank, **changes):
     plain = dict(rank=rank, host=f"node{rank // 2}", code="c" * 64, settings={"run.seed": "1", "grpo.kl_coef": "0.1"},
                  packages={"torch": "2.13"}, data="d" * 64, weights="w" * 64 if rank % 2 == 0 else "", clock=1e9 + rank,
-                 free_disk=10**10, trouble="", free_memory=10**11)
+                 free_disk=10**10, trouble="", free_memory=10**11, free_shared=64 * 10**6)
     return Facts(**plain | changes)
 
 
@@ -57,6 +58,19 @@ def test_one_rank_that_differs_is_one_line_with_place_both_values_and_cure(rank,
     assert row.grade == grade and row.line.startswith(line) and row.cure and row.line.endswith(row.cure)
 
 
+def test_a_host_with_too_little_shared_memory_is_named():
+    assert troubles((2, {"free_shared": 32 * 10**6})) == []
+    (row,) = troubles((2, {"free_shared": 32 * 10**6 - 1}))
+    assert row.grade == "failed" and row.line == (
+        "shared memory of node1: found 32.0 MB free in /dev/shm, expected 32.0 MB for the engines' tensor groups; "
+        "give the container more (--shm-size, --ipc=host), remount /dev/shm with a larger size, or lower "
+        "layout.rollout.tensor_parallel_size"
+    )
+    assert troubles((2, {"free_shared": 0}), needs=dataclasses.replace(NEEDS, shared=(0,) * 4, queue=0)) == [], (
+        "engines of one rank"
+    )
+
+
 def test_ranks_are_spoken_by_host_and_in_ranges():
     assert spoken([0, 1, 2, 5, 9], dict(enumerate("aaaabbbbcccc"))) == "ranks 0-2 on a, rank 5 on b, rank 9 on c"
 
@@ -82,6 +96,22 @@ def test_a_digest_sees_other_bytes_names_and_sizes_and_nothing_else(tmp_path):
         shutil.copytree(tmp_path / "a", tmp_path / "b")
         change(tmp_path / "b" / "w.safetensors")
         assert digest([tmp_path / "b"]) != before
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")   # there, and an error to read, for root too
+    with pytest.raises(config.UserError, match="model.safetensors: cannot be read .Input/output error"):
+        digest([tmp_path])
+
+
+def test_a_run_folder_is_made_where_its_link_leads_and_what_stands_against_it_is_said(tmp_path):
+    (tmp_path / "run").symlink_to("big/run")
+    assert write_trouble(tmp_path / "run", 0) == "" and list((tmp_path / "big" / "run").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert write_trouble(tmp_path / "file" / "run", 0) == f"{tmp_path}/file/run: Not a directory"
+    assert write_trouble(Path("/proc/none/run"), 0) == "/proc/none/run: No such file or directory"
+    assert write_trouble(tmp_path / ("x" * 5000), 0).endswith("File name too long")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big", "file", "run"]
 
 
 def check_before(rank, cfgs, patches):
@@ -151,7 +181,10 @@ def link_rows(rank, cfg):
         assert not (trainer.folder / "check").exists()
         with mock.patch.object(trainer.roles, "save", mock.Mock(side_effect=config.UserError("the disk is full"))):
             failed = list(preflight.trial(trainer))
-        return found, trials, failed
+        every = frozenset(range(512))   # a tokenizer that loses all it is given
+        with mock.patch.object(trainer.judge, "dropped", every):
+            lossy = list(preflight.trial(trainer))
+        return found, trials, failed, lossy
     return jobs.with_trainer(rank, cfg, use)
 
 
@@ -161,10 +194,11 @@ def test_links_are_timed_and_a_sync_a_token_a_sample_and_a_checkpoint_are_tried(
     cfg = jobs.job_config(base, grids)
     results = ranks.run(link_rows, cfg, size=2)
     assert results[0] == results[1] or [r[0] for r in results]   # times are gathered, so they are the same
-    found, trials, failed = results[0]
+    found, trials, failed, lossy = results[0]
     assert [row.what for row in found] == ["link world", "link train tp", "link rollout tp"]
     assert [(row.what, row.grade) for row in trials] == [("a generated token", "ok"), ("a graded sample", "ok"), ("a checkpoint", "ok")]
     assert "parity" in trials[0].found and "GB" in trials[2].found
+    assert lossy[1].grade == "failed" and "after encoding and decoding, which give ''" in lossy[1].line
     assert failed[-1].grade == "failed" and "the disk is full" in failed[-1].line and "ranks 0-1 on" in failed[-1].line
 
 
@@ -204,6 +238,46 @@ def test_check_prints_a_line_for_each_check_and_the_line_of_what_failed_and_exit
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "failed  run folder: found " in done.stdout and "ok      package: found " in done.stdout
     assert f"preflight: run folder of rank 0 on {socket.gethostname()}: found {tmp_path}/file/quickstart: Not a directory" in done.stderr
+
+
+IN_SHARED = """mount -t tmpfs -o size=$0 tmpfs /dev/shm && exec torchrun --nproc-per-node 2 "$@" """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_said_of_shared_memory_is_what_the_engine_takes(threads, base, tmp_path):
+    """One page less is refused; with the very bytes the engine starts."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a mount cannot be made here (needs root): the engine's own shared memory was NOT limited")
+    exact = 2 * (min(threads, os.cpu_count()) * (4 << 20) + 4096) + 24 * (1 << 20) + 4096
+    job = [
+        "train.py",
+        "configs/cpu.toml",
+        "--check",
+        f"model.path={base}/base",
+        f"data.path={base}/data",
+        "model.checkpoint=",
+        f"run.dir={tmp_path}",
+        "layout.rollout.tensor_parallel_size=2",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for size, fits in ((exact, True), (exact - 8192, False)):
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-c", IN_SHARED, str(size), *job],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert (done.returncode == 0) == fits, done.stderr[-3000:]
+        assert ("preflight: shared memory of" in done.stderr) == (not fits) and (
+            "a generated token" in done.stdout
+        ) == fits
 
 
 def test_a_row_without_a_place_needs_none():

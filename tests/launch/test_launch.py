@@ -5,6 +5,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import socket
@@ -70,6 +71,23 @@ def test_torchrun_on_one_machine(size: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_mistake_that_all_ranks_find_is_said_though_the_rank_that_says_it_is_late() -> None:
+    """mpirun ends the others when the first rank leaves."""
+    train = [sys.executable, "train.py", "configs/cpu.toml", "grpo.kl_cof=0"]
+    late = ["bash", "-c", 'sleep 1; exec "$@"', "late", *train]
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(
+        ["mpirun", "--oversubscribe", "-np", "1", *late, ":", "-np", "2", *train],
+        cwd=ROOT,
+        env=environment(**root),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.count("argument 'grpo.kl_cof=0': unknown key") == 1
+
+
+@pytest.mark.slow
 def test_torchrun_on_two_nodes() -> None:
     """Two agents with their own node numbers meet on one port, the second started first: ranks keep the nodes' order."""
     more = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "IFNAME": "lo"}
@@ -108,7 +126,7 @@ def test_slurm_through_a_stand_in(tmp_path: Path) -> None:
     """There is no Slurm here. A stand-in for srun starts two tasks with the variables that Slurm's manual promises."""
     srun = tmp_path / "srun"
     srun.write_text("""#!/bin/sh
-for option in --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL; do
+for option in --mpi=none --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL; do
     [ "$1" = "$option" ] || { echo "unexpected $1" >&2; exit 9; }
     shift
 done
@@ -127,6 +145,18 @@ def test_without_arguments_a_script_says_how_to_use_it(script: str) -> None:
     done = start(script)
     _, error = done.communicate(timeout=30)
     assert done.returncode == 2 and "configs/cpu.toml" in error and "RUN_ENV" in error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--retries"], ["--retries", "two", "2", "configs/cpu.toml"], ["--retries", "-1"]]
+)
+def test_a_number_of_retries_that_is_none_is_refused(arguments: list[str]) -> None:
+    done = start("mpirun.sh", *arguments)
+    _, error = done.communicate(timeout=30)
+    assert (
+        done.returncode == 2
+        and error == f"--retries {(*arguments, '')[1]}: name the number of times that a failed job is started again\n"
+    )
 
 
 def test_a_node_without_its_number_is_refused() -> None:
@@ -156,6 +186,23 @@ def test_scripts_are_short_and_leave_the_machine_alone(script: Path) -> None:
     assert not re.search(r"(^|[\s;&|(])(pkill|killall|kill|reboot|sysctl|npu-smi)\s", own), "acts on other processes or the machine"
     if script.name in ("mpirun.sh", "torchrun.sh", "slurm.sh"):
         assert len(text.splitlines()) <= 30
+
+
+@pytest.mark.parametrize(
+    "to, more, bold", [("pipe", {}, False), ("terminal", {}, True), ("terminal", {"NO_COLOR": "1"}, False)]
+)
+def test_scripts_write_in_bold_on_terminals_only(to: str, more: dict[str, str], bold: bool) -> None:
+    say = next(line for line in (LAUNCH / "install.sh").read_text().splitlines() if line.startswith("say()"))
+    read, write = pty.openpty() if to == "terminal" else os.pipe()
+    subprocess.run(
+        ["bash", "-c", f"{say}; say one two"], stdout=write, check=True, env={"PATH": os.environ["PATH"], **more}
+    )
+    os.close(write)
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    assert said.strip() == ("\x1b[1mone two\x1b[0m" if bold else "one two")
+    escapes = [line for script in SCRIPTS for line in script.read_text().splitlines() if "033" in line]
+    assert escapes == [say], "a script writes colours of its own"
 
 
 def sourced(**before: str) -> dict[str, str]:

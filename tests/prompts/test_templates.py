@@ -1,5 +1,6 @@
 """pytest tests/prompts/test_templates.py"""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -36,7 +37,7 @@ def prompt(path: str, name: str, tokenizer_path: str, question: str, **given) ->
     loaded, tok = templates.load(path, name), tokenizer.load(tokenizer_path)
     eos = tokenizer.single_token(tok, loaded.stop_words[0]) if loaded.replace_eos else tok.eos_token_id
     values = {"system": "", "history": (), "thinking": False} | given
-    return tokenizer.encode(tok, templates.render(loaded, question, **values), eos)
+    return tokenizer.encode(tok, templates.render(loaded, question, **values), eos, tokenizer.control_tokens(tok))
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -157,6 +158,15 @@ def test_the_users_own_braces_are_never_filled(question: str) -> None:
             {"format_prefix": slots("{{content}}")},
             "entry 1 (t).format_prefix: the slot '{{content}}' has a placeholder",
         ),
+        ({"default_system": "\ud800"}, "entry 1 (t): spells '\\ud800', half of a character"),
+        ({"format_user": False}, "entry 1 (t).format_user = False; it must be an object"),
+        ({"format_prefix": []}, "entry 1 (t).format_prefix = []; it must be an object"),
+        ({"stop_words": 0}, "entry 1 (t).stop_words = 0; it must be a list"),
+        ({"stop_words": ""}, "entry 1 (t).stop_words = ''; it must be a list"),
+        ({"replace_eos": 0}, "entry 1 (t).replace_eos = 0; it must be true or false"),
+        ({"efficient_eos": ""}, "entry 1 (t).efficient_eos = ''; it must be true or false"),
+        ({"default_system": 0}, "entry 1 (t).default_system = 0; it must be a text"),
+        ({"template_class": ""}, "entry 1 (t).template_class = ''"),
         ({"stop_words": "<|im_end|>"}, "entry 1 (t).stop_words = '<|im_end|>'"),
         ({"stop_words": [""]}, "entry 1 (t).stop_words = ['']"),
         ({"replace_eos": True}, "entry 1 (t): replace_eos is true without stop_words"),
@@ -175,12 +185,12 @@ def test_a_wrong_entry_is_named_with_its_field(entry: dict, message: str, tmp_pa
     ("content", "message"),
     [
         (None, "cannot be read (No such file or directory)"),
-        (b"{", "is not JSON"),
-        (b"\xff", "is not JSON"),
+        (b"{", "is torn or not JSON"),
+        (b"\xff", "templates.json:1: is not UTF-8"),
         (b"{}", "is a JSON dict"),
         (b"[1]", "entry 1 has no name"),
         (b'[{"name": "a"}, {"name": 2}]', "entry 2 has no name"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"[" * 100_000, "is torn or not JSON"),
         (b"[]", "has no template 't'; the file is empty"),
         (b'[{"name": "tt"}, {"name": "x"}]', "has no template 't'; the nearest is 'tt' of tt, x"),
         (b'[{"name": "t"}, {"name": "t"}]', "has 2 templates named 't'"),
@@ -193,6 +203,32 @@ def test_a_wrong_file_gets_one_sentence(content: bytes | None, message: str, tmp
     with pytest.raises(UserError) as caught:
         templates.load(str(file), "t")
     assert message in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_a_null_field_is_an_absent_one_and_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    nulls = dict.fromkeys(set(templates.FIELDS) - {"name"})
+    plain, null = (templates.load(write(tmp_path, {"name": "t", **fields}), "t") for fields in ({}, nulls))
+    assert dataclasses.replace(null, digest="") == dataclasses.replace(plain, digest="")
+    file = tmp_path / "bom.json"
+    file.write_text('[{"name": "t"}]', encoding="utf-8-sig")
+    assert templates.load(str(file), "t") == plain
+
+
+def test_texts_are_what_the_template_itself_writes() -> None:
+    assert templates.texts(templates.load(SHIPPED, "quickstart")) == ["Question: ", "=?\nAssistant:\n"]
+    assert "<|im_end|>\n" in templates.texts(templates.load(SHIPPED, "qwen"))
+
+
+def test_the_parts_of_a_prompt_that_are_the_datas_are_marked(tmp_path: Path) -> None:
+    slots_of = {
+        "format_user": slots("<{{idx}}: {{content}}>"),
+        "format_system": slots("[{{content}}]"),
+        "default_system": "own",
+    }
+    loaded = templates.load(write(tmp_path, {"name": "t", **slots_of}), "t")
+    for system, theirs in (("", ["a", "A", "b"]), ("S", ["S", "a", "A", "b"])):
+        pieces = templates.render(loaded, "b", system, (("a", "A"),), False)
+        assert [p.text[begin:end] for p in pieces for begin, end in p.given] == theirs
 
 
 JSON = st.recursive(

@@ -44,7 +44,7 @@ class Case:
     @property
     def cfg(self) -> config.Config:
         return config.Config(
-            run=config.Run(dtype=self.dtype), model=config.Model(path=self.path),
+            run=config.Run(dtype=self.dtype, seed=20251125193000), model=config.Model(path=self.path),
             layout=config.Layout(train=config.MegatronGrid(ranks=self.train_ranks), rollout=self.grid),
             rollout=config.Rollout(
                 temperature=self.temperature, max_prompt_tokens=self.max_prompt_tokens, max_num_seqs=self.max_num_seqs,
