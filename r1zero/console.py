@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from io import StringIO
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -19,7 +18,8 @@ class Terminal:
     """Standard output. What cannot be written goes to the rank's log, once with the reason."""
 
     def __init__(self) -> None:
-        self._has_colours = bool(sys.stdout) and sys.stdout.isatty() and _launcher_has_terminal()
+        own = Console()   # knows a terminal, NO_COLOR, and what world.join says of a launcher's pseudo-terminal
+        self._has_colours = bool(sys.stdout) and own.is_terminal and not own.no_color
         self.ascii_only = not _encoding().lower().startswith("utf")
         """Whether the terminal's encoding has no characters for drawing."""
         self._is_broken = False
@@ -48,16 +48,6 @@ class Terminal:
 
 def _encoding() -> str:
     return getattr(sys.stdout, "encoding", None) or "ascii"
-
-
-def _launcher_has_terminal() -> bool:
-    """Open MPI gives its ranks a terminal of their own, wherever its own output goes; then its output counts."""
-    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
-        return True
-    try:
-        return os.readlink(Path("/proc") / str(os.getppid()) / "fd" / "1").startswith(("/dev/pts/", "/dev/tty"))
-    except OSError:
-        return False
 
 
 def _discard_stdout() -> None:

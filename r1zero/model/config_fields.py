@@ -141,7 +141,8 @@ class Config(dict[str, Any]):
         """Raises UserError where the file cannot be read or is no object."""
         toml = path.suffix == ".toml"
         try:
-            text = path.read_text(encoding="utf-8")
+            # transformers and vLLM cannot read a byte-order mark in config.json; a file of configs/model/ is ours alone.
+            text = path.read_text(encoding="utf-8-sig" if path.suffix == ".toml" else "utf-8")
             values = tomli.loads(text) if toml else json.loads(text)
         except OSError as error:
             raise UserError(

@@ -7,6 +7,7 @@ blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shutil
 import socket
