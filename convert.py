@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from r1zero import config, device, world
+from r1zero import config
+from r1zero.distributed import device, world
 from r1zero.config import UserError
 
 PATIENCE_S = 7 * 24 * 3600
@@ -48,7 +49,7 @@ def main() -> None:
     except UserError as error:
         if launch.rank:   # what the first found, too, the first says, and ends the job
             time.sleep(config.SPEAKER_S)
-        if not isinstance(error, config.Agreed) or launch.rank == 0:
+        if not isinstance(error, config.CollectiveError) or launch.rank == 0:
             sys.stderr.write(f"convert.py: {error}\n")
         if launch.size > 1:
             world.abort(launch, 2)
@@ -58,7 +59,8 @@ def main() -> None:
 
 
 def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Launch) -> None:
-    from r1zero.model import conversion, families
+    from r1zero.checkpoint import conversion
+    from r1zero.model import families
 
     shape = families.model_shape(cfg.model)
     workers = conversion.Workers(launch.rank, launch.size, _barrier(launch.size))

@@ -6,9 +6,12 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from r1zero import config, device, layout, limits, plan, world
+from r1zero import config, plan
+from r1zero.distributed import device, layout, world
+from r1zero.config import limits
 from r1zero.config import UserError
-from r1zero.model import engine_limits, families, placement
+from r1zero.rollout import engine_limits
+from r1zero.model import families, placement
 from r1zero.reward import RewardError, Scorer, check_rules
 
 
@@ -51,7 +54,7 @@ def main() -> None:
     try:
         train(cfg, grids, launch, args.check)
     except (UserError, RewardError) as error:
-        if launch.rank == 0 or not isinstance(error, config.Agreed):
+        if launch.rank == 0 or not isinstance(error, config.CollectiveError):
             sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
 
@@ -66,8 +69,10 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
         device.make_deterministic(cfg.run.device)
     row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
-    from r1zero import logs, preflight, watchdog
-    from r1zero.run_lock import RunLock
+    from r1zero.observability import logs
+    from r1zero import preflight
+    from r1zero.watchdog import heartbeat
+    from r1zero.checkpoint.run_lock import RunLock
 
     folder = Path(cfg.run.dir) / cfg.run.name
     rows = preflight.before(cfg, grids, launch)
@@ -76,7 +81,7 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
     preflight.stop_if_failed(rows)
     lock = RunLock(folder) if launch.rank == 0 else None
     log = logs.start(folder / "logs", launch.rank)
-    with watchdog.standing(cfg.run, launch, log, (UserError, RewardError)) as watch:
+    with heartbeat.watch_rank(cfg.run, launch, log, (UserError, RewardError)) as watch:
         if lock:
             watch.renewals.append(lock.renew)
         with device.quiet_imports():

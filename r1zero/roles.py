@@ -11,14 +11,16 @@ from torch import Tensor
 
 from r1zero.batch import Batch
 from r1zero.config import Config, UserError
-from r1zero.device import give_back_memory, let_segments_grow
-from r1zero.layout import Layout, MegatronGrids
-from r1zero.model import build, checkpoint, mapping, step_folders
+from r1zero.distributed.device import give_back_memory, let_segments_grow
+from r1zero.distributed.layout import Layout, MegatronGrids
+from r1zero.model import build
+from r1zero.checkpoint import step_folders, training
+from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.model.families import read_shape
-from r1zero.model.residency import HostState, Residency
+from r1zero.model.offload import HostState, Residency
 from r1zero.policy import Policy
-from r1zero.rollout.vllm_engine import Engine
-from r1zero.sync import Sync
+from r1zero.rollout.engine import Engine
+from r1zero.weight_sync.sync import Sync
 
 
 class Roles:
@@ -51,7 +53,7 @@ class Roles:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
         self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
-        self.trained = checkpoint.Trained(chunks, optimizer, scheduler, self.shape, grids, hosts)
+        self.trained = training.Trained(chunks, optimizer, scheduler, self.shape, grids, hosts)
         if self.residency:
             self.trained = replace(self.trained, weights_of=self.residency.flat)
         if cfg.optimizer.offload:
@@ -62,9 +64,9 @@ class Roles:
     def _load(self, chunks: list[torch.nn.Module], grids: MegatronGrids, hosts: dist.ProcessGroup) -> None:
         """The original weights."""
         if self.cfg.model.checkpoint:
-            checkpoint.load_weights(chunks, self.shape, grids, self.cfg.model.checkpoint, self.cfg.model.path, hosts)
+            training.load_weights(chunks, self.shape, grids, self.cfg.model.checkpoint, self.cfg.model.path, hosts)
         else:
-            mapping.load(chunks, self.shape, grids, self.cfg.model.path)
+            load_base_weights(chunks, self.shape, grids, self.cfg.model.path)
 
     def reference_logprobs(self, batch: Batch | None) -> Tensor | None:
         """(R,) by the original weights, on the last stage of the grid that has them; None elsewhere."""
@@ -145,7 +147,7 @@ class Roles:
         """Collective over the ranks that train. Nothing moves: what is written is read from where it is. Raises UserError where there
         is no room."""
         if self.trained:
-            checkpoint.save(folder, iteration, self.trained, extra, self.cfg.checkpoint)
+            training.save(folder, iteration, self.trained, extra, self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
         """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None without one."""
@@ -159,5 +161,5 @@ class Roles:
             if self.residency:
                 self.residency.bring("policy")
             with self.policy.state_here():
-                checkpoint.load(found, self.trained)
+                training.load(found, self.trained)
         return {**found.extra, "iteration": found.iteration}

@@ -7,26 +7,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r1zero import figures, generation, metrics
+from r1zero.observability import metrics, step_metrics
+from r1zero import grading
 from r1zero.batch import Batch
 from r1zero.config import Config, UserError, dump
-from r1zero.curves import draw
+from r1zero.observability.plots import draw
 from r1zero.data import tokenizer as tokens
 from r1zero.data.prompts import PromptOrder, PromptSet
-from r1zero.device import seed
-from r1zero.exchange import Census, Exchange
-from r1zero.generation import Judge, Samples
-from r1zero.guard import numbers
-from r1zero.guard.alarms import Bell
+from r1zero.distributed.device import seed
+from r1zero.distributed.exchange import Census, Exchange
+from r1zero.grading import Judge, Samples
+from r1zero.guard import skipped
+from r1zero.observability.alarms import Bell
 from r1zero.guard.parity import Gate
-from r1zero.layout import Layout
+from r1zero.distributed.layout import Layout
 from r1zero.model.families import read_shape, weights
-from r1zero.model.hf_files import HfFolder
+from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
-from r1zero.saving import Saving
-from r1zero.sync import Sync
-from r1zero.world import Launch
+from r1zero.checkpoint.schedule import Saving
+from r1zero.weight_sync.sync import Sync
+from r1zero.distributed.world import Launch
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Trainer:
         self.exchange = Exchange(layout, launch.rank, device)
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = Gate(cfg, layout, launch.rank, self.roles, self.exchange, self.sync.compiled, self.prompts)
-        self.patience = numbers.Patience(cfg.optimizer.max_skipped, self.folder)
+        self.patience = skipped.Patience(cfg.optimizer.max_skipped, self.folder)
         self.watch = metrics.Stopwatch()
         self.saving = Saving(cfg.checkpoint, cfg.run.iterations, launch.rank)
         self.done = 0
@@ -108,7 +109,7 @@ class Trainer:
         with watch.phase("non_overlap_rule_reward"):
             table = self.judge.collect(len(samples.responses)) if samples else None
         with watch.phase("adv"):
-            mine = generation.to_batch(samples, table, cfg.grpo.group_size) if samples else None
+            mine = grading.to_batch(samples, table, cfg.grpo.group_size) if samples else None
         with watch.phase("dispatch"):
             census = self.exchange.census(mine, cfg.grpo.prompts_per_iteration * cfg.grpo.group_size)
             batch = self.exchange.to_grid(mine, census, self.layout.train.dense)
@@ -119,12 +120,12 @@ class Trainer:
         with watch.phase("update"):
             trained = roles.update(batch, ref_logprobs, census.loss_tokens)
             if trained.get("skipped"):
-                numbers.keep(self.folder, iteration, self.rank, roles.policy, batch, ref_logprobs)
+                skipped.keep(self.folder, iteration, self.rank, roles.policy, batch, ref_logprobs)
         parity = self.hand_over(iteration)
         with watch.phase("record"):
             totals, peaks = self._reduce(samples, table, trained)
             self._dump(iteration, samples, table)
-        return figures.named(cfg, totals, peaks, census.loss_tokens) | parity | figures.speeds(totals, watch.lap(), self.layout.size)
+        return step_metrics.named(cfg, totals, peaks, census.loss_tokens) | parity | step_metrics.speeds(totals, watch.lap(), self.layout.size)
 
     def hand_over(self, iteration: int) -> dict[str, float]:
         """The engines get the trained weights, and show that they compute the same with them. 0: at a start. Returns the gate's figures."""
@@ -166,8 +167,8 @@ class Trainer:
         """Sums and peaks over the world; an engine's figures are counted once, by its first rank."""
         tally = metrics.Tally()
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
-        figures.tally(tally, self.cfg, samples if first else None, table)
-        figures.tally_training(tally, trained)
+        step_metrics.tally(tally, self.cfg, samples if first else None, table)
+        step_metrics.tally_training(tally, trained)
         self.saving.tally(tally)
         totals, peaks = tally.reduce(self.device)
         self.saving.agree(peaks)
@@ -183,7 +184,7 @@ class Trainer:
             response = samples.responses[k]
             prompt = samples.prompts[response.prompt]
             rows.append({"prompt": prompt.text, "response": self.judge.text(response), "label": prompt.label,
-                         "outcome": generation.OUTCOMES[int(table[k, 1])], "reward": float(table[k, 0]) if table[k, 1] == 0 else None,
+                         "outcome": grading.OUTCOMES[int(table[k, 1])], "reward": float(table[k, 0]) if table[k, 1] == 0 else None,
                          "scores": dict(zip(self.cfg.reward.rules, table[k, 2:].tolist(), strict=True)) if table[k, 1] == 0 else {}})
         metrics.append(self.folder / "samples.jsonl", iteration, rows)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from r1zero import config, device, layout, world
+from r1zero import config
+from r1zero.distributed import device, layout, world
 from r1zero.config import Config
 
 RULE = f"{Path(__file__).resolve()}:even_share"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero import config, limits
+from r1zero import config
+from r1zero.config import limits
 from r1zero.config import Config, UserError
 
 

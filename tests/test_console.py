@@ -12,7 +12,7 @@ import pytest
 LINES = """
 import logging, sys
 logging.basicConfig(filename=sys.argv[1], level=logging.INFO)
-from r1zero.console import Terminal
+from r1zero.observability.console import Terminal
 terminal = Terminal()
 for i in range(200):
     terminal.print(f"line {i} \\u2501 {'x' * 1000}")

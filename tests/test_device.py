@@ -50,7 +50,7 @@ PROGRAM = '''
 import importlib.util, os, sys
 import torch, torch.distributed as dist
 from dataclasses import replace
-from r1zero import device
+from r1zero.distributed import device
 
 device.ROWS["cpu"] = replace(device.ROWS["cpu"], imports=("adaptor",))
 if {undone}:
@@ -93,7 +93,7 @@ def test_every_sized_group_is_one_that_megatron_asks_options_for() -> None:
 
     from megatron.core import parallel_state
 
-    from r1zero import device
+    from r1zero.distributed import device
 
     asked = set(re.findall(r'get_nccl_options\("(\w+)"', inspect.getsource(parallel_state.initialize_model_parallel)))
     assert set(device.BUFFERS_MB) <= asked and {"tp", "pp", "dp_cp", "ep", "mp"} <= asked
@@ -102,7 +102,7 @@ def test_every_sized_group_is_one_that_megatron_asks_options_for() -> None:
 def test_groups_get_options_on_npu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from r1zero import device
+    from r1zero.distributed import device
 
     vendor = SimpleNamespace(
         _C=SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=SimpleNamespace))))
@@ -114,9 +114,11 @@ def test_groups_get_options_on_npu_only(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from r1zero import config, device, settings
+    from r1zero import config
+    from r1zero.distributed import device
+    from r1zero.config import errors
 
-    monkeypatch.setattr(settings, "SPEAKER_S", 0)
+    monkeypatch.setattr(errors, "SPEAKER_S", 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     for there, says in ((0, "has no such device that its packages can use; name the device it has"),
                         (2, "has 2 devices and more ranks were started on it; start one rank for each device")):
@@ -125,12 +127,13 @@ def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch
         for local_rank in range(there, there + 2):
             with pytest.raises(config.UserError, match=f"run.device = 'cuda': .* {says}") as caught:
                 device.start("cuda", local_rank)
-            assert isinstance(caught.value, config.Agreed) == (local_rank > there)
+            assert isinstance(caught.value, config.CollectiveError) == (local_rank > there)
     assert device.start("cuda", 1).kind == "cuda"
 
 
 def test_a_vendors_package_that_is_not_there_is_a_sentence() -> None:
-    from r1zero import config, device
+    from r1zero import config
+    from r1zero.distributed import device
 
     with pytest.raises(
         config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; name the device"

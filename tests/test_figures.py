@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from r1zero import figures, metrics
+from r1zero.observability import metrics, step_metrics
 from r1zero.batch import Prompt, Response
 from r1zero.config import Config, Grpo
-from r1zero.generation import Samples
+from r1zero.grading import Samples
 
 P, G = 16, 4
 CFG = Config(grpo=Grpo(group_size=G))
@@ -22,9 +22,9 @@ def tallied(rewards_B: list[float], outcomes_B: list[float]) -> dict[str, float]
     responses = [Response(p, g, [3], [0.0], "stop") for p in range(P) for g in range(G)]
     table = torch.tensor([rewards_B, outcomes_B, rewards_B], dtype=torch.float64).T
     tally = metrics.Tally()
-    figures.tally(tally, CFG, Samples(prompts, responses, 0), table)
-    figures.tally_training(tally, {})
-    return figures.named(CFG, tally.sums, tally.peaks, 64.0)
+    step_metrics.tally(tally, CFG, Samples(prompts, responses, 0), table)
+    step_metrics.tally_training(tally, {})
+    return step_metrics.named(CFG, tally.sums, tally.peaks, 64.0)
 
 
 def test_a_group_whose_scored_rewards_are_equal_has_no_spread_whatever_was_not_scored():

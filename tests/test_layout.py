@@ -2,7 +2,8 @@
 
 import pytest
 
-from r1zero import config, layout
+from r1zero import config
+from r1zero.distributed import layout
 from r1zero.config import MegatronGrid, UserError, VllmGrid
 
 A3 = config.Layout(

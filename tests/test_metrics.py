@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero import curves, metrics
+from r1zero.observability import metrics, plots
 from r1zero.config import UserError
 
 TEXT = st.text(st.sampled_from("a\n\r\x0b\x0c\x1c\x85\u2028\u2029é😀\"\\"), max_size=6)
@@ -63,5 +63,5 @@ def test_a_record_that_is_a_link_stays_one(tmp_path: Path) -> None:
 def test_curves_are_drawn_for_a_run_of_any_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     for iteration in (1, 2):
-        metrics.append(tmp_path / name / "metrics.jsonl", iteration, [{key: 0.5 for _, key, _ in curves.CURVES}])
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in curves.draw(tmp_path / name))
+        metrics.append(tmp_path / name / "metrics.jsonl", iteration, [{key: 0.5 for _, key, _ in plots.CURVES}])
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots.draw(tmp_path / name))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r1zero import config, roles
-from r1zero.layout import carve
+from r1zero.distributed.layout import carve
 
 
 class Built(Exception):

@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from r1zero import run_lock
+from r1zero.checkpoint import run_lock
 from r1zero.config import UserError
-from r1zero.run_lock import RunLock
+from r1zero.checkpoint.run_lock import RunLock
 
-HOLDER = "import sys, time; from pathlib import Path; from r1zero.run_lock import RunLock; lock = RunLock(Path(sys.argv[1])); " \
+HOLDER = "import sys, time; from pathlib import Path; from r1zero.checkpoint.run_lock import RunLock; lock = RunLock(Path(sys.argv[1])); " \
          "print('held', flush=True); time.sleep(600)"
 
 

@@ -7,8 +7,8 @@ import dataclasses
 
 import pytest
 
-from r1zero import verdict
-from r1zero.verdict import Failure, Stamp
+from r1zero.watchdog import verdict
+from r1zero.watchdog.verdict import Failure, Stamp
 
 
 def stamp(rank: int, **fields) -> Stamp:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from r1zero import device, settings, world
-from r1zero.config import Agreed, UserError
-from r1zero.world import Launch, read_launch
+from r1zero.distributed import device, world
+from r1zero.config import errors
+from r1zero.config import CollectiveError, UserError
+from r1zero.distributed.world import Launch, read_launch
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,7 +170,7 @@ def bare(monkeypatch):
             "GLOO_SOCKET_IFNAME",
         ):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(settings, "SPEAKER_S", 0.0)
+    monkeypatch.setattr(errors, "SPEAKER_S", 0.0)
     return monkeypatch
 
 
@@ -205,7 +206,7 @@ def test_where_ranks_cannot_meet_one_of_them_says_why(launcher, variables, words
         bare.setenv(name, value)
     with pytest.raises(UserError) as caught:
         world.join(Launch(rank, 2, rank, 2, launcher), device.ROWS["cpu"], 5)
-    assert words in str(caught.value) and isinstance(caught.value, Agreed) == (rank == 1)
+    assert words in str(caught.value) and isinstance(caught.value, CollectiveError) == (rank == 1)
 
 
 @pytest.mark.parametrize(
@@ -236,18 +237,19 @@ def test_one_node_needs_no_scontrol(nodes, bare):
 
 
 ANOTHER_MPI = """
-from r1zero import device, settings, world
-settings.SPEAKER_S = 0
+from r1zero.config import errors
+from r1zero.distributed import device, world
+errors.SPEAKER_S = 0
 try:
     world.join(world.read_launch(), device.ROWS["cpu"], 5)
-except settings.UserError as error:
+except errors.UserError as error:
     print(type(error).__name__, error)
 """
 
 
 def test_a_launcher_of_another_mpi_is_told_from_ours(bare):
     """MPICH's variables, and mpi4py is built for Open MPI: each process is a world of its own to it."""
-    for rank, kind in ((0, "UserError"), (1, "Agreed")):
+    for rank, kind in ((0, "UserError"), (1, "CollectiveError")):
         done = subprocess.run(
             [sys.executable, "-c", ANOTHER_MPI],
             cwd=ROOT,
@@ -265,7 +267,7 @@ def test_a_launcher_of_another_mpi_is_told_from_ours(bare):
 
 COLOURS = """
 from rich.console import Console
-from r1zero import device, world
+from r1zero.distributed import device, world
 launch = world.read_launch()
 world.join(launch, device.ROWS["cpu"], 60)
 Console().print("[bold red]word[/]")
@@ -298,7 +300,7 @@ JOIN = """
 import os
 from datetime import timedelta
 import torch.distributed as dist
-from r1zero import device, world
+from r1zero.distributed import device, world
 
 store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
 os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True",

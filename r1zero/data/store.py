@@ -6,7 +6,6 @@ rejected.jsonl  one line for each row that was bad or too long, with its place a
 """
 
 import hashlib
-import json
 import os
 import shlex
 import shutil

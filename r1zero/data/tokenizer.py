@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from r1zero.config import Agreed, UserError, read_json, readable, reason
+from r1zero.config import CollectiveError, UserError, read_json, readable, reason
 from r1zero.data.templates import Piece
 from r1zero.reward.rules import ANSWER, END_ANSWER, END_THINK, THINK
 
@@ -190,13 +190,13 @@ def decode(tokenizer: Any, ids: Sequence[int], dropped: Set[int]) -> str:
 
 
 def check_marks(tokenizer: Any) -> None:
-    """Raises Agreed where what the rules look for does not survive the way through the tokenizer."""
+    """Raises CollectiveError where what the rules look for does not survive the way through the tokenizer."""
     text = f"{THINK} a {END_THINK}{ANSWER} \\boxed{{1}} {END_ANSWER}"
     ids = tokenizer.encode(text, add_special_tokens=False)
     back = decode(tokenizer, ids, dropped_ids(tokenizer, ()))
     for mark in MARKS:
         if mark not in back:
-            raise Agreed(
+            raise CollectiveError(
                 f"tokenizer {tokenizer.name_or_path!r}: turns {text!r} into {back!r}, where {mark!r}, which the reward "
                 "rules look for, is lost; choose a tokenizer that can spell it"
             )
@@ -253,10 +253,10 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def stop_ids(tokenizer: Any, stop_token_ids: Iterable[int]) -> list[int]:
-    """What ends a response: the end tokens and the template's stop words. Raises Agreed where there is neither."""
+    """What ends a response: the end tokens and the template's stop words. Raises CollectiveError where there is neither."""
     ids = sorted({*eos_ids(tokenizer), *stop_token_ids})
     if not ids:
-        raise Agreed(
+        raise CollectiveError(
             f"model.path = {tokenizer.name_or_path!r}: neither tokenizer_config.json nor generation_config.json nor "
             "config.json names an end token (eos_token_id), and the data's template has no stop word, so no response "
             "would ever end; name the model's end token in tokenizer_config.json (eos_token)"

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1zero.batch import Batch, Response
-from r1zero.config import Agreed, Config
+from r1zero.config import CollectiveError, Config
 from r1zero.data.prompts import PromptSet
-from r1zero.exchange import Census, Exchange
-from r1zero.guard import bisect
-from r1zero.layout import Layout
-from r1zero.reshard.run import Compiled
+from r1zero.distributed.exchange import Census, Exchange
+from r1zero.guard import localizer
+from r1zero.distributed.layout import Layout
+from r1zero.weight_sync.transfer import Compiled
 from r1zero.roles import Roles
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}
@@ -49,7 +49,7 @@ class Gate:
 
     def after_sync(self, iteration: int) -> dict[str, float]:
         """Figures where a check is due: after the sync of a start (iteration 0), and of every so many iterations.
-        Raises Agreed, on all ranks."""
+        Raises CollectiveError, on all ranks."""
         every = self.cfg.parity.every_syncs
         if not self.prompts or iteration and (not every or iteration % every):
             return {}
@@ -57,7 +57,7 @@ class Gate:
         comparison = self._compare(mine)
         engines = comparison.disagreeing(self.tolerance)
         if engines:
-            raise Agreed(f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: "
+            raise CollectiveError(f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: "
                          f"{self._sentence(comparison, engines, mine)}")
         prefilled = comparison.gaps_E3[:, PREFILLED:]
         return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
@@ -94,7 +94,7 @@ class Gate:
         found = (f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
                  f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
                  f"parity.tolerance is {self.tolerance:.2g}")
-        suspects = bisect.Bisect(self.cfg, self.layout, self.rank, self.roles, self.compiled)
+        suspects = localizer.Bisect(self.cfg, self.layout, self.rank, self.roles, self.compiled)
         owner = ranks_of(self.layout, comparison.worst_sample // len(self.prompts))[0]
         tokens = suspects.share_tokens(asked[0] if asked else None, comparison.worst_sample, owner)
         return f"{found}; {suspects.explain(tokens, engines)}"

@@ -23,13 +23,14 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
-from r1zero import config, device
-from r1zero.layout import MegatronGrids
+from r1zero import config
+from r1zero.distributed import device
+from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import cpu_megatron, mapping, placement
 from r1zero.model.layers import layer_spec, use_packed_rotary
 from r1zero.model.packing import Pack
 from r1zero.model.shape import Shape
-from r1zero.subworld import subworld
+from r1zero.distributed.subworld import subworld
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -4,28 +4,7 @@ The names and defaults are those of Hugging Face's config classes, and of the co
 Qwen2.5, Qwen3, DeepSeek-V3 and Moonlight. tests/model/test_config_fields.py compares every entry with Hugging Face.
 """
 
-from r1zero.model.config_fields import (
-    ANYTHING,
-    BLOCK,
-    FLAG,
-    ID,
-    IDS,
-    LABELS,
-    REQUIRED,
-    SECTION,
-    TEXT,
-    TEXTS,
-    Fields,
-    no_effect,
-    number,
-    one_of,
-    only,
-    optional,
-    positive,
-    read,
-    real,
-    whole,
-)
+from r1zero.model.config_fields import ANYTHING, BLOCK, FLAG, Fields, ID, IDS, LABELS, REQUIRED, SECTION, TEXT, TEXTS, no_effect, number, one_of, only, optional, positive, read, real, whole
 
 TYPES = one_of("float32", "bfloat16", "float16")
 

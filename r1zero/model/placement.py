@@ -4,7 +4,7 @@ Every rank computes the same answer, so that loading, export, sync and the plan 
 """
 
 from r1zero.config import UserError
-from r1zero.layout import Grid, MegatronGrids
+from r1zero.distributed.layout import Grid, MegatronGrids
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
 

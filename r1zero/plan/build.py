@@ -5,26 +5,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from r1zero import layout as layouts
+from r1zero.distributed import layout as layouts
 from r1zero.config import Config, UserError
-from r1zero.layout import Layout
+from r1zero.distributed.layout import Layout
 from r1zero.model import families, placement
 from r1zero.model.shape import CHUNK_BYTES
-from r1zero.plan import communicators, duration, memory, remedies
+from r1zero.plan import communicators, duration, fixes, memory
 from r1zero.plan.communicators import Group
 from r1zero.plan.machine import Machine, suppose
-from r1zero.plan.memory import Books, Ledger, Place
+from r1zero.plan.memory import Books, Place, PlaceLedger
 from r1zero.plan.traffic import Traffic
-from r1zero.reshard.routes import Routes
+from r1zero.weight_sync.routes import Routes
 
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class PlaceLedger:
-    place: Place
-    ranks: int
-    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         checkpoint={"bytes": memory.checkpoint_bytes(books), "host bytes a rank": 2 * CHUNK_BYTES,
                     "seconds": memory.checkpoint_bytes(books) / GB / machine.storage_gbs},
         traffic=books.traffic, seconds=seconds, tokens_per_second=tokens / sum(seconds.values()), machine=machine,
-        problems=tuple(remedies.problems(books, places, host)), notes=tuple(notes(books, layout)))
+        problems=tuple(fixes.problems(books, places, host)), notes=tuple(notes(books, layout)))
 
 
 def ledgers(books: Books) -> tuple[PlaceLedger, ...]:

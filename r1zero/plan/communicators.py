@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from r1zero import device
-from r1zero.layout import Grid, Layout
+from r1zero.distributed import device
+from r1zero.distributed.layout import Grid, Layout
 from r1zero.model.shape import Shape
 
 

@@ -1,6 +1,6 @@
 """Seconds of one iteration by stage: arithmetic over the machine's supposed rates, a guide and no promise."""
 
-from r1zero.model.engine_limits import cache_elements
+from r1zero.rollout.engine_limits import cache_elements
 from r1zero.plan.memory import Books, cache_need, mean_tokens, micro_batches, optimizer_bytes, weight_bytes
 from r1zero.plan.sizes import Stage, absorbed_elements, attention_operations
 

@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass, fields, replace
 
-from r1zero import host
+from r1zero.distributed import host
 from r1zero.config import Config, UserError
 
 GIB = 1 << 30

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from r1zero.config import Config
-from r1zero.layout import Layout, MegatronGrids
+from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import placement
-from r1zero.model.engine_limits import cache_elements
+from r1zero.rollout.engine_limits import cache_elements
 from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, engine_elements, layer_size, stages
 from r1zero.plan.traffic import Traffic, sync_traffic
-from r1zero.reshard.routes import Routes
+from r1zero.weight_sync.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 GIB = 1 << 30
@@ -42,6 +42,13 @@ class Ledger:
     @property
     def worst(self) -> str:
         return max(self.device, key=self.total)
+
+
+@dataclass(frozen=True)
+class PlaceLedger:
+    place: Place
+    ranks: int
+    ledger: Ledger
 
 
 @dataclass(frozen=True)

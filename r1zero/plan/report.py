@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from r1zero.config import Config
-from r1zero.plan.build import Plan, PlaceLedger, as_data, plan
+from r1zero.plan.build import Plan, as_data, plan
 from r1zero.plan.communicators import Group
-from r1zero.plan.memory import GIB, PHASES
+from r1zero.plan.memory import GIB, PHASES, PlaceLedger
 
 GB = 1e9
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r1zero.layout import Layout
+from r1zero.distributed.layout import Layout
 from r1zero.model import placement
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
-from r1zero.reshard.routes import Routes, axis, need_of
+from r1zero.weight_sync.routes import Routes, axis, need_of
 
 
 @dataclass(frozen=True)

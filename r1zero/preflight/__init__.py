@@ -8,16 +8,16 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.text import Text
 
-from r1zero.config import Agreed, Config
-from r1zero.console import Terminal
-from r1zero.layout import Layout
+from r1zero.config import CollectiveError, Config
+from r1zero.observability.console import Terminal
+from r1zero.distributed.layout import Layout
 from r1zero.preflight.agree import compare
 from r1zero.preflight.facts import Facts, gather
 from r1zero.preflight.timings import judge, measure
-from r1zero.preflight.wanted import needs
+from r1zero.preflight.requirements import needs
 from r1zero.preflight.rows import Row
 from r1zero.preflight.trials import trial
-from r1zero.world import Launch
+from r1zero.distributed.world import Launch
 
 __all__ = ["before", "links", "show", "stop_if_failed", "trial", "warn"]
 
@@ -41,10 +41,10 @@ def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device)
 
 
 def stop_if_failed(rows: list[Row]) -> None:
-    """Raises Agreed, with a line for each row that failed."""
+    """Raises CollectiveError, with a line for each row that failed."""
     failed = [f"preflight: {row.line}" for row in rows if row.grade == "failed"]
     if failed:
-        raise Agreed("\n".join(failed))
+        raise CollectiveError("\n".join(failed))
 
 
 def warn(rows: list[Row], rank: int) -> None:

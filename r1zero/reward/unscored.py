@@ -4,8 +4,8 @@ import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
-from r1zero.reward.errors import RewardError
-from r1zero.reward.score import Score
+from r1zero.config.errors import RewardError
+from r1zero.reward.scorer import Score
 
 
 def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Hashable, tuple[str, str]]) -> int:

@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from r1zero import config, device
+from r1zero import config
+from r1zero.distributed import device
 
 LIMIT = 0.01
 
@@ -41,11 +42,12 @@ def job(arguments: list[str], out: str) -> None:
 
     import train
     from r1zero import policy, preflight
-    from r1zero.guard import alarms, numbers, parity
-    from r1zero.metrics import Stopwatch
+    from r1zero.observability import alarms
+    from r1zero.guard import parity, skipped
+    from r1zero.observability.metrics import Stopwatch
 
     seconds: dict[str, list[float]] = {}
-    for owner, names in ((parity.Gate, ["after_sync"]), (alarms.Bell, ["see"]), (numbers.Patience, ["see"]),
+    for owner, names in ((parity.Gate, ["after_sync"]), (alarms.Bell, ["see"]), (skipped.Patience, ["see"]),
                          (policy.Policy, ["_is_finite"]), (preflight, ["before", "links"]), (Stopwatch, ["_tell"])):
         for name in names:
             if hasattr(owner, name):
@@ -61,7 +63,7 @@ def job(arguments: list[str], out: str) -> None:
 
 def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> tuple[list[dict[str, list[float]]], list[dict[str, float]]]:
     """(calls' seconds of each rank, metrics) of a fresh run."""
-    from r1zero import metrics
+    from r1zero.observability import metrics
 
     # train.py sets these before its imports, and here some come before.
     settings = dict(device.COMMON + device.ROWS[config.load(path, overrides, config.Config).run.device].environment)

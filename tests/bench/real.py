@@ -82,7 +82,7 @@ class Memory(threading.Thread):
 
 def job(arguments: list[str], out: str) -> None:
     """train.py itself, watched."""
-    from r1zero import metrics
+    from r1zero.observability import metrics
 
     memory, init = Memory(), metrics.Stopwatch.__init__
 
@@ -128,7 +128,7 @@ def main() -> None:
 
 def measure(out: Path, model: Path, iterations: int, overrides: list[str]) -> tuple[list[dict[str, float]], dict[str, int], dict[str, int]]:
     """(lines of metrics.jsonl, bytes measured by phase, bytes planned by phase); the run is resumed once and exported."""
-    from r1zero import metrics
+    from r1zero.observability import metrics
     from r1zero.miniature import problems
 
     problems.write(out / "problems.jsonl", problems.draw(problems.split()["train"], 64, random.Random(0)))

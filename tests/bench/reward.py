@@ -32,15 +32,16 @@ def main() -> None:
 
 
 def our_decision():
-    from r1zero.reward import accuracy, samples, solver
+    from r1zero.reward.equality import answers, solver
+    from r1zero.reward.workers import warmup
 
     solver.load()
-    for _ in accuracy.warm(samples.FIRST + samples.EQUAL + samples.REST):
+    for _ in answers.warm(warmup.FIRST + warmup.EQUAL + warmup.REST):
         pass
 
     def decide(pair: Pair) -> bool:
         forget()
-        return accuracy.equal(pair.answer, pair.label)
+        return answers.equal(pair.answer, pair.label)
 
     return decide
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r1zero import config, metrics
+from r1zero import config
+from r1zero.observability import metrics
 
 WARM_UP = 2
 

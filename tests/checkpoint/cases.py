@@ -27,7 +27,7 @@ def killed_at(moment: int) -> Iterator[list[str]]:
 
     Yields the names of what was done.
     """
-    from r1zero.model import manifest, step_folders
+    from r1zero.checkpoint import manifest, step_folders
 
     done: list[str] = []
 
@@ -58,19 +58,19 @@ def killed_at(moment: int) -> Iterator[list[str]]:
 
 
 def write(built: Built, folder: Path, iteration: int, keep: Checkpoint = Checkpoint()) -> None:
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     with torch.no_grad():
         for parameter in built.chunks[0].parameters():
             parameter.fill_(iteration)
-    checkpoint.save(folder, iteration, built.trained, {"iteration": iteration}, keep)
+    training.save(folder, iteration, built.trained, {"iteration": iteration}, keep)
 
 
 @together
 def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[str, int, int, list[str]]]:
     """For each flush, rename and removal, and some of the writes: (what, iteration of the newest whole checkpoint, the weights' value
     in it, what the folder holds after the next save)."""
-    from r1zero.model import checkpoint, step_folders
+    from r1zero.checkpoint import step_folders, training
 
     built = build_on(oracle, MegatronGrid())
     for iteration in (1, 2):
@@ -90,7 +90,7 @@ def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[s
             except (Killed, RuntimeError):   # torch.save turns the first into the second
                 pass
         found = step_folders.newest(folder)
-        checkpoint.load(found, built.trained)
+        training.load(found, built.trained)
         values = {float(v.detach()) for p in built.chunks[0].parameters() for v in (p.min(), p.max())}
         assert found.extra == {"iteration": found.iteration} and len(values) == 1
         write(built, folder, 4)
@@ -108,7 +108,7 @@ def save_two(rank: int, oracle: Oracle, place: MegatronGrid, folder: Path) -> No
 @together
 def newest(rank: int, folder: Path) -> Any:
     """(iteration, warnings of this rank), or the sentence of the error."""
-    from r1zero.model import step_folders
+    from r1zero.checkpoint import step_folders
 
     warnings: list[str] = []
     with mock.patch.object(step_folders.log, "warning", lambda text, *args: warnings.append(text % args)):
@@ -143,7 +143,7 @@ def save_without_room(rank: int, oracle: Oracle, place: MegatronGrid, folder: Pa
 def save_while_the_disk_fills(rank: int, oracle: Oracle, disk: Path, shares: list[float]) -> list[tuple[str, list[str], int, list[str]]]:
     """On a small disk that still seems to have room: for each share of a checkpoint's bytes that is really left (the error's sentence,
     what the folder holds then, the newest iteration, and what the folder holds after a save with room again)."""
-    from r1zero.model import step_folders
+    from r1zero.checkpoint import step_folders
 
     built, folder, ballast = build_on(oracle, MegatronGrid()), disk / "checkpoints", disk / "ballast"
     seen = []
@@ -177,11 +177,11 @@ def save_six(rank: int, oracle: Oracle, folder: Path) -> list[str]:
 
 @together
 def load_another_model(rank: int, oracle: Oracle, folder: Path) -> str:
-    from r1zero.model import checkpoint, step_folders
+    from r1zero.checkpoint import step_folders, training
 
     built = build_on(oracle, MegatronGrid())
     try:
-        checkpoint.load(step_folders.newest(folder), built.trained)
+        training.load(step_folders.newest(folder), built.trained)
     except UserError as error:
         return str(error)
     return ""

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from r1zero.model import manifest
-from r1zero.model.manifest import HashedFile, Torn
+from r1zero.checkpoint import manifest
+from r1zero.checkpoint.manifest import HashedFile, Torn
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from r1zero.config import Checkpoint
-from r1zero.model import step_folders
+from r1zero.checkpoint import step_folders
 from tests.checkpoint import cases
 from tests.model.cases import grid
 

@@ -19,8 +19,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from r1zero.config import Checkpoint, UserError
-from r1zero.model import conversion
-from r1zero.model.conversion import Workers
+from r1zero.checkpoint import conversion
+from r1zero.checkpoint.conversion import Workers
 from r1zero.model.families import read_shape
 from tests.model import cases, oracle
 from tests.model.cases import grid
@@ -86,7 +86,7 @@ def by_megatron_and_by_slices(rank, model, place, path):
     from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.utils import unwrap_model
 
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     built = cases.build_on(model, place, trainable=False)
     expected = cases.gathered(built, model, lambda parameter: parameter)
@@ -99,7 +99,7 @@ def by_megatron_and_by_slices(rank, model, place, path):
         bare.load_state_dict(dist_checkpointing.load({"model": state}, str(path))["model"], strict=False)
 
     wrong = []
-    for load in (load_by_megatron, lambda: checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)):
+    for load in (load_by_megatron, lambda: training.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)):
         with torch.no_grad():
             for tensor in (*bare.parameters(), *fp32):
                 tensor.fill_(7)
@@ -119,10 +119,10 @@ def test_megatrons_own_loader_and_ours_read_it_on_any_grid(ranks, models, tmp_pa
 
 @cases.together
 def save_weights(rank, model, place, folder):
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     built = cases.build_on(model, place)
-    checkpoint.save(folder, 1, built.trained, {}, keep=Checkpoint())
+    training.save(folder, 1, built.trained, {}, keep=Checkpoint())
 
 
 @pytest.mark.parametrize("name, size, place", [("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2)), ("deepseek", 2, grid(tp=2, ep=2))])
@@ -320,11 +320,11 @@ def test_a_runs_folder_in_place_of_a_checkpoint_names_those_below_it(models, tmp
 
 @cases.together
 def load_made_of_another(rank, model, path):
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     built = cases.build_on(model, grid(), trainable=False)
     try:
-        checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)
+        training.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)
     except UserError as error:
         return str(error)
 

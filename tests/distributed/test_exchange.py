@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from r1zero import config, layout
+from r1zero import config
+from r1zero.distributed import layout
 from r1zero.batch import Batch
 from r1zero.config import MegatronGrid, VllmGrid
-from r1zero.exchange import Exchange
+from r1zero.distributed.exchange import Exchange
 
 SAMPLES = 16
 LAYOUTS = {

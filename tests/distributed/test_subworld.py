@@ -6,7 +6,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from r1zero.subworld import PATCHED, subworld
+from r1zero.distributed.subworld import PATCHED, subworld
 
 
 def inside(rank, within, renumber):

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from r1zero import metrics
+from r1zero.observability import metrics
 
 
 class Accident(Exception):

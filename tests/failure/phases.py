@@ -12,7 +12,10 @@ sys.path[0] = str(Path(__file__).parents[2])
 import torch  # noqa: E402 - from the repository's root
 import torch.distributed as dist  # noqa: E402
 
-from r1zero import config, device, logs, metrics, watchdog, world  # noqa: E402
+from r1zero import config
+from r1zero.distributed import device, world
+from r1zero.observability import logs, metrics
+from r1zero.watchdog import heartbeat   # noqa: E402
 from tests.failure import accidents  # noqa: E402
 
 APART = ("rollout", "non_overlap_rule_reward")
@@ -26,7 +29,7 @@ def main() -> None:
     accidents.install()
     run = config.Run(**{key: int(value) for key, value in (argument.split("=") for argument in sys.argv[2:])})
     world.join(launch, device.ROWS["cpu"], run.timeout_s)
-    with watchdog.standing(run, launch, logs.start(Path(sys.argv[1]), launch.rank), (config.UserError,)) as watch:
+    with heartbeat.watch_rank(run, launch, logs.start(Path(sys.argv[1]), launch.rank), (config.UserError,)) as watch:
         stopwatch = metrics.Stopwatch()
         stopwatch.observers.append(watch.phase)
         for stopwatch.iteration in range(1, 4):

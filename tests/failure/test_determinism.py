@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 
-from r1zero import device
+from r1zero.distributed import device
 from tests.checkpoint.runs import check_equal
 
 

@@ -106,18 +106,20 @@ def test_a_killed_rank_is_named_by_its_launcher_and_nobody_else_is_blamed(tmp_pa
 
 LAST_WORDS = """
 import logging, sys, threading, time
-from r1zero import config, watchdog, world
-from r1zero.verdict import Verdict
+from r1zero import config
+from r1zero.distributed import world
+from r1zero.watchdog import heartbeat
+from r1zero.watchdog.verdict import Verdict
 
-class Line:
+class Thread:
     store = property(lambda self: self)
 
     def set(self, key, text):   # the judge's own other line reads at once what it was told
         watch.end(Verdict("heard", 3), speak=False)
 
 logging.disable()
-watch = watchdog.Watchdog(config.Run(), world.Launch(0, 2, 0, 2, "torchrun"), open(sys.argv[1], "w"))
-threading.Thread(target=watch.end, args=(Verdict("rank 1 is to blame\\n", 1), True, [Line()])).start()
+watch = heartbeat.Watchdog(config.Run(), world.Launch(0, 2, 0, 2, "torchrun"), open(sys.argv[1], "w"))
+threading.Thread(target=watch.end, args=(Verdict("rank 1 is to blame\\n", 1), True, [Thread()])).start()
 time.sleep(60)
 """
 

@@ -29,7 +29,7 @@ LEFT_S = 5.0
 
 
 def main() -> None:
-    from r1zero import device
+    from r1zero.distributed import device
 
     device.start("cpu", 0)
     with device.quiet_imports():
@@ -37,7 +37,7 @@ def main() -> None:
         import vllm.v1.engine.llm_engine
         import vllm.v1.worker.cpu_worker  # noqa: F401
 
-        import r1zero.reshard.run
+        import r1zero.weight_sync.transfer
         import r1zero.trainer  # noqa: F401
     gc.freeze()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)   # what a rank leaves behind becomes ours, and is counted

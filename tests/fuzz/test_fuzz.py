@@ -13,7 +13,9 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from r1zero import config, layout, limits
+from r1zero import config
+from r1zero.distributed import layout
+from r1zero.config import limits
 from r1zero.config import Config, UserError
 from r1zero.data import handlers, prepare, records, store, templates, tokenizer
 from r1zero.data.handlers import MapKeys

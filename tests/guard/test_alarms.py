@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1zero.config import Alarms
-from r1zero.guard.alarms import Bell, averages, noise
+from r1zero.observability.alarms import Bell, averages, noise
 
 HEALTHY = Path(__file__).parent.parent / "data" / "guard" / "quickstart.csv"
 """Columns of metrics.jsonl of a quick start (60 iterations, two ranks) whose reward went from 0.06 to 0.97."""

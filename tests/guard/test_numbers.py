@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from r1zero import config
-from r1zero.config import Agreed, MegatronGrid, Optimizer
-from r1zero.guard.numbers import Patience
+from r1zero.config import CollectiveError, MegatronGrid, Optimizer
+from r1zero.guard.skipped import Patience
 from tests import jobs
 
 POISONED = {2: math.inf, 4: math.nan, 5: math.inf}
@@ -53,7 +53,7 @@ def poisoned_run(rank, cfg):
         try:
             trainer.run()
             return unchanged, None
-        except Agreed as error:
+        except CollectiveError as error:
             return unchanged, str(error)
     return jobs.with_trainer(rank, cfg, use)
 
@@ -91,5 +91,5 @@ def test_skipped_updates_end_the_run_only_in_a_row_and_empty_iterations_neither_
                             {"update/skipped": 0.0, "update/empty": 1.0})
     for figures in (skipped, fine, empty, skipped, empty):
         patience.see(figures)
-    with pytest.raises(Agreed, match="2 updates in a row"):
+    with pytest.raises(CollectiveError, match="2 updates in a row"):
         patience.see(skipped)

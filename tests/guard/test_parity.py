@@ -78,7 +78,7 @@ def outcomes(rank, cfg, cases, without=""):
     def say(trainer, run):
         try:
             return {k: v for k, v in run().items() if k.startswith("parity/")}
-        except config.Agreed as error:
+        except config.CollectiveError as error:
             return str(error)
 
     def use(trainer):
@@ -104,12 +104,12 @@ def outcomes(rank, cfg, cases, without=""):
         return Bisect(cfg, trainer.layout, rank, trainer.roles, trainer.sync.compiled)._differing(
             weights(trainer.roles.shape), blamed=bool(trainer.roles.engine))
 
-    from r1zero.guard.bisect import Bisect
+    from r1zero.guard.localizer import Bisect
     from r1zero.model.families import weights
-    from r1zero.rollout import cpu_vllm
+    from r1zero.rollout import cpu
 
-    kept = {name: mend for name, mend in cpu_vllm.MENDS.items() if name != without}
-    with mock.patch.object(cpu_vllm, "MENDS", kept):
+    kept = {name: mend for name, mend in cpu.MENDS.items() if name != without}
+    with mock.patch.object(cpu, "MENDS", kept):
         return jobs.with_trainer(rank, cfg, use)
 
 

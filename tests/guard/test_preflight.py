@@ -11,7 +11,8 @@ from unittest import mock
 
 import pytest
 
-from r1zero import config, layout
+from r1zero import config
+from r1zero.distributed import layout
 from r1zero.preflight import timings
 from r1zero.preflight.agree import Needs, compare
 from r1zero.preflight.facts import Facts, digest, write_trouble
@@ -116,7 +117,8 @@ def test_a_run_folder_is_made_where_its_link_leads_and_what_stands_against_it_is
 
 def check_before(rank, cfgs, patches):
     """The rows that are not in order, of a world whose ranks start with their own configs, and package versions or disks."""
-    from r1zero import preflight, world
+    from r1zero import preflight
+    from r1zero.distributed import world
 
     size = len(cfgs)
     version, usage = patches.get(rank, (None, None))
@@ -129,7 +131,7 @@ def check_before(rank, cfgs, patches):
     try:
         preflight.stop_if_failed(rows)
         stopped = ""
-    except config.Agreed as error:
+    except config.CollectiveError as error:
         stopped = str(error)
     return [row for row in rows if row.grade != "ok"], stopped
 

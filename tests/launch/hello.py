@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from r1zero import device, world
+from r1zero.distributed import device, world
 
 
 def main() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from r1zero import config, layout
-from r1zero.layout import MegatronGrids
+from r1zero import config
+from r1zero.distributed import layout
+from r1zero.distributed.layout import MegatronGrids
 from r1zero.model.families import read_shape
 from tests.model.oracle import LENGTHS, Oracle
 
@@ -29,7 +30,7 @@ class Built:
 
     @property
     def trained(self) -> Any:
-        from r1zero.model.checkpoint import Trained
+        from r1zero.checkpoint.training import Trained
 
         return Trained(self.chunks, self.optimizer, self.scheduler, self.shape, self.grids, self.hosts)
 
@@ -47,7 +48,8 @@ def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32",
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from megatron.core import parallel_state
 
-    from r1zero.model import build, mapping
+    from r1zero.checkpoint.base_weights import load_base_weights
+    from r1zero.model import build
 
     parallel_state.destroy_model_parallel()
     cfg = config.Config(run=config.Run(dtype=dtype), train=config.Train(recompute=recompute),
@@ -58,7 +60,7 @@ def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32",
     hosts = build.initialize(grids, "cpu", 1)
     shape = read_shape(oracle.folder)
     chunks = build.build_model(shape, cfg, grids, trainable)
-    mapping.load(chunks, shape, grids, str(oracle.folder))
+    load_base_weights(chunks, shape, grids, str(oracle.folder))
     optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids) if trainable else (None, None)
     return Built(grids, shape, chunks, optimizer, scheduler, cfg, hosts)
 
@@ -195,14 +197,14 @@ def _full_state(built: Built, parameter: torch.Tensor, key: str) -> torch.Tensor
 @together
 def save_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any) -> dict[str, torch.Tensor] | None:
     """Three steps, a checkpoint, three more. Returns the state at the checkpoint and at the end, told apart by a prefix."""
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     built = build_on(oracle, place, dtype)
     if built is None:
         return None
     train(built, oracle, 3)
     middle = state(built, oracle)
-    checkpoint.save(folder, 3, built.trained, {"cursor": 17}, keep=config.Checkpoint())
+    training.save(folder, 3, built.trained, {"cursor": 17}, keep=config.Checkpoint())
     noise = torch.rand(3)
     train(built, oracle, 3)
     return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
@@ -210,14 +212,14 @@ def save_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dt
 
 @together
 def load_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any) -> dict[str, torch.Tensor] | None:
-    from r1zero.model import checkpoint, step_folders
+    from r1zero.checkpoint import step_folders, training
 
     built = build_on(oracle, place, dtype)
     found = step_folders.newest(folder)
     assert (found.iteration, found.extra) == (3, {"cursor": 17})
     if built is None:
         return None
-    checkpoint.load(found, built.trained)
+    training.load(found, built.trained)
     assert {float(state["step"]) for part in built.optimizer.chained_optimizers for state in part.optimizer.state.values()} == {3.0}
     middle = state(built, oracle)
     noise = torch.rand(3)

@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from r1zero import config, layout, world
+from r1zero import config
+from r1zero.distributed import layout, world
 from r1zero.config import UserError
 from r1zero.data import tokenizer
 from tests import jobs

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from r1zero import config, layout
+from r1zero import config
+from r1zero.distributed import layout
 from r1zero.config import UserError
-from r1zero.model import engine_limits
+from r1zero.rollout import engine_limits
 from r1zero.model.families import read_shape
 from tests.model.config_values import DEEPSEEK, MINIMAL, QWEN3, YARN
 

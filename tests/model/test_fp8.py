@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r1zero.config import UserError
-from r1zero.model import hf_files
+from r1zero.checkpoint import hf_files
 from r1zero.model.families import read_shape, weights
 from tests.model.folders import opened, rewrite
 

@@ -8,7 +8,8 @@ from math import prod
 
 import pytest
 
-from r1zero import config, layout
+from r1zero import config
+from r1zero.distributed import layout
 from r1zero.config import UserError
 from r1zero.model import placement
 from r1zero.model.families import read_shape, weights

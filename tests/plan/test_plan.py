@@ -13,12 +13,13 @@ import pytest
 import tomli
 import tomli_w
 
-from r1zero import config, layout, plan
+from r1zero import config, plan
+from r1zero.distributed import layout
 from r1zero.config import Config, UserError
 from r1zero.model import families
 from r1zero.plan import communicators, machine, memory
 from r1zero.plan.machine import suppose
-from r1zero.reshard.routes import Routes
+from r1zero.weight_sync.routes import Routes
 
 ROOT = Path(__file__).parents[2]
 GB = 1e9

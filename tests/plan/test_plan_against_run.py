@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r1zero import config, layout
+from r1zero import config
+from r1zero.distributed import layout
 from r1zero.batch import Batch
 from r1zero.config import MegatronGrid, VllmGrid
 from r1zero.model import families
 from r1zero.plan import memory
 from r1zero.plan.machine import suppose
-from r1zero.reshard.routes import Routes
+from r1zero.weight_sync.routes import Routes
 from tests import jobs
 from tests.plan import live
 

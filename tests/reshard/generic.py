@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.layout import Grid, MegatronGrids
+from r1zero.distributed.layout import Grid, MegatronGrids
 from r1zero.model import placement
 from r1zero.model.families import Weight, weights
 from r1zero.model.mapping import Local

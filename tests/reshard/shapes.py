@@ -1,7 +1,8 @@
 """Small shapes whose dimensions all differ, so that a mistaken axis shows."""
 
-from r1zero import config, layout
-from r1zero.layout import Layout
+from r1zero import config
+from r1zero.distributed import layout
+from r1zero.distributed.layout import Layout
 from r1zero.model.shape import Mla, Moe, Shape
 
 QWEN = Shape(family="Qwen2ForCausalLM", layers=4, hidden_size=24, ffn_hidden_size=40, heads=8, kv_heads=2, head_dim=6, vocab_size=1280,

@@ -8,12 +8,13 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from r1zero import config, layout
+from r1zero import config
+from r1zero.distributed import layout
 from r1zero.config import UserError
 from r1zero.model.families import Weight, read_shape
 from r1zero.model.shape import Shape
-from r1zero.reshard import rounds as planned
-from r1zero.reshard.routes import Routes, Span, axis, match
+from r1zero.weight_sync import rounds as planned
+from r1zero.weight_sync.routes import Routes, Span, axis, match
 from tests.reshard.shapes import CASES, DEEPSEEK, QWEN, carve
 
 A3 = ("configs/a3.toml", "configs/a3_aligned.toml")

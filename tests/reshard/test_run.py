@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.layout import Layout
+from r1zero.distributed.layout import Layout
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
-from r1zero.reshard import run
-from r1zero.reshard.routes import Span, axis, need_of
+from r1zero.weight_sync import transfer
+from r1zero.weight_sync.routes import Span, axis, need_of
 from tests.reshard import generic
 from tests.reshard.shapes import CASES
 
@@ -33,15 +33,15 @@ def whole(weight: Weight, dtype: torch.dtype) -> Tensor:
     return torch.randn(weight.shape, generator=generator).to(torch.float32 if weight.fp32 else dtype)
 
 
-def reader(compiled: run.Compiled, dtype: torch.dtype) -> run.Read:
+def reader(compiled: transfer.Compiled, dtype: torch.dtype) -> transfer.Read:
     def read(weight: Weight) -> Tensor:
         part = compiled.routes.held(weight)[compiled.rank]
         return whole(weight, dtype).narrow(axis(weight), part.first, part.end - part.first)
     return read
 
 
-def make(shape: Shape, layout: Layout, expert_parallel: bool, rank: int, dtype: torch.dtype = torch.bfloat16) -> run.Compiled:
-    return run.compile_reshard(layout, shape, rank, expert_parallel=expert_parallel, dtype=dtype, device=CPU, staging_bytes=20_000)
+def make(shape: Shape, layout: Layout, expert_parallel: bool, rank: int, dtype: torch.dtype = torch.bfloat16) -> transfer.Compiled:
+    return transfer.compile_reshard(layout, shape, rank, expert_parallel=expert_parallel, dtype=dtype, device=CPU, staging_bytes=20_000)
 
 
 class Held:
@@ -62,7 +62,7 @@ def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: i
         local = {w.name: Held(read(w)) for w in compiled.routes.weights if rank in compiled.routes.held(w)}
         receivers = generic.engine_receivers(layout.rollout, shape, expert_parallel)
         oracle = dict(generic.stream(local, shape, layout.train, receivers, dtype))
-        got = dict(run.stream(compiled, read, {}, verify=True))
+        got = dict(transfer.stream(compiled, read, {}, verify=True))
         by_name = {weight.name: weight for weight in compiled.routes.weights}
         assert set(got) <= set(oracle), "an engine was sent what it does not keep"
         kept = 0
@@ -83,7 +83,7 @@ def pieces_cover_each_unit_once(shape: Shape, layout: Layout, expert_parallel: b
     places = {number: (torch.zeros(compiled.routes.weights[number].shape, dtype=torch.bfloat16), []) for number in compiled.wanted}
     numbers = {compiled.routes.weights[number].name: number for number in places}
 
-    for weight, span, tensor in run.pieces(compiled, reader(compiled, torch.bfloat16), verify=True):
+    for weight, span, tensor in transfer.pieces(compiled, reader(compiled, torch.bfloat16), verify=True):
         place, spans = places[numbers[weight.name]]
         place.narrow(axis(weight), span.first, span.end - span.first).copy_(tensor)
         spans.append(span)
@@ -106,15 +106,15 @@ def a_flipped_bit_is_named(shape: Shape, layout: Layout, expert_parallel: bool, 
             calls.append(None)
             output.view(torch.int16)[7] ^= 1
 
-    run.dist.all_to_all_single = flip
+    transfer.dist.all_to_all_single = flip
     try:
-        for _ in run.pieces(replace(compiled, tasks=compiled.tasks[:1]), reader(compiled, torch.bfloat16), verify=True):
+        for _ in transfer.pieces(replace(compiled, tasks=compiled.tasks[:1]), reader(compiled, torch.bfloat16), verify=True):
             pass
         assert rank != 5, "the flipped bit went unseen"
-    except run.ChecksumError as error:
+    except transfer.ChecksumError as error:
         assert rank == 5 and "model." in str(error) and "arrived at rank 5" in str(error)
     finally:
-        run.dist.all_to_all_single = real
+        transfer.dist.all_to_all_single = real
 
 
 CHECKS = {f"{check.__name__}: {name}": (check, name) for name in CASES for check in (stream_is_right, pieces_cover_each_unit_once)}

@@ -55,13 +55,13 @@ def test_every_label_equals_itself_by_its_meaning_and_not_only_by_its_letters(eq
 
 
 def test_what_equals_is_equalled_unless_the_other_side_leaves_work_undone(equal):
-    from r1zero.reward import leaves, undone
-    from r1zero.reward.accuracy import tidy
+    from r1zero.reward.equality import leaves, unevaluated
+    from r1zero.reward.equality.answers import tidy
 
     one_sided = [pair for pair in PAIRS if equal(pair.label, pair.answer) != equal(pair.answer, pair.label)]
     one_sided = [pair for pair in one_sided if pair.category not in ONE_WAY]
     trees = [(leaves.tree_of(tidy(pair.label)), leaves.tree_of(tidy(pair.answer))) for pair in one_sided]
-    assert all(None not in pair and undone.left_undone(*pair) for pair in trees), one_sided
+    assert all(None not in pair and unevaluated.left_undone(*pair) for pair in trees), one_sided
 
 
 numbers = st.integers(-30, 30)

@@ -10,7 +10,7 @@ import pytest
 
 from r1zero.reward import Scorer
 from r1zero.reward.boxes import last_box
-from r1zero.reward.score import MEMORY_MIB
+from r1zero.reward.scorer import MEMORY_MIB
 
 DEADLINE_S = 8.0
 # The pool keeps to 0.5 s past the deadline; where more processes run than there are cores it must wait for its turn first.

@@ -33,13 +33,13 @@ def full_data() -> dict[str, list[LabelRow]]:
 
 
 def test_all_labels_equal_themselves_and_under_half_a_percent_cannot_be_parsed(equal):
-    from r1zero.reward import accuracy
+    from r1zero.reward.equality import answers
 
     rows, unparsable = defaultdict(int), defaultdict(int)
     for name, count, label in read_labels():
         assert equal(label, label), label
         rows[name] += count
-        unparsable[name] += count * (not accuracy.parses(label))
+        unparsable[name] += count * (not answers.parses(label))
     assert dict(rows) == SETS
     for name in SETS:
         print(f"{name}: {unparsable[name]} of {rows[name]} labels cannot be parsed ({unparsable[name] / rows[name]:.3%})")

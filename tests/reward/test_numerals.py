@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from math_verify import parse, verify
 from math_verify.parser import LatexExtractionConfig
 
-from r1zero.reward.numerals import ends, numeral, same
+from r1zero.reward.equality.numerals import ends, numeral, same
 
 integers = st.integers(-10**9, 10**9)
 plain = integers.map(str)

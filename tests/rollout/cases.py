@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from r1zero import config, device, layout
+from r1zero import config
+from r1zero.distributed import device, layout
 from r1zero.batch import Prompt, Response
 from tests.rollout import models
 
@@ -99,7 +100,7 @@ def answer(rank: int, case: Case) -> Answer | None:
 
 
 def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
-    from r1zero.rollout.vllm_engine import Engine
+    from r1zero.rollout.engine import Engine
 
     engine = Engine(case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids),
                     forbidden_ids=list(case.forbidden_ids))
@@ -111,7 +112,7 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
 
 def copies(rank: int, case: Case) -> dict[str, bool]:
     """What an engine of one rank keeps of embedding and head after all loads of the case."""
-    from r1zero.rollout.vllm_engine import Engine
+    from r1zero.rollout.engine import Engine
 
     device.start("cpu", 0)
     engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, stop_token_ids=[], forbidden_ids=[])
@@ -125,7 +126,7 @@ def copies(rank: int, case: Case) -> dict[str, bool]:
 
 
 def _load(engine: Any, case: Case) -> None:
-    from r1zero.rollout.vllm_engine import EXPERT
+    from r1zero.rollout.engine import EXPERT
 
     for path in case.loads:
         engine.reload((name, tensor) for name, tensor in models.weights(path)
@@ -158,16 +159,16 @@ def _counting(function: Any, calls: list[int]) -> Any:
 
 
 def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
-    from r1zero.rollout import cpu_vllm
+    from r1zero.rollout import cpu
 
-    kept = {name: mend for name, mend in cpu_vllm.MENDS.items() if name not in mends}
-    stack.enter_context(mock.patch.object(cpu_vllm, "MENDS", kept))
+    kept = {name: mend for name, mend in cpu.MENDS.items() if name not in mends}
+    stack.enter_context(mock.patch.object(cpu, "MENDS", kept))
     left_out = {"rotary": "compilation_config", "attention backend": "attention_config"}
-    arguments, dropped = cpu_vllm.arguments, [left_out[mend] for mend in mends if mend in left_out]
+    arguments, dropped = cpu.arguments, [left_out[mend] for mend in mends if mend in left_out]
     stack.enter_context(mock.patch.object(
-        cpu_vllm, "arguments", lambda shape: {name: value for name, value in arguments(shape).items() if name not in dropped}))
+        cpu, "arguments", lambda shape: {name: value for name, value in arguments(shape).items() if name not in dropped}))
     if "tied head" in mends:
-        stack.enter_context(mock.patch.object(cpu_vllm, "repack_tied_head", lambda model: None))
+        stack.enter_context(mock.patch.object(cpu, "repack_tied_head", lambda model: None))
 
 
 def _process() -> dict[str, Any]:

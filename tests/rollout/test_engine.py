@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from r1zero.rollout.vllm_engine import request_seed
+from r1zero.rollout.engine import request_seed
 from tests.rollout import cases
 from tests.rollout.cases import Answer, Case, prompts
 from tests.rollout.oracle import TOLERANCE, expected, gap, worst

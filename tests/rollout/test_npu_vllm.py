@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from r1zero.rollout import npu_vllm, places
+from r1zero.rollout import loader_trace, npu
 from tests import wheels
 
 ASCEND = wheels.PINNED[0]
@@ -155,7 +155,7 @@ def test_taking_new_weights_equals_a_fresh_engine_in_the_same_memory(asleep: boo
     for seed in (2, 3):
         if asleep:
             sleep_and_wake(model)
-        npu_vllm.take_in_order(model, CONFIG, iter(weights(seed).items()), process, [plain, SimpleNamespace()])
+        npu.take_in_order(model, CONFIG, iter(weights(seed).items()), process, [plain, SimpleNamespace()])
         expected = state(fresh(seed))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in state(model).items())
         assert plain.expert_ids_per_ep_rank.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -167,7 +167,7 @@ def test_writing_weights_to_their_places_equals_loading_them_through_deep_sleeps
     """Places learnt once stay right: waking and processing put new Parameters around the same memory."""
     model = fresh(1)
     shapes = [(name, tuple(tensor.shape)) for name, tensor in weights(1).items()]
-    known = places.learn(model.load_weights, npu_vllm.kept_as_loaded(model, CONFIG, shapes), torch.float32)
+    known = loader_trace.learn(model.load_weights, npu.kept_as_loaded(model, CONFIG, shapes), torch.float32)
     assert set(known) == set(weights(1)), "nothing goes through the loader"
     before = [known[name][0].target.data_ptr() for name in known]
     for seed in (2, 3):
@@ -176,10 +176,10 @@ def test_writing_weights_to_their_places_equals_loading_them_through_deep_sleeps
         def arriving(seed: int = seed) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in weights(seed).items():
                 for row in range(len(tensor)):
-                    places.write(known[name], 0, row, tensor[row:row + 1])
+                    loader_trace.write(known[name], 0, row, tensor[row:row + 1])
             yield from ()
 
-        npu_vllm.take_in_order(model, CONFIG, arriving(), process, [dispatcher()])
+        npu.take_in_order(model, CONFIG, arriving(), process, [dispatcher()])
         expected = state(fresh(seed))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in state(model).items())
     assert [known[name][0].target.data_ptr() for name in known] == before and model.experts.w2_weight.data_ptr() in before
@@ -197,4 +197,4 @@ def test_shapes_that_do_not_tell_the_layout_are_refused() -> None:
     model = fresh(1)
     model.experts.w2_weight = nn.Parameter(torch.zeros(EXPERTS, HIDDEN, HIDDEN), requires_grad=False)
     with pytest.raises(RuntimeError, match="cannot be told"):
-        npu_vllm.prepare_experts(model, HIDDEN)
+        npu.prepare_experts(model, HIDDEN)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from r1zero.rollout import places
+from r1zero.rollout import loader_trace
 
 
 class Engine(nn.Module):
@@ -54,7 +54,7 @@ def tensors() -> dict[str, Tensor]:
 
 def test_learning_writes_nothing_and_leaves_out_what_is_not_a_plain_copy() -> None:
     engine = Engine()
-    known = places.learn(engine.load_weights, SHAPES.items(), torch.float32)
+    known = loader_trace.learn(engine.load_weights, SHAPES.items(), torch.float32)
     assert set(known) == set(SHAPES) - {"cast", "turned"}
     assert all(not p.any() for name, p in engine.named_parameters() if name != "cast")   # a cast copy was not seen coming
     assert [(place.corner, tuple(place.target.shape)) for place in known["up"]] == [((3, 0), (3, 5))]
@@ -64,13 +64,13 @@ def test_learning_writes_nothing_and_leaves_out_what_is_not_a_plain_copy() -> No
 @pytest.mark.parametrize("pieces", [1, 2, 7])
 def test_writing_pieces_to_their_places_equals_loading(pieces: int) -> None:
     loaded, written = Engine(), Engine()
-    known = places.learn(written.load_weights, SHAPES.items(), torch.float32)
+    known = loader_trace.learn(written.load_weights, SHAPES.items(), torch.float32)
     loaded.load_weights((name, tensor) for name, tensor in tensors().items() if name in known)
     with torch.no_grad():
         for name, found in known.items():
             axis, first = AXIS.get(name, 0), 0
             for piece in tensors()[name].chunk(pieces, axis):
-                places.write(found, axis, first, piece)
+                loader_trace.write(found, axis, first, piece)
                 first += piece.shape[axis]
     for name, parameter in loaded.named_parameters():
         if name not in ("cast", "turned"):
@@ -79,6 +79,6 @@ def test_writing_pieces_to_their_places_equals_loading(pieces: int) -> None:
 
 def test_what_is_written_is_the_engines_own_memory() -> None:
     engine = Engine()
-    known = places.learn(engine.load_weights, SHAPES.items(), torch.float32)
+    known = loader_trace.learn(engine.load_weights, SHAPES.items(), torch.float32)
     assert all(known[name][0].target.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
                for name, parameter in {"gate": engine.fused, "expert1": engine.experts, "padded": engine.padded}.items())

@@ -1,0 +1,58 @@
+"""What vLLM must find around it while it starts and works, and what it must leave as it was."""
+
+import os
+import random
+from contextlib import contextmanager
+from typing import Any, Iterator
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from r1zero.distributed import device
+from r1zero.distributed.layout import Layout
+from r1zero.distributed.subworld import subworld
+
+
+@contextmanager
+def environment(layout: Layout, rank: int) -> Iterator[None]:
+    """Data parallelism is told to vLLM by variables: its argument counts the world twice where there are replicas.
+
+    Afterwards the environment is as it was: vLLM writes LOCAL_WORLD_SIZE and LD_PRELOAD while it starts.
+    """
+    variables = {}
+    if layout.rollout.size("dp") > 1:
+        place = str(layout.rollout.coordinate(rank, "dp"))
+        variables = {"VLLM_DP_SIZE": str(layout.rollout.size("dp")), "VLLM_DP_RANK": place, "VLLM_DP_RANK_LOCAL": place,
+                     "VLLM_DP_MASTER_IP": os.environ["MASTER_ADDR"], "VLLM_DP_MASTER_PORT": os.environ["MASTER_PORT"]}
+    with mock.patch.dict(os.environ, variables):
+        yield
+
+
+@contextmanager
+def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
+    """vLLM lays its grid over `ranks` as if they were the world, and keeps their world ranks for its collectives."""
+    if len(ranks) == dist.get_world_size():
+        yield
+        return
+    from vllm.distributed.parallel_state import GroupCoordinator
+
+    plain = GroupCoordinator.__init__
+
+    def init(self: Any, group_ranks: list[list[int]], *args: Any, **kwargs: Any) -> None:
+        plain(self, [[ranks[r] for r in group] for group in group_ranks], *args, **kwargs)
+
+    with subworld(ranks, renumber=False), mock.patch.object(GroupCoordinator, "__init__", init):
+        yield
+
+
+@contextmanager
+def generators_kept(kind: str) -> Iterator[None]:
+    """vLLM seeds the process's generators and draws from them; they are the trainer's, and stay as they are."""
+    python, numpy = random.getstate(), np.random.get_state()
+    accelerators = [] if kind == "cpu" else [device.here(kind).index]
+    with torch.random.fork_rng(accelerators, device_type="cuda" if kind == "cpu" else kind):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
