@@ -44,7 +44,7 @@ def main() -> None:
     try:
         device.start("cpu", 0)
         if launch.size > 1:
-            world.join(launch, device.ROWS["cpu"], PATIENCE_S)
+            world.join(launch, device.DEVICES["cpu"], PATIENCE_S)
         _convert(options, cfg, launch)
     except UserError as error:
         if launch.rank:   # what the first found, too, the first says, and ends the job

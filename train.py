@@ -87,7 +87,7 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
         with device.quiet_imports():
             from r1zero.trainer import Trainer
 
-        trainer = Trainer(cfg, grids, launch, scorer, device.here(cfg.run.device))
+        trainer = Trainer(cfg, grids, launch, scorer, device.torch_device(cfg.run.device))
         trainer.watch.observers.append(watch.phase)
         links = preflight.links(trainer.roles.groups(), launch.size, trainer.device)
         if check:

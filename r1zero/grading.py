@@ -1,4 +1,4 @@
-"""One engine's share of an iteration: its prompts, the responses to them, their rewards and advantages."""
+"""The samples of one engine in one iteration: prompts, responses, and what the reward rules said of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,92 +6,112 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from r1zero import grpo
 from r1zero.batch import Batch, Prompt, Response
 from r1zero.config import Config
-from r1zero.data import tokenizer as tokens
+from r1zero.data import tokenizer
 from r1zero.distributed.layout import Layout
 from r1zero.reward import Score, Scorer, dump_unscored
-
 
 OUTCOMES = ("scored", "timeout", "failed")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The engine's P prompts and B = P * G responses, in (prompt, sample) order."""
+    """The P prompts of an engine and their B = P * G responses, in (prompt, sample) order."""
 
     prompts: list[Prompt]
     responses: list[Response]
     first_id: int
-    """Number in the iteration of the first sample here."""
+    """Number of the first sample here within the iteration."""
 
 
-class Judge:
-    """Grades an engine's responses while others still decode. Under rollout TP every peer holds every text: each grades its turn."""
+@dataclass(frozen=True)
+class Graded:
+    """The grades of B samples, equal on all tensor-parallel ranks of an engine. float64 on the CPU unless stated."""
 
-    def __init__(self, cfg: Config, layout: Layout, rank: int, scorer: Scorer | None, tokenizer: Any,
-                 stop_token_ids: list[int]):
+    rewards_B: Tensor
+    """Weighted sum of the rules; 0.0 for a sample that was not scored."""
+    scored_B: Tensor
+    """bool."""
+    outcomes_B: Tensor
+    """int64: index into OUTCOMES."""
+    rule_scores: dict[str, Tensor]
+    """Rule -> (B,) values, 0.0 for a sample that was not scored."""
+
+    def outcome(self, sample: int) -> str:
+        return OUTCOMES[int(self.outcomes_B[sample])]
+
+    def scores(self, sample: int) -> dict[str, float]:
+        """Rule -> value for one sample."""
+        return {rule: float(values_B[sample]) for rule, values_B in self.rule_scores.items()}
+
+
+class Grader:
+    """Grades the responses of an engine while others are still being decoded.
+
+    The tensor-parallel ranks of an engine all hold every response; each of them grades its share.
+    """
+
+    def __init__(self, cfg: Config, layout: Layout, rank: int, scorer: Scorer | None, model_tokenizer: Any, stop_token_ids: list[int]):
         self.folder = Path(cfg.run.dir) / cfg.run.name
-        self.cfg, self.scorer, self.tokenizer = cfg, scorer, tokenizer
-        self.dropped = tokens.dropped_ids(tokenizer, stop_token_ids)
+        self.cfg, self.scorer, self.tokenizer = cfg, scorer, model_tokenizer
+        self.dropped = tokenizer.dropped_ids(model_tokenizer, stop_token_ids)
         self.peers = self.turn = self.group = None
-        for members in layout.rollout.groups("tp"):   # every rank makes every group, in one order
+        for members in layout.rollout.groups("tp"):   # every rank must create every group, in the same order
             group = dist.new_group(list(members), backend="gloo") if len(members) > 1 else None
             if rank in members:
                 self.peers, self.turn, self.group = len(members), members.index(rank), group
-        self.prompts: list[Prompt] = []
-        self.texts: dict[int, tuple[str, str]] = {}
-        """(response, label) of what is being graded."""
+        self.submitted: dict[int, tuple[str, str]] = {}
+        """Sample -> (response, label), for the samples that are being graded here."""
 
-    def submit(self, response: Response) -> None:
-        """Called by the engine as a response ends."""
-        key = response.prompt * self.cfg.grpo.group_size + response.sample
-        if key % self.peers == self.turn:
-            prompt = self.prompts[response.prompt]
-            self.texts[key] = self.text(response), prompt.label
-            self.scorer.submit(key, *self.texts[key], prompt.text, prompt.additional)
+    def submit(self, prompts: list[Prompt], response: Response) -> None:
+        """Start grading a finished response. prompts: the list that was given to the engine."""
+        sample = response.prompt * self.cfg.grpo.group_size + response.sample
+        if sample % self.peers == self.turn:
+            prompt = prompts[response.prompt]
+            self.submitted[sample] = self.text(response), prompt.label
+            self.scorer.submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
 
     def text(self, response: Response) -> str:
-        """As it is graded: without special tokens and the token that ended it."""
-        return tokens.decode(self.tokenizer, response.token_ids, self.dropped)
+        """The text that is graded: without special tokens and without the token that ended it."""
+        return tokenizer.decode(self.tokenizer, response.token_ids, self.dropped)
 
     def through_tokens(self, text: str) -> str:
-        """What would be graded if the engine sampled just the tokens of this text."""
-        return tokens.decode(self.tokenizer, self.tokenizer.encode(text, add_special_tokens=False), self.dropped)
+        """The text that would be graded if the engine had sampled the tokens of `text`."""
+        return tokenizer.decode(self.tokenizer, self.tokenizer.encode(text, add_special_tokens=False), self.dropped)
 
-    def collect(self, count: int) -> torch.Tensor:
-        """(B, 2 + rules): reward, outcome (its place in OUTCOMES) and each rule's value, equal on all peers."""
-        names = list(self.cfg.reward.rules)
-        table = torch.zeros(count, 2 + len(names), dtype=torch.float64)
+    def collect(self, count: int) -> Graded:
+        """Wait for the grades of all `count` samples. Collective over the tensor-parallel ranks of the engine."""
+        rules = list(self.cfg.reward.rules)
         scores = self.scorer.collect()
-        dump_unscored(self.folder / "unscored.jsonl", scores, self.texts)
-        self.texts = {}
-        for key, score in scores.items():
-            table[key] = _row(score, names)
+        dump_unscored(self.folder / "unscored.jsonl", scores, self.submitted)
+        self.submitted = {}
+        # One tensor, so that one all-reduce shares everything: the reward, the outcome, then each rule's value.
+        table = torch.zeros(count, 2 + len(rules), dtype=torch.float64)
+        for sample, score in scores.items():
+            table[sample] = torch.tensor(_row(score, rules), dtype=torch.float64)
         if self.group is not None:
             dist.all_reduce(table, group=self.group)
-        return table
+        rewards_B, outcomes_B, *values = table.unbind(1)
+        return Graded(rewards_B, outcomes_B == 0, outcomes_B.long(), dict(zip(rules, values, strict=True)))
 
 
-def _row(score: Score, names: list[str]) -> torch.Tensor:
+def _row(score: Score, rules: list[str]) -> list[float]:
     scored = score.outcome == "scored"
-    values = [score.scores[n] if scored else 0.0 for n in names]
-    outcome = OUTCOMES.index(score.outcome)
-    return torch.tensor([score.reward if scored else 0.0, outcome, *values], dtype=torch.float64)
+    values = [score.scores[rule] if scored else 0.0 for rule in rules]
+    return [score.reward if scored else 0.0, OUTCOMES.index(score.outcome), *values]
 
 
-def to_batch(samples: Samples, table: torch.Tensor, group_size: int) -> Batch:
-    """Rewards to advantages within each group, and everything flat. table: Judge.collect's."""
-    scored_PG = (table[:, 1] == 0).reshape(-1, group_size)
-    advantages = grpo.advantages(table[:, 0].reshape(-1, group_size), scored_PG).flatten()
+def to_batch(samples: Samples, advantages_B: Tensor, scored_B: Tensor) -> Batch:
+    """The samples of an engine as a training batch without reference logprobs."""
     prompts = [samples.prompts[r.prompt] for r in samples.responses]
     flat = [t for p, r in zip(prompts, samples.responses, strict=True) for t in (*p.token_ids, *r.token_ids)]
     return Batch(
         ids_B=torch.arange(samples.first_id, samples.first_id + len(prompts)),
         prompt_lengths_B=torch.tensor([len(p.token_ids) for p in prompts]),
         response_lengths_B=torch.tensor([len(r.token_ids) for r in samples.responses]),
-        tokens_T=torch.tensor(flat), advantages_B=advantages, scored_B=scored_PG.flatten().float(),
+        tokens_T=torch.tensor(flat), advantages_B=advantages_B, scored_B=scored_B.float(),
         rollout_logprobs_R=torch.tensor([x for r in samples.responses for x in r.logprobs], dtype=torch.float32),
         ref_logprobs_R=torch.empty(0))

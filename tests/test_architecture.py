@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "plan": "config distributed model rollout weight_sync",
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
     "guard": "batch config data distributed model policy roles weight_sync",
-    "trainer": "batch checkpoint config data distributed grading guard model observability reward roles weight_sync",
+    "trainer": "batch checkpoint config data distributed grading grpo guard model observability reward roles weight_sync",
     "preflight": "config distributed model observability plan trainer weight_sync",
 }
 
@@ -45,7 +45,7 @@ DOORS = {
     "vllm": ("rollout",),
     "safetensors": ("checkpoint/hf_files",),
     "transformers": ("data/tokenizer", "miniature"),
-    "tensorboard": ("observability/metrics",),
+    "tensorboard": ("observability/writer",),
     "matplotlib": ("observability/plots",),
     "math_verify": ("reward/equality",),
     "latex2sympy2_extended": ("reward/equality",),

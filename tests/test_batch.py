@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero.batch import Batch, deal, micro_batches, pack, spread
+from r1zero.batch import Batch, balance, micro_batches, pack, spread
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=12)
 
@@ -51,8 +51,8 @@ def test_micro_batches_keep_to_the_budget_and_cover_every_sample_once_however_fa
 
 
 @given(st.lists(st.integers(1, 50), min_size=4, max_size=60), st.integers(1, 4))
-def test_a_deal_is_balanced_to_within_the_longest_sample(lengths, hands):
-    dealt = deal(lengths, hands)
+def test_a_deal_is_balanced_to_within_the_longest_sample(lengths, shards):
+    dealt = balance(lengths, shards)
     assert sorted(i for h in dealt for i in h) == list(range(len(lengths))) and all(dealt)
     totals = [sum(lengths[i] for i in h) for h in dealt]
     assert max(totals) - min(totals) <= max(lengths)

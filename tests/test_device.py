@@ -52,7 +52,7 @@ import torch, torch.distributed as dist
 from dataclasses import replace
 from r1zero.distributed import device
 
-device.ROWS["cpu"] = replace(device.ROWS["cpu"], imports=("adaptor",))
+device.DEVICES["cpu"] = replace(device.DEVICES["cpu"], imports=("adaptor",))
 if {undone}:
     device.start("cpu", 0)
 else:

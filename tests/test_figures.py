@@ -9,22 +9,23 @@ import torch
 from r1zero.observability import metrics, step_metrics
 from r1zero.batch import Prompt, Response
 from r1zero.config import Config, Grpo
-from r1zero.grading import Samples
+from r1zero.grading import Graded, Samples
 
 P, G = 16, 4
 CFG = Config(grpo=Grpo(group_size=G))
-SCORED, TIMEOUT = 0.0, 1.0
+SCORED, TIMEOUT = 0, 1
 
 
-def tallied(rewards_B: list[float], outcomes_B: list[float]) -> dict[str, float]:
+def tallied(rewards_B: list[float], outcomes_B: list[int]) -> dict[str, float]:
     """Named figures of P x G samples with these rewards."""
     prompts = [Prompt(p, (1, 2), "1", "1+0=?") for p in range(P)]
     responses = [Response(p, g, [3], [0.0], "stop") for p in range(P) for g in range(G)]
-    table = torch.tensor([rewards_B, outcomes_B, rewards_B], dtype=torch.float64).T
-    tally = metrics.Tally()
-    step_metrics.tally(tally, CFG, Samples(prompts, responses, 0), table)
-    step_metrics.tally_training(tally, {})
-    return step_metrics.named(CFG, tally.sums, tally.peaks, 64.0)
+    rewards, outcomes = torch.tensor(rewards_B, dtype=torch.float64), torch.tensor(outcomes_B)
+    reducer = metrics.MetricReducer()
+    step_metrics.add_samples(reducer, CFG, Samples(prompts, responses, 0),
+                             Graded(rewards, outcomes == SCORED, outcomes, {rule: rewards for rule in CFG.reward.rules}))
+    step_metrics.add_update(reducer, {})
+    return step_metrics.step_metrics(CFG, reducer.sums, reducer.peaks, 64.0)
 
 
 def test_a_group_whose_scored_rewards_are_equal_has_no_spread_whatever_was_not_scored():

@@ -205,7 +205,7 @@ def test_where_ranks_cannot_meet_one_of_them_says_why(launcher, variables, words
     for name, value in variables.items():
         bare.setenv(name, value)
     with pytest.raises(UserError) as caught:
-        world.join(Launch(rank, 2, rank, 2, launcher), device.ROWS["cpu"], 5)
+        world.join(Launch(rank, 2, rank, 2, launcher), device.DEVICES["cpu"], 5)
     assert words in str(caught.value) and isinstance(caught.value, CollectiveError) == (rank == 1)
 
 
@@ -225,7 +225,7 @@ def test_where_ranks_cannot_meet_one_of_them_says_why(launcher, variables, words
 def test_interfaces_are_read_as_their_library_reads_them(variable, value, kind, fits, bare):
     bare.setenv(variable, value)
     with nullcontext() if fits else pytest.raises(UserError, match=f"{variable}='{re.escape(value)}': "):
-        world._check_interfaces(device.ROWS[kind], 0)
+        world._check_interfaces(device.DEVICES[kind], 0)
 
 
 @pytest.mark.parametrize("nodes", ["node1", "node-1.cluster_2"])
@@ -241,7 +241,7 @@ from r1zero.config import errors
 from r1zero.distributed import device, world
 errors.SPEAKER_S = 0
 try:
-    world.join(world.read_launch(), device.ROWS["cpu"], 5)
+    world.join(world.read_launch(), device.DEVICES["cpu"], 5)
 except errors.UserError as error:
     print(type(error).__name__, error)
 """
@@ -269,7 +269,7 @@ COLOURS = """
 from rich.console import Console
 from r1zero.distributed import device, world
 launch = world.read_launch()
-world.join(launch, device.ROWS["cpu"], 60)
+world.join(launch, device.DEVICES["cpu"], 60)
 Console().print("[bold red]word[/]")
 world.leave(launch)
 """
@@ -305,7 +305,7 @@ from r1zero.distributed import device, world
 store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
 os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True",
                   TORCHELASTIC_RESTART_COUNT="3")
-world.join(world.read_launch(), device.ROWS["cpu"], 60)
+world.join(world.read_launch(), device.DEVICES["cpu"], 60)
 print(*store.list_keys())
 """
 

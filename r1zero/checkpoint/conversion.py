@@ -18,10 +18,10 @@ from r1zero.checkpoint import hf_export, manifest
 from r1zero.checkpoint.dist_files import Chunk, DistFolder, SUFFIX, append, place, write_index
 from r1zero.model.families import Weight, weights
 from r1zero.checkpoint.hf_files import HfFolder
-from r1zero.checkpoint.manifest import HashedFile, Torn
+from r1zero.checkpoint.manifest import HashedFile, CorruptError
 from r1zero.model.placement import Part, part
 from r1zero.model.shape import Shape
-from r1zero.checkpoint.staging import Stage
+from r1zero.checkpoint.staging import StagingFolder
 
 SMALLEST, LARGEST, ABOUT = 256 << 20, 4 << 30, 32
 """Bytes of a file: at least, at most; between these there are about so many files."""
@@ -39,7 +39,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FusedChunk:
     """A chunk of the checkpoint and the HF tensors it is made of: one, or those fused in blocks."""
 
     chunk: Chunk
@@ -55,7 +55,7 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
     buckets = _buckets([(piece, hf_export.nbytes(piece.chunk.dtype, piece.chunk.sizes)) for piece in pieces])
     files = {f"__{i}_0{SUFFIX}": pieces for i, pieces in enumerate(buckets)}
     made_of = {"shape": _shape_digest(shape), "weights": fingerprint}
-    stage = Stage(out, {"to": "mcore", **made_of}, [(name, _size(pieces)) for name, pieces in files.items()], workers.rank, workers.size,
+    stage = StagingFolder(out, {"to": "mcore", **made_of}, [(name, _size(pieces)) for name, pieces in files.items()], workers.rank, workers.size,
                   workers.barrier)
 
     def write(file: HashedFile, name: str) -> list[list[Any]]:
@@ -86,7 +86,7 @@ def to_hf(shape: Shape, source: Path, checkpoint: Path, out: Path, workers: Work
     by_name = {w.name: w for w in every}
     purpose = {"to": "hf", "shape": _shape_digest(shape), "manifest": manifest.digest(folder.facts), "types": hf_export.fingerprint(source)}
     sizes = [(name, _size(bucket)) for name, bucket in zip(files, buckets, strict=True)]
-    stage = Stage(out, purpose, sizes, workers.rank, workers.size, workers.barrier)
+    stage = StagingFolder(out, purpose, sizes, workers.rank, workers.size, workers.barrier)
 
     def write(file: HashedFile, name: str) -> None:
         hf_export.write_header(file, files[name])
@@ -105,7 +105,7 @@ def open_weights(path: Path, shape: Shape) -> DistFolder:
     """Raises UserError for what is not a checkpoint of this model."""
     try:
         folder = DistFolder(path, shape)
-    except Torn as error:
+    except CorruptError as error:
         if below := _checkpoints_below(path):
             raise UserError(
                 f"{path}: holds checkpoints and is none itself; name one of them: {', '.join(map(str, below))}"
@@ -141,11 +141,11 @@ def read(folder: DistFolder, weight: Weight, piece: Part) -> Tensor:
     """`folder.read`, with a UserError for content that is torn."""
     try:
         return folder.read(weight, piece)
-    except Torn as error:
+    except CorruptError as error:
         raise UserError(f"{folder.path}: is torn ({error}); convert again, or name another step") from None
 
 
-def _pieces(shape: Shape, every: list[Weight], dtypes: dict[str, torch.dtype]) -> list[Piece]:
+def _pieces(shape: Shape, every: list[Weight], dtypes: dict[str, torch.dtype]) -> list[FusedChunk]:
     groups: dict[tuple[Any, ...], list[Weight]] = {}
     for weight in every:
         at = place(weight, shape)
@@ -156,11 +156,11 @@ def _pieces(shape: Shape, every: list[Weight], dtypes: dict[str, torch.dtype]) -
         rows = at.rows if first is None else members[0].shape[0]
         chunk = Chunk(key, at.shape(members[0]), dtypes[members[0].name], (*index, first or 0, *(0 for _ in width)),
                       (*(1 for _ in index), rows, *width))
-        found.append(Piece(chunk, tuple(members)))
+        found.append(FusedChunk(chunk, tuple(members)))
     return found
 
 
-def _fused(piece: Piece, folder: HfFolder, shape: Shape) -> Tensor:
+def _fused(piece: FusedChunk, folder: HfFolder, shape: Shape) -> Tensor:
     """The chunk's content."""
     chunk, members = piece.chunk, piece.members
     if members[0].blocks == 1:

@@ -29,7 +29,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from r1zero.checkpoint import manifest
 from r1zero.model.families import Weight
-from r1zero.checkpoint.manifest import HashedFile, Torn
+from r1zero.checkpoint.manifest import HashedFile, CorruptError
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
 
@@ -37,7 +37,7 @@ SUFFIX = ".distcp"
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointSlot:
     """Where an HF tensor lies in the checkpoint."""
 
     key: str
@@ -69,7 +69,7 @@ class Chunk:
     sizes: tuple[int, ...]
 
 
-def place(weight: Weight, shape: Shape) -> Place:
+def place(weight: Weight, shape: Shape) -> CheckpointSlot:
     """megatron-core 0.16: layers all alike are stacked under one key, others have a key each; experts are stacked always."""
     key = weight.parameter.replace("local_experts.{e}", "experts")
     lead: tuple[tuple[int, int], ...] = ()
@@ -81,16 +81,16 @@ def place(weight: Weight, shape: Shape) -> Place:
         lead = ((weight.expert, shape.moe.experts),)
     rows = weight.total or weight.shape[0]
     if weight.blocks == 1:   # gate before up, each whole: the key's order is that of the uncut parameter
-        return Place(key, lead, rows, ((0, weight.first, weight.shape[0]),))
+        return CheckpointSlot(key, lead, rows, ((0, weight.first, weight.shape[0]),))
     each, stride, first = (n // weight.blocks for n in (weight.shape[0], rows, weight.first))
-    return Place(key, lead, rows, tuple((i * each, i * stride + first, each) for i in range(weight.blocks)))
+    return CheckpointSlot(key, lead, rows, tuple((i * each, i * stride + first, each) for i in range(weight.blocks)))
 
 
 class DistFolder:
     """An open checkpoint folder, of weights or of a training run. `read` loads the chunks it needs, one at a time, and checks each."""
 
     def __init__(self, path: Path, shape: Shape):
-        """Raises Torn where the folder is not a checkpoint."""
+        """Raises CorruptError where the folder is not a checkpoint."""
         self.path, self.shape = path, shape
         self.facts = manifest.read(path)
         ends = {name: itertools.accumulate((length for length, _ in segments), initial=0) for name, segments in self.facts["files"].items()}
@@ -99,7 +99,7 @@ class DistFolder:
         try:
             metadata = FileSystemReader(path).read_metadata()
         except (OSError, pickle.UnpicklingError, EOFError) as error:
-            raise Torn(f".metadata cannot be read ({error})") from None
+            raise CorruptError(f".metadata cannot be read ({error})") from None
         self._tensors = {key: found for key, found in metadata.state_dict_metadata.items() if isinstance(found, TensorStorageMetadata)}
         self._where: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         self._last: tuple[MetadataIndex | None, Tensor | None] = (None, None)
@@ -128,9 +128,9 @@ class DistFolder:
         return out
 
     def region(self, key: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
-        """A rectangle of one of the checkpoint's tensors. Raises Torn where it has no content for some of it."""
+        """A rectangle of one of the checkpoint's tensors. Raises CorruptError where it has no content for some of it."""
         if key not in self._tensors:
-            raise Torn(f"it has no {key}")
+            raise CorruptError(f"it has no {key}")
         found = self._tensors[key]
         out = torch.empty(sizes, dtype=found.properties.dtype)
         left = out.numel()
@@ -143,7 +143,7 @@ class DistFolder:
                 out[target] = self._load(MetadataIndex(key, chunk.offsets))[source]
                 left -= out[target].numel()
         if left:
-            raise Torn(f"{key} has no content for {left} numbers of {list(sizes)} at {list(offsets)}")
+            raise CorruptError(f"{key} has no content for {left} numbers of {list(sizes)} at {list(offsets)}")
         return out
 
     def _load(self, index: MetadataIndex) -> Tensor:
@@ -155,11 +155,11 @@ class DistFolder:
                 with open(self.path / info.relative_path, "rb") as file:
                     file.seek(info.offset)
                     if manifest.sha256(file, info.length) != self._sha256.get((info.relative_path, info.offset)):
-                        raise Torn(f"{info.relative_path} has other content than was written (sha256 of {index.fqn} differs)")
+                        raise CorruptError(f"{info.relative_path} has other content than was written (sha256 of {index.fqn} differs)")
                     chunk = _create_file_view(file, info.offset, info.length)
                     self._last = (index, torch.load(chunk, map_location="cpu", weights_only=True))
             except OSError as error:
-                raise Torn(f"{info.relative_path} cannot be read ({error})") from None
+                raise CorruptError(f"{info.relative_path} cannot be read ({error})") from None
         return self._last[1]
 
 

@@ -20,7 +20,7 @@ Segment = tuple[int, str]
 """Bytes, sha256."""
 
 
-class Torn(Exception):
+class CorruptError(Exception):
     """A folder that is not whole; the message says which file and how."""
 
 
@@ -122,16 +122,16 @@ def seal(folder: Path, facts: dict[str, Any], files: dict[str, list[Segment]]) -
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The facts, and `files`. Raises Torn where the manifest is missing or was altered."""
+    """The facts, and `files`. Raises CorruptError where the manifest is missing or was altered."""
     try:
         body = json.loads((folder / NAME).read_text(encoding="utf-8"))
         stated = body.pop("sha256")
     except FileNotFoundError:
-        raise Torn(f"{NAME} is missing") from None
+        raise CorruptError(f"{NAME} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise Torn(f"{NAME} cannot be read ({error})") from None
+        raise CorruptError(f"{NAME} cannot be read ({error})") from None
     if digest(body) != stated:
-        raise Torn(f"{NAME} was altered")
+        raise CorruptError(f"{NAME} was altered")
     return body
 
 
@@ -141,21 +141,21 @@ def digest(body: dict[str, Any]) -> str:
 
 
 def check(folder: Path, name: str, segments: list[Segment]) -> None:
-    """Read a file of the manifest through. Raises Torn."""
+    """Read a file of the manifest through. Raises CorruptError."""
     path = folder / name
     if not path.is_file():
-        raise Torn(f"{name} is missing")
+        raise CorruptError(f"{name} is missing")
     size = sum(length for length, _ in segments)
     if path.stat().st_size != size:
-        raise Torn(f"{name} has {path.stat().st_size} bytes of {size}")
+        raise CorruptError(f"{name} has {path.stat().st_size} bytes of {size}")
     try:
         with open(path, "rb") as file:
             for length, stated in segments:
                 begin = file.tell()
                 if sha256(file, length) != stated:
-                    raise Torn(f"{name} has other content than was written (sha256 of bytes {begin} to {begin + length})")
+                    raise CorruptError(f"{name} has other content than was written (sha256 of bytes {begin} to {begin + length})")
     except OSError as error:
-        raise Torn(f"{name} cannot be read ({error})") from None
+        raise CorruptError(f"{name} cannot be read ({error})") from None
 
 
 def publish(aside: Path, final: Path) -> None:

@@ -22,7 +22,7 @@ File = tuple[str, int]
 """Name and about how many bytes it will have."""
 
 
-class Stage:
+class StagingFolder:
     def __init__(self, out: Path, purpose: dict[str, Any], files: list[File], rank: int, size: int, barrier: Callable[[], None]):
         """purpose: what is made of what, to tell another unfinished attempt. barrier: returns when all processes have called it.
 

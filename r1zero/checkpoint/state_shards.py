@@ -18,7 +18,7 @@ from torch import Tensor
 
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import placement
-from r1zero.checkpoint.dist_files import Chunk, Place, place
+from r1zero.checkpoint.dist_files import Chunk, CheckpointSlot, place
 from r1zero.model.mapping import Local
 from r1zero.model.shape import CHUNK_BYTES, Shape
 
@@ -104,7 +104,7 @@ def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: in
     return ParameterPlace(members[0].parameter, at.key, at.shape(weight), at.index, _segments(members, at, index), column, first_copy)
 
 
-def _segments(members: list[Local], at: Place, index: int) -> tuple[RowSegment, ...]:
+def _segments(members: list[Local], at: CheckpointSlot, index: int) -> tuple[RowSegment, ...]:
     weight, degree = members[0].weight, members[0].degree
     if weight.blocks > 1:   # the blocks are dealt out in order: one run of rows
         return (RowSegment(0, index * (at.rows // degree), at.rows // degree),)

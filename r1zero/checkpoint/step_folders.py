@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from r1zero.config import Checkpoint, UserError
 from r1zero.checkpoint import manifest
-from r1zero.checkpoint.manifest import Torn
+from r1zero.checkpoint.manifest import CorruptError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ after, when the others cannot be told that they failed."""
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointInfo:
     path: Path
     iteration: int
     extra: dict[str, Any]
@@ -92,7 +92,7 @@ def _steps(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest(folder: Path) -> Found | None:
+def newest(folder: Path) -> CheckpointInfo | None:
     """The newest whole checkpoint, every file read through, the reading dealt over all ranks of the world, which call this together.
 
     One that is torn is named in a warning and passed over. Raises UserError where there are some and none is whole.
@@ -102,7 +102,7 @@ def newest(folder: Path) -> Found | None:
     for name in _broadcast(candidates):
         body, problem = _read(folder / name)
         if not problem:
-            return Found(folder / name, body["iteration"], body["extra"], body["layout"])
+            return CheckpointInfo(folder / name, body["iteration"], body["extra"], body["layout"])
         complaints.append(f"{name}: {problem}")
         if dist.get_rank() == 0:
             log.warning("%s is torn and passed over: %s", folder / name, problem)
@@ -118,7 +118,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     if dist.get_rank() == 0:
         try:
             body = manifest.read(path)
-        except Torn as error:
+        except CorruptError as error:
             problem = str(error)
     body, problem = _broadcast([body, problem])
     if problem:
@@ -126,7 +126,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     for name, segments in sorted(body["files"].items())[dist.get_rank()::dist.get_world_size()]:
         try:
             manifest.check(path, name, segments)
-        except Torn as error:
+        except CorruptError as error:
             problem = str(error)
     return body, next((p for p in gather(problem, dist.group.WORLD) if p), "")
 

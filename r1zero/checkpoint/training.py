@@ -25,9 +25,9 @@ from r1zero.distributed.layout import MegatronGrids
 from r1zero.checkpoint import conversion, hf_export, manifest, state_shards, step_folders
 from r1zero.model import mapping
 from r1zero.checkpoint.dist_files import Chunk, DistFolder, SUFFIX, append, write_index
-from r1zero.checkpoint.manifest import HashedFile, Segment, Torn
+from r1zero.checkpoint.manifest import HashedFile, Segment, CorruptError
 from r1zero.model.shape import Shape
-from r1zero.checkpoint.step_folders import Found, gather
+from r1zero.checkpoint.step_folders import CheckpointInfo, gather
 
 OPTIMIZER = "optimizer.state."
 """Before the name of a state and the key of its parameter, as in megatron-core's fully reshardable format."""
@@ -163,7 +163,7 @@ def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, An
     return ""
 
 
-def load(found: Found, trained: Trained) -> None:
+def load(found: CheckpointInfo, trained: Trained) -> None:
     """Weights, optimizer, schedule; in the same layout the generators, too. Collective over the ranks that train.
 
     Weights and state must be on the device. Raises UserError where the checkpoint is of another model.
@@ -198,7 +198,7 @@ def _read(folder: DistFolder, where: state_shards.ParameterPlace, prefix: str, b
     for cut in where.rectangles(begin, begin + into.numel()):
         try:
             tensor = folder.region(prefix + where.key, cut.offsets, cut.sizes)
-        except Torn as error:
+        except CorruptError as error:
             raise UserError(f"{folder.path}: is torn ({error}); remove it, so that the checkpoint before it is taken") from None
         into[cut.begin - begin:cut.end - begin].copy_(tensor.view(-1))
 

@@ -16,7 +16,7 @@ from r1zero.config import LocalPath, OwnFunction, UserError
 from r1zero.data import handlers, records, store, templates, tokenizer
 from r1zero.data.handlers import Example, MapKeys
 from r1zero.data.records import Record
-from r1zero.data.templates import Piece
+from r1zero.data.templates import Segment
 
 NO_BOS = (
     "template {} begins with the begin token, which {} does not have: prompts begin without one, as in the reference"
@@ -194,7 +194,7 @@ class _Encoder:
     def _notes(self, path: str) -> list[str]:
         template, tok = self.template, self.tokenizer
         notes = []
-        if Piece("bos") in template.prefix + template.user and tok.bos_token_id is None:
+        if Segment("bos") in template.prefix + template.user and tok.bos_token_id is None:
             notes.append(NO_BOS.format(template.name, path))
         if not self.stop_token_ids and not tokenizer.eos_ids(tok):
             notes.append(NO_EOS.format(path, template.name))

@@ -28,7 +28,7 @@ class PromptSet:
 
     def __getitem__(self, index: int) -> Prompt:
         token_ids, label, text = (self._table[name][index].as_py() for name in ("token_ids", "label", "text"))
-        return Prompt(index=index, token_ids=tuple(token_ids), label=label, text=text, additional=self.additional(index))
+        return Prompt(row=index, token_ids=tuple(token_ids), label=label, text=text, additional=self.additional(index))
 
     def source(self, index: int) -> str:
         """Where the row came from, as file:line."""

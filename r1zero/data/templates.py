@@ -38,7 +38,7 @@ UNUSED_FIELDS = ("format_observation", "format_function", "format_tools", "force
 """Of tool calls, or without effect on a prompt in the reference too: allowed, not read."""
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """A part of a prompt that is tokenised by itself, so that merges never cross from one slot into the next."""
 
     kind: Literal["text", "token", "bos", "eos"]
@@ -52,12 +52,12 @@ class Template:
     name: str
     digest: str
     """sha256 of the entry, whatever its spacing and order of keys."""
-    user: tuple[Piece, ...]
-    assistant: tuple[Piece, ...]
-    system: tuple[Piece, ...]
-    separator: tuple[Piece, ...]
+    user: tuple[Segment, ...]
+    assistant: tuple[Segment, ...]
+    system: tuple[Segment, ...]
+    separator: tuple[Segment, ...]
     """Before the second and later questions of a conversation."""
-    prefix: tuple[Piece, ...]
+    prefix: tuple[Segment, ...]
     default_system: str
     """Where the data gives none; empty: no system part."""
     stop_words: tuple[str, ...]
@@ -112,8 +112,8 @@ def _template(entry: dict[str, Any], where: str) -> Template:
     template_class = entry.get("template_class")
     if template_class not in (None, "Template", "ReasoningTemplate"):
         raise UserError(f"{where}.template_class = {template_class!r}; it must be 'ReasoningTemplate' or absent")
-    end = () if _flag(entry, "efficient_eos", where) else (Piece("eos"),)
-    content = (Piece("text", "{{content}}"),)
+    end = () if _flag(entry, "efficient_eos", where) else (Segment("eos"),)
+    content = (Segment("text", "{{content}}"),)
     return Template(
         name=entry["name"],
         digest=hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest(),
@@ -153,7 +153,7 @@ def _default_system(entry: dict[str, Any], where: str) -> str:
     return system
 
 
-def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Piece, ...]) -> tuple[Piece, ...]:
+def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """Slots that hold `{{content}}` exactly once."""
     if entry.get(key) is None:
         return default
@@ -169,7 +169,7 @@ def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Piece, .
     return pieces
 
 
-def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Piece, ...]:
+def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Segment, ...]:
     """Slots without a placeholder."""
     if entry.get(key) is None:
         return ()
@@ -182,20 +182,20 @@ def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Piece, ...]:
     return pieces
 
 
-def _slots(value: Any, where: str) -> tuple[Piece, ...]:
+def _slots(value: Any, where: str) -> tuple[Segment, ...]:
     if not isinstance(value, dict) or not isinstance(value.get("slots"), list):
         raise UserError(f'{where} = {value!r}; it must be an object with a list under "slots"')
     pieces = (_slot(slot, f"{where}.slots[{i}]") for i, slot in enumerate(value["slots"]))
-    return tuple(piece for piece in pieces if piece != Piece("text"))
+    return tuple(piece for piece in pieces if piece != Segment("text"))
 
 
-def _slot(slot: Any, where: str) -> Piece:
+def _slot(slot: Any, where: str) -> Segment:
     if isinstance(slot, str):
-        return Piece("text", slot)
+        return Segment("text", slot)
     if isinstance(slot, list) and slot in (["bos_token"], ["eos_token"]):
-        return Piece(slot[0].removesuffix("_token"))
+        return Segment(slot[0].removesuffix("_token"))
     if isinstance(slot, dict) and list(slot) == ["token"] and isinstance(slot["token"], str):
-        return Piece("token", slot["token"])
+        return Segment("token", slot["token"])
     raise UserError(f'{where} = {slot!r}; a slot is a text, ["bos_token"], ["eos_token"] or {{"token": "..."}}')
 
 
@@ -209,7 +209,7 @@ def texts(template: Template) -> list[str]:
 
 def render(
     template: Template, question: str, system: str, history: tuple[tuple[str, str], ...], thinking: bool
-) -> list[Piece]:
+) -> list[Segment]:
     """The prompt for one question after `history`, pairs of an earlier question and its answer.
 
     `system` empty: the template's own. `thinking` is read by reasoning templates only.
@@ -228,16 +228,16 @@ def render(
         if answered is not None:
             pieces += _fill(template.assistant, _without_thought(answered) if template.reasoning else answered, turn)
     if template.reasoning and not thinking:
-        pieces.append(Piece("text", _EMPTY_THOUGHT))
+        pieces.append(Segment("text", _EMPTY_THOUGHT))
     return pieces
 
 
-def _fill(pieces: tuple[Piece, ...], content: str, turn: int) -> list[Piece]:
+def _fill(pieces: tuple[Segment, ...], content: str, turn: int) -> list[Segment]:
     filled = (_fill_text(piece.text, content, turn) if piece.kind == "text" else piece for piece in pieces)
     return [piece for piece in filled if piece.kind != "text" or piece.text]
 
 
-def _fill_text(text: str, content: str, turn: int) -> Piece:
+def _fill_text(text: str, content: str, turn: int) -> Segment:
     """One pass over the template's text: a placeholder that the data's own text holds stays as it is."""
     filled, given, at = "", [], 0
     for match in _PLACEHOLDER.finditer(text):
@@ -246,7 +246,7 @@ def _fill_text(text: str, content: str, turn: int) -> Piece:
             given.append((len(filled), len(filled) + len(content)))
         filled += {"content": content, "idx": str(turn)}[match[1]]
         at = match.end()
-    return Piece("text", filled + text[at:], tuple(given))
+    return Segment("text", filled + text[at:], tuple(given))
 
 
 def _without_thought(answer: str) -> str:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from r1zero.config import CollectiveError, UserError, read_json, readable, reason
-from r1zero.data.templates import Piece
+from r1zero.data.templates import Segment
 from r1zero.reward.rules import ANSWER, END_ANSWER, END_THINK, THINK
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -107,7 +107,7 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def encode(
-    tokenizer: Any, pieces: Sequence[Piece], eos_id: int | None, controls: Mapping[int, str]
+    tokenizer: Any, pieces: Sequence[Segment], eos_id: int | None, controls: Mapping[int, str]
 ) -> tuple[list[int], str]:
     """Token ids of a rendered prompt and the text they stand for.
 
@@ -133,7 +133,7 @@ def encode(
     return ids, text
 
 
-def _text_ids(tokenizer: Any, piece: Piece, controls: Mapping[int, str]) -> list[int]:
+def _text_ids(tokenizer: Any, piece: Segment, controls: Mapping[int, str]) -> list[int]:
     """Encoded in one go, unless the data spells control tokens: then the text is cut at the template's own."""
     ids = tokenizer.encode(piece.text, add_special_tokens=False)
     if not any(i in controls for i in ids):
@@ -149,7 +149,7 @@ def _text_ids(tokenizer: Any, piece: Piece, controls: Mapping[int, str]) -> list
     return ids
 
 
-def _own_controls(piece: Piece, controls: Mapping[int, str]) -> list[tuple[int, int, int]]:
+def _own_controls(piece: Segment, controls: Mapping[int, str]) -> list[tuple[int, int, int]]:
     """Begin, end and id of the control tokens that lie in the template's own part of a text."""
     by_text = {content: i for i, content in controls.items() if content}
     pattern = "|".join(map(re.escape, sorted(by_text, key=len, reverse=True)))

@@ -27,7 +27,7 @@ class Device:
     """Set for run.deterministic: what libraries outside torch read to give the same bits twice."""
 
 
-ROWS = {
+DEVICES = {
     # One thread a rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile costs
     # 3 s at the first sample and gains nothing on small models. vLLM's own allocator is sized by kv_cache_memory_bytes.
     "cpu": Device("cpu", "gloo", (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("TORCHDYNAMO_DISABLE", "1"),
@@ -63,7 +63,7 @@ COMMON = (
 
 def make_deterministic(kind: str) -> None:
     """The device's part of run.deterministic, before `start`; over what the user has set, as it is a promise."""
-    os.environ.update(ROWS[kind].deterministic)
+    os.environ.update(DEVICES[kind].deterministic)
 
 
 def seed(number: int, deterministic: bool) -> None:
@@ -82,7 +82,7 @@ def start(kind: str, local_rank: int) -> Device:
 
     Raises UserError where the host has no such device, or fewer than ranks were started on it.
     """
-    device = ROWS[kind]
+    device = DEVICES[kind]
     for name, value in COMMON + device.environment:
         os.environ.setdefault(name, value)
     try:
@@ -122,14 +122,14 @@ def module(kind: str) -> Any:
     return torch.get_device_module(kind)
 
 
-def here(kind: str) -> Any:
+def torch_device(kind: str) -> Any:
     """The rank's torch.device."""
     import torch
 
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, module(kind).current_device())
 
 
-def let_segments_grow(kind: str, allowed: bool) -> None:
+def set_expandable_segments(kind: str, allowed: bool) -> None:
     """Whether torch's allocator joins what it frees: training then does not run out of memory in pieces, but what vllm-ascend's allocator
     for sleeping takes must be whole. NPU only: on CUDA vLLM sees to it."""
     if kind == "npu":

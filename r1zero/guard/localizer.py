@@ -23,7 +23,7 @@ NAMED = 6
 """Tensors in the sentence."""
 
 
-class Bisect:
+class FaultLocalizer:
     """Every rank of the world calls `share_tokens` and `explain`, in this order, with equal arguments."""
 
     def __init__(self, cfg: Config, layout: Layout, rank: int, roles: Roles, compiled: transfer.Compiled):

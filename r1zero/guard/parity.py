@@ -13,7 +13,7 @@ from torch import Tensor
 from r1zero.batch import Batch, Response
 from r1zero.config import CollectiveError, Config
 from r1zero.data.prompts import PromptSet
-from r1zero.distributed.exchange import Census, Exchange
+from r1zero.distributed.exchange import BatchLengths, Exchange
 from r1zero.guard import localizer
 from r1zero.distributed.layout import Layout
 from r1zero.weight_sync.transfer import Compiled
@@ -39,7 +39,7 @@ class Comparison:
         return [e for e, row in enumerate(self.gaps_E3.tolist()) if max(row[DECODED], row[PREFILLED]) > tolerance]
 
 
-class Gate:
+class ParityGate:
     """Called by every rank of the world after each sync, while engine and trainer are both on their devices."""
 
     def __init__(self, cfg: Config, layout: Layout, rank: int, roles: Roles, exchange: Exchange, compiled: Compiled, prompts: PromptSet):
@@ -75,8 +75,8 @@ class Gate:
     def _compare(self, asked: tuple[Batch, Tensor] | None) -> Comparison:
         samples = self.layout.engines * len(self.prompts)
         mine, decoded = asked if asked else (None, None)
-        census = self.exchange.census(mine, samples)
-        batch = self.exchange.to_grid(mine, census, self.layout.train.dense)
+        lengths = self.exchange.gather_lengths(mine, samples)
+        batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
         table_B3 = torch.zeros(samples, 3)
         if decoded is not None:
             table_B3[mine.ids_B, DECODED] = decoded
@@ -86,7 +86,7 @@ class Gate:
         # What is not a number must not pass for agreement: maxima skip it.
         table_B3 = table_B3.nan_to_num(nan=torch.inf).to(self.exchange.device)
         dist.all_reduce(table_B3, dist.ReduceOp.MAX)
-        return _comparison(table_B3.cpu(), census, self.layout.engines)
+        return _comparison(table_B3.cpu(), lengths, self.layout.engines)
 
     def _sentence(self, comparison: Comparison, engines: list[int], asked: tuple[Batch, Tensor] | None) -> str:
         decoded, prefilled, largest = comparison.gaps_E3[engines[0]].tolist()
@@ -94,7 +94,7 @@ class Gate:
         found = (f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
                  f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
                  f"parity.tolerance is {self.tolerance:.2g}")
-        suspects = localizer.Bisect(self.cfg, self.layout, self.rank, self.roles, self.compiled)
+        suspects = localizer.FaultLocalizer(self.cfg, self.layout, self.rank, self.roles, self.compiled)
         owner = ranks_of(self.layout, comparison.worst_sample // len(self.prompts))[0]
         tokens = suspects.share_tokens(asked[0] if asked else None, comparison.worst_sample, owner)
         return f"{found}; {suspects.explain(tokens, engines)}"
@@ -123,9 +123,9 @@ def _fill(table_B3: Tensor, batch: Batch, gaps_R: Tensor) -> None:
         table_B3[sample, PREFILLED], table_B3[sample, LARGEST] = gaps.mean(), gaps.max()
 
 
-def _comparison(table_B3: Tensor, census: Census, engines: int) -> Comparison:
+def _comparison(table_B3: Tensor, lengths: BatchLengths, engines: int) -> Comparison:
     """An engine's mean over its tokens, its largest over all."""
-    lengths_E = census.response_lengths_B.view(engines, -1, 1)
+    lengths_E = lengths.response_lengths_B.view(engines, -1, 1)
     table = table_B3.view(engines, -1, 3)
     means = (table[..., :LARGEST] * lengths_E).sum(1) / lengths_E.sum(1)
     return Comparison(torch.cat([means, table[..., LARGEST:].amax(1)], 1), int(table_B3[:, PREFILLED].argmax()))

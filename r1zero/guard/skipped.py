@@ -17,14 +17,14 @@ def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, 
     `torch.load(path, weights_only=True)` gives a dict of Batch's tensors, and `logprobs_R`.
     """
     logprobs_R = policy.logprobs(batch)
-    if not policy.speaks:
+    if not policy.is_reporting_rank:
         return
     path = folder / "skipped" / f"iteration_{iteration}_rank_{rank}.pt"
     path.parent.mkdir(exist_ok=True)
     torch.save({**vars(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R)), "logprobs_R": logprobs_R}, path)
 
 
-class Patience:
+class SkipLimit:
     """Counts updates skipped in a row, alike on all ranks."""
 
     def __init__(self, limit: int, folder: Path):

@@ -28,7 +28,7 @@ from r1zero.distributed import device
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import cpu_megatron, mapping, placement
 from r1zero.model.layers import layer_spec, use_packed_rotary
-from r1zero.model.packing import Pack
+from r1zero.model.packing import PackedSequences
 from r1zero.model.shape import Shape
 from r1zero.distributed.subworld import subworld
 
@@ -70,7 +70,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
         settings, layer_spec(settings), vocab_size=shape.vocab_size, max_sequence_length=shape.max_positions,
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=shape.tied, position_embedding_type="rope", rotary_base=shape.rope_theta)
-    model.to(device.here(cfg.run.device))
+    model.to(device.torch_device(cfg.run.device))
     use_packed_rotary(model)
     _mark_what_is_cut(model, shape, grids)
     if cfg.run.device == "cpu":
@@ -174,7 +174,7 @@ def build_optimizer(chunks: list[torch.nn.Module], cfg: config.Optimizer,
     return optimizer, scheduler
 
 
-def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: Pack) -> Tensor:
+def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: PackedSequences) -> Tensor:
     """Logits (T, V / tp) in the model's type on the last stage, hidden states for the next stage before it.
 
     tokens_T: without the pack's padding. On later stages only its length is used.

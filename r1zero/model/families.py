@@ -21,11 +21,11 @@ from r1zero.model.config_fields import Config, Fields, shown
 from r1zero.model.family_fields import DEEPSEEK_V3, FP8, QWEN2, QWEN3
 from r1zero.model.shape import Shape, read_deepseek, read_qwen2, read_qwen3
 
-Place = Literal["first", "layer", "last", "both ends"]
+Holder = Literal["first", "layer", "last", "both ends"]
 
 
 @dataclass(frozen=True)
-class Row:
+class WeightRule:
     """One line of a family's table. `{e}` stands for the expert."""
 
     hf: str
@@ -38,7 +38,7 @@ class Row:
     """Letters of the tensors that share the parameter, in order, this one's in brackets: "Q[K]K"."""
     blocks: str = ""
     """The fused parameter repeats its order in so many blocks ("g": one for each key-value head); empty: once a rank."""
-    place: Place = "layer"
+    place: Holder = "layer"
     fp32: bool = False
 
 
@@ -50,13 +50,13 @@ class Weight:
     shape: tuple[int, ...]
     layer: int | None
     expert: int | None
-    place: Place
+    place: Holder
     parameter: str
     """Name in megatron-core below its layer ("layer") or its model chunk; `{e}`: the expert's number on its rank."""
     cut: int | None
     fp32: bool
     first: int = 0
-    """Row at which this tensor begins in the fused, uncut parameter ..."""
+    """WeightRule at which this tensor begins in the fused, uncut parameter ..."""
     total: int = 0
     """... which has so many rows."""
     blocks: int = 1
@@ -68,67 +68,67 @@ class Weight:
 
 
 _ENDS = (
-    Row("model.embed_tokens.weight", "VH", "embedding.word_embeddings.weight", 0, place="first"),
-    Row("model.norm.weight", "H", "decoder.final_layernorm.weight", place="last"),
-    Row("lm_head.weight", "VH", "output_layer.weight", 0, place="last"),
+    WeightRule("model.embed_tokens.weight", "VH", "embedding.word_embeddings.weight", 0, place="first"),
+    WeightRule("model.norm.weight", "H", "decoder.final_layernorm.weight", place="last"),
+    WeightRule("lm_head.weight", "VH", "output_layer.weight", 0, place="last"),
 )
 _NORMS = (
-    Row("input_layernorm.weight", "H", "input_layernorm.weight"),
-    Row("post_attention_layernorm.weight", "H", "pre_mlp_layernorm.weight"),
+    WeightRule("input_layernorm.weight", "H", "input_layernorm.weight"),
+    WeightRule("post_attention_layernorm.weight", "H", "pre_mlp_layernorm.weight"),
 )
 _ATTENTION = (
-    Row("self_attn.q_proj.weight", "QH", "self_attention.linear_qkv.weight", 0, "[Q]KK", "g"),
-    Row("self_attn.k_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "Q[K]K", "g"),
-    Row("self_attn.v_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "QK[K]", "g"),
-    Row("self_attn.o_proj.weight", "HQ", "self_attention.linear_proj.weight", 1),
+    WeightRule("self_attn.q_proj.weight", "QH", "self_attention.linear_qkv.weight", 0, "[Q]KK", "g"),
+    WeightRule("self_attn.k_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "Q[K]K", "g"),
+    WeightRule("self_attn.v_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "QK[K]", "g"),
+    WeightRule("self_attn.o_proj.weight", "HQ", "self_attention.linear_proj.weight", 1),
 )
 _QKV_BIAS = (
-    Row("self_attn.q_proj.bias", "Q", "self_attention.linear_qkv.bias", 0, "[Q]KK", "g"),
-    Row("self_attn.k_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "Q[K]K", "g"),
-    Row("self_attn.v_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "QK[K]", "g"),
+    WeightRule("self_attn.q_proj.bias", "Q", "self_attention.linear_qkv.bias", 0, "[Q]KK", "g"),
+    WeightRule("self_attn.k_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "Q[K]K", "g"),
+    WeightRule("self_attn.v_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "QK[K]", "g"),
 )
 _QK_NORM = (
-    Row("self_attn.q_norm.weight", "D", "self_attention.q_layernorm.weight"),
-    Row("self_attn.k_norm.weight", "D", "self_attention.k_layernorm.weight"),
+    WeightRule("self_attn.q_norm.weight", "D", "self_attention.q_layernorm.weight"),
+    WeightRule("self_attn.k_norm.weight", "D", "self_attention.k_layernorm.weight"),
 )
-_MLA_Q = (Row("self_attn.q_proj.weight", "BH", "self_attention.linear_q_proj.weight", 0),)
+_MLA_Q = (WeightRule("self_attn.q_proj.weight", "BH", "self_attention.linear_q_proj.weight", 0),)
 _MLA_Q_LORA = (
-    Row("self_attn.q_a_proj.weight", "AH", "self_attention.linear_q_down_proj.weight"),
-    Row("self_attn.q_a_layernorm.weight", "A", "self_attention.q_layernorm.weight"),
-    Row("self_attn.q_b_proj.weight", "BA", "self_attention.linear_q_up_proj.weight", 0),
+    WeightRule("self_attn.q_a_proj.weight", "AH", "self_attention.linear_q_down_proj.weight"),
+    WeightRule("self_attn.q_a_layernorm.weight", "A", "self_attention.q_layernorm.weight"),
+    WeightRule("self_attn.q_b_proj.weight", "BA", "self_attention.linear_q_up_proj.weight", 0),
 )
 _MLA = (
-    Row("self_attn.kv_a_proj_with_mqa.weight", "RH", "self_attention.linear_kv_down_proj.weight"),
-    Row("self_attn.kv_a_layernorm.weight", "C", "self_attention.kv_layernorm.weight"),
-    Row("self_attn.kv_b_proj.weight", "UC", "self_attention.linear_kv_up_proj.weight", 0),
-    Row("self_attn.o_proj.weight", "HO", "self_attention.linear_proj.weight", 1),
+    WeightRule("self_attn.kv_a_proj_with_mqa.weight", "RH", "self_attention.linear_kv_down_proj.weight"),
+    WeightRule("self_attn.kv_a_layernorm.weight", "C", "self_attention.kv_layernorm.weight"),
+    WeightRule("self_attn.kv_b_proj.weight", "UC", "self_attention.linear_kv_up_proj.weight", 0),
+    WeightRule("self_attn.o_proj.weight", "HO", "self_attention.linear_proj.weight", 1),
 )
 _MLP = (
-    Row("mlp.gate_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "[F]F"),
-    Row("mlp.up_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "F[F]"),
-    Row("mlp.down_proj.weight", "HF", "mlp.linear_fc2.weight", 1),
+    WeightRule("mlp.gate_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "[F]F"),
+    WeightRule("mlp.up_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "F[F]"),
+    WeightRule("mlp.down_proj.weight", "HF", "mlp.linear_fc2.weight", 1),
 )
 _ROUTER = (
-    Row("mlp.gate.weight", "XH", "mlp.router.weight"),
-    Row("mlp.gate.e_score_correction_bias", "X", "mlp.router.expert_bias", fp32=True),
+    WeightRule("mlp.gate.weight", "XH", "mlp.router.weight"),
+    WeightRule("mlp.gate.e_score_correction_bias", "X", "mlp.router.expert_bias", fp32=True),
 )
 _EXPERT = (
-    Row("mlp.experts.{e}.gate_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "[E]E"),
-    Row("mlp.experts.{e}.up_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "E[E]"),
-    Row("mlp.experts.{e}.down_proj.weight", "HE", "mlp.experts.local_experts.{e}.linear_fc2.weight", 1),
+    WeightRule("mlp.experts.{e}.gate_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "[E]E"),
+    WeightRule("mlp.experts.{e}.up_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "E[E]"),
+    WeightRule("mlp.experts.{e}.down_proj.weight", "HE", "mlp.experts.local_experts.{e}.linear_fc2.weight", 1),
 )
 _SHARED = (
-    Row("mlp.shared_experts.gate_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "[S]S"),
-    Row("mlp.shared_experts.up_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "S[S]"),
-    Row("mlp.shared_experts.down_proj.weight", "HS", "mlp.shared_experts.linear_fc2.weight", 1),
+    WeightRule("mlp.shared_experts.gate_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "[S]S"),
+    WeightRule("mlp.shared_experts.up_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "S[S]"),
+    WeightRule("mlp.shared_experts.down_proj.weight", "HS", "mlp.shared_experts.linear_fc2.weight", 1),
 )
 
 
-def _qwen_layer(shape: Shape, layer: int) -> tuple[Row, ...]:
+def _qwen_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
     return _NORMS + _ATTENTION + (_QKV_BIAS if shape.qkv_bias else ()) + (_QK_NORM if shape.qk_norm else ()) + _MLP
 
 
-def _deepseek_layer(shape: Shape, layer: int) -> tuple[Row, ...]:
+def _deepseek_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
     queries = _MLA_Q_LORA if shape.mla.q_lora_rank else _MLA_Q
     return _NORMS + queries + _MLA + (_ROUTER + _EXPERT + _SHARED if shape.is_moe(layer) else _MLP)
 
@@ -139,7 +139,7 @@ class Family:
     """Every field that config.json may have."""
     read: Callable[[Config], dict[str, Any]]
     """The fields of Shape that are the family's own, from a config that `fields` allows."""
-    layer: Callable[[Shape, int], tuple[Row, ...]]
+    layer: Callable[[Shape, int], tuple[WeightRule, ...]]
     """The rows of one transformer layer."""
 
 
@@ -211,7 +211,7 @@ def _weights(shape: Shape) -> tuple[Weight, ...]:
     dims = _dims(shape)
     embedding, norm, head = (_weight(row, row.hf, dims, None, None) for row in _ENDS)
     if shape.tied:
-        embedding = _weight(Row(_ENDS[0].hf, "VH", _ENDS[0].megatron, 0, place="both ends"), _ENDS[0].hf, dims, None, None)
+        embedding = _weight(WeightRule(_ENDS[0].hf, "VH", _ENDS[0].megatron, 0, place="both ends"), _ENDS[0].hf, dims, None, None)
     found = [embedding]
     for layer in range(shape.layers):
         for row in FAMILIES[shape.family].layer(shape, layer):
@@ -238,7 +238,7 @@ def _dims(shape: Shape) -> dict[str, int]:
     return dims
 
 
-def _weight(row: Row, name: str, dims: dict[str, int], layer: int | None, expert: int | None) -> Weight:
+def _weight(row: WeightRule, name: str, dims: dict[str, int], layer: int | None, expert: int | None) -> Weight:
     full = tuple(dims[letter] for letter in row.dims)
     before = row.fused.partition("[")[0]
     letters = row.fused.replace("[", "").replace("]", "")

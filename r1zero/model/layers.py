@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from r1zero.model.packing import Pack, attend
+from r1zero.model.packing import PackedSequences, attend
 
 
 class RmsNorm(torch.nn.Module):
@@ -59,7 +59,7 @@ class PackedAttention(MegatronModule):
         super().__init__(config)
         self.scale = softmax_scale or (k_channels or config.kv_channels) ** -0.5
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, packed_seq_params: Pack,
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, packed_seq_params: PackedSequences,
                 **kwargs: Any) -> Tensor:
         return attend(query, key, value, self.scale, packed_seq_params).unsqueeze(1)
 
@@ -75,10 +75,10 @@ class PackedRotary(torch.nn.Module):
         super().__init__()
         self.of_length = frequencies
 
-    def get_rotary_seq_len(self, inference: None, block: Any, hidden: Any, config: Any, packed: Pack, **kwargs: Any) -> Pack:
+    def get_rotary_seq_len(self, inference: None, block: Any, hidden: Any, config: Any, packed: PackedSequences, **kwargs: Any) -> PackedSequences:
         return packed
 
-    def forward(self, packed: Pack, packed_seq: bool = True, cp_group: Any = None) -> Any:
+    def forward(self, packed: PackedSequences, packed_seq: bool = True, cp_group: Any = None) -> Any:
         found = self.of_length(packed.max_seqlen_q, packed_seq=True)
         frequencies, *mscale = found if isinstance(found, tuple) else (found,)  # yarn returns its magnitude, too
         if packed.frequencies is None:

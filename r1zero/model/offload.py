@@ -13,7 +13,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 
-class Residency:
+class WeightOffload:
     """Host copies of the weights by name ("policy", "original"), one of them at a time on the device, or none.
 
     chunks: the trained model, whose weights are the original ones now.
@@ -24,9 +24,9 @@ class Residency:
         self.buffers = [b for chunk in chunks for b in chunk.buffers + chunk.expert_parallel_buffers]
         self.copies: dict[str, list[Tensor]] = {}
         self.present = "policy"
-        self.keep("original")
+        self.snapshot("original")
 
-    def keep(self, name: str) -> None:
+    def snapshot(self, name: str) -> None:
         """Copy what is on the device to the host under `name`."""
         pinned = self.device.type != "cpu"
         if name not in self.copies:
@@ -34,7 +34,7 @@ class Residency:
         for host, buffer in zip(self.copies[name], self.buffers, strict=True):
             host.copy_(buffer.param_data)   # blocking: the storage is freed next
 
-    def bring(self, name: str) -> None:
+    def onload(self, name: str) -> None:
         """Put the weights kept under `name` on the device."""
         if self.present == name:
             return
@@ -43,9 +43,9 @@ class Residency:
             buffer.param_data.copy_(host)
         self.present = name
 
-    def leave(self) -> None:
+    def offload(self) -> None:
         """Free the device of weights and gradients; the policy's weights wait on the host."""
-        self.keep("policy")
+        self.snapshot("policy")
         self.present = ""
         for tensor in self._storages():
             _resize(tensor, 0)
@@ -71,8 +71,8 @@ class Residency:
             yield buffer.grad_data
 
 
-class HostState:
-    """Adam's moments and the fp32 master weights, on the host except inside `here()`, where the optimizer steps, saves or loads.
+class OptimizerOffload:
+    """Adam's moments and the fp32 master weights, on the host except inside `on_device()`, where the optimizer steps, saves or loads.
 
     The step itself is the device's own, so that nothing else changes; megatron-core's optimizer_cpu_offload steps on the host, over
     CUDA's streams, and MindSpeed's swap_optimizer replaces the optimizer.
@@ -86,7 +86,7 @@ class HostState:
         self._leave()
 
     @contextmanager
-    def here(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         for tensor, host in self.copies.values():
             _resize(tensor, tensor.numel())
             tensor.copy_(host)

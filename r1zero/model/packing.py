@@ -14,7 +14,7 @@ from torch import Tensor
 from r1zero.model.shape import DENSE_TOKENS
 
 @dataclass
-class Pack(PackedSeqParams):
+class PackedSequences(PackedSeqParams):
     """What megatron-core hands through to rotary positions and attention.
 
     `cu_seqlens_q` is the pack as it is; `cu_seqlens_q_padded`, which only the rotary code reads, says that the pack is
@@ -44,7 +44,7 @@ class Pack(PackedSeqParams):
         return torch.full((self.longest, self.longest), float("-inf"), device=self.positions_T.device).triu(1)
 
 
-def pack(lengths: list[int], multiple: int, device: torch.device) -> Pack:
+def pack(lengths: list[int], multiple: int, device: torch.device) -> PackedSequences:
     """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree."""
     padding = -sum(lengths) % multiple
     every = (*lengths, padding) if padding else tuple(lengths)
@@ -53,7 +53,7 @@ def pack(lengths: list[int], multiple: int, device: torch.device) -> Pack:
     positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(sizes)
     cu_seqlens = starts.to(device=device, dtype=torch.int32)
     whole = torch.tensor([0, int(starts[-1])], dtype=torch.int32)
-    return Pack(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, cu_seqlens_q_padded=whole,
+    return PackedSequences(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, cu_seqlens_q_padded=whole,
                 cu_seqlens_kv_padded=whole, max_seqlen_q=max(every), max_seqlen_kv=max(every), lengths=every,
                 positions_T=positions.to(device))
 
@@ -86,7 +86,7 @@ class _FromSlots(torch.autograd.Function):
         return grad.new_zeros((ctx.size, *grad.shape[1:])).index_copy_(0, slots, grad), None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: PackedSequences) -> Tensor:
     """Causal attention inside each sequence. q (T, h, d), k (T, g, d), v (T, g, e) to (T, h * e); g divides h."""
     tokens, heads, width = q.shape[0], q.shape[1], v.shape[2]
     count, longest = len(packed.lengths), packed.longest

@@ -119,7 +119,7 @@ def _iteration(run: Run, index: int) -> int:
     return int(run[index].get("iteration", index + 1))
 
 
-class Bell:
+class AlarmMonitor:
     """On the rank that writes metrics: the run so far, and which alarms are on."""
 
     def __init__(self, cfg: Alarms, before: list[dict[str, float]]):

@@ -1,4 +1,4 @@
-"""Timers, reductions over ranks, and the run's record: metrics.jsonl, TensorBoard, one console line an iteration."""
+"""Timers, reductions over ranks, and JSON lines files: metrics.jsonl and samples.jsonl."""
 
 import json
 import os
@@ -6,18 +6,19 @@ import time
 from contextlib import contextmanager
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.distributed as dist
-from rich.text import Text
 
 from r1zero.config import UserError
-from r1zero.observability.console import Terminal
 
 
 class Stopwatch:
-    """Seconds by phase of one iteration. observers: told the name of a phase that begins, "" at its end, and the iteration."""
+    """Seconds spent in each phase of an iteration.
+
+    observers: called with the name of a phase when it begins, or "" when it ends, and the iteration.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -33,7 +34,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        self._tell("")   # not after an exception: it belongs to the phase
+        self._tell("")   # not after an exception, which belongs to the phase
 
     def _tell(self, name: str) -> None:
         for observe in self.observers:
@@ -48,8 +49,11 @@ class Stopwatch:
         return timings
 
 
-class Tally:
-    """Figures to be reduced over all ranks, in one collective a kind. Every rank names the same figures."""
+class MetricReducer:
+    """Collects values and reduces them over all ranks: one collective for the sums, one for the maxima.
+
+    Every rank must add the same names.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -62,11 +66,11 @@ class Tally:
         self.peaks[name] = max(self.peaks.get(name, -float("inf")), value)
 
     def reduce(self, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-        """(sums, peaks) over the world."""
+        """(sums, maxima) over the world."""
         reduced = []
         for values, operation in ((self.sums, dist.ReduceOp.SUM), (self.peaks, dist.ReduceOp.MAX)):
             names = sorted(values)
-            # Counts of tokens pass 2^24 in a large run: fp64 on the host's backends, fp32 where a device knows no other.
+            # Token counts exceed 2^24 in a large run, so sums are fp64 wherever the backend supports it.
             dtype = torch.float64 if device.type == "cpu" else torch.float32
             vector = torch.tensor([values[n] for n in names], dtype=dtype, device=device)
             dist.all_reduce(vector, operation)
@@ -74,47 +78,8 @@ class Tally:
         return reduced[0], reduced[1]
 
 
-class Record:
-    """What rank 0 writes into the run's folder. On resume what came after the checkpoint is taken back first."""
-
-    def __init__(self, folder: Path, done: int, iterations: int):
-        """done: iterations already in the checkpoint that this run continues from."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder, self.iterations = folder, iterations
-        keep_until(folder / "metrics.jsonl", done)
-        self.board = SummaryWriter(str(folder), purge_step=done + 1)   # what an earlier process wrote of later steps is void
-        self.terminal = Terminal()
-
-    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        append(self.folder / "metrics.jsonl", iteration, [dict(metrics)])
-        for name, value in metrics.items():
-            self.board.add_scalar(f"train/{name}", value, iteration)
-        self.terminal.print(self._line(iteration, metrics))
-
-    def flush(self) -> None:
-        """Before a checkpoint: what it has seen is not written again after it."""
-        self.board.flush()
-
-    def say(self, text: str) -> None:
-        self.terminal.print(text)
-
-    def close(self) -> None:
-        self.board.close()
-
-    def _line(self, iteration: int, m: Mapping[str, float]) -> Text:
-        done = round(20 * iteration / self.iterations)
-        line = Text(f"{iteration:>{len(str(self.iterations))}}/{self.iterations} ")
-        full, rest = "=-" if self.terminal.ascii_only else "━━"
-        line.append(full * done, style="green").append(rest * (20 - done), style="bright_black")
-        line.append(f"  reward {m['grpo/rewards/mean']:.3f}", style="bold")
-        line.append(f"  length {m['response_length/mean']:.1f}  kl {m['actor/kl_loss']:.5f}  entropy {m['actor/entropy']:.3f}  "
-                    f"grad {m['grad_norm']:.3f}  gap {m['rollout_gap/mean']:.1e}  {m['e2e_tps']:.0f} tokens/s per rank  {m['timing/all']:.2f} s")
-        return line
-
-
 def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON line per row, each with its iteration. JSON has no infinity and no NaN: such numbers are written as null."""
+    """Append one JSON line per row, each with its iteration. JSON has no infinity and no NaN; they are written as null."""
     with open(path, "a", encoding="utf-8") as file:
         for row in rows:
             finite = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
@@ -122,12 +87,12 @@ def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
 
 
 def keep_until(path: Path, iteration: int) -> None:
-    """Drop the lines of later iterations, and an incomplete last line. The file is replaced by a rename.
+    """Drop the lines of later iterations and an incomplete last line. The file is replaced by a rename.
 
-    Only a line feed ends a line: U+2028, U+2029 and U+0085 may stand in a JSON text as they are. Raises UserError for a
-    line that `append` did not write.
+    Only a line feed ends a line, because JSON text may contain U+2028, U+2029 and U+0085. Raises UserError for a line that
+    `append` did not write.
     """
-    path = Path(os.path.realpath(path))   # a link stays
+    path = Path(os.path.realpath(path))   # a symbolic link is kept
     if not path.exists():
         return
     with open(path, "rb") as file:

@@ -11,7 +11,7 @@ from rich.table import Table
 from r1zero.config import Config
 from r1zero.plan.build import Plan, as_data, plan
 from r1zero.plan.communicators import Group
-from r1zero.plan.memory import GIB, PHASES, PlaceLedger
+from r1zero.plan.memory import GIB, PHASES, RolesMemory
 
 GB = 1e9
 
@@ -59,8 +59,8 @@ def render(made: Plan, console: Console) -> None:
         console.print(f"[bold red]does not fit[/] {escape(problem)}", highlight=False)
     if not made.problems:
         worst = made.worst
-        used, limit = worst.ledger.total(worst.ledger.worst) / GB, made.machine.memory_gib * GIB / GB
-        console.print(f"[bold green]fits[/] the fullest phase, {worst.ledger.worst}, takes {used:.1f} of {limit:.1f} GB", highlight=False)
+        used, limit = worst.phase_memory.total(worst.phase_memory.worst) / GB, made.machine.memory_gib * GIB / GB
+        console.print(f"[bold green]fits[/] the fullest phase, {worst.phase_memory.worst}, takes {used:.1f} of {limit:.1f} GB", highlight=False)
 
 
 def _groups(groups: tuple[Group, ...]) -> Table:
@@ -91,16 +91,16 @@ def _pairs(title: str, values: dict[str, float], spell) -> Table:  # noqa: ANN00
 
 
 def _memory(made: Plan) -> Table:
-    """The fullest rank's ledger."""
+    """The fullest rank's phase_memory."""
     worst = made.worst
-    kinds = sorted({kind for lines in worst.ledger.device.values() for kind in lines})
+    kinds = sorted({kind for lines in worst.phase_memory.device.values() for kind in lines})
     table = Table("kind", title=f"GB on the fullest rank's device ({_where(worst)}), by phase", title_justify="left")
     for phase in PHASES:
         table.add_column(phase, justify="right")
     for kind in kinds:
-        table.add_row(kind, *(f"{worst.ledger.device[phase].get(kind, 0) / GB:.2f}" for phase in PHASES))
+        table.add_row(kind, *(f"{worst.phase_memory.device[phase].get(kind, 0) / GB:.2f}" for phase in PHASES))
     table.add_section()
-    table.add_row("total", *(f"{worst.ledger.total(phase) / GB:.2f}" for phase in PHASES))
+    table.add_row("total", *(f"{worst.phase_memory.total(phase) / GB:.2f}" for phase in PHASES))
     return table
 
 
@@ -109,11 +109,11 @@ def _stages(made: Plan) -> Table:
     for phase in PHASES:
         table.add_column(phase, justify="right")
     for row in made.places:
-        table.add_row(_where(row), str(row.ranks), *(f"{row.ledger.total(phase) / GB:.2f}" for phase in PHASES))
+        table.add_row(_where(row), str(row.ranks), *(f"{row.phase_memory.total(phase) / GB:.2f}" for phase in PHASES))
     return table
 
 
-def _where(row: PlaceLedger) -> str:
+def _where(row: RolesMemory) -> str:
     place = row.place
     names = [f"train stage {place.train}" if place.train is not None else "",
              f"reference stage {place.reference}" if place.reference is not None and place.train is None else "",

@@ -45,11 +45,11 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
                 sums[stage][0] += weight.size // degree
             else:
                 sums[stage][1] += weight.size // degree   # of all experts; dealt below
-            sums[stage][3] += met(weight, shape) if stage == homes[-1] else 0
+            sums[stage][3] += active_params(weight, shape) if stage == homes[-1] else 0
     return [Stage(len(run), dense, experts // ep, buffers, work) for run, (dense, experts, buffers, work) in zip(layers, sums, strict=True)]
 
 
-def met(weight: Weight, shape: Shape) -> float:
+def active_params(weight: Weight, shape: Shape) -> float:
     """Parameters of a weight that one token is multiplied with, on average. The embedding is looked up, not multiplied."""
     if weight.place == "first":
         return 0.0

@@ -15,7 +15,7 @@ from r1zero.preflight.agree import compare
 from r1zero.preflight.facts import Facts, gather
 from r1zero.preflight.timings import judge, measure
 from r1zero.preflight.requirements import needs
-from r1zero.preflight.rows import Row
+from r1zero.preflight.rows import CheckResult
 from r1zero.preflight.trials import trial
 from r1zero.distributed.world import Launch
 
@@ -24,7 +24,7 @@ __all__ = ["before", "links", "show", "stop_if_failed", "trial", "warn"]
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
-def before(cfg: Config, layout: Layout, launch: Launch) -> list[Row]:
+def before(cfg: Config, layout: Layout, launch: Launch) -> list[CheckResult]:
     """Before anything is built; the same rows on every rank."""
     dist.barrier()   # clocks are read together
     mine = gather(cfg, launch.rank, launch.local_rank == 0)
@@ -33,21 +33,21 @@ def before(cfg: Config, layout: Layout, launch: Launch) -> list[Row]:
     return compare(every, needs(cfg, layout))
 
 
-def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device) -> list[Row]:
+def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device) -> list[CheckResult]:
     """groups: this rank's, by timings.KINDS. The same rows on every rank."""
     names = [""] * size
     dist.all_gather_object(names, socket.gethostname())
     return judge(measure({"world": dist.group.WORLD, **groups}, device), dict(enumerate(names)))
 
 
-def stop_if_failed(rows: list[Row]) -> None:
+def stop_if_failed(rows: list[CheckResult]) -> None:
     """Raises CollectiveError, with a line for each row that failed."""
     failed = [f"preflight: {row.line}" for row in rows if row.grade == "failed"]
     if failed:
         raise CollectiveError("\n".join(failed))
 
 
-def warn(rows: list[Row], rank: int) -> None:
+def warn(rows: list[CheckResult], rank: int) -> None:
     """Rank 0 prints, once, what does not stop a start."""
     console = Console(stderr=True, highlight=False)
     for row in rows:
@@ -55,7 +55,7 @@ def warn(rows: list[Row], rank: int) -> None:
             console.print(f"preflight: {row.line}", soft_wrap=True, markup=False)
 
 
-def show(rows: Iterable[Row], rank: int) -> Iterator[Row]:
+def show(rows: Iterable[CheckResult], rank: int) -> Iterator[CheckResult]:
     """The rows, each printed by rank 0 as soon as it is there: what was found is not lost to an attempt that ends the process."""
     terminal = Terminal()
     for row in rows:

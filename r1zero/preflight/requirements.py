@@ -8,7 +8,7 @@ from r1zero.config import Config
 from r1zero.distributed.layout import Layout
 from r1zero.model.families import model_shape
 from r1zero.plan import memory
-from r1zero.plan.machine import suppose
+from r1zero.plan.machine import machine_for
 from r1zero.preflight.agree import Needs
 from r1zero.weight_sync.routes import Routes
 
@@ -22,13 +22,13 @@ taken as chunks are used, but vLLM refuses to start unless all of it is free."""
 def needs(cfg: Config, layout: Layout) -> Needs:
     """Raises UserError where the plan does."""
     routes = Routes(layout, model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    books = memory.open_books(cfg, layout, routes, suppose(cfg, layout.size))
-    totals: dict[memory.Place, int] = {}
+    inputs = memory.memory_inputs(cfg, layout, routes, machine_for(cfg, layout.size))
+    totals: dict[memory.RankRoles, int] = {}
     each = []
     for rank in range(layout.size):
-        place = memory.place_of(layout, rank, bool(books.reference))
+        place = memory.roles_of(layout, rank, bool(inputs.reference))
         if place not in totals:
-            made = memory.ledger(books, place)
+            made = memory.phase_memory(inputs, place)
             totals[place] = made.total(made.worst)
         each.append(totals[place])
     peers = layout.rollout.size("tp")
@@ -37,6 +37,6 @@ def needs(cfg: Config, layout: Layout) -> Needs:
     every, kept = cfg.checkpoint.every_iterations, cfg.checkpoint.keep_every
     saves = 1 + (cfg.run.iterations - 1) // every if every else 1
     most = cfg.checkpoint.keep + 1 + (cfg.run.iterations // kept if kept else 0)
-    return Needs(checkpoint=memory.checkpoint_bytes(books), checkpoints=min(saves, most), memory=tuple(each), on_host=books.on_cpu,
+    return Needs(checkpoint=memory.checkpoint_bytes(inputs), checkpoints=min(saves, most), memory=tuple(each), on_host=inputs.on_cpu,
                  shared=tuple(buffers if rank in layout.rollout else 0 for rank in range(layout.size)),
                  queue=CHUNKS * (CHUNK + peers) if peers > 1 else 0)

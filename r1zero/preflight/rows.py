@@ -8,7 +8,7 @@ Grade = Literal["ok", "warning", "failed"]
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     what: str
     found: str
     expected: str
@@ -22,7 +22,7 @@ class Row:
         return f"{self.what}{' of ' if self.where else ''}{self.where}: found {self.found}, expected {self.expected}; {self.cure}"
 
 
-def spoken(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
+def format_ranks(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
     """ "rank 3 on node7, ranks 8-11 on node9": ranks by host, runs of neighbours as ranges."""
     by_host: dict[str, list[int]] = {}
     for rank in sorted(ranks):

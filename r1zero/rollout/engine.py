@@ -21,7 +21,7 @@ from r1zero.distributed import device
 from r1zero.batch import Prompt, Response
 from r1zero.distributed.layout import Layout
 from r1zero.rollout import cpu, inspect, isolation, npu
-from r1zero.rollout.loader_trace import Named, Places, learn
+from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 
@@ -54,10 +54,10 @@ class Engine:
             from vllm.sampling_params import RequestOutputKind
 
             if cfg.run.device == "cpu":
-                self._stack.enter_context(cpu.mended())
+                self._stack.enter_context(cpu.patched())
         with (isolation.generators_kept(cfg.run.device), isolation.environment(layout, rank),
               isolation.world_of(layout.rollout.ranks)):
-            with cpu.building() if cfg.run.device == "cpu" else ExitStack():
+            with cpu.during_construction() if cfg.run.device == "cpu" else ExitStack():
                 self._llm = LLM(**arguments)
         self._llm.apply_model(_set_latent_epsilon)
         self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
@@ -68,16 +68,16 @@ class Engine:
         if cfg.layout.rollout.enable_expert_parallel:
             self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
 
-    def generate(self, prompts: list[Prompt], group_size: int, iteration: int,
+    def generate(self, prompts: list[Prompt], group_size: int, iteration: int, first_position: int,
                  on_finished: Callable[[Response], None]) -> list[Response]:
-        """group_size responses to each prompt, in (prompt, sample) order.
+        """Returns group_size responses to each prompt, in (prompt, sample) order.
 
-        `on_finished` gets each as it ends, while others still decode. The prompts are this rank's engine's: the same on
-        its tensor-parallel ranks, which all get all responses.
+        All tensor-parallel ranks of an engine pass the same prompts and get all responses. first_position: position of the first
+        prompt in the run's order of prompts. on_finished: called with each response as it ends, while others still decode.
         """
         for p, prompt in enumerate(prompts):
             for sample in range(group_size):
-                seed = request_seed(self._cfg.run.seed, iteration, prompt.index, sample)
+                seed = request_seed(self._cfg.run.seed, iteration, first_position + p, sample)
                 self._request(f"{p}-{sample}", prompt.token_ids, temperature=1.0, seed=seed, logprobs=0,
                               max_tokens=self._cfg.rollout.max_response_tokens, stop_token_ids=self._stop_token_ids)
         responses = {}
@@ -97,11 +97,11 @@ class Engine:
             scores[int(output.request_id)] = [of_token[token].logprob for token, of_token in pairs]
         return [scores[i] for i in range(len(sequences))]
 
-    def places(self, tensors: list[Named]) -> Places:
+    def places(self, tensors: list[Named]) -> WriteTargets:
         """Where this rank keeps those of its weights that may be written in place, for as long as it lives: all on NPU, all but experts
         on CUDA, which a kernel may want in an order of its own, what no kernel wants packed on the CPU. Writing counts with the next
         `reload` only, while which it is done."""
-        def find(model: nn.Module) -> Places:
+        def find(model: nn.Module) -> WriteTargets:
             kept = {"cpu": lambda: cpu.kept_as_loaded(model, tensors), "cuda": lambda: [t for t in tensors if not EXPERT.search(t[0])],
                     "npu": lambda: npu.kept_as_loaded(model, self._llm.llm_engine.model_config, tensors)}[self._cfg.run.device]()
             return learn(model.load_weights, kept, self._llm.llm_engine.model_config.dtype)
@@ -190,9 +190,12 @@ class Engine:
                 yield from engine.step()
 
 
-def request_seed(run_seed: int, iteration: int, prompt_index: int, sample: int) -> int:
-    """The 63-bit seed of one response: the same wherever, and beside whatever, it is sampled."""
-    digest = hashlib.blake2b(f"{run_seed} {iteration} {prompt_index} {sample}".encode(), digest_size=8).digest()
+def request_seed(run_seed: int, iteration: int, position: int, sample: int) -> int:
+    """The 63-bit seed of one response, which does not depend on where, or beside what, it is sampled.
+
+    position: of its prompt in the run's order of prompts.
+    """
+    digest = hashlib.blake2b(f"{run_seed} {iteration} {position} {sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -51,7 +51,7 @@ def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
 def generators_kept(kind: str) -> Iterator[None]:
     """vLLM seeds the process's generators and draws from them; they are the trainer's, and stay as they are."""
     python, numpy = random.getstate(), np.random.get_state()
-    accelerators = [] if kind == "cpu" else [device.here(kind).index]
+    accelerators = [] if kind == "cpu" else [device.torch_device(kind).index]
     with torch.random.fork_rng(accelerators, device_type="cuda" if kind == "cpu" else kind):
         yield
     random.setstate(python)

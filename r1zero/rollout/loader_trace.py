@@ -15,7 +15,7 @@ Named = tuple[str, tuple[int, ...]]
 """A Hugging Face tensor's name and shape."""
 
 
-class Place(NamedTuple):
+class WriteTarget(NamedTuple):
     """One rectangle of a Hugging Face tensor."""
 
     corner: tuple[int, ...]
@@ -23,10 +23,10 @@ class Place(NamedTuple):
     """View of the engine's parameter, of the rectangle's shape."""
 
 
-Places = dict[str, tuple[Place, ...]]
+WriteTargets = dict[str, tuple[WriteTarget, ...]]
 
 
-def learn(load_weights: Callable[[Iterator[tuple[str, Tensor]]], Any], tensors: Iterable[Named], dtype: torch.dtype) -> Places:
+def learn(load_weights: Callable[[Iterator[tuple[str, Tensor]]], Any], tensors: Iterable[Named], dtype: torch.dtype) -> WriteTargets:
     """What the loader would copy where. A tensor is left out where a copy is not of a rectangle of it as it stands: cast before, or
     turned; it has to go through the loader. dtype: of the tensors that will be brought."""
     recorder = _Recorder()
@@ -35,7 +35,7 @@ def learn(load_weights: Callable[[Iterator[tuple[str, Tensor]]], Any], tensors: 
     return {name: tuple(places) for name, places in recorder.found.items() if places and name not in recorder.odd}
 
 
-def write(places: tuple[Place, ...], axis: int, first: int, tensor: Tensor) -> None:
+def write(places: tuple[WriteTarget, ...], axis: int, first: int, tensor: Tensor) -> None:
     """Copy `tensor`, which begins at unit `first` of the axis and is whole along the others, to wherever its parts belong."""
     end = first + tensor.shape[axis]
     for corner, target in places:
@@ -50,7 +50,7 @@ def write(places: tuple[Place, ...], axis: int, first: int, tensor: Tensor) -> N
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, list[Place]] = {}
+        self.found: dict[str, list[WriteTarget]] = {}
         self.odd: set[str] = set()
         self._live: dict[int, tuple[str, Tensor]] = {}
         """Storage of a tensor that was handed out -> its name, and the tensor, so that no other takes its place."""
@@ -82,7 +82,7 @@ class _Recorder(TorchDispatchMode):
         for stride in whole.stride():
             at, rest = divmod(rest, stride)
             corner.append(at)
-        self.found.setdefault(name, []).append(Place(tuple(corner), target))
+        self.found.setdefault(name, []).append(WriteTarget(tuple(corner), target))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -10,7 +10,7 @@ from r1zero.weight_sync.routes import Hop, Route, Routes, axis
 
 
 class Unit(NamedTuple):
-    """Piece `index` of `count` of one weight's journey: so much of each of its hops."""
+    """Transfer `index` of `count` of one weight's journey: so much of each of its hops."""
 
     weight: int
     """Number in `Routes.weights`."""
@@ -29,7 +29,7 @@ class Round:
     units: tuple[Unit, ...]
 
 
-class Piece(NamedTuple):
+class Transfer(NamedTuple):
     """What one rank sends, receives or copies in a round."""
 
     weight: int
@@ -116,14 +116,14 @@ def _first_fit(routes: Routes, numbers: list[int], itemsize: int, staging_bytes:
     return rounds
 
 
-def pieces(routes: Routes, rounds: list[Round]) -> Iterator[tuple[int, Piece]]:
+def pieces(routes: Routes, rounds: list[Round]) -> Iterator[tuple[int, Transfer]]:
     """Everything that moves or is copied, on all ranks, with the number of its round."""
     for number, r in enumerate(rounds):
         for unit in r.units:
             for hop in routes.route(routes.weights[unit.weight]).hops:
                 cut = unit.cut(hop)
                 if cut.first < cut.end:
-                    yield number, Piece(unit.weight, *cut)
+                    yield number, Transfer(unit.weight, *cut)
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ class Task:
     """One rank's part in one round. Both sides sort alike, so that buffers need no header."""
 
     fp32: bool
-    sends: tuple[Piece, ...]
+    sends: tuple[Transfer, ...]
     """By target, then in the round's order."""
-    receives: tuple[Piece, ...]
+    receives: tuple[Transfer, ...]
     """By source, then in the round's order."""
-    copies: tuple[Piece, ...]
+    copies: tuple[Transfer, ...]
 
 
 def compile_for(routes: Routes, rounds: list[Round], rank: int) -> list[Task]:
@@ -147,7 +147,7 @@ def compile_for(routes: Routes, rounds: list[Round], rank: int) -> list[Task]:
                 cut = unit.cut(hop)
                 if cut.first < cut.end:
                     kind = copies if hop.source == hop.target else sends if hop.source == rank else receives
-                    kind.append(Piece(unit.weight, *cut))
+                    kind.append(Transfer(unit.weight, *cut))
         sends.sort(key=lambda piece: piece.target)
         receives.sort(key=lambda piece: piece.source)
         tasks.append(Task(r.fp32, tuple(sends), tuple(receives), tuple(copies)))

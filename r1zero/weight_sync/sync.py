@@ -57,11 +57,11 @@ class Sync:
         return {name: partial(_write, found) for name, found in known.items()}
 
 
-def _write(found: tuple[loader_trace.Place, ...], weight: Weight, span: Span, tensor: torch.Tensor) -> None:
+def _write(found: tuple[loader_trace.WriteTarget, ...], weight: Weight, span: Span, tensor: torch.Tensor) -> None:
     loader_trace.write(found, axis(weight), span.first, tensor)
 
 
-def _check(weight: Weight, span: Span, found: tuple[loader_trace.Place, ...]) -> None:
+def _check(weight: Weight, span: Span, found: tuple[loader_trace.WriteTarget, ...]) -> None:
     along = axis(weight)
     rows = {row for corner, target in found for row in range(corner[along], corner[along] + target.shape[along])}
     full = all(target.shape[i] == n for _, target in found for i, n in enumerate(weight.shape) if i != along)

@@ -73,7 +73,7 @@ def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weigh
     for task in compiled.tasks:
         parts: dict[int, Tensor] = {}
 
-        def piece_of(piece: planned.Piece, parts: dict[int, Tensor] = parts) -> Tensor:
+        def piece_of(piece: planned.Transfer, parts: dict[int, Tensor] = parts) -> Tensor:
             if piece.weight not in parts:
                 parts[piece.weight] = read(weights[piece.weight])
             at = piece.first - compiled.held[piece.weight]
@@ -120,7 +120,7 @@ def _dtype(compiled: Compiled, weight: Weight) -> torch.dtype:
     return torch.float32 if weight.fp32 else compiled.dtype
 
 
-def _exchange(compiled: Compiled, task: planned.Task, piece_of: Callable[[planned.Piece], Tensor], verify: bool) -> list[Tensor]:
+def _exchange(compiled: Compiled, task: planned.Task, piece_of: Callable[[planned.Transfer], Tensor], verify: bool) -> list[Tensor]:
     """Tensors of `task.receives`, in order: views of one staging buffer."""
     dtype, size = torch.float32 if task.fp32 else compiled.dtype, compiled.routes.layout.size
     shapes = [_shape(compiled.routes.weights[piece.weight], piece) for piece in task.receives]
@@ -142,7 +142,7 @@ def _exchange(compiled: Compiled, task: planned.Task, piece_of: Callable[[planne
     return arrived
 
 
-def _shape(weight: Weight, piece: planned.Piece) -> torch.Size:
+def _shape(weight: Weight, piece: planned.Transfer) -> torch.Size:
     dims = list(weight.shape)
     dims[axis(weight)] = piece.end - piece.first
     return torch.Size(dims)

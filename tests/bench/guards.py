@@ -47,7 +47,7 @@ def job(arguments: list[str], out: str) -> None:
     from r1zero.observability.metrics import Stopwatch
 
     seconds: dict[str, list[float]] = {}
-    for owner, names in ((parity.Gate, ["after_sync"]), (alarms.Bell, ["see"]), (skipped.Patience, ["see"]),
+    for owner, names in ((parity.ParityGate, ["after_sync"]), (alarms.AlarmMonitor, ["see"]), (skipped.SkipLimit, ["see"]),
                          (policy.Policy, ["_is_finite"]), (preflight, ["before", "links"]), (Stopwatch, ["_tell"])):
         for name in names:
             if hasattr(owner, name):
@@ -66,7 +66,7 @@ def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> tuple[l
     from r1zero.observability import metrics
 
     # train.py sets these before its imports, and here some come before.
-    settings = dict(device.COMMON + device.ROWS[config.load(path, overrides, config.Config).run.device].environment)
+    settings = dict(device.COMMON + device.DEVICES[config.load(path, overrides, config.Config).run.device].environment)
     environment = {**settings, **os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["mpirun", "-np", str(ranks), "--oversubscribe"] if ranks > 1 else []
@@ -82,14 +82,14 @@ def costs(calls: list[dict[str, list[float]]], cfg: config.Config, measured: int
     def slowest(name: str, what: Callable[[list[float]], float]) -> float:
         return max((what(of_rank[name]) for of_rank in calls if of_rank.get(name)), default=0.0)
 
-    first = slowest("Gate.after_sync", lambda s: s[0])
-    later = slowest("Gate.after_sync", lambda s: statistics.median(
+    first = slowest("ParityGate.after_sync", lambda s: s[0])
+    later = slowest("ParityGate.after_sync", lambda s: statistics.median(
         [x for i, x in enumerate(s) if i and i % (cfg.parity.every_syncs or i + 1) == 0] or [0.0]))
     whole = cfg.run.iterations
     return {
         f"parity gate, every {cfg.parity.every_syncs} syncs and at the start": later / (cfg.parity.every_syncs or whole) + first / whole,
         "look at loss and gradient": slowest("Policy._is_finite", statistics.median) + slowest("grad_norm", statistics.median),
-        "alarms (rank 0)": slowest("Bell.see", lambda s: s[-1]), "skipped updates": slowest("Patience.see", statistics.median),
+        "alarms (rank 0)": slowest("AlarmMonitor.see", lambda s: s[-1]), "skipped updates": slowest("SkipLimit.see", statistics.median),
         "phases' stamps": slowest("Stopwatch._tell", sum) / measured,
         f"preflight over {whole} iterations": (slowest("r1zero.preflight.before", sum) + slowest("r1zero.preflight.links", sum)) / whole,
     }

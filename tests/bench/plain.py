@@ -24,7 +24,7 @@ from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.grpo import advantages
 from r1zero.reward.rules import base_acc
 
-ROWS = 64
+DEVICES = 64
 
 
 class Loop:
@@ -91,7 +91,7 @@ class Loop:
         ids = torch.cat([prompt_BP, answer_BN], 1)
         real = torch.arange(answer_BN.shape[1]) < lengths_B[:, None]
         attention = torch.cat([mask_BP, real.long()], 1)
-        for i in lengths_B.argsort().split(ROWS):
+        for i in lengths_B.argsort().split(DEVICES):
             upto = width + int(lengths_B[i].max())
             inputs = {"input_ids": ids[i, :upto], "attention_mask": attention[i, :upto],
                       "position_ids": (attention[i, :upto].cumsum(1) - 1).clamp(min=0)}

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from r1zero.checkpoint import manifest
-from r1zero.checkpoint.manifest import HashedFile, Torn
+from r1zero.checkpoint.manifest import HashedFile, CorruptError
 
 
 @pytest.fixture
@@ -50,5 +50,5 @@ def test_segments_have_the_lengths_and_hashes_of_their_bytes(folder):
 ])
 def test_any_damage_is_named(folder, damage, complaint):
     damage(folder)
-    with pytest.raises(Torn, match=complaint):
+    with pytest.raises(CorruptError, match=complaint):
         check(folder)

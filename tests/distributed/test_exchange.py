@@ -38,15 +38,15 @@ def send_everything(rank, cfg):
     if rank in grids.rollout:
         first = grids.engine_of(rank) * share
         mine = samples(list(range(first, first + share)))
-    census = exchange.census(mine, SAMPLES)
-    batch = exchange.to_grid(mine, census, grids.train.dense)
+    lengths = exchange.lengths(mine, SAMPLES)
+    batch = exchange.to_grid(mine, lengths, grids.train.dense)
     if grids.reference:
-        theirs = exchange.to_grid(mine, census, grids.reference.dense)
+        theirs = exchange.to_grid(mine, lengths, grids.reference.dense)
         doubled = theirs.rollout_logprobs_R * 2 if theirs else None
-        came = exchange.between(doubled, census, grids.reference.dense, grids.train.dense)
+        came = exchange.regrid(doubled, lengths, grids.reference.dense, grids.train.dense)
         assert (came is None) == (batch is None)
         assert batch is None or torch.equal(came, batch.rollout_logprobs_R * 2)
-    return census.loss_tokens, None if batch is None else vars(batch)
+    return lengths.loss_tokens, None if batch is None else vars(batch)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -55,13 +55,13 @@ def test_every_data_parallel_rank_gets_its_hand_of_samples_whole_and_all_hands_m
     grids = layout.carve(LAYOUTS[name], 4)
     everything = samples(list(range(SAMPLES)))
     assert {tokens for tokens, _ in results} == {float((everything.response_lengths_B * everything.scored_B).sum())}
-    hands = {}
+    shards = {}
     for rank, (_, batch) in enumerate(results):
         assert (batch is None) == (rank not in grids.train.dense)
         if batch is None:
             continue
         expected = vars(samples(batch["ids_B"].tolist()))
         assert all(torch.equal(batch[key], expected[key]) for key in expected)
-        hands.setdefault(grids.train.dense.coordinate(rank, "dp"), []).append(tuple(batch["ids_B"].tolist()))
-    assert all(len(set(copies)) == 1 for copies in hands.values())
-    assert sorted(i for copies in hands.values() for i in copies[0]) == list(range(SAMPLES))
+        shards.setdefault(grids.train.dense.coordinate(rank, "dp"), []).append(tuple(batch["ids_B"].tolist()))
+    assert all(len(set(copies)) == 1 for copies in shards.values())
+    assert sorted(i for copies in shards.values() for i in copies[0]) == list(range(SAMPLES))

@@ -92,11 +92,11 @@ def steps(rank, cfg, count, stale=False):
 
         trainer._generate = lambda iteration: sampled.append(generate(iteration)) or sampled[-1]
         trainer._reference = keep_reference
-        trainer.hand_over(0)
+        trainer.sync_and_check(0)
         if stale:
             trainer.sync.push = lambda chunks, engine: None
         figures = [trainer.step(i) for i in range(1, count + 1)]
-        tokens = {(s.prompts[r.prompt].index, r.sample): r.token_ids for s in sampled[:1] if s for r in s.responses}
+        tokens = {(s.first_id + r.prompt * cfg.grpo.group_size, r.sample): r.token_ids for s in sampled[:1] if s for r in s.responses}
         return Seen(figures, tokens, references, tensor_bytes() - before)
     return jobs.with_trainer(rank, cfg, use)
 
@@ -145,13 +145,13 @@ def steps_with_all_away(rank, cfg):
         schedule, during = policy._schedule, []
         policy._schedule = lambda *args, **kwargs: during.append(state() - sum(live.storages(params).values())) or schedule(*args, **kwargs)
         roles.to_rollout(trainer.sync)
-        roles.settle()
+        roles.offload_trainer()
         figures = [trainer.step(i) for i in (1, 2)]
         trainer.done = 2
         trainer.save()
         trainer._resume()
         roles.to_rollout(trainer.sync)
-        roles.settle()
+        roles.offload_trainer()
         away = [sum(live.storages([*params, *(p.main_grad for p in params)]).values()), state()]
         return [*figures, trainer.step(3)], away, during
     return jobs.with_trainer(rank, cfg, use)
@@ -228,7 +228,7 @@ def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a
 def update_once(rank, cfg, lengths_of_micro_batches):
     """Gradient norm and figures of one update on the same samples, cut to other micro-batches."""
     def use(trainer):
-        trainer.hand_over(0)
+        trainer.sync_and_check(0)
         return trainer.step(1)
     return [jobs.with_trainer(rank, dataclasses.replace(cfg, train=config.Train(micro_batch_tokens=n)), use)
             for n in lengths_of_micro_batches]

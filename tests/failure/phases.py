@@ -28,7 +28,7 @@ def main() -> None:
     world.abort_on_exception(launch)
     accidents.install()
     run = config.Run(**{key: int(value) for key, value in (argument.split("=") for argument in sys.argv[2:])})
-    world.join(launch, device.ROWS["cpu"], run.timeout_s)
+    world.join(launch, device.DEVICES["cpu"], run.timeout_s)
     with heartbeat.watch_rank(run, launch, logs.start(Path(sys.argv[1]), launch.rank), (config.UserError,)) as watch:
         stopwatch = metrics.Stopwatch()
         stopwatch.observers.append(watch.phase)

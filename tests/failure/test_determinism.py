@@ -43,5 +43,5 @@ def test_a_device_gets_what_libraries_outside_torch_read(monkeypatch, kind, name
     for name in names:
         monkeypatch.setenv(name, "whatever the user had")
     device.make_deterministic(kind)
-    assert dict(device.ROWS[kind].deterministic).keys() == names
-    assert all(os.environ[name] == value for name, value in device.ROWS[kind].deterministic)
+    assert dict(device.DEVICES[kind].deterministic).keys() == names
+    assert all(os.environ[name] == value for name, value in device.DEVICES[kind].deterministic)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1zero.config import Alarms
-from r1zero.observability.alarms import Bell, averages, noise
+from r1zero.observability.alarms import AlarmMonitor, averages, noise
 
 HEALTHY = Path(__file__).parent.parent / "data" / "guard" / "quickstart.csv"
 """Columns of metrics.jsonl of a quick start (60 iterations, two ranks) whose reward went from 0.06 to 0.97."""
@@ -31,7 +31,7 @@ def steady(count, **figures):
 
 def rung(lines, cfg=Alarms()):
     """Iteration -> kinds of alarms that were said in it."""
-    bell, said = Bell(cfg, []), {}
+    bell, said = AlarmMonitor(cfg, []), {}
     for i, line in enumerate(lines, 1):
         found, sentences = bell.see(i, line)
         if sentences:
@@ -99,9 +99,9 @@ def test_lost_entropy_rings_at_a_low_reward_and_is_success_at_a_high_one():
 
 def test_a_run_that_goes_on_does_not_repeat_alarms_and_knows_what_came_before():
     lines = steady(60, **{"grpo/rewards/mean": lambda i: 0.6 if i <= 30 else 0.1})
-    resumed = Bell(Alarms(), [{"iteration": i, **line} for i, line in enumerate(lines[:40], 1)])
+    resumed = AlarmMonitor(Alarms(), [{"iteration": i, **line} for i, line in enumerate(lines[:40], 1)])
     assert [resumed.see(i, line)[1] for i, line in enumerate(lines[40:], 41)] == [[]] * 20
-    early = Bell(Alarms(), lines[:30])
+    early = AlarmMonitor(Alarms(), lines[:30])
     assert any(early.see(i, line)[1] for i, line in enumerate(lines[30:], 31))
 
 

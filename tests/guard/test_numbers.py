@@ -9,7 +9,7 @@ import torch
 
 from r1zero import config
 from r1zero.config import CollectiveError, MegatronGrid, Optimizer
-from r1zero.guard.skipped import Patience
+from r1zero.guard.skipped import SkipLimit
 from tests import jobs
 
 POISONED = {2: math.inf, 4: math.nan, 5: math.inf}
@@ -86,7 +86,7 @@ def test_an_update_on_numbers_that_are_none_changes_nothing_is_counted_and_kept_
 
 
 def test_skipped_updates_end_the_run_only_in_a_row_and_empty_iterations_neither_count_nor_clear(tmp_path):
-    patience = Patience(Optimizer(max_skipped=2).max_skipped, tmp_path)
+    patience = SkipLimit(Optimizer(max_skipped=2).max_skipped, tmp_path)
     skipped, fine, empty = ({"update/skipped": 1.0, "update/empty": 0.0}, {"update/skipped": 0.0, "update/empty": 0.0},
                             {"update/skipped": 0.0, "update/empty": 1.0})
     for figures in (skipped, fine, empty, skipped, empty):

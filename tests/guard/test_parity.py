@@ -83,7 +83,7 @@ def outcomes(rank, cfg, cases, without=""):
 
     def use(trainer):
         roles, said = trainer.roles, []
-        say(trainer, lambda: trainer.hand_over(0))
+        say(trainer, lambda: trainer.sync_and_check(0))
         say(trainer, lambda: trainer.step(1))   # its sync writes in place what the engine keeps as it was loaded
         in_place = differing(trainer)
         trainer.sync.writers = {}   # from here on all weights by way of `reload`, which is tampered with
@@ -92,24 +92,24 @@ def outcomes(rank, cfg, cases, without=""):
             if roles.engine and trainer.layout.engine_of(rank) == engine:
                 roles.engine.reload = absorbed(plain, roles) if how == "absorbed" else tampered(plain, name, how)
             if how == stale:
-                assert "tolerance" not in say(trainer, lambda: trainer.hand_over(0))
-            said.append(say(trainer, (lambda: trainer.step(1)) if how == stale else (lambda: trainer.hand_over(0))))
+                assert "tolerance" not in say(trainer, lambda: trainer.sync_and_check(0))
+            said.append(say(trainer, (lambda: trainer.step(1)) if how == stale else (lambda: trainer.sync_and_check(0))))
             if roles.engine:
                 roles.engine.reload = plain
-        said.append(say(trainer, lambda: trainer.hand_over(0)))
+        said.append(say(trainer, lambda: trainer.sync_and_check(0)))
         # Read out of the engine, whatever it has made of them, all weights are bit for bit the trainer's.
         return said, in_place, differing(trainer)
 
     def differing(trainer):
-        return Bisect(cfg, trainer.layout, rank, trainer.roles, trainer.sync.compiled)._differing(
+        return FaultLocalizer(cfg, trainer.layout, rank, trainer.roles, trainer.sync.compiled)._differing(
             weights(trainer.roles.shape), blamed=bool(trainer.roles.engine))
 
-    from r1zero.guard.localizer import Bisect
+    from r1zero.guard.localizer import FaultLocalizer
     from r1zero.model.families import weights
     from r1zero.rollout import cpu
 
-    kept = {name: mend for name, mend in cpu.MENDS.items() if name != without}
-    with mock.patch.object(cpu, "MENDS", kept):
+    kept = {name: patch for name, patch in cpu.PATCHES.items() if name != without}
+    with mock.patch.object(cpu, "PATCHES", kept):
         return jobs.with_trainer(rank, cfg, use)
 
 

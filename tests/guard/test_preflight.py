@@ -16,7 +16,7 @@ from r1zero.distributed import layout
 from r1zero.preflight import timings
 from r1zero.preflight.agree import Needs, compare
 from r1zero.preflight.facts import Facts, digest, write_trouble
-from r1zero.preflight.rows import Row, spoken
+from r1zero.preflight.rows import CheckResult, format_ranks
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,7 +73,7 @@ def test_a_host_with_too_little_shared_memory_is_named():
 
 
 def test_ranks_are_spoken_by_host_and_in_ranges():
-    assert spoken([0, 1, 2, 5, 9], dict(enumerate("aaaabbbbcccc"))) == "ranks 0-2 on a, rank 5 on b, rank 9 on c"
+    assert format_ranks([0, 1, 2, 5, 9], dict(enumerate("aaaabbbbcccc"))) == "ranks 0-2 on a, rank 5 on b, rank 9 on c"
 
 
 def test_a_slow_group_is_named_and_a_busy_machine_is_not():
@@ -283,4 +283,4 @@ def test_what_is_said_of_shared_memory_is_what_the_engine_takes(threads, base, t
 
 
 def test_a_row_without_a_place_needs_none():
-    assert Row("clock", "1", "2", "failed", cure="wait").line == "clock: found 1, expected 2; wait"
+    assert CheckResult("clock", "1", "2", "failed", cure="wait").line == "clock: found 1, expected 2; wait"

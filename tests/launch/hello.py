@@ -13,7 +13,7 @@ from r1zero.distributed import device, world
 
 def main() -> None:
     launch = world.read_launch()
-    world.join(launch, device.ROWS["cpu"], timeout_s=120)
+    world.join(launch, device.DEVICES["cpu"], timeout_s=120)
     total = torch.tensor([launch.rank + 1.0])
     dist.all_reduce(total)
     said = {"rank": launch.rank, "size": launch.size, "local_rank": launch.local_rank, "local_size": launch.local_size,

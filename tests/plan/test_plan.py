@@ -18,7 +18,7 @@ from r1zero.distributed import layout
 from r1zero.config import Config, UserError
 from r1zero.model import families
 from r1zero.plan import communicators, machine, memory
-from r1zero.plan.machine import suppose
+from r1zero.plan.machine import machine_for
 from r1zero.weight_sync.routes import Routes
 
 ROOT = Path(__file__).parents[2]
@@ -41,10 +41,10 @@ SHAPES = {"a3": "deepseek_v3_671b", "a3_aligned": "deepseek_v3_671b", "a3_qwen2.
 WORLDS = {"a3": 384, "a3_aligned": 384, "a3_qwen2.5_7b": 16, "a3_qwen2.5_32b": 16}
 
 
-def books_of(cfg: Config, world: int) -> memory.Books:
+def books_of(cfg: Config, world: int) -> memory.MemoryInputs:
     grids = layout.carve(cfg.layout, world)
     routes = Routes(grids, families.model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    return memory.open_books(cfg, grids, routes, suppose(cfg, world))
+    return memory.memory_inputs(cfg, grids, routes, machine_for(cfg, world))
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +65,15 @@ def test_every_shipped_config_fits_its_machine(name: str) -> None:
 
 
 def test_the_recipe_agrees_with_the_hand_arithmetic(recipe: plan.Plan) -> None:
-    ledgers = [row.ledger for row in recipe.places]
-    update = [ledger.device["update"] for ledger in ledgers]
+    memory_by_roles = [row.phase_memory for row in recipe.places]
+    update = [phase_memory.device["update"] for phase_memory in memory_by_roles]
     assert max(u["weights"] + u["gradients"] for u in update) / GB == pytest.approx(16.3, abs=0.05)
-    assert {ledger.device["rollout"]["engine weights"] for ledger in ledgers} == {ENGINE_BYTES + 2 * ABSORBED}
+    assert {phase_memory.device["rollout"]["engine weights"] for phase_memory in memory_by_roles} == {ENGINE_BYTES + 2 * ABSORBED}
     assert (ENGINE_BYTES + 2 * ABSORBED) / GB == pytest.approx(20.8, abs=0.05)
     assert recipe.batch["cache for as many full sequences, GB a rank"] == 27.6
     assert {kind: round(n / GB) for kind, n in recipe.host.items()} == {"optimizer": 381, "weights": 87, "reference": 87}
-    assert 30 > max(ledger.total("update") for ledger in ledgers) / GB > 25, "about 30 GB while training"
-    assert 50 < max(ledger.total("rollout") for ledger in ledgers) / GB < 60, "about 57 GB while generating"
+    assert 30 > max(phase_memory.total("update") for phase_memory in memory_by_roles) / GB > 25, "about 30 GB while training"
+    assert 50 < max(phase_memory.total("rollout") for phase_memory in memory_by_roles) / GB < 60, "about 57 GB while generating"
     assert recipe.active_parameters / 1e9 == pytest.approx(36.62, abs=0.02)
     assert recipe.stages == ((0, 11), (11, 11), (22, 10), (32, 10), (42, 10), (52, 9))
     assert recipe.batch["responses a data-parallel rank"] == 768 and recipe.batch["prompts an engine"] == 4
@@ -99,10 +99,10 @@ def test_trainer_bytes_of_eight_layouts(layout_: tuple, expected: tuple) -> None
     cfg = load("a3", f"layout.train.tensor_model_parallel_size={tp}", f"layout.train.pipeline_model_parallel_size={pp}",
                f"layout.train.expert_model_parallel_size={ep}", f"layout.train.pipeline_layers={layers}",
                "layout.rollout.data_parallel_size=16")
-    books = books_of(cfg, world)
-    weights = [memory.weight_bytes(s, 2) / GB for s in books.train]
-    gradients = [4 * s.elements / GB for s in books.train]
-    adam = [memory.optimizer_bytes(s, books.layout.train, 2) / GB for s in books.train]
+    inputs = books_of(cfg, world)
+    weights = [memory.weight_bytes(s, 2) / GB for s in inputs.train]
+    gradients = [4 * s.elements / GB for s in inputs.train]
+    adam = [memory.optimizer_bytes(s, inputs.layout.train, 2) / GB for s in inputs.train]
     worst = max(range(pp), key=lambda s: weights[s])
     assert weights[worst] == pytest.approx(expected[0], abs=0.051)
     assert gradients[worst] == pytest.approx(expected[1], abs=0.06)
@@ -114,10 +114,10 @@ def test_trainer_bytes_of_eight_layouts(layout_: tuple, expected: tuple) -> None
                                                          (8, 8, 26.8, 55.3), (8, 16, 16.6, 55.3)])
 def test_engine_bytes_of_six_layouts(tp: int, dp: int, weights: float, full_cache: float) -> None:
     cfg = load("a3", f"layout.rollout.tensor_parallel_size={tp}", f"layout.rollout.data_parallel_size={dp}", "rollout.max_num_seqs=1024")
-    books = books_of(cfg, 384)
-    rollout = memory.ledger(books, memory.place_of(books.layout, 0, True)).device["rollout"]
+    inputs = books_of(cfg, 384)
+    rollout = memory.phase_memory(inputs, memory.roles_of(inputs.layout, 0, True)).device["rollout"]
     assert rollout["engine weights"] / GB == pytest.approx(weights, abs=0.1)
-    assert memory.cache_need(books)[1] / GB == pytest.approx(full_cache, abs=0.06)
+    assert memory.cache_need(inputs)[1] / GB == pytest.approx(full_cache, abs=0.06)
 
 
 @pytest.mark.parametrize("tokens, mebibytes", [(32, 239), (64, 478), (128, 956), (512, 3824)])
@@ -130,7 +130,7 @@ def test_the_fused_dispatch_needs_the_buffer_of_ascends_formula(tokens: int, meb
 
 def test_the_environment_of_the_recipe_has_the_buffer_that_the_plan_supposes() -> None:
     lines = (ROOT / "launch" / "env-a3.sh").read_text().splitlines()
-    assert f"export HCCL_BUFFSIZE={suppose(load('a3'), 384).buffer_mb:.0f}" in [line.partition("#")[0].strip() for line in lines]
+    assert f"export HCCL_BUFFSIZE={machine_for(load('a3'), 384).buffer_mb:.0f}" in [line.partition("#")[0].strip() for line in lines]
 
 
 def test_a_sync_brings_every_rank_its_engines_bytes(recipe: plan.Plan) -> None:
@@ -218,8 +218,8 @@ def test_split_roles_leave_each_others_lines_out() -> None:
     cfg = load("a3_qwen2.5_7b", 'layout.train.ranks="0-7"', 'layout.rollout.ranks="8-15"')
     places = {row.place.rollout: row for row in plan.plan(cfg, 16).places}
     assert places[True].ranks == places[False].ranks == 8
-    assert set(places[True].ledger.device["rollout"]) == {"communicators", "runtime", "engine weights", "KV cache", "workspace"}
-    assert "KV cache" not in places[False].ledger.device["rollout"] and "gradients" in places[False].ledger.device["update"]
+    assert set(places[True].phase_memory.device["rollout"]) == {"communicators", "runtime", "engine weights", "KV cache", "workspace"}
+    assert "KV cache" not in places[False].phase_memory.device["rollout"] and "gradients" in places[False].phase_memory.device["update"]
 
 
 def test_the_plan_needs_no_torch_and_its_json_says_the_same(recipe: plan.Plan) -> None:

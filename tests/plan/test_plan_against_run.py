@@ -15,7 +15,7 @@ from r1zero.batch import Batch
 from r1zero.config import MegatronGrid, VllmGrid
 from r1zero.model import families
 from r1zero.plan import memory
-from r1zero.plan.machine import suppose
+from r1zero.plan.machine import machine_for
 from r1zero.weight_sync.routes import Routes
 from tests import jobs
 from tests.plan import live
@@ -86,8 +86,8 @@ def measured(rank: int, cfg: config.Config) -> dict:
 def planned(cfg: config.Config, size: int, rank: int) -> dict:
     grids = layout.carve(cfg.layout, size)
     routes = Routes(grids, families.read_shape(cfg.model.path), cfg.layout.rollout.enable_expert_parallel, "cpu")
-    books = memory.open_books(cfg, grids, routes, suppose(cfg, size))
-    phases = memory.ledger(books, memory.place_of(grids, rank, True)).device
+    inputs = memory.memory_inputs(cfg, grids, routes, machine_for(cfg, size))
+    phases = memory.phase_memory(inputs, memory.roles_of(grids, rank, True)).device
     passes = {f"{phase} pass": phases[phase].get("activations", 0) + phases[phase].get("logits", 0) for phase in ("reference", "update")}
     return {kind: phases["update"][kind] for kind in RESIDENT} | passes
 

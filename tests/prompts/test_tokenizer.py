@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from r1zero.config import UserError
 from r1zero.data import tokenizer
-from r1zero.data.templates import Piece
+from r1zero.data.templates import Segment
 from tests.prompts.conftest import SPECIAL, build_tokenizer
 
 
@@ -19,7 +19,7 @@ from tests.prompts.conftest import SPECIAL, build_tokenizer
 @given(text=st.text(st.characters(codec="utf-8")).filter(lambda t: not any(s in t for s in SPECIAL)))
 def test_byte_level_text_survives_encoding_and_decoding(text: str, tokenizer_path: str) -> None:
     tok = cached(tokenizer_path)
-    ids, shown = tokenizer.encode(tok, [Piece("bos"), Piece("text", text), Piece("eos")], tok.eos_token_id, {})
+    ids, shown = tokenizer.encode(tok, [Segment("bos"), Segment("text", text), Segment("eos")], tok.eos_token_id, {})
     assert shown == f"<bos>{text}<eos>" and ids[0] == tok.bos_token_id and ids[-1] == tok.eos_token_id
     assert decode(tok, ids) == text
 
@@ -52,7 +52,7 @@ def test_decoding_leaves_out_special_tokens_and_the_stop_tokens_given(tokenizer_
 
 def test_a_tokenizer_without_begin_token_adds_none(tmp_path: Path) -> None:
     tok = tokenizer.load(build_tokenizer(tmp_path, special=["<eos>"], adds_bos=False))
-    assert tokenizer.encode(tok, [Piece("bos"), Piece("text", "a")], tok.eos_token_id, {}) == (tok.encode("a"), "a")
+    assert tokenizer.encode(tok, [Segment("bos"), Segment("text", "a")], tok.eos_token_id, {}) == (tok.encode("a"), "a")
 
 
 def test_missing_ids_are_those_below_the_vocabulary_size_that_no_token_has(tokenizer_path: str) -> None:
@@ -152,7 +152,7 @@ def test_control_tokens_of_the_data_are_text_and_those_of_the_template_tokens(
 ) -> None:
     tok = cached(tokenizer_path)
     own, content = ["".join(before), "".join(after)], "".join(asked)
-    piece = Piece("text", own[0] + content + own[1], ((len(own[0]), len(own[0] + content)),))
+    piece = Segment("text", own[0] + content + own[1], ((len(own[0]), len(own[0] + content)),))
     controls = tokenizer.control_tokens(tok)
     ids, text = tokenizer.encode(tok, [piece], None, controls)
     assert tok.decode(ids) == text == piece.text

@@ -144,7 +144,7 @@ def _use(engine: Any, case: Case) -> Answer:
         seen.append((response.prompt, response.sample))
         decoding.append(engine._llm.llm_engine.get_num_unfinished_requests())
 
-    responses = engine.generate(list(case.prompts), case.group_size, case.iteration, on_finished)
+    responses = engine.generate(list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished)
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
     given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {})
@@ -158,16 +158,16 @@ def _counting(function: Any, calls: list[int]) -> Any:
     return counted
 
 
-def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
+def _leave_out(patches: tuple[str, ...], stack: ExitStack) -> None:
     from r1zero.rollout import cpu
 
-    kept = {name: mend for name, mend in cpu.MENDS.items() if name not in mends}
-    stack.enter_context(mock.patch.object(cpu, "MENDS", kept))
+    kept = {name: patch for name, patch in cpu.PATCHES.items() if name not in patches}
+    stack.enter_context(mock.patch.object(cpu, "PATCHES", kept))
     left_out = {"rotary": "compilation_config", "attention backend": "attention_config"}
-    arguments, dropped = cpu.arguments, [left_out[mend] for mend in mends if mend in left_out]
+    arguments, dropped = cpu.arguments, [left_out[patch] for patch in patches if patch in left_out]
     stack.enter_context(mock.patch.object(
         cpu, "arguments", lambda shape: {name: value for name, value in arguments(shape).items() if name not in dropped}))
-    if "tied head" in mends:
+    if "tied head" in patches:
         stack.enter_context(mock.patch.object(cpu, "repack_tied_head", lambda model: None))
 
 

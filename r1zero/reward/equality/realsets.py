@@ -26,7 +26,7 @@ _OPERATIONS = (
 _COMMA = re.compile("[,;]")
 
 
-class Piece(NamedTuple):
+class Interval(NamedTuple):
     """An interval, or a point as one that is closed."""
 
     start: sympy.Expr
@@ -128,14 +128,14 @@ def same_set(a: sympy.Set, b: sympy.Set) -> bool:
     return all(map(_same_piece, ours, theirs))
 
 
-def _pieces(points: sympy.Set) -> list[Piece] | None:
+def _pieces(points: sympy.Set) -> list[Interval] | None:
     """In ascending order."""
-    pieces: list[Piece] = []
+    pieces: list[Interval] = []
     for part in points.args if isinstance(points, sympy.Union) else (points,):
         if isinstance(part, sympy.Interval):
-            pieces.append(Piece(part.start, part.end, bool(part.left_open), bool(part.right_open)))
+            pieces.append(Interval(part.start, part.end, bool(part.left_open), bool(part.right_open)))
         elif isinstance(part, sympy.FiniteSet):
-            pieces += [Piece(point, point, False, False) for point in part.args]
+            pieces += [Interval(point, point, False, False) for point in part.args]
         else:
             return None
     try:
@@ -144,5 +144,5 @@ def _pieces(points: sympy.Set) -> list[Piece] | None:
         return None
 
 
-def _same_piece(a: Piece, b: Piece) -> bool:
+def _same_piece(a: Interval, b: Interval) -> bool:
     return a[2:] == b[2:] and same_value(a.start, b.start) and same_value(a.end, b.end)
