@@ -11,6 +11,8 @@ from typing import Any
 IDLE_S = 90.0
 """Processes that together use less than IDLE_CPU_S of processor time for so long are stuck."""
 IDLE_CPU_S = 2.0
+LIMIT_CPU_S = 1200.0
+"""Processes that together use more processor time than this wait in a loop for something that never comes."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -18,9 +20,12 @@ def wait(is_done: Callable[[], Any], pids: Iterable[int], idle_s: float = IDLE_S
     """Whether `is_done` becomes true before the processes `pids`, and what they have started, stop making progress."""
     roots = list(pids)
     used, since = processor_seconds(roots), time.monotonic()
+    until = used + LIMIT_CPU_S
     while not is_done():
         time.sleep(0.02)
         now = processor_seconds(roots)
+        if now > until:
+            return bool(is_done())
         if abs(now - used) > IDLE_CPU_S:   # less than before: one of them has ended
             used, since = now, time.monotonic()
         if time.monotonic() - since > idle_s:

@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, Iterator
-from unittest import mock
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+
+from r1zero.patches import patched
 
 PATCHED = ("get_world_size", "get_rank", "new_group", "all_gather_object", "barrier")
 """Functions of torch.distributed that mean the whole world where no group is given."""
@@ -68,20 +68,27 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         "barrier": over_members("barrier"),
     }
     # Libraries pass the same argument by position in one place and by name in another: the signature tells which is which.
-    patches = {name: _bound(real[name], replacements[name]) for name in PATCHED if renumber or name != "get_rank"}
-    with mock.patch.object(distributed_c10d, "_process_group_name", name_of):
+    patches = {f"torch {name}": _maker(replacements[name]) for name in PATCHED if renumber or name != "get_rank"}
+    outside = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    with patched({"torch group names": lambda _: name_of}):
         whole = real["new_group"](list(within), use_local_synchronization=True)
-        with (mock.patch.multiple(dist, **patches),
-              mock.patch.dict(os.environ, RANK=str(within.index(me)), WORLD_SIZE=str(len(within)))):
-            yield
+        with patched(patches):
+            os.environ.update(RANK=str(within.index(me)), WORLD_SIZE=str(len(within)))
+            try:
+                yield
+            finally:
+                for name, value in outside.items():
+                    os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _bound(function: Callable[..., Any], replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[..., Any]:
-    """A function with `function`'s signature that hands its bound arguments to `replacement`."""
-    signature = inspect.signature(function)
+def _maker(replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes, from a function, one with the same signature that hands its bound arguments to `replacement`."""
+    def make(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return replacement(signature.bind(*args, **kwargs))
-    return call
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return replacement(signature.bind(*args, **kwargs))
+        return call
+    return make
 

@@ -9,7 +9,6 @@ Contract for whoever drives the pipeline schedules (`megatron.core.pipeline_para
 """
 
 from typing import Any
-from unittest import mock
 
 import torch
 from megatron.core import parallel_state
@@ -31,6 +30,8 @@ from r1zero.model.layers import layer_spec, use_packed_rotary
 from r1zero.model.packing import PackedSequences
 from r1zero.model.shape import Shape
 from r1zero.distributed.subworld import subworld
+from r1zero import patches
+from r1zero.patches import patched
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -44,16 +45,14 @@ def initialize(grids: MegatronGrids, kind: str, seed: int) -> torch.distributed.
     if kind == "cpu":
         cpu_megatron.install()
     ranks = grids.dense.ranks
-    options = mock.patch.object(parallel_state, "get_nccl_options", lambda group, _: device.group_options(kind, group))
-    with subworld(ranks, renumber=True), options:
+    options = {"megatron group options": lambda _: lambda group, _: device.group_options(kind, group)}
+    with subworld(ranks, renumber=True), patched(options):
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=grids.dense.size("tp"), pipeline_model_parallel_size=grids.dense.size("pp"),
             expert_model_parallel_size=grids.experts.size("ep"), expert_tensor_parallel_size=grids.experts.size("etp"))
         hosts = torch.distributed.new_group(backend="gloo")
     if len(ranks) < torch.distributed.get_world_size():
-        for name in [n for n in vars(parallel_state) if "_GLOBAL_RANKS" in n]:
-            local = getattr(parallel_state, name)
-            setattr(parallel_state, name, local and [ranks[r] for r in local])
+        patches.apply({"megatron global ranks": lambda local: local and [ranks[r] for r in local]})
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return hosts
 

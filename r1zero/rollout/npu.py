@@ -1,4 +1,4 @@
-"""New weights into vllm-ascend 0.23.0, whose worker has no reload of its own.
+"""vLLM on an NPU: new weights into vllm-ascend 0.23.0, whose worker has no reload of its own.
 
 Waking from a level 2 sleep gives the memory back with nothing in it. Then, in this order: experts in the layout of
 loading, with their loaders; all tensors; the processing that follows a load, once; and what nobody loads, made again.
@@ -7,7 +7,8 @@ Read in worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispat
 tests/rollout/test_npu_vllm.py runs those very functions.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,35 @@ from torch import Tensor, nn
 from r1zero.rollout.loader_trace import Named
 
 
-def take(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+# Weights stay in plain format, because they are loaded again after every update.
+ARGUMENTS: dict[str, Any] = {"enable_sleep_mode": True, "additional_config": {"weight_nz_mode": 0, "enable_cpu_binding": False}}
+
+
+def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+@contextmanager
+def while_alive() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def during_construction() -> Iterator[None]:
+    yield
+
+
+def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    llm.apply_model(lambda model: reload(model, llm.llm_engine.model_config, weights))
+
+
+def sleep(llm: Any) -> bool:
+    """Drop weights and cache."""
+    llm.sleep(level=2)
+    return True
+
+
+def reload(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
     """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their places meanwhile
     instead. Called where the model lives."""
     from vllm.model_executor.model_loader import utils
@@ -24,12 +53,12 @@ def take(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tenso
 
     dispatchers = [method.token_dispatcher for method in _MoECommMethods.values()]
     # vllm-ascend puts its own function in the module: it must be looked up there, now.
-    take_in_order(model, model_config, weights, utils.process_weights_after_loading, dispatchers)
+    reload_in_order(model, model_config, weights, utils.process_weights_after_loading, dispatchers)
 
 
-def take_in_order(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]],
+def reload_in_order(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]],
                   process: Callable[[nn.Module, Any, torch.device], None], dispatchers: list[Any]) -> None:
-    """`take` with its two vendors' parts as arguments."""
+    """`reload` with its two vendors' parts as arguments."""
     prepare_experts(model, model_config.hf_text_config.hidden_size)
     model.load_weights(weights)
     # Transposes the experts again, and makes the absorbed weights of latent attention anew: exactly once.
@@ -38,9 +67,9 @@ def take_in_order(model: nn.Module, model_config: Any, weights: Iterable[tuple[s
         renew_dispatcher(dispatcher)
 
 
-def kept_as_loaded(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
+def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
     """All: weights in plain format are computed with as they were loaded, and experts, turned, in the same memory. The model is left
-    ready to load; `take` must follow."""
+    ready to load; `reload` must follow."""
     prepare_experts(model, model_config.hf_text_config.hidden_size)
     return tensors
 

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r1zero import config
 from r1zero.config import MegatronGrid, VllmGrid
 from tests import jobs
-from tests.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +200,9 @@ def test_stale_weights_show_in_the_gap_at_once(ranks, family, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["three grids of 3", "three grids of 4"])
-def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a_strangers_weights(qwen2, name):
+def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a_strangers_weights(ranks, qwen2, name):
     size, layout = DENSE[name]
-    fresh = Ranks()   # what an earlier job left behind would be counted
-    results = fresh.run(steps, jobs.job_config(qwen2, layout), 3, size=size)
-    fresh.close()
+    results = ranks.run(steps, jobs.job_config(qwen2, layout), 3, size=size)
     (tokens_T, prompts_B, responses_B, ref_R), = results[0].references
     model = AutoModelForCausalLM.from_pretrained(qwen2 / "base", dtype=torch.float32, attn_implementation="eager")
     forbidden = [i for i in range(model.config.vocab_size)

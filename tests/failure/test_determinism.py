@@ -15,10 +15,10 @@ from tests.checkpoint.runs import check_equal
 
 
 @pytest.mark.slow
-def test_two_runs_are_equal_in_every_bit_of_metrics_samples_and_checkpoint(zygote, base, tmp_path):
+def test_two_runs_are_equal_in_every_bit_of_metrics_samples_and_checkpoint(ranks, base, tmp_path):
     arguments = [str(base / "job.toml"), f"run.dir={tmp_path}", "run.iterations=2", "run.deterministic=true"]
     for name in ("one", "two"):
-        assert zygote.job(2, [*arguments, f"run.name={name}"],
+        assert ranks.job(2, [*arguments, f"run.name={name}"],
                           tmp_path / "log")["statuses"] == [0, 0], (tmp_path / "log").read_text()[-3000:]
     check_equal(tmp_path / "one", tmp_path / "two", 2)
 

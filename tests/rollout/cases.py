@@ -15,7 +15,9 @@ import torch.distributed as dist
 from r1zero import config
 from r1zero.distributed import device, layout
 from r1zero.batch import Prompt, Response
+from r1zero.patches import PATCHES
 from tests.rollout import models
+from tests.without import without
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Case:
     max_num_batched_tokens: int = 64
     kv_cache_gib: float = 0.0625
     without: tuple[str, ...] = ()
-    """Mends left out."""
+    """What is left out: see _leave_out."""
 
     @property
     def cfg(self) -> config.Config:
@@ -115,18 +117,18 @@ def copies(rank: int, case: Case) -> dict[str, bool]:
     from r1zero.rollout.engine import Engine
 
     device.start("cpu", 0)
-    engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, stop_token_ids=[], forbidden_ids=[])
-    try:
+    with ExitStack() as stack:
+        _leave_out(case.without, stack)
+        engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, stop_token_ids=[], forbidden_ids=[])
+        stack.callback(engine.close)
         _load(engine, case)
         embedding, head = engine._model.model.embed_tokens, engine._model.lm_head
         return {"embedding packed": hasattr(embedding, "cpu_linear"), "head packed": hasattr(head, "cpu_linear"),
                 "head plain": head.weight.numel() > 0}
-    finally:
-        engine.close()
 
 
 def _load(engine: Any, case: Case) -> None:
-    from r1zero.rollout.engine import EXPERT
+    from r1zero.rollout.cuda import EXPERT
 
     for path in case.loads:
         engine.reload((name, tensor) for name, tensor in models.weights(path)
@@ -158,16 +160,15 @@ def _counting(function: Any, calls: list[int]) -> Any:
     return counted
 
 
-def _leave_out(patches: tuple[str, ...], stack: ExitStack) -> None:
+def _leave_out(names: tuple[str, ...], stack: ExitStack) -> None:
+    """Rows of r1zero/patches.py, arguments of vLLM, and "tied head": the step of a reload that packs it again."""
     from r1zero.rollout import cpu
 
-    kept = {name: patch for name, patch in cpu.PATCHES.items() if name not in patches}
-    stack.enter_context(mock.patch.object(cpu, "PATCHES", kept))
-    left_out = {"rotary": "compilation_config", "attention backend": "attention_config"}
-    arguments, dropped = cpu.arguments, [left_out[patch] for patch in patches if patch in left_out]
+    stack.enter_context(without(*(name for name in names if name in PATCHES)))
+    arguments = cpu.arguments
     stack.enter_context(mock.patch.object(
-        cpu, "arguments", lambda shape: {name: value for name, value in arguments(shape).items() if name not in dropped}))
-    if "tied head" in patches:
+        cpu, "arguments", lambda config: {name: value for name, value in arguments(config).items() if name not in names}))
+    if "tied head" in names:
         stack.enter_context(mock.patch.object(cpu, "repack_tied_head", lambda model: None))
 
 
@@ -178,4 +179,4 @@ def _process() -> dict[str, Any]:
                                                            "VLLM_DP_SIZE", "VLLM_DP_RANK")},
             "torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": str(np.random.get_state()),
             "threads": (torch.get_num_threads(), torch.set_num_threads.__name__), "world": dist.get_world_size(),
-            "shared memory": sorted(glob.glob("/dev/shm/*r1zero*"))}
+            "shared memory": sorted(glob.glob("/dev/shm/*r1zero*") + glob.glob("/dev/shm/*cpushm*"))}

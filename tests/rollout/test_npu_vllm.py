@@ -155,7 +155,7 @@ def test_taking_new_weights_equals_a_fresh_engine_in_the_same_memory(asleep: boo
     for seed in (2, 3):
         if asleep:
             sleep_and_wake(model)
-        npu.take_in_order(model, CONFIG, iter(weights(seed).items()), process, [plain, SimpleNamespace()])
+        npu.reload_in_order(model, CONFIG, iter(weights(seed).items()), process, [plain, SimpleNamespace()])
         expected = state(fresh(seed))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in state(model).items())
         assert plain.expert_ids_per_ep_rank.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -167,7 +167,7 @@ def test_writing_weights_to_their_places_equals_loading_them_through_deep_sleeps
     """Places learnt once stay right: waking and processing put new Parameters around the same memory."""
     model = fresh(1)
     shapes = [(name, tuple(tensor.shape)) for name, tensor in weights(1).items()]
-    known = loader_trace.learn(model.load_weights, npu.kept_as_loaded(model, CONFIG, shapes), torch.float32)
+    known = loader_trace.learn(model.load_weights, npu.writable_in_place(model, CONFIG, shapes), torch.float32)
     assert set(known) == set(weights(1)), "nothing goes through the loader"
     before = [known[name][0].target.data_ptr() for name in known]
     for seed in (2, 3):
@@ -179,7 +179,7 @@ def test_writing_weights_to_their_places_equals_loading_them_through_deep_sleeps
                     loader_trace.write(known[name], 0, row, tensor[row:row + 1])
             yield from ()
 
-        npu.take_in_order(model, CONFIG, arriving(), process, [dispatcher()])
+        npu.reload_in_order(model, CONFIG, arriving(), process, [dispatcher()])
         expected = state(fresh(seed))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in state(model).items())
     assert [known[name][0].target.data_ptr() for name in known] == before and model.experts.w2_weight.data_ptr() in before
