@@ -1,4 +1,5 @@
-"""Weights between Hugging Face's format and megatron's distributed checkpoints, alone or under mpirun, torchrun or srun.
+"""Weights between Hugging Face's format and megatron's distributed checkpoints, alone or under mpirun, torchrun or
+srun.
 
 python convert.py to-mcore CONFIG OUT [section.key=value ...]               model.path of CONFIG, for model.checkpoint
 python convert.py to-hf    CONFIG CHECKPOINT OUT [section.key=value ...]    a run's step, or what to-mcore wrote
@@ -14,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from r1zero import config
-from r1zero.distributed import device, world
 from r1zero.config import UserError
+from r1zero.distributed import device, world
 
 PATIENCE_S = 7 * 24 * 3600
 """Processes that are done wait for those that are not."""
@@ -35,7 +36,7 @@ def main() -> None:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(str(options.config), options.overrides, config.Config)
-    except UserError as error:   # every process found the same: the first says it, before another's end ends the job
+    except UserError as error:  # every process found the same: the first says it, before another's end ends the job
         if launch.rank == 0:
             sys.stderr.write(f"convert.py: {error}\n")
         else:
@@ -47,7 +48,7 @@ def main() -> None:
             world.join(launch, device.DEVICES["cpu"], PATIENCE_S)
         _convert(options, cfg, launch)
     except UserError as error:
-        if launch.rank:   # what the first found, too, the first says, and ends the job
+        if launch.rank:  # what the first found, too, the first says, and ends the job
             time.sleep(config.SPEAKER_S)
         if not isinstance(error, config.CollectiveError) or launch.rank == 0:
             sys.stderr.write(f"convert.py: {error}\n")
@@ -67,6 +68,7 @@ def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Laun
     console = Console(stderr=True, quiet=launch.rank > 0)
     columns = TextColumn(options.command), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
+
         def progress(total: int) -> Callable[[int], None]:
             """The first process's own share of the work stands for all."""
             task = bar.add_task("", total=total / launch.size)

@@ -7,23 +7,31 @@ from itertools import chain
 from pathlib import Path
 
 from r1zero import config, plan
+from r1zero.config import UserError, limits
 from r1zero.distributed import device, layout, world
-from r1zero.config import limits
-from r1zero.config import UserError
-from r1zero.rollout import engine_limits
 from r1zero.model import families, placement
 from r1zero.reward import RewardError, Scorer, check_rules
+from r1zero.rollout import engine_limits
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
-    parser.add_argument("--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device")
-    parser.add_argument("--world", type=int, metavar="RANKS",
-                        help="with --plan: ranks of the world, where the config does not say or for another")
-    parser.add_argument("--check", action="store_true",
-                        help="start all ranks, try everything that a step needs once, print what was found, and end")
+    parser.add_argument(
+        "--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device"
+    )
+    parser.add_argument(
+        "--world",
+        type=int,
+        metavar="RANKS",
+        help="with --plan: ranks of the world, where the config does not say or for another",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="start all ranks, try everything that a step needs once, print what was found, and end",
+    )
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     args = parser.parse_intermixed_args()
     launch = world.stand_in()
@@ -69,10 +77,10 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
         device.make_deterministic(cfg.run.device)
     row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
-    from r1zero.observability import logs
     from r1zero import preflight
-    from r1zero.watchdog import heartbeat
     from r1zero.checkpoint.run_lock import RunLock
+    from r1zero.observability import logs
+    from r1zero.watchdog import heartbeat
 
     folder = Path(cfg.run.dir) / cfg.run.name
     rows = preflight.before(cfg, grids, launch)

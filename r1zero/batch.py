@@ -1,11 +1,13 @@
-"""The data that passes between the stages of a step, with shapes: prompts, responses, the ragged training batch, micro-batches.
+"""The data that passes between the stages of a step, with shapes: prompts, responses, the ragged training batch,
+micro-batches.
 
 Legend: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts and responses), R response tokens.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,20 +64,24 @@ class Batch:
 
     def select(self, indices: Tensor) -> "Batch":
         """The samples at `indices`, in that order."""
+
         def ragged(flat: Tensor, lengths: Tensor) -> Tensor:
             return flat if not len(flat) else flat[ragged_index(lengths, indices)]
+
         return Batch(
             **{f.name: getattr(self, f.name)[indices] for f in fields(self) if f.name.endswith("_B")},
             tokens_T=ragged(self.tokens_T, self.lengths_B),
             rollout_logprobs_R=ragged(self.rollout_logprobs_R, self.response_lengths_B),
-            ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B))
+            ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B),
+        )
 
     def with_reference(self, ref_logprobs_R: Tensor) -> "Batch":
         return replace(self, ref_logprobs_R=ref_logprobs_R)
 
 
 def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
-    """Positions of the elements of the rows `indices`, row by row, in a flat tensor whose rows have lengths `lengths_B`."""
+    """Positions of the elements of the rows `indices`, row by row, in a flat tensor whose rows have lengths
+    `lengths_B`."""
     starts, taken = lengths_B.cumsum(0) - lengths_B, lengths_B[indices]
     offsets = taken.cumsum(0) - taken
     return torch.arange(int(taken.sum()), device=taken.device) + (starts[indices] - offsets).repeat_interleave(taken)
@@ -102,20 +108,24 @@ class MicroBatch:
 def pack(batch: Batch, indices: Tensor) -> MicroBatch:
     """Lay the samples at `indices` end to end.
 
-    With no samples, returns a one-token dummy that predicts nothing, so that this rank still takes part in the collectives.
+    With no samples, returns a one-token dummy that predicts nothing, so that this rank still takes part in the
+    collectives.
     """
     lengths, responses = batch.lengths_B[indices], batch.response_lengths_B[indices]
     if not len(indices):
         return MicroBatch(indices, [1], batch.tokens_T.new_zeros(1), indices, indices, indices)
     tokens = batch.tokens_T[ragged_index(batch.lengths_B, indices)]
-    first = (lengths.cumsum(0) - responses).repeat_interleave(responses)   # row of each sample's first response token
+    first = (lengths.cumsum(0) - responses).repeat_interleave(responses)  # row of each sample's first response token
     within = torch.arange(int(responses.sum())) - (responses.cumsum(0) - responses).repeat_interleave(responses)
     where = first + within
-    return MicroBatch(indices, lengths.tolist(), tokens, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices))
+    return MicroBatch(
+        indices, lengths.tolist(), tokens, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices)
+    )
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group samples of similar length, with at most `budget` tokens in each group; a longer sample gets a group of its own.
+    """Group samples of similar length, with at most `budget` tokens in each group; a longer sample gets a group of its
+    own.
 
     Returns positions in `lengths`.
     """
@@ -133,24 +143,25 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def spread(groups: list[list[int]], count: int) -> list[list[int]]:
     """Split groups in half, the fullest first, until there are `count` of them (at least one).
 
-    Ranks that share a collective must run the same number of micro-batches. Groups stay empty where there are too few samples.
+    Ranks that share a collective must run the same number of micro-batches. Groups stay empty where there are too few
+    samples.
     """
-    groups = list(groups) or [[]]   # a rank without samples still takes part in the collectives
+    groups = list(groups) or [[]]  # a rank without samples still takes part in the collectives
     while len(groups) < count:
         fullest = max(range(len(groups)), key=lambda g: len(groups[g]))
         group = groups[fullest]
         if len(group) < 2:
             groups.append([])
             continue
-        groups[fullest:fullest + 1] = [group[:len(group) // 2], group[len(group) // 2:]]
+        groups[fullest : fullest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
     return groups
 
 
 def balance(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Divide samples into `count` shards with about as many tokens each.
 
-    The longest sample goes first, always to the shard with the fewest tokens. Every shard is in ascending order, and none is
-    empty unless there are fewer samples than shards.
+    The longest sample goes first, always to the shard with the fewest tokens. Every shard is in ascending order, and
+    none is empty unless there are fewer samples than shards.
     """
     heap = [(0, 0, shard) for shard in range(count)]
     shards: list[list[int]] = [[] for _ in range(count)]

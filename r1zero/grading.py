@@ -54,12 +54,20 @@ class Grader:
     The tensor-parallel ranks of an engine all hold every response; each of them grades its share.
     """
 
-    def __init__(self, cfg: Config, layout: Layout, rank: int, scorer: Scorer | None, model_tokenizer: Any, stop_token_ids: list[int]):
+    def __init__(
+        self,
+        cfg: Config,
+        layout: Layout,
+        rank: int,
+        scorer: Scorer | None,
+        model_tokenizer: Any,
+        stop_token_ids: list[int],
+    ):
         self.folder = Path(cfg.run.dir) / cfg.run.name
         self.cfg, self.scorer, self.tokenizer = cfg, scorer, model_tokenizer
         self.dropped = tokenizer.dropped_ids(model_tokenizer, stop_token_ids)
         self.peers = self.turn = self.group = None
-        for members in layout.rollout.groups("tp"):   # every rank must create every group, in the same order
+        for members in layout.rollout.groups("tp"):  # every rank must create every group, in the same order
             group = dist.new_group(list(members), backend="gloo") if len(members) > 1 else None
             if rank in members:
                 self.peers, self.turn, self.group = len(members), members.index(rank), group
@@ -112,6 +120,9 @@ def to_batch(samples: Samples, advantages_B: Tensor, scored_B: Tensor) -> Batch:
         ids_B=torch.arange(samples.first_id, samples.first_id + len(prompts)),
         prompt_lengths_B=torch.tensor([len(p.token_ids) for p in prompts]),
         response_lengths_B=torch.tensor([len(r.token_ids) for r in samples.responses]),
-        tokens_T=torch.tensor(flat), advantages_B=advantages_B, scored_B=scored_B.float(),
+        tokens_T=torch.tensor(flat),
+        advantages_B=advantages_B,
+        scored_B=scored_B.float(),
         rollout_logprobs_R=torch.tensor([x for r in samples.responses for x in r.logprobs], dtype=torch.float32),
-        ref_logprobs_R=torch.empty(0))
+        ref_logprobs_R=torch.empty(0),
+    )

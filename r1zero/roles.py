@@ -1,21 +1,23 @@
-"""The three roles on this rank: which models and engine live here, built in the one order in which all ranks build them."""
+"""The three roles on this rank: which models and engine live here, built in the one order in which all ranks build
+them."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from r1zero.batch import Batch
+from r1zero.checkpoint import step_folders, training
+from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.config import Config, UserError
 from r1zero.distributed.device import give_back_memory, set_expandable_segments
 from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import build
-from r1zero.checkpoint import step_folders, training
-from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.model.families import read_shape
 from r1zero.model.offload import OptimizerOffload, WeightOffload
 from r1zero.policy import Policy
@@ -24,11 +26,19 @@ from r1zero.weight_sync.sync import Sync
 
 
 class Roles:
-    """engine: on a rank that generates. policy: on a rank that trains. reference: on a rank of a reference's own grid; where it is
-    colocated with train, `original` holds its weights, to be put in the policy's place."""
+    """engine: on a rank that generates. policy: on a rank that trains. reference: on a rank of a reference's own grid;
+    where it is colocated with train, `original` holds its weights, to be put in the policy's place."""
 
-    def __init__(self, cfg: Config, layout: Layout, rank: int, device: torch.device, *,
-                 stop_token_ids: list[int], forbidden_ids: list[int]):
+    def __init__(
+        self,
+        cfg: Config,
+        layout: Layout,
+        rank: int,
+        device: torch.device,
+        *,
+        stop_token_ids: list[int],
+        forbidden_ids: list[int],
+    ):
         self.cfg, self.layout, self.rank = cfg, layout, rank
         self.shape = read_shape(cfg.model.path)
         self.engine: Engine | None = None
@@ -40,19 +50,19 @@ class Roles:
         grids = layout.train if trains else layout.reference
         if grids is None or rank not in grids.dense:
             return
-        self._engine_leaves()   # both may not fit
+        self._engine_leaves()  # both may not fit
         hosts = build.initialize(grids, cfg.run.device, cfg.run.seed)
         chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
         self._load(chunks, grids, hosts)
         if not trains:
-            self.reference = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device)
+            self.reference = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids)
             return
         if cfg.train.offload:
             self.weight_offload = WeightOffload(chunks, device)
         elif cfg.grpo.kl_coef and layout.reference is None:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
-        self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, device, optimizer, scheduler)
+        self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, optimizer, scheduler)
         self.trained = training.Trained(chunks, optimizer, scheduler, self.shape, grids, hosts)
         if self.weight_offload:
             self.trained = replace(self.trained, weights_of=self.weight_offload.flat)
@@ -88,7 +98,8 @@ class Roles:
             set_expandable_segments(self.cfg.run.device, True)
 
     def to_rollout(self, sync: Sync) -> None:
-        """The trained weights to the engines, everywhere at once. Both are on the device then, until `offload_trainer`."""
+        """The trained weights to the engines, everywhere at once. Both are on the device then, until
+        `offload_trainer`."""
         if self.weight_offload:
             self.weight_offload.onload("policy")
         if self.engine and (self.policy or self.reference):
@@ -119,13 +130,16 @@ class Roles:
             p.data, self.original[i] = self.original[i], p.data
 
     def update(self, batch: Batch | None, ref_logprobs_R: Tensor | None, loss_tokens: float) -> dict[str, float]:
-        """One optimizer step; {} on a rank that does not train. Without any scored token nothing is learned, and nothing is done."""
+        """One optimizer step; {} on a rank that does not train. Without any scored token nothing is learned, and
+        nothing is done."""
         if batch is None or not loss_tokens:
             return {}
         if self.weight_offload:
             self.weight_offload.onload("policy")
             self.weight_offload.gradients()
-        figures = self.policy.update(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens)
+        figures = self.policy.update(
+            batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens
+        )
         give_back_memory(self.cfg.run.device)
         return figures
 
@@ -144,19 +158,22 @@ class Roles:
             self.engine.close()
 
     def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
-        """Collective over the ranks that train. Nothing moves: what is written is read from where it is. Raises UserError where there
-        is no room."""
+        """Collective over the ranks that train. Nothing moves: what is written is read from where it is. Raises
+        UserError where there is no room."""
         if self.trained:
             training.save(folder, iteration, self.trained, extra, self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
-        """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None without one."""
+        """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None
+        without one."""
         found = step_folders.newest(folder)
         if found is None:
             return None
         if mode == "never":
-            raise UserError(f'checkpoint.resume = "never", and {found.path} is there; '
-                            'set it to "auto" to go on from it, or change run.name')
+            raise UserError(
+                f'checkpoint.resume = "never", and {found.path} is there; '
+                'set it to "auto" to go on from it, or change run.name'
+            )
         if self.trained:
             if self.weight_offload:
                 self.weight_offload.onload("policy")

@@ -50,13 +50,21 @@ class Trainer:
         shape = read_shape(cfg.model.path)
         tokenizer.check_ids(model_tokenizer, stops, shape.vocab_size)
         if launch.local_rank == 0 and not cfg.model.checkpoint:
-            HfFolder(cfg.model.path, shape, weights(shape))   # weights are loaded last; an unusable folder is refused now
+            HfFolder(
+                cfg.model.path, shape, weights(shape)
+            )  # weights are loaded last; an unusable folder is refused now
         self.grader = Grader(cfg, layout, launch.rank, scorer, model_tokenizer, stops)
-        self.roles = Roles(cfg, layout, launch.rank, device, stop_token_ids=stops,
-                           forbidden_ids=tokenizer.missing_ids(model_tokenizer, shape.vocab_size))
+        self.roles = Roles(
+            cfg,
+            layout,
+            launch.rank,
+            device,
+            stop_token_ids=stops,
+            forbidden_ids=tokenizer.missing_ids(model_tokenizer, shape.vocab_size),
+        )
         self.exchange = Exchange(layout, launch.rank, device)
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
-        self.gate = ParityGate(cfg, layout, launch.rank, self.roles, self.exchange, self.sync.compiled, self.prompts)
+        self.gate = ParityGate(cfg, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
         self.watch = metrics.Stopwatch()
         self.schedule = SaveSchedule(cfg.checkpoint, cfg.run.iterations, launch.rank)
@@ -86,7 +94,7 @@ class Trainer:
             self.skip_limit.see(values)
             last = self.schedule.is_last(iteration)
             if writer and last:
-                writer.close()   # before the last save, so that a full disk does not cost a finished run its curves
+                writer.close()  # before the last save, so that a full disk does not cost a finished run its curves
             if self.schedule.due(iteration):
                 with self.watch.phase("save"):
                     if writer and not last:
@@ -99,7 +107,8 @@ class Trainer:
         self.roles.close()
 
     def step(self, iteration: int) -> dict[str, float]:
-        """Prompts, rollout, grading, advantages, exchange, reference, update, sync. Returns the metrics, on every rank."""
+        """Prompts, rollout, grading, advantages, exchange, reference, update, sync. Returns the metrics, on every
+        rank."""
         cfg, watch, roles = self.cfg, self.watch, self.roles
         mine = graded = None
         with watch.phase("rollout"):
@@ -127,11 +136,15 @@ class Trainer:
         with watch.phase("record"):
             sums, peaks = self._reduce(samples, graded, update)
             self._dump(iteration, samples, graded)
-        return (step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens) | parity
-                | step_metrics.speeds(sums, watch.lap(), self.layout.size))
+        return (
+            step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens)
+            | parity
+            | step_metrics.speeds(sums, watch.lap(), self.layout.size)
+        )
 
     def sync_and_check(self, iteration: int) -> dict[str, float]:
-        """Send the trained weights to the engines and check that engines and trainer compute the same logprobs with them.
+        """Send the trained weights to the engines and check that engines and trainer compute the same logprobs with
+        them.
 
         iteration: 0 at the start of a run. Returns the metrics of the parity gate.
         """
@@ -151,20 +164,24 @@ class Trainer:
         return RunWriter(self.folder, self.done, self.cfg.run.iterations, self.cfg.alarms)
 
     def _generate(self, iteration: int) -> Samples | None:
-        """Every rank draws the prompts of the iteration from the order; each engine answers its own contiguous share."""
+        """Every rank draws the prompts of the iteration from the order; each engine answers its own contiguous
+        share."""
         rows = self.order.take(self.cfg.grpo.prompts_per_iteration)
         if self.roles.engine is None:
             return None
         share = len(rows) // self.layout.engines
         first = self.layout.engine_of(self.rank) * share
-        prompts = [self.prompts[row] for row in rows[first:first + share]]
+        prompts = [self.prompts[row] for row in rows[first : first + share]]
         # Seeds follow the position in the run's order of prompts: a row that comes again gets other responses.
         position = (iteration - 1) * len(rows) + first
-        responses = self.roles.engine.generate(prompts, self.cfg.grpo.group_size, iteration, position, partial(self.grader.submit, prompts))
+        responses = self.roles.engine.generate(
+            prompts, self.cfg.grpo.group_size, iteration, position, partial(self.grader.submit, prompts)
+        )
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
 
     def _reference(self, mine: Batch | None, batch: Batch | None, lengths: BatchLengths) -> Tensor | None:
-        """(R,) reference logprobs of this rank's training batch, on the last stage of the trainer; None elsewhere and without KL."""
+        """(R,) reference logprobs of this rank's training batch, on the last stage of the trainer; None elsewhere and
+        without KL."""
         if self.cfg.grpo.kl_coef == 0.0:
             return None
         if self.layout.reference is None:
@@ -174,8 +191,9 @@ class Trainer:
         values = self.roles.reference_logprobs(theirs)
         return self.exchange.regrid(values, lengths, grid, self.layout.train.dense)
 
-    def _reduce(self, samples: Samples | None, graded: Graded | None,
-                update: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    def _reduce(
+        self, samples: Samples | None, graded: Graded | None, update: dict[str, float]
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """Sums and maxima over the world. The samples of an engine are counted once, by its first rank."""
         reducer = metrics.MetricReducer()
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
@@ -184,7 +202,9 @@ class Trainer:
         self.schedule.add_requests(reducer)
         sums, peaks = reducer.reduce(self.device)
         self.schedule.decide(peaks)
-        refuse_share(int(sums["timeouts"]), int(sums["failures"]), int(sums["samples"]), self.cfg.reward.max_unscored_share)
+        refuse_share(
+            int(sums["timeouts"]), int(sums["failures"]), int(sums["samples"]), self.cfg.reward.max_unscored_share
+        )
         return sums, peaks
 
     def _dump(self, iteration: int, samples: Samples | None, graded: Graded | None) -> None:
@@ -192,18 +212,29 @@ class Trainer:
         if self.rank != self.layout.rollout.ranks[0]:
             return
         rows: list[dict[str, Any]] = []
-        for k in range(0, len(samples.responses), self.cfg.grpo.group_size)[:self.cfg.metrics.dump_samples]:
+        for k in range(0, len(samples.responses), self.cfg.grpo.group_size)[: self.cfg.metrics.dump_samples]:
             response, scored = samples.responses[k], bool(graded.scored_B[k])
             prompt = samples.prompts[response.prompt]
-            rows.append({"prompt": prompt.text, "response": self.grader.text(response), "label": prompt.label,
-                         "outcome": graded.outcome(k), "reward": float(graded.rewards_B[k]) if scored else None,
-                         "scores": graded.scores(k) if scored else {}})
+            rows.append(
+                {
+                    "prompt": prompt.text,
+                    "response": self.grader.text(response),
+                    "label": prompt.label,
+                    "outcome": graded.outcome(k),
+                    "reward": float(graded.rewards_B[k]) if scored else None,
+                    "scores": graded.scores(k) if scored else {},
+                }
+            )
         metrics.append(self.folder / "samples.jsonl", iteration, rows)
 
     def save(self) -> None:
         """Raises UserError where there is no room, unless the run may continue without this checkpoint."""
         try:
-            self.roles.save(self.folder / "checkpoints", self.done, {"order": self.order.state(), "skipped": self.skip_limit.in_a_row})
+            self.roles.save(
+                self.folder / "checkpoints",
+                self.done,
+                {"order": self.order.state(), "skipped": self.skip_limit.in_a_row},
+            )
         except UserError as error:
             if not self.schedule.forgives(self.done):
                 raise

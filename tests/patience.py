@@ -1,4 +1,5 @@
-"""How long a test may take, told by progress and not by seconds: other work on the same cores makes a test slow, not wrong."""
+"""How long a test may take, told by progress and not by seconds: other work on the same cores makes a test slow, not
+wrong."""
 
 import os
 import subprocess
@@ -26,7 +27,7 @@ def wait(is_done: Callable[[], Any], pids: Iterable[int], idle_s: float = IDLE_S
         now = processor_seconds(roots)
         if now > until:
             return bool(is_done())
-        if abs(now - used) > IDLE_CPU_S:   # less than before: one of them has ended
+        if abs(now - used) > IDLE_CPU_S:  # less than before: one of them has ended
             used, since = now, time.monotonic()
         if time.monotonic() - since > idle_s:
             return bool(is_done())
@@ -74,13 +75,16 @@ def communicate(process: subprocess.Popen, idle_s: float = IDLE_S) -> tuple[Any,
                 used, since = now, time.monotonic()
             if time.monotonic() - since > idle_s:
                 process.kill()
-                raise AssertionError(f"{process.args} made no progress for {idle_s:.0f} s:\n{process.communicate()}") from None
+                raise AssertionError(
+                    f"{process.args} made no progress for {idle_s:.0f} s:\n{process.communicate()}"
+                ) from None
 
 
 def slowness() -> float:
-    """Wall seconds that one processor second takes now; at least 1. For limits that the program itself keeps in wall seconds."""
+    """Wall seconds that one processor second takes now; at least 1. For limits that the program itself keeps in wall
+    seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     while time.process_time() - cpu < 0.2:
         pass
     measured = (time.perf_counter() - wall) / (time.process_time() - cpu)
-    return 1.0 if measured < 1.3 else 2.0 * measured   # it may get worse while the test runs
+    return 1.0 if measured < 1.3 else 2.0 * measured  # it may get worse while the test runs

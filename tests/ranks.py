@@ -1,7 +1,8 @@
-"""The one way in which tests start ranks: a server that has imported everything forks the ranks of one world after another.
+"""The one way in which tests start ranks: a server that has imported everything forks the ranks of one world after
+another.
 
-Imports of torch, megatron and vLLM cost 5 to 14 s per process; here they are paid once for all tests. Every world gets new
-processes, so no case sees what another one left behind in a library.
+Imports of torch, megatron and vLLM cost 5 to 14 s per process; here they are paid once for all tests. Every world gets
+new processes, so no case sees what another one left behind in a library.
 
     python -m tests.ranks SOCKET      what Ranks starts
 """
@@ -46,8 +47,8 @@ class Ranks:
     def run(self, function: Callable[..., Any], *args: Any, size: int) -> list[Any]:
         """Call function(rank, *args) on the ranks of a new gloo world and return their results in order.
 
-        The function must be importable (a function of a test module) and its results must be picklable. Raises AssertionError
-        with the traceback of every rank that failed.
+        The function must be importable (a function of a test module) and its results must be picklable. Raises
+        AssertionError with the traceback of every rank that failed.
         """
         ended = self._order("call", (function, args), size)
         failures = [f"rank {rank} of {size}: {text}" for rank, (ok, text) in enumerate(ended) if not ok]
@@ -55,12 +56,21 @@ class Ranks:
             raise AssertionError("\n".join(failures))
         return [value for _, value in ended]
 
-    def job(self, size: int, arguments: list[str], log: Path, accident: str = "none 0 none 0 0", *,
-            launcher_kills: bool = False) -> dict[str, Any]:
-        """Run train.py with an accident (tests/failure/accidents.py) as torchrun would start it, with its output in `log`.
+    def job(
+        self,
+        size: int,
+        arguments: list[str],
+        log: Path,
+        accident: str = "none 0 none 0 0",
+        *,
+        launcher_kills: bool = False,
+    ) -> dict[str, Any]:
+        """Run train.py with an accident (tests/failure/accidents.py) as torchrun would start it, with its output in
+        `log`.
 
-        launcher_kills: end all ranks when one dies of a signal, as mpirun does. Returns `statuses` (negative: the signal), `ended`
-        (time.time() when the last rank was gone), `overdue` (it had to be killed) and `left` (commands of processes left behind).
+        launcher_kills: end all ranks when one dies of a signal, as mpirun does. Returns `statuses` (negative: the
+        signal), `ended` (time.time() when the last rank was gone), `overdue` (it had to be killed) and `left` (commands
+        of processes left behind).
         """
         return self._order("job", (arguments, str(log), accident, launcher_kills), size)
 
@@ -72,7 +82,9 @@ class Ranks:
 
     def _order(self, kind: str, content: Any, size: int) -> Any:
         if self._server is None:
-            self._server = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "tests.ranks", self._address], cwd=ROOT)
+            self._server = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "tests.ranks", self._address], cwd=ROOT
+            )
             assert patience.wait(lambda: os.path.exists(self._address), [self._server.pid]), "the server does not start"
         with Client(self._address) as connection:
             connection.send_bytes(pickle.dumps((kind, content, size)))
@@ -99,13 +111,13 @@ def serve(address: str) -> None:
         import r1zero.weight_sync.transfer  # noqa: F401
     torch.set_num_threads(1)
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # supervisors are not waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are not waited for
     with Listener(address) as listener:
         while True:
             connection = listener.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                listener._listener._socket.close()   # without the Listener's own close, which removes the file
+                listener._listener._socket.close()  # without the Listener's own close, which removes the file
                 _supervise(connection)
             connection.close()
 
@@ -114,10 +126,10 @@ def _supervise(connection: Connection) -> None:
     """Carry out one order in a process of its own. Never returns."""
     try:
         libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)   # processes that ranks leave behind become children of this one
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # processes that ranks leave behind become children of this one
         kind, content, size = pickle.loads(connection.recv_bytes())
         answer = ("done", (_call if kind == "call" else _job)(content, size))
-    except BaseException:   # whatever it is, the test must see it
+    except BaseException:  # whatever it is, the test must see it
         answer = ("failed", traceback.format_exc())
     with suppress(OSError):
         connection.send_bytes(pickle.dumps(answer))
@@ -147,7 +159,10 @@ def _call(content: tuple[Callable[..., Any], tuple[Any, ...]], size: int) -> lis
                 try:
                     ended[rank] = pickle.loads(pipe.recv_bytes())
                 except EOFError:
-                    ended[rank] = (False, f"it died, with status {os.waitstatus_to_exitcode(os.waitpid(pids[rank], 0)[1])}")
+                    ended[rank] = (
+                        False,
+                        f"it died, with status {os.waitstatus_to_exitcode(os.waitpid(pids[rank], 0)[1])}",
+                    )
                 failed_at = failed_at or (0.0 if ended[rank][0] else time.monotonic())
         return len(ended) == size or bool(failed_at and time.monotonic() - failed_at > GRACE_S)
 
@@ -160,18 +175,24 @@ def _call(content: tuple[Callable[..., Any], tuple[Any, ...]], size: int) -> lis
     return [ended.get(rank, (False, missing)) for rank in range(size)]
 
 
-def _be_rank(pipe: Connection, function: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, port: int) -> None:
+def _be_rank(
+    pipe: Connection, function: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, port: int
+) -> None:
     """Never returns."""
     import torch.distributed as dist
 
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port)
+    )
     try:
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=600))
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=600)
+        )
         result = pickle.dumps((True, function(rank, *args)))
         if "megatron.core.parallel_state" in sys.modules:
             sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
         dist.destroy_process_group()
-    except BaseException:   # whatever a rank dies of, the test must see it
+    except BaseException:  # whatever a rank dies of, the test must see it
         result = pickle.dumps((False, traceback.format_exc()))
     pipe.send_bytes(result)
     sys.stdout.flush()
@@ -224,9 +245,15 @@ def _be_job(rank: int, size: int, port: int, arguments: list[str], accident: str
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream, mode in ((0, os.O_RDONLY), (1, None), (2, None)):
             os.dup2(handle if mode is None else os.open(os.devnull, mode), stream)
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
-                          MASTER_PORT=str(port), R1ZERO_ACCIDENT=accident)
-        random.seed()   # a process of its own would start with other random states
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(size),
+            LOCAL_RANK=str(rank),
+            LOCAL_WORLD_SIZE=str(size),
+            MASTER_PORT=str(port),
+            R1ZERO_ACCIDENT=accident,
+        )
+        random.seed()  # a process of its own would start with other random states
         numpy.random.seed()
         torch.seed()
         sys.argv = ["train.py", *arguments]

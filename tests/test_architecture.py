@@ -15,7 +15,8 @@ PACKAGE = sorted((ROOT / "r1zero").rglob("*.py"))
 ENTRIES = [ROOT / name for name in ("train.py", "convert.py", "preprocess.py") if (ROOT / name).exists()]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE + ENTRIES}
 
-# Each module or folder of the package, and what of ours it may import. Imports descend: a name may list only names above it.
+# Each module or folder of the package, and what of ours it may import. Imports descend: a name may list only names
+# above it.
 MAY_IMPORT = {
     "batch": "",
     "config": "",
@@ -36,7 +37,8 @@ MAY_IMPORT = {
     "plan": "config distributed model rollout weight_sync",
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
     "guard": "batch config data distributed model policy roles weight_sync",
-    "trainer": "batch checkpoint config data distributed grading grpo guard model observability reward roles weight_sync",
+    "trainer": "batch checkpoint config data distributed grading grpo guard model observability reward roles "
+    "weight_sync",
     "preflight": "config distributed model observability plan trainer weight_sync",
 }
 
@@ -51,7 +53,7 @@ DOORS = {
     "latex2sympy2_extended": ("reward/equality",),
     "sympy": ("reward/equality",),
     "mpi4py": ("distributed/world",),
-    "torch_npu": (),       # device names its vendors in a table
+    "torch_npu": (),  # device names its vendors in a table
     "mindspeed": (),
 }
 
@@ -93,7 +95,10 @@ def test_nobody_imports_an_entry_point():
 @pytest.mark.parametrize("vendor", DOORS)
 def test_a_vendor_is_named_behind_its_door_only(vendor):
     for path, tree in TREES.items():
-        named = any(name.split(".")[0] == vendor or (vendor == "tensorboard" and "tensorboard" in name) for name in imports(tree))
+        named = any(
+            name.split(".")[0] == vendor or (vendor == "tensorboard" and "tensorboard" in name)
+            for name in imports(tree)
+        )
         behind = any(place(path) == door or place(path).startswith(door + "/") for door in DOORS[vendor])
         assert not named or behind, f"{path} imports {vendor}"
 
@@ -138,8 +143,13 @@ def fields(cls):
 
 
 def test_every_config_field_is_read_somewhere_and_says_what_it_is():
-    read = {node.attr for path, tree in TREES.items() if place(path) != "config"
-            for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read = {
+        node.attr
+        for path, tree in TREES.items()
+        if place(path) != "config"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+    }
     unread = [f"{cls}.{name}" for cls, name in fields(config.Config) if name not in read]
     assert not unread
 
@@ -148,6 +158,13 @@ def test_importing_the_package_without_a_device_brings_no_heavy_library():
     import subprocess
     import sys
 
-    code = ("import sys; from r1zero import config, reward; from r1zero.distributed import device, layout, world; "
-            "print([m for m in ('torch', 'vllm', 'megatron', 'mpi4py') if m in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys; from r1zero import config, reward; from r1zero.distributed import device, layout, world; "
+        "print([m for m in ('torch', 'vllm', 'megatron', 'mpi4py') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1zero import config
-from r1zero.config import limits
-from r1zero.config import Config, UserError
+from r1zero.config import Config, UserError, limits
 
 
 def write(tmp_path, text):
@@ -25,22 +24,32 @@ def test_the_resolved_config_reads_back_equal(tmp_path):
 
 def test_an_override_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = write(tmp_path, "[grpo]\nkl_coef = 0.5\ngroup_size = 4\n")
-    cfg = config.load(path, ["grpo.kl_coef=0.0", "run.name=trial", "layout.train.ranks=0-1", "layout.rollout.ranks=3"], Config)
-    assert (cfg.grpo.kl_coef, cfg.grpo.group_size, cfg.run.name, cfg.layout.train.ranks,
-            cfg.layout.rollout.ranks) == (0.0, 4, "trial", "0-1", "3")
+    cfg = config.load(
+        path, ["grpo.kl_coef=0.0", "run.name=trial", "layout.train.ranks=0-1", "layout.rollout.ranks=3"], Config
+    )
+    assert (cfg.grpo.kl_coef, cfg.grpo.group_size, cfg.run.name, cfg.layout.train.ranks, cfg.layout.rollout.ranks) == (
+        0.0,
+        4,
+        "trial",
+        "0-1",
+        "3",
+    )
 
 
-@pytest.mark.parametrize("text, words", [
-    ("[grpo]\nkl_coeff = 1.0", ["grpo.kl_coeff", "grpo.kl_coef"]),
-    ("[grppo]\nkl_coef = 1.0", ["grppo", "grpo"]),
-    ("[grpo]\ngroup_size = 1.5", ["grpo.group_size", "1.5", "int"]),
-    ("[grpo]\ngroup_size = true", ["grpo.group_size", "True", "int"]),
-    ("[run]\ndevice = 'tpu'", ["run.device", "tpu", "cpu"]),
-    ("grpo = 3", ["grpo", "section"]),
-    ("[layout.train]\npipeline_layers = [1, 'a']", ["layout.train.pipeline_layers[1]", "'a'"]),
-    ("[reward]\nrules = { base_acc = 'x' }", ["reward.rules.base_acc", "'x'"]),
-    ("[grpo\nx", ["c.toml", "line 1"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("[grpo]\nkl_coeff = 1.0", ["grpo.kl_coeff", "grpo.kl_coef"]),
+        ("[grppo]\nkl_coef = 1.0", ["grppo", "grpo"]),
+        ("[grpo]\ngroup_size = 1.5", ["grpo.group_size", "1.5", "int"]),
+        ("[grpo]\ngroup_size = true", ["grpo.group_size", "True", "int"]),
+        ("[run]\ndevice = 'tpu'", ["run.device", "tpu", "cpu"]),
+        ("grpo = 3", ["grpo", "section"]),
+        ("[layout.train]\npipeline_layers = [1, 'a']", ["layout.train.pipeline_layers[1]", "'a'"]),
+        ("[reward]\nrules = { base_acc = 'x' }", ["reward.rules.base_acc", "'x'"]),
+        ("[grpo\nx", ["c.toml", "line 1"]),
+    ],
+)
 def test_a_mistake_is_named_with_field_and_value(tmp_path, text, words):
     with pytest.raises(UserError) as error:
         config.load(write(tmp_path, text), [], Config)
@@ -100,7 +109,8 @@ PATHS = "[run]\ndir = 'd'\n[model]\npath = 'm'\ncheckpoint = '/c'\n[reward]\nrul
 )
 @pytest.mark.parametrize("spelt", ["absolute", "relative"])
 def test_relative_paths_of_a_file_in_configs_start_above_it_and_others_at_the_working_directory(
-        tmp_path, folder, start, spelt, monkeypatch):
+    tmp_path, folder, start, spelt, monkeypatch
+):
     there = tmp_path / "checkout"
     (there / folder).mkdir(parents=True)
     (tmp_path / "cwd").mkdir()
@@ -157,10 +167,15 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
     assert config.load(str(path), [], Config).grpo.kl_coef == 0.5
 
 
-@pytest.mark.parametrize("path, sentence", [
-    ("", "cannot be read (Is a directory); name an existing TOML file"),
-    ("c.toml/x", "cannot be read (Not a directory)"), ("n" * 5000, "cannot be read (File name too long)"),
-    ("latin.toml", ":2: is not UTF-8 (byte 0xe9); save the file as UTF-8")])
+@pytest.mark.parametrize(
+    "path, sentence",
+    [
+        ("", "cannot be read (Is a directory); name an existing TOML file"),
+        ("c.toml/x", "cannot be read (Not a directory)"),
+        ("n" * 5000, "cannot be read (File name too long)"),
+        ("latin.toml", ":2: is not UTF-8 (byte 0xe9); save the file as UTF-8"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path, path, sentence):
     write(tmp_path, "")
     (tmp_path / "latin.toml").write_bytes(b"[run]\nname = '\xe9'")

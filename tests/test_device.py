@@ -1,6 +1,7 @@
-"""What a vendor's start-up leaves behind: a stand-in patches torch as MindSpeed's adaptor does (core_r0.16.0, requirements_basic.py).
+"""What a vendor's start-up leaves behind: a stand-in patches torch as MindSpeed's adaptor does (core_r0.16.0,
+requirements_basic.py).
 
-    python -m pytest tests/test_device.py
+python -m pytest tests/test_device.py
 """
 
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from tests import patience
 
-ADAPTOR = '''
+ADAPTOR = """
 import sys, types
 from functools import wraps
 from importlib.machinery import ModuleSpec
@@ -45,8 +46,8 @@ for module in list(sys.modules.values()):
 for name in ("flash_attn", "flash_attn.flash_attn_interface"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__spec__ = ModuleSpec(name, None)
-'''
-PROGRAM = '''
+"""
+PROGRAM = """
 import importlib.util, os, sys
 import torch, torch.distributed as dist
 from dataclasses import replace
@@ -65,15 +66,21 @@ strided = torch.zeros(4, 6)[:, :2]
 strided.view(2, 2, 2)[0, 0, 0] = 1.0
 print(doubles.tolist(), float(strided.sum()), importlib.util.find_spec("flash_attn"), sys.modules["adaptor"].SEEN[1:])
 dist.destroy_process_group()
-'''
+"""
 
 
 def said(tmp_path: Path, undone: bool) -> list[str]:
     (tmp_path / "adaptor.py").write_text(ADAPTOR)
     program = PROGRAM.format(undone=undone, store=tmp_path / f"store{undone}")
-    ranks = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, str(rank)], stdout=subprocess.PIPE, text=True,
-                              env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "GLOO_SOCKET_IFNAME": "lo"})
-             for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, str(rank)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for rank in range(2)
+    ]
     return [patience.communicate(rank)[0].strip() for rank in ranks]
 
 
@@ -105,7 +112,8 @@ def test_groups_get_options_on_npu_only(monkeypatch: pytest.MonkeyPatch) -> None
     from r1zero.distributed import device
 
     vendor = SimpleNamespace(
-        _C=SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=SimpleNamespace))))
+        _C=SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=SimpleNamespace)))
+    )
     monkeypatch.setitem(sys.modules, "torch_npu", vendor)
     assert device.group_options("npu", "mp").hccl_config == {"hccl_buffer_size": 20}
     assert device.group_options("npu", "embd") is None and device.group_options("cuda", "mp") is None
@@ -115,13 +123,15 @@ def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch
     import torch
 
     from r1zero import config
-    from r1zero.distributed import device
     from r1zero.config import errors
+    from r1zero.distributed import device
 
     monkeypatch.setattr(errors, "SPEAKER_S", 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
-    for there, says in ((0, "has no such device that its packages can use; name the device it has"),
-                        (2, "has 2 devices and more ranks were started on it; start one rank for each device")):
+    for there, says in (
+        (0, "has no such device that its packages can use; name the device it has"),
+        (2, "has 2 devices and more ranks were started on it; start one rank for each device"),
+    ):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
         for local_rank in range(there, there + 2):

@@ -1,6 +1,6 @@
 """What a resumed run finds of the run before it: whole lines of whole iterations, whatever the samples say.
 
-    python -m pytest tests/test_metrics.py
+python -m pytest tests/test_metrics.py
 """
 
 import json
@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero.observability import metrics, plots
 from r1zero.config import UserError
+from r1zero.observability import metrics, plots
 
-TEXT = st.text(st.sampled_from("a\n\r\x0b\x0c\x1c\x85\u2028\u2029é😀\"\\"), max_size=6)
+TEXT = st.text(st.sampled_from('a\n\r\x0b\x0c\x1c\x85\u2028\u2029é😀"\\'), max_size=6)
 
 
 @settings(deadline=None)
 @given(texts=st.lists(TEXT, max_size=8), kept=st.integers(0, 9), torn=st.integers(0, 40))
 def test_the_lines_of_later_iterations_and_a_torn_last_line_are_dropped(
-        texts: list[str], kept: int, torn: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    texts: list[str], kept: int, torn: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "samples.jsonl"
     path.unlink(missing_ok=True)
     for iteration, text in enumerate(texts, 1):

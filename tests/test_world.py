@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from r1zero.config import CollectiveError, UserError, errors
 from r1zero.distributed import device, world
-from r1zero.config import errors
-from r1zero.config import CollectiveError, UserError
 from r1zero.distributed.world import Launch, read_launch
 
 ROOT = Path(__file__).parents[1]
@@ -85,9 +84,19 @@ ROOT = Path(__file__).parents[1]
             },
             Launch(9, 16, 1, 8, "torchrun"),
         ),
-        ({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none",
-      "PMI_RANK": "1", "PMI_SIZE": "2"}, Launch(9, 16, 1, 8, "torchrun")),
-    # torchrun's names set by hand to what srun says.
+        (
+            {
+                "RANK": "9",
+                "WORLD_SIZE": "16",
+                "LOCAL_RANK": "1",
+                "LOCAL_WORLD_SIZE": "8",
+                "TORCHELASTIC_RUN_ID": "none",
+                "PMI_RANK": "1",
+                "PMI_SIZE": "2",
+            },
+            Launch(9, 16, 1, 8, "torchrun"),
+        ),
+        # torchrun's names set by hand to what srun says.
         (
             {
                 "RANK": "3",
@@ -153,9 +162,17 @@ def test_nonsense_is_refused(environment, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("environment, speaks", [
-    ({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False), ({"RANK": "0", "OMPI_COMM_WORLD_RANK": "1"}, False),
-    ({"RANK": "1", "OMPI_COMM_WORLD_RANK": "0", "SLURM_PROCID": "3"}, True), ({"SLURM_PROCID": "x"}, False)])
+@pytest.mark.parametrize(
+    "environment, speaks",
+    [
+        ({}, True),
+        ({"RANK": "0"}, True),
+        ({"RANK": "1"}, False),
+        ({"RANK": "0", "OMPI_COMM_WORLD_RANK": "1"}, False),
+        ({"RANK": "1", "OMPI_COMM_WORLD_RANK": "0", "SLURM_PROCID": "3"}, True),
+        ({"SLURM_PROCID": "x"}, False),
+    ],
+)
 def test_one_rank_says_what_is_wrong_with_the_launch(environment, speaks):
     assert (world.stand_in(environment).rank == 0) == speaks
 
@@ -192,8 +209,10 @@ def bare(monkeypatch):
         (
             "srun",
             {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "PATH": ""},
-            "srun: scontrol does not say which is the first of the nodes SLURM_STEP_NODELIST='node[1-2]' "
-            "(No such file or directory); set",
+            (
+                "srun: scontrol does not say which is the first of the nodes SLURM_STEP_NODELIST='node[1-2]' "
+                "(No such file or directory); set"
+            ),
         ),
         ("srun", {"SLURM_JOB_ID": "7", "PATH": ""}, "SLURM_STEP_NODELIST='' (No such file or directory)"),
         ("none", {"GLOO_SOCKET_IFNAME": "eth77"}, "has no network interface 'eth77'; it has lo"),
@@ -303,16 +322,18 @@ import torch.distributed as dist
 from r1zero.distributed import device, world
 
 store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
-os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True",
-                  TORCHELASTIC_RESTART_COUNT="3")
+os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
+                  TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="3")
 world.join(world.read_launch(), device.DEVICES["cpu"], 60)
 print(*store.list_keys())
 """
 
 
 def test_a_restarted_attempt_has_keys_of_its_own_in_torchruns_store():
-    """It finds those of the failed attempt otherwise, addresses of processes that are gone among them, and waits for ever."""
-    done = subprocess.run([sys.executable, "-c", JOIN], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          check=True)
+    """It finds those of the failed attempt otherwise, addresses of processes that are gone among them, and waits for
+    ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
     keys = done.stdout.split()
     assert keys and all(key.startswith("attempt_3/") for key in keys)

@@ -25,8 +25,21 @@ def wheel(requirement: str) -> zipfile.ZipFile:
     found = sorted(folder().glob(f"{name}-{version}-*.whl"))
     if not found:
         folder().mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
-                   "--retries", "1", "--dest", str(folder()), requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--quiet",
+            "--retries",
+            "1",
+            "--dest",
+            str(folder()),
+            requirement,
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         except subprocess.TimeoutExpired:
@@ -50,7 +63,8 @@ def tree(requirement: str, module: str) -> ast.Module | None:
 
 
 def find(module: ast.AST, qualname: str) -> ast.AST | None:
-    """The class, function, import or assignment that a dotted name inside a module stands for; None if there is none."""
+    """The class, function, import or assignment that a dotted name inside a module stands for; None if there is
+    none."""
     scope: ast.AST | None = module
     for name in qualname.split("."):
         scope = next((node for node in _statements(scope) if name in _bound(node)), None)
@@ -91,13 +105,21 @@ def arguments(function: ast.FunctionDef) -> list[str]:
 
 def fields(cls: ast.ClassDef) -> set[str]:
     """Annotated names in a class body: the fields of a dataclass or struct."""
-    return {node.target.id for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    return {
+        node.target.id for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 def attributes(cls: ast.AST) -> set[str]:
     """Every name assigned as self.name anywhere in a class."""
-    return {node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            and isinstance(node.value, ast.Name) and node.value.id == "self"}
+    return {
+        node.attr
+        for node in ast.walk(cls)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
 
 
 def strings(module: ast.AST) -> set[str]:

@@ -12,4 +12,6 @@ def without(*names: str) -> AbstractContextManager[Any]:
     unknown = set(names) - set(patches.PATCHES)
     assert not unknown, unknown
     apply = patches.apply
-    return mock.patch.object(patches, "apply", lambda makers: apply({name: make for name, make in makers.items() if name not in names}))
+    return mock.patch.object(
+        patches, "apply", lambda makers: apply({name: make for name, make in makers.items() if name not in names})
+    )

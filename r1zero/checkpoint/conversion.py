@@ -1,4 +1,5 @@
-"""Weights from Hugging Face's format to a megatron distributed checkpoint and back: a tensor at a time, whatever the layout.
+"""Weights from Hugging Face's format to a megatron distributed checkpoint and back: a tensor at a time, whatever the
+layout.
 
 No process holds a shard: each writes its own files of the result, and reads just what goes into them.
 """
@@ -13,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from r1zero.config import UserError
 from r1zero.checkpoint import hf_export, manifest
-from r1zero.checkpoint.dist_files import Chunk, DistFolder, SUFFIX, append, place, write_index
-from r1zero.model.families import Weight, weights
+from r1zero.checkpoint.dist_files import SUFFIX, Chunk, DistFolder, append, place, write_index
 from r1zero.checkpoint.hf_files import HfFolder
-from r1zero.checkpoint.manifest import HashedFile, CorruptError
+from r1zero.checkpoint.manifest import CorruptError, HashedFile
+from r1zero.checkpoint.staging import StagingFolder
+from r1zero.config import UserError
+from r1zero.model.families import Weight, weights
 from r1zero.model.placement import Part, part
 from r1zero.model.shape import Shape
-from r1zero.checkpoint.staging import StagingFolder
 
 SMALLEST, LARGEST, ABOUT = 256 << 20, 4 << 30, 32
 """Bytes of a file: at least, at most; between these there are about so many files."""
@@ -55,8 +56,14 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
     buckets = _buckets([(piece, hf_export.nbytes(piece.chunk.dtype, piece.chunk.sizes)) for piece in pieces])
     files = {f"__{i}_0{SUFFIX}": pieces for i, pieces in enumerate(buckets)}
     made_of = {"shape": _shape_digest(shape), "weights": fingerprint}
-    stage = StagingFolder(out, {"to": "mcore", **made_of}, [(name, _size(pieces)) for name, pieces in files.items()], workers.rank, workers.size,
-                  workers.barrier)
+    stage = StagingFolder(
+        out,
+        {"to": "mcore", **made_of},
+        [(name, _size(pieces)) for name, pieces in files.items()],
+        workers.rank,
+        workers.size,
+        workers.barrier,
+    )
 
     def write(file: HashedFile, name: str) -> list[list[Any]]:
         return [_where(append(file, _fused(piece, folder, shape))) for piece, _ in files[name]]
@@ -66,8 +73,14 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
         notes = stage.notes()
         segments = {name: note["segments"] for name, note in notes.items()}
         with stage.writable():
-            write_index(stage.aside, [(piece.chunk, _StorageInfo(*where)) for name, pieces in files.items()
-                                      for (piece, _), where in zip(pieces, notes[name]["facts"], strict=True)])
+            write_index(
+                stage.aside,
+                [
+                    (piece.chunk, _StorageInfo(*where))
+                    for name, pieces in files.items()
+                    for (piece, _), where in zip(pieces, notes[name]["facts"], strict=True)
+                ],
+            )
             segments |= {
                 name: manifest.adopt(stage.aside / name) for name in (".metadata", "common.pt", "metadata.json")
             }
@@ -76,15 +89,23 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
     workers.barrier()
 
 
-def to_hf(shape: Shape, source: Path, checkpoint: Path, out: Path, workers: Workers, progress: Callable[[int], Progress]) -> None:
-    """The weights of a checkpoint in the types of `source`, whose config and tokenizer come along. Raises UserError as `to_mcore`."""
+def to_hf(
+    shape: Shape, source: Path, checkpoint: Path, out: Path, workers: Workers, progress: Callable[[int], Progress]
+) -> None:
+    """The weights of a checkpoint in the types of `source`, whose config and tokenizer come along. Raises UserError as
+    `to_mcore`."""
     every = weights(shape)
     folder = open_weights(checkpoint, shape)
     dtypes = HfFolder(source, shape, every).dtypes
     buckets = _buckets([((w.name, dtypes[w.name], w.shape), hf_export.nbytes(dtypes[w.name], w.shape)) for w in every])
     files = {hf_export.file_name(i, len(buckets)): [entry for entry, _ in bucket] for i, bucket in enumerate(buckets)}
     by_name = {w.name: w for w in every}
-    purpose = {"to": "hf", "shape": _shape_digest(shape), "manifest": manifest.digest(folder.facts), "types": hf_export.fingerprint(source)}
+    purpose = {
+        "to": "hf",
+        "shape": _shape_digest(shape),
+        "manifest": manifest.digest(folder.facts),
+        "types": hf_export.fingerprint(source),
+    }
     sizes = [(name, _size(bucket)) for name, bucket in zip(files, buckets, strict=True)]
     stage = StagingFolder(out, purpose, sizes, workers.rank, workers.size, workers.barrier)
 
@@ -112,8 +133,10 @@ def open_weights(path: Path, shape: Shape) -> DistFolder:
             ) from None
         raise UserError(f"{path}: is not a whole checkpoint ({error}); convert again, or name another step") from None
     if wrong := folder.problems(weights(shape)):
-        raise UserError(f"{path}: is a checkpoint of another model: it lacks {len(wrong)} tensors ({', '.join(wrong[:3])}"
-                        f"{', ...' if len(wrong) > 3 else ''}); name the config it was made with")
+        raise UserError(
+            f"{path}: is a checkpoint of another model: it lacks {len(wrong)} tensors ({', '.join(wrong[:3])}"
+            f"{', ...' if len(wrong) > 3 else ''}); name the config it was made with"
+        )
     return folder
 
 
@@ -129,8 +152,10 @@ def check_source(folder: DistFolder, source_fingerprint: str) -> None:
     """Raises UserError where the checkpoint was made from other weights than those of the fingerprint."""
     made_of = folder.facts.get("weights")
     if made_of != source_fingerprint:
-        raise UserError(f"{folder.path}: was made from other weights (fingerprint {str(made_of)[:12]}) than model.path has now "
-                        f"({source_fingerprint[:12]}); run convert.py to-mcore again, or correct model.checkpoint")
+        raise UserError(
+            f"{folder.path}: was made from other weights (fingerprint {str(made_of)[:12]}) than model.path has now "
+            f"({source_fingerprint[:12]}); run convert.py to-mcore again, or correct model.checkpoint"
+        )
 
 
 def _shape_digest(shape: Shape) -> str:
@@ -154,8 +179,13 @@ def _pieces(shape: Shape, every: list[Weight], dtypes: dict[str, torch.dtype]) -
     for (key, index, first), members in groups.items():
         at, width = place(members[0], shape), members[0].shape[1:]
         rows = at.rows if first is None else members[0].shape[0]
-        chunk = Chunk(key, at.shape(members[0]), dtypes[members[0].name], (*index, first or 0, *(0 for _ in width)),
-                      (*(1 for _ in index), rows, *width))
+        chunk = Chunk(
+            key,
+            at.shape(members[0]),
+            dtypes[members[0].name],
+            (*index, first or 0, *(0 for _ in width)),
+            (*(1 for _ in index), rows, *width),
+        )
         found.append(FusedChunk(chunk, tuple(members)))
     return found
 
@@ -165,11 +195,11 @@ def _fused(piece: FusedChunk, folder: HfFolder, shape: Shape) -> Tensor:
     chunk, members = piece.chunk, piece.members
     if members[0].blocks == 1:
         return folder.read(members[0], part(members[0], 1, 0)).to(chunk.dtype).reshape(chunk.sizes)
-    out = torch.empty(chunk.sizes[len(chunk.sizes) - len(members[0].shape):], dtype=chunk.dtype)
+    out = torch.empty(chunk.sizes[len(chunk.sizes) - len(members[0].shape) :], dtype=chunk.dtype)
     for weight in members:
         tensor = folder.read(weight, part(weight, 1, 0))
         for hf, fused, rows in place(weight, shape).runs:
-            out[fused:fused + rows] = tensor[hf:hf + rows]
+            out[fused : fused + rows] = tensor[hf : hf + rows]
     return out.view(chunk.sizes)
 
 

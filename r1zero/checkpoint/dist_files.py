@@ -1,8 +1,8 @@
 """Files of megatron-core's distributed checkpoint (`torch_dist`), read and written tensor by tensor, without megatron.
 
 Such a checkpoint knows nothing of layouts: each of its tensors has a key and a full shape, and lies in chunks, each a
-`torch.save` somewhere in a file; `.metadata` says where. What megatron's modules call a weight there is one rule (`place`),
-so that a Hugging Face tensor can be read or written without a model that has it.
+`torch.save` somewhere in a file; `.metadata` says where. What megatron's modules call a weight there is one rule
+(`place`), so that a Hugging Face tensor can be read or written without a model that has it.
 """
 
 import itertools
@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from r1zero.checkpoint import manifest
+from r1zero.checkpoint.manifest import CorruptError, HashedFile
 from r1zero.model.families import Weight
-from r1zero.checkpoint.manifest import HashedFile, CorruptError
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
 
@@ -70,7 +70,8 @@ class Chunk:
 
 
 def place(weight: Weight, shape: Shape) -> CheckpointSlot:
-    """megatron-core 0.16: layers all alike are stacked under one key, others have a key each; experts are stacked always."""
+    """megatron-core 0.16: layers all alike are stacked under one key, others have a key each; experts are stacked
+    always."""
     key = weight.parameter.replace("local_experts.{e}", "experts")
     lead: tuple[tuple[int, int], ...] = ()
     if weight.layer is not None and shape.moe is None:
@@ -80,35 +81,51 @@ def place(weight: Weight, shape: Shape) -> CheckpointSlot:
     if weight.expert is not None:
         lead = ((weight.expert, shape.moe.experts),)
     rows = weight.total or weight.shape[0]
-    if weight.blocks == 1:   # gate before up, each whole: the key's order is that of the uncut parameter
+    if weight.blocks == 1:  # gate before up, each whole: the key's order is that of the uncut parameter
         return CheckpointSlot(key, lead, rows, ((0, weight.first, weight.shape[0]),))
     each, stride, first = (n // weight.blocks for n in (weight.shape[0], rows, weight.first))
     return CheckpointSlot(key, lead, rows, tuple((i * each, i * stride + first, each) for i in range(weight.blocks)))
 
 
 class DistFolder:
-    """An open checkpoint folder, of weights or of a training run. `read` loads the chunks it needs, one at a time, and checks each."""
+    """An open checkpoint folder, of weights or of a training run. `read` loads the chunks it needs, one at a time, and
+    checks each."""
 
     def __init__(self, path: Path, shape: Shape):
         """Raises CorruptError where the folder is not a checkpoint."""
         self.path, self.shape = path, shape
         self.facts = manifest.read(path)
-        ends = {name: itertools.accumulate((length for length, _ in segments), initial=0) for name, segments in self.facts["files"].items()}
-        self._sha256 = {(name, begin): found for name, segments in self.facts["files"].items()
-                        for begin, (_, found) in zip(ends[name], segments, strict=False)}
+        ends = {
+            name: itertools.accumulate((length for length, _ in segments), initial=0)
+            for name, segments in self.facts["files"].items()
+        }
+        self._sha256 = {
+            (name, begin): found
+            for name, segments in self.facts["files"].items()
+            for begin, (_, found) in zip(ends[name], segments, strict=False)
+        }
         try:
             metadata = FileSystemReader(path).read_metadata()
         except (OSError, pickle.UnpicklingError, EOFError) as error:
             raise CorruptError(f".metadata cannot be read ({error})") from None
-        self._tensors = {key: found for key, found in metadata.state_dict_metadata.items() if isinstance(found, TensorStorageMetadata)}
+        self._tensors = {
+            key: found
+            for key, found in metadata.state_dict_metadata.items()
+            if isinstance(found, TensorStorageMetadata)
+        }
         self._where: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         self._last: tuple[MetadataIndex | None, Tensor | None] = (None, None)
 
     def problems(self, weights: Iterable[Weight]) -> list[str]:
         """Names of weights that are missing here, or lie here with another shape."""
         places = [(w, place(w, self.shape)) for w in weights]
-        return [f"{w.name} (shape {list(self._tensors[p.key].size)} in place of {list(p.shape(w))})" if p.key in self._tensors else w.name
-                for w, p in places if p.key not in self._tensors or tuple(self._tensors[p.key].size) != p.shape(w)]
+        return [
+            f"{w.name} (shape {list(self._tensors[p.key].size)} in place of {list(p.shape(w))})"
+            if p.key in self._tensors
+            else w.name
+            for w, p in places
+            if p.key not in self._tensors or tuple(self._tensors[p.key].size) != p.shape(w)
+        ]
 
     def dtype(self, weight: Weight) -> torch.dtype:
         return self._tensors[place(weight, self.shape).key].properties.dtype
@@ -124,11 +141,12 @@ class DistFolder:
             if first < last:
                 offsets = (*at.index, first - hf + fused, *columns)
                 piece = self.region(at.key, offsets, (*ones, last - first, *sizes))
-                out[first - part[0].start:last - part[0].start] = piece.view(last - first, *sizes)
+                out[first - part[0].start : last - part[0].start] = piece.view(last - first, *sizes)
         return out
 
     def region(self, key: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
-        """A rectangle of one of the checkpoint's tensors. Raises CorruptError where it has no content for some of it."""
+        """A rectangle of one of the checkpoint's tensors. Raises CorruptError where it has no content for some of
+        it."""
         if key not in self._tensors:
             raise CorruptError(f"it has no {key}")
         found = self._tensors[key]
@@ -155,7 +173,9 @@ class DistFolder:
                 with open(self.path / info.relative_path, "rb") as file:
                     file.seek(info.offset)
                     if manifest.sha256(file, info.length) != self._sha256.get((info.relative_path, info.offset)):
-                        raise CorruptError(f"{info.relative_path} has other content than was written (sha256 of {index.fqn} differs)")
+                        raise CorruptError(
+                            f"{info.relative_path} has other content than was written (sha256 of {index.fqn} differs)"
+                        )
                     chunk = _create_file_view(file, info.offset, info.length)
                     self._last = (index, torch.load(chunk, map_location="cpu", weights_only=True))
             except OSError as error:
@@ -189,11 +209,18 @@ def write_index(folder: Path, chunks: list[tuple[Chunk, _StorageInfo]]) -> None:
     """The files that make written chunks a checkpoint of megatron's."""
     tensors: dict[str, TensorStorageMetadata] = {}
     for chunk, _ in chunks:
-        row = tensors.setdefault(chunk.key, TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(chunk.shape), []))
+        row = tensors.setdefault(
+            chunk.key, TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(chunk.shape), [])
+        )
         row.chunks.append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
     where = {MetadataIndex(chunk.key, chunk.offsets): info for chunk, info in chunks}
     with open(folder / ".metadata", "wb") as file:
         pickle.dump(Metadata(tensors, storage_data=where, version=CURRENT_DCP_VERSION), file)
     torch.save({}, folder / "common.pt")
-    backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+    backends = {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
     (folder / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")

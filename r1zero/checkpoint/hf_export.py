@@ -1,4 +1,5 @@
-"""Folders in Hugging Face's format, written a tensor at a time: header first, as names, types and shapes are known before.
+"""Folders in Hugging Face's format, written a tensor at a time: header first, as names, types and shapes are known
+before.
 
 The format: 8 bytes of length, a JSON header, then the tensors' bytes (github.com/huggingface/safetensors, "Format").
 """
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1zero.config import UserError
 from r1zero.checkpoint.hf_files import TYPES
 from r1zero.checkpoint.hf_folder import INDEX, SINGLE, weight_files
 from r1zero.checkpoint.manifest import HashedFile
+from r1zero.config import UserError
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 COPIED = (".json", ".model", ".txt", ".jinja", ".py")
@@ -52,10 +53,14 @@ def file_name(number: int, count: int) -> str:
 
 
 def finish(folder: Path, files: dict[str, Tensors], source: Path) -> None:
-    """The index, and config and tokenizer of `source`, of which FP8's settings are left out: what is written here is not FP8."""
+    """The index, and config and tokenizer of `source`, of which FP8's settings are left out: what is written here is
+    not FP8."""
     if len(files) > 1:
         total = sum(nbytes(dtype, shape) for tensors in files.values() for _, dtype, shape in tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": {name: file for file, tensors in files.items() for name, _, _ in tensors}}
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {name: file for file, tensors in files.items() for name, _, _ in tensors},
+        }
         (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     for path in source.iterdir():
         if path.is_file() and path.suffix in COPIED and path.name != INDEX:
@@ -82,7 +87,9 @@ def _header(path: Path) -> dict[str, Any]:
         try:
             return json.loads(file.read(length))
         except ValueError as error:
-            raise UserError(f"{path}: is torn or not a safetensors file ({error}); download or convert it again") from None
+            raise UserError(
+                f"{path}: is torn or not a safetensors file ({error}); download or convert it again"
+            ) from None
 
 
 SAMPLES = 64
@@ -90,7 +97,8 @@ SAMPLE_BYTES = 4096
 
 
 def fingerprint(path: Path) -> str:
-    """Of a folder's weights: every header, and a sample of every file's content. Tells models of one shape apart in seconds at any size."""
+    """Of a folder's weights: every header, and a sample of every file's content. Tells models of one shape apart in
+    seconds at any size."""
     found = hashlib.sha256(json.dumps(source_headers(path), sort_keys=True).encode())
     for name in weight_files(path):
         size = (path / name).stat().st_size

@@ -8,10 +8,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from r1zero.config import UserError
 from r1zero.checkpoint import hf_folder
-from r1zero.model.families import Weight, fp8_block
 from r1zero.checkpoint.hf_folder import some
+from r1zero.config import UserError
+from r1zero.model.families import Weight, fp8_block
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
 
@@ -62,7 +62,7 @@ class HfFolder:
         facts: Facts = {}
         for name in hf_folder.weight_files(self.path):
             file = _open(self.path / name)
-            for tensor in file.keys():
+            for tensor in file:
                 if tensor in facts:
                     raise UserError(
                         f"{self.path}: {tensor} is both in {self._where[tensor]} and in {name}; one of the files is "

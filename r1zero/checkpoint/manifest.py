@@ -25,7 +25,8 @@ class CorruptError(Exception):
 
 
 class HashedFile:
-    """A new file, hashed while it is written; `segment` ends one. It is on disk, and not just in its cache, when closed."""
+    """A new file, hashed while it is written; `segment` ends one. It is on disk, and not just in its cache, when
+    closed."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -35,7 +36,7 @@ class HashedFile:
         self._threads = ThreadPoolExecutor(2)
         self._flushing: Future[None] | None = None
         self._unflushed = 0
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+        self._file = open(path, "wb")  # noqa: SIM115 (kept open)
         self._begin()
 
     def _begin(self) -> None:
@@ -80,13 +81,13 @@ class HashedFile:
             self._threads.shutdown()
             if kind is None:
                 if self._flushing:
-                    self._flushing.result()   # a disk that failed then may not say so again
+                    self._flushing.result()  # a disk that failed then may not say so again
                 self.segment()
                 self._file.flush()
                 os.fsync(self._file.fileno())
         finally:
             self._file.close()
-            if self._failure:   # torch.save reports a full disk as an unexpected position in a file
+            if self._failure:  # torch.save reports a full disk as an unexpected position in a file
                 raise self._failure
 
 
@@ -153,7 +154,9 @@ def check(folder: Path, name: str, segments: list[Segment]) -> None:
             for length, stated in segments:
                 begin = file.tell()
                 if sha256(file, length) != stated:
-                    raise CorruptError(f"{name} has other content than was written (sha256 of bytes {begin} to {begin + length})")
+                    raise CorruptError(
+                        f"{name} has other content than was written (sha256 of bytes {begin} to {begin + length})"
+                    )
     except OSError as error:
         raise CorruptError(f"{name} cannot be read ({error})") from None
 

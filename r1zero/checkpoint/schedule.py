@@ -1,4 +1,5 @@
-"""When a checkpoint is written and when a run ends early: by iterations, by the clock, and by signals, as all ranks agree."""
+"""When a checkpoint is written and when a run ends early: by iterations, by the clock, and by signals, as all ranks
+agree."""
 
 import os
 import signal
@@ -14,7 +15,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class SaveSchedule:
     """Decides alike on every rank.
 
-    A signal may reach any rank, and only the clock of rank 0 counts; both are reduced together with the metrics of the step.
+    A signal may reach any rank, and only the clock of rank 0 counts; both are reduced together with the metrics of the
+    step.
     """
 
     def __init__(self, cfg: Checkpoint, iterations: int, rank: int):
@@ -23,13 +25,16 @@ class SaveSchedule:
         self.saved = time.monotonic()
 
     def listen(self) -> None:
-        """From now on a signal asks for the end of the run after this step. A second Ctrl-C ends the process at once."""
+        """From now on a signal asks for the end of the run after this step. A second Ctrl-C ends the process at
+        once."""
         for number in SIGNALS:
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)   # ends the process even if the interpreter is stuck
-        if self.rank == 0 and not self.asked and number != signal.SIGTERM:   # launchers also send SIGTERM to end a failed job
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process even if the interpreter is stuck
+        if (
+            self.rank == 0 and not self.asked and number != signal.SIGTERM
+        ):  # launchers also send SIGTERM to end a failed job
             os.write(2, b"finishing this step and saving, then the run ends; press Ctrl-C again to end it at once\n")
         self.asked = True
 
@@ -46,8 +51,12 @@ class SaveSchedule:
     def due(self, iteration: int) -> bool:
         """Whether a checkpoint is to be written after this iteration."""
         every = self.cfg.every_iterations
-        due = (self.stop or self.time_is_up or bool(every and iteration % every == 0)
-               or iteration == self.iterations and self.cfg.after_last)
+        due = (
+            self.stop
+            or self.time_is_up
+            or bool(every and iteration % every == 0)
+            or (iteration == self.iterations and self.cfg.after_last)
+        )
         if due:
             self.saved = time.monotonic()
         return due

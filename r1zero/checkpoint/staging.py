@@ -1,7 +1,9 @@
-"""A new folder of many files, written by many processes that share a disk, each file once; a start after a kill goes on.
+"""A new folder of many files, written by many processes that share a disk, each file once; a start after a kill goes
+on.
 
-While it is made the folder is called `OUT.part`. Each file that is whole has a note beside it, so the next start, with as many
-processes as it likes, skips it. OUT itself is there whole or not at all. If OUT is a symbolic link, its target is made.
+While it is made the folder is called `OUT.part`. Each file that is whole has a note beside it, so the next start, with
+as many processes as it likes, skips it. OUT itself is there whole or not at all. If OUT is a symbolic link, its target
+is made.
 """
 
 import json
@@ -12,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from r1zero.config import UserError, reason
 from r1zero.checkpoint import manifest
 from r1zero.checkpoint.manifest import HashedFile
+from r1zero.config import UserError, reason
 
 NOTE = ".done"
 PURPOSE = "purpose" + NOTE
@@ -23,8 +25,11 @@ File = tuple[str, int]
 
 
 class StagingFolder:
-    def __init__(self, out: Path, purpose: dict[str, Any], files: list[File], rank: int, size: int, barrier: Callable[[], None]):
-        """purpose: what is made of what, to tell another unfinished attempt. barrier: returns when all processes have called it.
+    def __init__(
+        self, out: Path, purpose: dict[str, Any], files: list[File], rank: int, size: int, barrier: Callable[[], None]
+    ):
+        """purpose: what is made of what, to tell another unfinished attempt. barrier: returns when all processes have
+        called it.
 
         Raises UserError if OUT exists or cannot be written, OUT.part is of something else, or the disk is too small.
         """
@@ -39,7 +44,7 @@ class StagingFolder:
         with self.writable():
             if self.out.exists():
                 raise UserError(f"{out}: exists already; name a new folder, or remove it")
-        barrier()   # before any process can have finished
+        barrier()  # before any process can have finished
         if rank == 0:
             with self.writable():
                 self._begin(purpose)
@@ -78,7 +83,7 @@ class StagingFolder:
 
     def write(self, write: Callable[[HashedFile, str], Any], progress: Callable[[int], None]) -> None:
         """`write(file, name)` fills a file and returns JSON to remember of it. progress: bytes that are done."""
-        for name, size in self.files[self.rank::self.size]:
+        for name, size in self.files[self.rank :: self.size]:
             note = self.aside / (name + NOTE)
             with self.writable():
                 if not note.exists():
@@ -103,5 +108,7 @@ class StagingFolder:
 def _check_room(out: Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.01 + (1 << 20):
-        raise UserError(f"{out}: needs {needed / 1e9:.3f} GB more, and its disk has {free / 1e9:.3f} GB free; "
-                        "make room, or name another disk")
+        raise UserError(
+            f"{out}: needs {needed / 1e9:.3f} GB more, and its disk has {free / 1e9:.3f} GB free; "
+            "make room, or name another disk"
+        )

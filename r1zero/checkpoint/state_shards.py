@@ -1,9 +1,9 @@
 """Which part of the trained state this rank owns, and where it lies in a checkpoint's tensors.
 
-megatron's distributed optimizer deals each parameter out over the data-parallel ranks as one range of its flattened elements.
-A range of a matrix is at most three rectangles: the rest of a row, whole rows, the beginning of a row. A rank writes just these, and
-reads just these back, in whatever layout they were written: nothing is gathered, and no more than one rectangle is held beside
-what the rank has anyway.
+megatron's distributed optimizer deals each parameter out over the data-parallel ranks as one range of its flattened
+elements. A range of a matrix is at most three rectangles: the rest of a row, whole rows, the beginning of a row. A rank
+writes just these, and reads just these back, in whatever layout they were written: nothing is gathered, and no more
+than one rectangle is held beside what the rank has anyway.
 
 Legend: local rows are those of this rank's parameter, global rows those of the parameter without tensor parallelism.
 """
@@ -16,11 +16,12 @@ import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from r1zero.checkpoint.dist_files import CheckpointSlot, Chunk, place
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import placement
-from r1zero.checkpoint.dist_files import Chunk, CheckpointSlot, place
 from r1zero.model.mapping import Local
 from r1zero.model.shape import CHUNK_BYTES, Shape
+
 
 class RowSegment(NamedTuple):
     """Rows of the local parameter that are neighbours in the global one, too."""
@@ -65,14 +66,19 @@ class ParameterPlace:
                 low, high = max(first_row, segment.local), min(last_row, segment.local + segment.rows)
                 for row in range(low, high, most_rows):
                     rows = min(most_rows, high - row)
-                    world = (segment.world + row - segment.local, self.column + first)[:self.parameter.dim()]
-                    sizes = (rows, last - first)[:self.parameter.dim()]
-                    yield Rectangle(row * width + first, (row + rows - 1) * width + last, (*self.index, *world),
-                                    (*(1 for _ in self.index), *sizes))
+                    world = (segment.world + row - segment.local, self.column + first)[: self.parameter.dim()]
+                    sizes = (rows, last - first)[: self.parameter.dim()]
+                    yield Rectangle(
+                        row * width + first,
+                        (row + rows - 1) * width + last,
+                        (*self.index, *world),
+                        (*(1 for _ in self.index), *sizes),
+                    )
 
 
 def _runs(begin: int, end: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first row, row after the last, first column, column after the last) of the at most three rectangles of a flat range."""
+    """(first row, row after the last, first column, column after the last) of the at most three rectangles of a flat
+    range."""
     row, column = divmod(begin, width)
     if column:
         stop = min(end, (row + 1) * width)
@@ -100,18 +106,24 @@ def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: in
     index = grid.coordinate(rank, axis) if weight.cut is not None else 0
     column = members[0].part[1].start if len(weight.shape) > 1 else 0
     first_copy = (weight.cut is not None or grid.coordinate(rank, axis) == 0) and not (
-        weight.place == "both ends" and grid.coordinate(rank, "pp") > 0)
-    return ParameterPlace(members[0].parameter, at.key, at.shape(weight), at.index, _segments(members, at, index), column, first_copy)
+        weight.place == "both ends" and grid.coordinate(rank, "pp") > 0
+    )
+    return ParameterPlace(
+        members[0].parameter, at.key, at.shape(weight), at.index, _segments(members, at, index), column, first_copy
+    )
 
 
 def _segments(members: list[Local], at: CheckpointSlot, index: int) -> tuple[RowSegment, ...]:
     weight, degree = members[0].weight, members[0].degree
-    if weight.blocks > 1:   # the blocks are dealt out in order: one run of rows
+    if weight.blocks > 1:  # the blocks are dealt out in order: one run of rows
         return (RowSegment(0, index * (at.rows // degree), at.rows // degree),)
     if len(members) == 1:
         part = members[0].part[0]
         return (RowSegment(0, part.start, part.stop - part.start),)
-    return tuple(RowSegment(m.weight.first // degree, m.weight.first + m.part[0].start, m.weight.shape[0] // degree) for m in members)
+    return tuple(
+        RowSegment(m.weight.first // degree, m.weight.first + m.part[0].start, m.weight.shape[0] // degree)
+        for m in members
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,11 @@ def optimizer_shards(optimizer: Any) -> list[OptimizerShard]:
     for part in parts(optimizer):
         for parameter, (group, order) in part.model_param_group_index_map.items():
             owned = part._get_model_param_range_map(parameter)["param"]
-            found.append(OptimizerShard(part, parameter, owned.start, owned.end, part.optimizer.param_groups[group]["params"][order]))
+            found.append(
+                OptimizerShard(
+                    part, parameter, owned.start, owned.end, part.optimizer.param_groups[group]["params"][order]
+                )
+            )
     return found
 
 

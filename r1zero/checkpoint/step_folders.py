@@ -1,4 +1,5 @@
-"""The folders `step_N` of a run's checkpoints: made aside, given their name when whole, and the newest whole one found."""
+"""The folders `step_N` of a run's checkpoints: made aside, given their name when whole, and the newest whole one
+found."""
 
 import logging
 import os
@@ -11,16 +12,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from r1zero.config import Checkpoint, UserError
 from r1zero.checkpoint import manifest
 from r1zero.checkpoint.manifest import CorruptError
+from r1zero.config import Checkpoint, UserError
 
 log = logging.getLogger(__name__)
 
 STEP = re.compile(r"step_(\d+)")
 ROOMS, ROOM_BYTES = ("room_first.tmp", "room_last.tmp"), 1 << 20
-"""Files beside the folder that is written. Each keeps room for small files that one rank writes, before all write the large ones and
-after, when the others cannot be told that they failed."""
+"""Files beside the folder that is written. Each keeps room for small files that one rank writes, before all write the
+large ones and after, when the others cannot be told that they failed."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class CheckpointInfo:
 def prepare(folder: Path, aside: Path, needed: int) -> str:
     """An empty folder beside the final one. Returns what stands against it."""
     try:
-        for stale in folder.glob("*.tmp"):   # of a save that was cut off
+        for stale in folder.glob("*.tmp"):  # of a save that was cut off
             _remove(stale)
-        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)   # a link may lead nowhere yet
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # a link may lead nowhere yet
         aside.mkdir()
         for name in ROOMS:
             with manifest.HashedFile(folder / name) as file:
@@ -47,8 +48,11 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
         return f"cannot be written ({error.strerror}); make room, or check the run's folder (run.dir)"
     if free < needed * 1.01 + ROOM_BYTES:
         discard(aside)
-        return (f"needs {needed / 1e9:.3f} GB, and the disk has {free / 1e9:.3f} GB free; make room, lower checkpoint.keep, or put "
-                "run.dir on a larger disk")
+        return (
+            f"needs {needed / 1e9:.3f} GB, and the disk has {free / 1e9:.3f} GB free; make room, lower "
+            f"checkpoint.keep, or put "
+            "run.dir on a larger disk"
+        )
     return ""
 
 
@@ -66,11 +70,11 @@ def use_room(folder: Path, name: str) -> None:
 
 def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
     """Rename, say so in `latest`, and drop what is older than the newest `keep` and not one of every `keep_every`."""
-    if final.exists():   # only a torn one is saved again: a whole one would have been continued
+    if final.exists():  # only a torn one is saved again: a whole one would have been continued
         _remove(final)
     manifest.publish(aside, final)
     manifest.write_text(final.parent / "latest", final.name + "\n")
-    for path in _steps(final.parent)[keep.keep:]:
+    for path in _steps(final.parent)[keep.keep :]:
         if not keep.keep_every or int(STEP.fullmatch(path.name)[1]) % keep.keep_every:
             _remove(path)
 
@@ -88,12 +92,17 @@ def _remove(path: Path) -> None:
 
 def _steps(folder: Path) -> list[Path]:
     """Folders named as checkpoints, newest first."""
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := STEP.fullmatch(path.name))] if folder.is_dir() else []
+    found = (
+        [(int(match[1]), path) for path in folder.iterdir() if (match := STEP.fullmatch(path.name))]
+        if folder.is_dir()
+        else []
+    )
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def newest(folder: Path) -> CheckpointInfo | None:
-    """The newest whole checkpoint, every file read through, the reading dealt over all ranks of the world, which call this together.
+    """The newest whole checkpoint, every file read through, the reading dealt over all ranks of the world, which call
+    this together.
 
     One that is torn is named in a warning and passed over. Raises UserError where there are some and none is whole.
     """
@@ -107,7 +116,9 @@ def newest(folder: Path) -> CheckpointInfo | None:
         if dist.get_rank() == 0:
             log.warning("%s is torn and passed over: %s", folder / name, problem)
     if complaints:
-        raise UserError(f"{folder}: none of its checkpoints is whole ({'; '.join(complaints)}); remove the folder to start anew")
+        raise UserError(
+            f"{folder}: none of its checkpoints is whole ({'; '.join(complaints)}); remove the folder to start anew"
+        )
     return None
 
 
@@ -123,7 +134,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     body, problem = _broadcast([body, problem])
     if problem:
         return body, problem
-    for name, segments in sorted(body["files"].items())[dist.get_rank()::dist.get_world_size()]:
+    for name, segments in sorted(body["files"].items())[dist.get_rank() :: dist.get_world_size()]:
         try:
             manifest.check(path, name, segments)
         except CorruptError as error:

@@ -1,4 +1,5 @@
-"""Errors whose text is for the user: one sentence with the field or line, both values and the cure. No traceback is shown."""
+"""Errors whose text is for the user: one sentence with the field or line, both values and the cure. No traceback is
+shown."""
 
 import time
 

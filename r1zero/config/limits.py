@@ -1,4 +1,5 @@
-"""Which values a field of the config may have; what relations between fields and layout allow is checked where they meet."""
+"""Which values a field of the config may have; what relations between fields and layout allow is checked where they
+meet."""
 
 import dataclasses
 from math import inf, isfinite
@@ -11,17 +12,33 @@ TINY = 1e-12
 
 # Field: least and largest value. Every other number must only be finite and not negative.
 LIMITS: dict[str, tuple[float, float]] = {
-    "run.seed": (0, 2**63 - 1), "run.iterations": (1, inf), "run.timeout_s": (1, inf),
-    "rollout.temperature": (TINY, inf), "rollout.max_prompt_tokens": (1, inf), "rollout.max_response_tokens": (1, inf),
-    "rollout.max_num_seqs": (1, inf), "rollout.max_num_batched_tokens": (1, inf), "rollout.kv_cache_gib": (TINY, inf),
-    "grpo.prompts_per_iteration": (1, inf), "grpo.group_size": (2, inf),
-    "reward.workers_per_rank": (1, inf), "reward.deadline_s": (TINY, inf), "reward.max_unscored_share": (0, 1),
-    "reward.worker_memory_mib": (16, 1 << 20), "reward.rules": (-inf, inf),
+    "run.seed": (0, 2**63 - 1),
+    "run.iterations": (1, inf),
+    "run.timeout_s": (1, inf),
+    "rollout.temperature": (TINY, inf),
+    "rollout.max_prompt_tokens": (1, inf),
+    "rollout.max_response_tokens": (1, inf),
+    "rollout.max_num_seqs": (1, inf),
+    "rollout.max_num_batched_tokens": (1, inf),
+    "rollout.kv_cache_gib": (TINY, inf),
+    "grpo.prompts_per_iteration": (1, inf),
+    "grpo.group_size": (2, inf),
+    "reward.workers_per_rank": (1, inf),
+    "reward.deadline_s": (TINY, inf),
+    "reward.max_unscored_share": (0, 1),
+    "reward.worker_memory_mib": (16, 1 << 20),
+    "reward.rules": (-inf, inf),
     "optimizer.lr": (0, inf),
-    "optimizer.adam_beta1": (0, 1 - TINY), "optimizer.adam_beta2": (0, 1 - TINY), "optimizer.adam_eps": (TINY, inf),
-    "optimizer.clip_grad": (TINY, inf), "optimizer.max_skipped": (1, inf),
-    "train.micro_batch_tokens": (1, inf), "checkpoint.keep": (1, inf), "parity.tokens": (1, inf),
-    "layout.train.pipeline_layers": (1, inf), "layout.reference.pipeline_layers": (1, inf),
+    "optimizer.adam_beta1": (0, 1 - TINY),
+    "optimizer.adam_beta2": (0, 1 - TINY),
+    "optimizer.adam_eps": (TINY, inf),
+    "optimizer.clip_grad": (TINY, inf),
+    "optimizer.max_skipped": (1, inf),
+    "train.micro_batch_tokens": (1, inf),
+    "checkpoint.keep": (1, inf),
+    "parity.tokens": (1, inf),
+    "layout.train.pipeline_layers": (1, inf),
+    "layout.reference.pipeline_layers": (1, inf),
 }
 LARGEST_INTEGER = 2**63 - 1
 

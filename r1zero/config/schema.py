@@ -1,7 +1,8 @@
 """The configuration: one frozen dataclass tree, mirrored by the TOML; a default is written once, here.
 
 Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line (the value in TOML's
-own notation; where a field is text, quotes may be left out). An unknown key is an error that names the nearest known one.
+own notation; where a field is text, quotes may be left out). An unknown key is an error that names the nearest known
+one.
 """
 
 from dataclasses import dataclass, field
@@ -25,10 +26,13 @@ class Run:
     timeout_s: int = 1800
     """A collective that waits longer ends the job."""
     phase_timeout_s: int = 1500
-    """A rank that is longer in a phase (loading, rollout, update, save ...) ends the job by name; likewise one that is 5 times longer than
-    ever before in the run, and over 120 s. Below timeout_s, whose error names nobody; above the first rollout. 0: never."""
+    """A rank that is longer in a phase (loading, rollout, update, save ...) ends the job by name; likewise one that is
+    5 times longer than ever before in the run, and over 120 s. Below timeout_s, whose error names nobody; above the
+    first rollout. 0:
+    never."""
     silence_timeout_s: int = 120
-    """A rank whose process gives no sign of life for so long (stopped, or killed on a lost node) ends the job; 0: never."""
+    """A rank whose process gives no sign of life for so long (stopped, or killed on a lost node) ends the job; 0:
+    never."""
     deterministic: bool = False
     """Two runs are bit-equal: only algorithms that are, at whatever cost on the device."""
 
@@ -38,7 +42,8 @@ class Model:
     path: LocalPath = ""
     """Folder in Hugging Face's format: config.json, tokenizer, safetensors. The reference always has these weights."""
     shape: LocalPath = ""
-    """A file of configs/model/ that states the model's shape for planning without weights; must agree with config.json."""
+    """A file of configs/model/ that states the model's shape for planning without weights; must agree with
+    config.json."""
     checkpoint: LocalPath = ""
     """A folder written by `convert.py to-mcore`, loaded in place of the safetensors; empty: stream `path` directly."""
 
@@ -120,7 +125,8 @@ class Grpo:
 @dataclass(frozen=True, kw_only=True)
 class Reward:
     rules: dict[OwnFunction, float] = field(default_factory=lambda: {"base_acc": 1.0})
-    """Rule name, or `path.py:function`, and its weight; the reward is the weighted sum. The README says what a function gets."""
+    """Rule name, or `path.py:function`, and its weight; the reward is the weighted sum. The README says what a function
+    gets."""
     workers_per_rank: int = 1
     """Processes that grade on each rank that generates."""
     deadline_s: float = 5.0
@@ -157,7 +163,8 @@ class Train:
     recompute: Literal["none", "full"] = "none"
     """full: only the layers' inputs are kept for the backward pass."""
     offload: bool = False
-    """While the engine on the same ranks generates, the trainer's weights wait in host memory and its gradients have no memory."""
+    """While the engine on the same ranks generates, the trainer's weights wait in host memory and its gradients have no
+    memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +172,8 @@ class Sync:
     """The trained weights' way to the engines after every update."""
 
     staging_mib: int = 512
-    """MiB that a rank sends and receives in one collective, both together. More means fewer collectives; a 64 GiB die has some 10 GiB
-    left while weights travel."""
+    """MiB that a rank sends and receives in one collective, both together. More means fewer collectives; a 64 GiB die
+    has some 10 GiB left while weights travel."""
     verify_every: int = 1
     """Every so many syncs, the first among them, each piece's checksum is compared with its sender's; 0: never."""
 
@@ -184,7 +191,8 @@ class Checkpoint:
     keep_every: int = 0
     """Kept beside them: those of every so many iterations; 0: none."""
     on_failed_save: Literal["stop", "continue"] = "stop"
-    """What a full disk does to the run; the checkpoint before stays in any case. After the last iteration it always stops."""
+    """What a full disk does to the run; the checkpoint before stays in any case. After the last iteration it always
+    stops."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue the run folder's newest checkpoint if there is one; never: refuse a folder that has one."""
 
@@ -206,7 +214,8 @@ class Parity:
     tokens: int = 16
     """Tokens that each engine samples to each of them."""
     tolerance: float = 0.0
-    """Mean absolute difference of a token's logprob beyond which the run stops; 0: 1e-5 in float32, 0.05 in bfloat16."""
+    """Mean absolute difference of a token's logprob beyond which the run stops; 0: 1e-5 in float32, 0.05 in
+    bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)

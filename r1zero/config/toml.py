@@ -58,7 +58,7 @@ def read_toml(path: str) -> dict[str, Any]:
     """Raises UserError with file and line where the file is missing or is not TOML."""
     try:
         return tomli.loads(read_text(path, "name an existing TOML file"))
-    except (ValueError, RecursionError) as error:   # also of a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise UserError(f"{path}: is not TOML: {error}") from None
 
 
@@ -140,7 +140,7 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
     inner = [a for a in args if a is not type(None)]
     if type(None) in args and len(inner) == 1:
         return None if value is None else _convert(inner[0], value, source, name)
-    if isinstance(value, _Argument):   # run.name=7 is text, run.seed=7 a number
+    if isinstance(value, _Argument):  # run.name=7 is text, run.seed=7 a number
         parsed = value.parsed()
         value = str(value) if hint is str and not isinstance(parsed, str) else parsed
     if dataclasses.is_dataclass(hint):
@@ -162,8 +162,10 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
         return float(value)
     if hint is Any or type(value) is (origin or hint):
         return value
-    raise UserError(f"{source.place}: {name} = {_shown(value)} is of type {type(value).__name__}; "
-                    f"it must be {getattr(origin or hint, '__name__', hint)}")
+    raise UserError(
+        f"{source.place}: {name} = {_shown(value)} is of type {type(value).__name__}; "
+        f"it must be {getattr(origin or hint, '__name__', hint)}"
+    )
 
 
 def _spelt(key: str) -> str:
@@ -173,7 +175,7 @@ def _spelt(key: str) -> str:
 def _shown(value: Any) -> str:
     try:
         return repr(value)
-    except ValueError:   # an integer of over 4,300 digits
+    except ValueError:  # an integer of over 4,300 digits
         return "a number too long to show"
 
 

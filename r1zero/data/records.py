@@ -193,9 +193,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         ValueError,
         OverflowError,
     ) as error:  # a torn file may even spell its columns in no UTF-8
-        raise UserError(
-            f"{path}: is torn or not Parquet ({reason(error)}); copy it again"
-        ) from None
+        raise UserError(f"{path}: is torn or not Parquet ({reason(error)}); copy it again") from None
 
 
 def _row(batch: pa.RecordBatch, i: int) -> tuple[Any, str]:

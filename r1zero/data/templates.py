@@ -220,11 +220,12 @@ def render(
         filled = _fill(template.system, system, 0)
         pieces += [piece._replace(given=()) for piece in filled] if own else filled
     for turn, (asked, answered) in enumerate([*history, (question, None)]):
+        before = ""
         if turn:
             pieces += template.separator
         elif system and template.system_in_user:
-            asked = "".join(piece.text for piece in _fill(template.system, system, 0)) + asked
-        pieces += _fill(template.user, asked, turn)
+            before = "".join(piece.text for piece in _fill(template.system, system, 0))
+        pieces += _fill(template.user, before + asked, turn)
         if answered is not None:
             pieces += _fill(template.assistant, _without_thought(answered) if template.reasoning else answered, turn)
     if template.reasoning and not thinking:

@@ -253,7 +253,8 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def stop_ids(tokenizer: Any, stop_token_ids: Iterable[int]) -> list[int]:
-    """What ends a response: the end tokens and the template's stop words. Raises CollectiveError where there is neither."""
+    """What ends a response: the end tokens and the template's stop words. Raises CollectiveError where there is
+    neither."""
     ids = sorted({*eos_ids(tokenizer), *stop_token_ids})
     if not ids:
         raise CollectiveError(

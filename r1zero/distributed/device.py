@@ -1,4 +1,5 @@
-"""Three rows: cpu/gloo, cuda/nccl, npu/hccl. The vendor's start-up, before torch or anything built on it is imported."""
+"""Three rows: cpu/gloo, cuda/nccl, npu/hccl. The vendor's start-up, before torch or anything built on it is
+imported."""
 
 import ctypes
 import gc
@@ -7,9 +8,10 @@ import os
 import random
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 from r1zero.config import UserError, found_alike
 
@@ -30,31 +32,68 @@ class Device:
 DEVICES = {
     # One thread a rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile costs
     # 3 s at the first sample and gains nothing on small models. vLLM's own allocator is sized by kv_cache_memory_bytes.
-    "cpu": Device("cpu", "gloo", (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("TORCHDYNAMO_DISABLE", "1"),
-                                  ("VLLM_TARGET_DEVICE", "cpu")), (), ()),
+    "cpu": Device(
+        "cpu",
+        "gloo",
+        (
+            ("OMP_NUM_THREADS", "1"),
+            ("OMP_WAIT_POLICY", "PASSIVE"),
+            ("TORCHDYNAMO_DISABLE", "1"),
+            ("VLLM_TARGET_DEVICE", "cpu"),
+        ),
+        (),
+        (),
+    ),
     # megatron-core asserts CUDA_DEVICE_MAX_CONNECTIONS=1 for tensor parallel overlap.
     # cuBLAS: a workspace of its own for each stream. NCCL: sums in the ring's order, not in the switch's.
-    "cuda": Device("cuda", "nccl", (("CUDA_DEVICE_MAX_CONNECTIONS", "1"),), (),
-                   (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_ALGO", "Ring"))),
+    "cuda": Device(
+        "cuda",
+        "nccl",
+        (("CUDA_DEVICE_MAX_CONNECTIONS", "1"),),
+        (),
+        (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_ALGO", "Ring")),
+    ),
     # MindSpeed's adaptor patches megatron-core and must come before it.
-    "npu": Device("npu", "cpu:gloo,npu:hccl", (("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("HCCL_CONNECT_TIMEOUT", "1800"),
-                                               ("HCCL_EXEC_TIMEOUT", "3600")), ("torch_npu", "mindspeed.megatron_adaptor"),
-                  # The order of sums in HCCL and LCCL, and of the cuts along K in CANN's and ATB's matrix products. None was tried.
-                  (("HCCL_DETERMINISTIC", "true"), ("LCCL_DETERMINISTIC", "1"), ("CLOSE_MATMUL_K_SHIFT", "1"),
-                   ("ATB_MATMUL_SHUFFLE_K_ENABLE", "0"))),
+    "npu": Device(
+        "npu",
+        "cpu:gloo,npu:hccl",
+        (("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("HCCL_CONNECT_TIMEOUT", "1800"), ("HCCL_EXEC_TIMEOUT", "3600")),
+        ("torch_npu", "mindspeed.megatron_adaptor"),
+        # The order of sums in HCCL and LCCL, and of the cuts along K in CANN's and ATB's matrix products. None was
+        # tried.
+        (
+            ("HCCL_DETERMINISTIC", "true"),
+            ("LCCL_DETERMINISTIC", "1"),
+            ("CLOSE_MATMUL_K_SHIFT", "1"),
+            ("ATB_MATMUL_SHUFFLE_K_ENABLE", "0"),
+        ),
+    ),
 }
 
-BUFFERS_MB = {"tp": 100, "pp": 100, "dp": 100, "dp_cp": 100, "ep": 256, "ep_tp": 256, "ep_dp": 100, "mp": 20, "tp_ep_mp": 20,
-              "tp_ep_pp": 20, "tp_dp_cp": 20}
-"""HCCL: MiB of each of the two buffers that a communicator of megatron-core's takes, by megatron-core's name of its group. Without,
-each takes HCCL_BUFFSIZE, which the engine's dispatch of experts sets; the groups of norms and of the loss carry a few numbers."""
+BUFFERS_MB = {
+    "tp": 100,
+    "pp": 100,
+    "dp": 100,
+    "dp_cp": 100,
+    "ep": 256,
+    "ep_tp": 256,
+    "ep_dp": 100,
+    "mp": 20,
+    "tp_ep_mp": 20,
+    "tp_ep_pp": 20,
+    "tp_dp_cp": 20,
+}
+"""HCCL: MiB of each of the two buffers that a communicator of megatron-core's takes, by megatron-core's name of its
+group. Without, each takes HCCL_BUFFSIZE, which the engine's dispatch of experts sets; the groups of norms and of the
+loss carry a few
+numbers."""
 
 COMMON = (
     ("TOKENIZERS_PARALLELISM", "false"),
-    ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),   # the engine lives in this process
+    ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),  # the engine lives in this process
     ("VLLM_USE_V2_MODEL_RUNNER", "0"),
     ("VLLM_NO_USAGE_STATS", "1"),
-    ("HF_HUB_OFFLINE", "1"),                   # models and data are folders
+    ("HF_HUB_OFFLINE", "1"),  # models and data are folders
     ("VLLM_LOGGING_LEVEL", "ERROR"),
     ("TORCH_CPP_LOG_LEVEL", "ERROR"),
     ("TORCH_LOGS", "-torch._library.triton"),  # it warns that there is no triton; nothing here needs it
@@ -67,7 +106,8 @@ def make_deterministic(kind: str) -> None:
 
 
 def seed(number: int, deterministic: bool) -> None:
-    """The process's own generators: Python's, numpy's, torch's. Deterministic: of torch's algorithms only those that are."""
+    """The process's own generators: Python's, numpy's, torch's. Deterministic: of torch's algorithms only those that
+    are."""
     import numpy as np
     import torch
 
@@ -130,10 +170,10 @@ def torch_device(kind: str) -> Any:
 
 
 def set_expandable_segments(kind: str, allowed: bool) -> None:
-    """Whether torch's allocator joins what it frees: training then does not run out of memory in pieces, but what vllm-ascend's allocator
-    for sleeping takes must be whole. NPU only: on CUDA vLLM sees to it."""
+    """Whether torch's allocator joins what it frees: training then does not run out of memory in pieces, but what
+    vllm-ascend's allocator for sleeping takes must be whole. NPU only: on CUDA vLLM sees to it."""
     if kind == "npu":
-        module(kind).empty_cache()   # the setting is for what is taken from now on
+        module(kind).empty_cache()  # the setting is for what is taken from now on
         module(kind).memory._set_allocator_settings(f"expandable_segments:{allowed}")
 
 
@@ -142,8 +182,9 @@ UNUSED_BYTES = 256 << 20
 
 
 def give_back_memory(kind: str) -> None:
-    """Return to the system what was freed in blocks of up to 32 MiB, which glibc keeps for its own use: after a pass over a real model
-    that is gigabytes. CPU only; a device's allocator is its own. Costs nothing where little is kept."""
+    """Return to the system what was freed in blocks of up to 32 MiB, which glibc keeps for its own use: after a pass
+    over a real model that is gigabytes. CPU only; a device's allocator is its own. Costs nothing where little is
+    kept."""
     libc = ctypes.CDLL(None)
     if kind != "cpu" or not hasattr(libc, "mallinfo2"):
         return
@@ -155,8 +196,21 @@ def give_back_memory(kind: str) -> None:
 class _MallocState(ctypes.Structure):
     """glibc's struct mallinfo2 (malloc.h)."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
-                                                      "fordblks", "keepcost")]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
 
 
 def group_options(kind: str, group: str) -> Any:
@@ -184,9 +238,11 @@ def quiet_imports() -> Iterator[None]:
 
 @contextmanager
 def _torch_kept() -> Iterator[None]:
-    """MindSpeed's adaptor patches for the whole process, vLLM included, what megatron-core asks of CUDA's libraries. Undone here:
+    """MindSpeed's adaptor patches for the whole process, vLLM included, what megatron-core asks of CUDA's libraries.
+    Undone here:
 
-    * `dist.all_reduce` of doubles reduces a copy in float and drops it: every rank keeps its own values, and no error is raised.
+    * `dist.all_reduce` of doubles reduces a copy in float and drops it: every rank keeps its own values, and no error
+    is raised.
     * `Tensor.view` of what is not contiguous is a copy: a write through it is lost.
     * an empty `flash_attn` package, which vLLM 0.23 finds and then misses a module of (ApplyRotaryEmb).
 
@@ -211,7 +267,8 @@ def _torch_kept() -> Iterator[None]:
 
 @contextmanager
 def _hidden_arguments() -> Iterator[None]:
-    """MindSpeed parses sys.argv at import and turns every unknown flag into an attribute of megatron's configuration."""
+    """MindSpeed parses sys.argv at import and turns every unknown flag into an attribute of megatron's
+    configuration."""
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
         yield

@@ -1,7 +1,9 @@
-"""Moves samples between the grids of the roles: from the engines that generated them to the data-parallel ranks that need them.
+"""Moves samples between the grids of the roles: from the engines that generated them to the data-parallel ranks that
+need them.
 
-Lengths travel first, a few integers per sample to all ranks, so that every rank computes the same shards. Then each sample goes
-directly from one rank that holds it to every rank that needs it, in one all-to-all. No rank gathers everything.
+Lengths travel first, a few integers per sample to all ranks, so that every rank computes the same shards. Then each
+sample goes directly from one rank that holds it to every rank that needs it, in one all-to-all. No rank gathers
+everything.
 """
 
 from dataclasses import dataclass
@@ -33,14 +35,17 @@ class Exchange:
         self.layout, self.rank, self.device = layout, rank, device
 
     def gather_lengths(self, mine: Batch | None, samples: int) -> BatchLengths:
-        """mine: the samples of this rank's engine; None on a rank that does not generate. samples: B of all engines together."""
+        """mine: the samples of this rank's engine; None on a rank that does not generate. samples: B of all engines
+        together."""
         share = samples // self.layout.engines
         row = torch.zeros(share, 3, dtype=torch.int32)
         if mine is not None:
             row = torch.stack([mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()], 1).int()
         rows = [torch.empty(share, 3, dtype=torch.int32, device=self.device) for _ in range(self.layout.size)]
         dist.all_gather(rows, row.to(self.device))
-        table = torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).long().cpu()   # in the order of the engines
+        table = (
+            torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).long().cpu()
+        )  # in the order of the engines
         return BatchLengths(table[:, 0], table[:, 1], table[:, 2])
 
     def shards(self, lengths: BatchLengths, grid: Grid) -> list[list[int]]:
@@ -62,11 +67,20 @@ class Exchange:
             return None
         responses_B = lengths.response_lengths_B[ids]
         advantages_B, scored_B, logprobs_R = _FloatRows(responses_B).split(flat)
-        return Batch(ids_B=ids, prompt_lengths_B=lengths.prompt_lengths_B[ids], response_lengths_B=responses_B, tokens_T=tokens_T,
-                     advantages_B=advantages_B, scored_B=scored_B, rollout_logprobs_R=logprobs_R, ref_logprobs_R=torch.empty(0))
+        return Batch(
+            ids_B=ids,
+            prompt_lengths_B=lengths.prompt_lengths_B[ids],
+            response_lengths_B=responses_B,
+            tokens_T=tokens_T,
+            advantages_B=advantages_B,
+            scored_B=scored_B,
+            rollout_logprobs_R=logprobs_R,
+            ref_logprobs_R=torch.empty(0),
+        )
 
     def regrid(self, values_R: Tensor | None, lengths: BatchLengths, source: Grid, target: Grid) -> Tensor | None:
-        """Move values of response tokens, which the last stage of `source` has for its shards, to the shards of `target`."""
+        """Move values of response tokens, which the last stage of `source` has for its shards, to the shards of
+        `target`."""
         source_shards, last = self.shards(lengths, source), source.size("pp") - 1
         holders: list[tuple[int, ...]] = [()] * len(lengths.scored_B)
         for dp, shard in enumerate(source_shards):
@@ -75,25 +89,42 @@ class Exchange:
                 holders[i] = group
         mine = self.rank in source and source.coordinate(self.rank, "pp") == last
         have = source_shards[source.coordinate(self.rank, "dp")] if mine else []
-        _, values = self._route(values_R if mine else None, have, lengths.response_lengths_B, holders,
-                                self._wanted(self.shards(lengths, target), target), torch.float32)
+        _, values = self._route(
+            values_R if mine else None,
+            have,
+            lengths.response_lengths_B,
+            holders,
+            self._wanted(self.shards(lengths, target), target),
+            torch.float32,
+        )
         return values if self.rank in target else None
 
     def _wanted(self, shards: list[list[int]], grid: Grid) -> list[list[int]]:
         return [shards[grid.coordinate(r, "dp")] if r in grid else [] for r in range(self.layout.size)]
 
-    def _route(self, flat: Tensor | None, have: list[int], lengths_B: Tensor, holders: list[tuple[int, ...]],
-               wanted: list[list[int]], dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor]:
+    def _route(
+        self,
+        flat: Tensor | None,
+        have: list[int],
+        lengths_B: Tensor,
+        holders: list[tuple[int, ...]],
+        wanted: list[list[int]],
+        dtype: torch.dtype = torch.int64,
+    ) -> tuple[Tensor, Tensor]:
         """One ragged all-to-all.
 
-        flat: this rank's rows, in the order of `have`. holders[i]: the ranks that have sample i; takers are served by them in turn.
-        wanted[r]: the samples that rank r takes. Returns (ids, flat) of what this rank takes, with ids ascending.
+        flat: this rank's rows, in the order of `have`. holders[i]: the ranks that have sample i; takers are served by
+        them in turn. wanted[r]: the samples that rank r takes. Returns (ids, flat) of what this rank takes, with ids
+        ascending.
         """
+
         def sender(i: int, taker: int) -> int:
             return taker if taker in holders[i] else holders[i][taker % len(holders[i])]
 
         place = {i: k for k, i in enumerate(have)}
-        sent = [[place[i] for i in wanted[r] if i in place and sender(i, r) == self.rank] for r in range(self.layout.size)]
+        sent = [
+            [place[i] for i in wanted[r] if i in place and sender(i, r) == self.rank] for r in range(self.layout.size)
+        ]
         came: list[list[int]] = [[] for _ in range(self.layout.size)]
         for i in wanted[self.rank]:
             came[sender(i, self.rank)].append(i)
@@ -102,14 +133,19 @@ class Exchange:
         leaving = torch.tensor([row for rows in sent for row in rows], dtype=torch.long)
         out = torch.empty(0, dtype=dtype) if flat is None else flat[ragged_index(mine_lengths, leaving)]
         into = torch.empty(int(lengths_B[order].sum()), dtype=dtype, device=self.device)
-        dist.all_to_all_single(into, out.to(self.device, dtype), [int(lengths_B[ids].sum()) for ids in came],
-                               [int(mine_lengths[rows].sum()) for rows in sent])
+        dist.all_to_all_single(
+            into,
+            out.to(self.device, dtype),
+            [int(lengths_B[ids].sum()) for ids in came],
+            [int(mine_lengths[rows].sum()) for rows in sent],
+        )
         ids, ranking = order.sort()
         return ids, into.cpu()[ragged_index(lengths_B[order], ranking)]
 
 
 class _FloatRows:
-    """The layout in which the floats of samples travel: for each sample its advantage, its `scored`, then its rollout logprobs."""
+    """The layout in which the floats of samples travel: for each sample its advantage, its `scored`, then its rollout
+    logprobs."""
 
     def __init__(self, response_lengths_B: Tensor):
         lengths_B = response_lengths_B + 2
@@ -120,7 +156,11 @@ class _FloatRows:
     def join(self, batch: Batch) -> Tensor:
         """(B * 2 + R,)"""
         flat = torch.empty(len(self.is_logprob))
-        flat[self.starts_B], flat[self.starts_B + 1], flat[self.is_logprob] = batch.advantages_B, batch.scored_B, batch.rollout_logprobs_R
+        flat[self.starts_B], flat[self.starts_B + 1], flat[self.is_logprob] = (
+            batch.advantages_B,
+            batch.scored_B,
+            batch.rollout_logprobs_R,
+        )
         return flat
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:

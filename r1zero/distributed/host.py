@@ -13,7 +13,8 @@ def total_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping: the kernel's estimate, or what the container's limit leaves where that is less."""
+    """Bytes that can be taken without swapping: the kernel's estimate, or what the container's limit leaves where that
+    is less."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return total_memory()

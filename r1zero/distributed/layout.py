@@ -1,4 +1,5 @@
-"""Where everything runs, as data: each role is a grid over world ranks. No torch: plan, tests and run carve the same object.
+"""Where everything runs, as data: each role is a grid over world ranks. No torch: plan, tests and run carve the same
+object.
 
 Orders are megatron-core's ("tp-cp-ep-dp-pp", innermost first) and vLLM's (tensor, data, replica). Ranks of one tensor
 group are neighbours, then come data (or expert) ranks, then pipeline stages.
@@ -100,8 +101,10 @@ def carve(cfg: config.Layout, size: int) -> Layout:
     rollout = _vllm("layout.rollout", cfg.rollout, size)
     if reference and set(reference.dense.ranks) == set(train.dense.ranks):
         if cfg.reference != cfg.train:
-            raise UserError("layout.reference covers the ranks of layout.train with other degrees; a colocated reference "
-                            "keeps train's grid: leave the section out, or give it ranks of its own")
+            raise UserError(
+                "layout.reference covers the ranks of layout.train with other degrees; a colocated reference "
+                "keeps train's grid: leave the section out, or give it ranks of its own"
+            )
         reference = None
     roles = {"train": set(train.dense.ranks), "rollout": set(rollout.ranks)}
     if reference:
@@ -113,30 +116,43 @@ def carve(cfg: config.Layout, size: int) -> Layout:
 def _check_overlaps(roles: dict[str, set[int]], size: int) -> None:
     names = list(roles)
     for i, a in enumerate(names):
-        for b in names[i + 1:]:
+        for b in names[i + 1 :]:
             if roles[a] != roles[b] and roles[a] & roles[b]:
-                raise UserError(f"layout.{a}.ranks = {_spell(roles[a])} and layout.{b}.ranks = {_spell(roles[b])} overlap in part; "
-                                "two roles must cover the same ranks or have none in common")
+                raise UserError(
+                    f"layout.{a}.ranks = {_spell(roles[a])} and layout.{b}.ranks = {_spell(roles[b])} overlap in part; "
+                    "two roles must cover the same ranks or have none in common"
+                )
     idle = set(range(size)) - set().union(*roles.values())
     if idle:
-        raise UserError(f"ranks {_spell(idle)} of a world of {size} belong to no role; start fewer processes or widen layout.*.ranks")
+        raise UserError(
+            f"ranks {_spell(idle)} of a world of {size} belong to no role; start fewer processes or widen "
+            f"layout.*.ranks"
+        )
 
 
 def _megatron(section: str, cfg: config.MegatronGrid, size: int) -> MegatronGrids:
     ranks = parse_ranks(f"{section}.ranks", cfg.ranks, size)
     tp, pp, ep = cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size, cfg.expert_model_parallel_size
-    _check_positive(section, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, expert_model_parallel_size=ep)
+    _check_positive(
+        section, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, expert_model_parallel_size=ep
+    )
     if len(ranks) % (tp * pp):
-        raise UserError(f"{section}: tp {tp} x pp {pp} = {tp * pp} does not divide its {len(ranks)} ranks (ranks = {cfg.ranks!r}); "
-                        "change a degree or the ranks")
+        raise UserError(
+            f"{section}: tp {tp} x pp {pp} = {tp * pp} does not divide its {len(ranks)} ranks (ranks = {cfg.ranks!r}); "
+            "change a degree or the ranks"
+        )
     # Experts on one rank (ep 1) must be cut by the tensor degree, or megatron-core 0.16.1 never sums their gradients
     # over the tensor ranks; spread experts are whole.
     etp = tp if ep == 1 else 1
     if len(ranks) % (etp * ep * pp):
-        raise UserError(f"{section}: ep {ep} x pp {pp} = {ep * pp} does not divide its {len(ranks)} ranks; "
-                        f"expert_model_parallel_size must divide the {len(ranks) // pp} ranks of a stage")
+        raise UserError(
+            f"{section}: ep {ep} x pp {pp} = {ep * pp} does not divide its {len(ranks)} ranks; "
+            f"expert_model_parallel_size must divide the {len(ranks) // pp} ranks of a stage"
+        )
     if cfg.pipeline_layers and len(cfg.pipeline_layers) != pp:
-        raise UserError(f"{section}.pipeline_layers has {len(cfg.pipeline_layers)} entries for {pp} stages; give one number a stage")
+        raise UserError(
+            f"{section}.pipeline_layers has {len(cfg.pipeline_layers)} entries for {pp} stages; give one number a stage"
+        )
     dense = (("tp", tp), ("dp", len(ranks) // (tp * pp)), ("pp", pp))
     experts = (("etp", etp), ("ep", ep), ("edp", len(ranks) // (etp * ep * pp)), ("pp", pp))
     return MegatronGrids(Grid(ranks, dense), Grid(ranks, experts), cfg.pipeline_layers)
@@ -147,11 +163,15 @@ def _vllm(section: str, cfg: config.VllmGrid, size: int) -> Grid:
     tp, dp = cfg.tensor_parallel_size, cfg.data_parallel_size
     _check_positive(section, tensor_parallel_size=tp, data_parallel_size=dp)
     if len(ranks) % (tp * dp):
-        raise UserError(f"{section}: tensor_parallel_size {tp} x data_parallel_size {dp} = {tp * dp} does not divide its "
-                        f"{len(ranks)} ranks (ranks = {cfg.ranks!r}); change a degree or the ranks")
+        raise UserError(
+            f"{section}: tensor_parallel_size {tp} x data_parallel_size {dp} = {tp * dp} does not divide its "
+            f"{len(ranks)} ranks (ranks = {cfg.ranks!r}); change a degree or the ranks"
+        )
     if dp > 1 and not cfg.enable_expert_parallel:
-        raise UserError(f"{section}.data_parallel_size = {dp} without enable_expert_parallel ties engines together for nothing; "
-                        "set it to 1 (replicas) or enable expert parallelism")
+        raise UserError(
+            f"{section}.data_parallel_size = {dp} without enable_expert_parallel ties engines together for nothing; "
+            "set it to 1 (replicas) or enable expert parallelism"
+        )
     return Grid(ranks, (("tp", tp), ("dp", dp), ("replica", len(ranks) // (tp * dp))))
 
 
@@ -169,11 +189,15 @@ def parse_ranks(field: str, text: str, size: int) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f'{field} = {text!r}: {part!r} is not a rank or a range; write "all" or for instance "0-5,8"')
+            raise UserError(
+                f'{field} = {text!r}: {part!r} is not a rank or a range; write "all" or for instance "0-5,8"'
+            )
         ranks.update(range(int(first), int(last or first) + 1))
     if not ranks or max(ranks) >= size:
-        raise UserError(f"{field} = {text!r} names rank {max(ranks, default='none')} in a world of {size} (ranks 0 to {size - 1}); "
-                        "start more processes or change the ranks")
+        raise UserError(
+            f"{field} = {text!r} names rank {max(ranks, default='none')} in a world of {size} (ranks 0 to {size - 1}); "
+            "start more processes or change the ranks"
+        )
     return tuple(sorted(ranks))
 
 
@@ -191,25 +215,36 @@ def _spell(ranks: set[int]) -> str:
 def check_world(cfg: config.Layout, size: int) -> None:
     """Raises UserError where others than the ranks that the file is made for were started."""
     if cfg.world not in (0, size):
-        raise UserError(f"layout.world = {cfg.world}, but {size} ranks were started; "
-                        f"start {cfg.world}, or change layout.world and the degrees")
+        raise UserError(
+            f"layout.world = {cfg.world}, but {size} ranks were started; "
+            f"start {cfg.world}, or change layout.world and the degrees"
+        )
 
 
 def check_batch(cfg: config.Config, layout: Layout) -> None:
-    """The batch algebra: prompts over engines, a response in a micro-batch, tokens in a scheduler step. Raises UserError."""
+    """The batch algebra: prompts over engines, a response in a micro-batch, tokens in a scheduler step. Raises
+    UserError."""
     prompts, engines = cfg.grpo.prompts_per_iteration, layout.engines
     if prompts < 1 or prompts % engines:
-        raise UserError(f"grpo.prompts_per_iteration = {prompts} is not a multiple of the {engines} rollout engines; "
-                        f"use {max(1, math.ceil(prompts / engines)) * engines}, or change layout.rollout")
+        raise UserError(
+            f"grpo.prompts_per_iteration = {prompts} is not a multiple of the {engines} rollout engines; "
+            f"use {max(1, math.ceil(prompts / engines)) * engines}, or change layout.rollout"
+        )
     if cfg.grpo.group_size < 2:
         raise UserError(f"grpo.group_size = {cfg.grpo.group_size}; a group needs at least 2 responses to have a spread")
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
     if cfg.train.micro_batch_tokens < longest:
-        raise UserError(f"train.micro_batch_tokens = {cfg.train.micro_batch_tokens} is less than one response with its prompt "
-                        f"(rollout.max_prompt_tokens + max_response_tokens = {longest}); raise it to at least {longest}")
+        raise UserError(
+            f"train.micro_batch_tokens = {cfg.train.micro_batch_tokens} is less than one response with its prompt "
+            f"(rollout.max_prompt_tokens + max_response_tokens = {longest}); raise it to at least {longest}"
+        )
     if cfg.rollout.max_num_batched_tokens < longest:
-        raise UserError(f"rollout.max_num_batched_tokens = {cfg.rollout.max_num_batched_tokens} is less than one response with its "
-                        f"prompt ({longest}); raise it to at least {longest}")
+        raise UserError(
+            f"rollout.max_num_batched_tokens = {cfg.rollout.max_num_batched_tokens} is less than one response with its "
+            f"prompt ({longest}); raise it to at least {longest}"
+        )
     samples, dp = prompts * cfg.grpo.group_size, layout.train.dense.size("dp")
     if samples < dp:
-        raise UserError(f"an iteration has {samples} responses for {dp} data-parallel ranks; raise grpo.prompts_per_iteration")
+        raise UserError(
+            f"an iteration has {samples} responses for {dp} data-parallel ranks; raise grpo.prompts_per_iteration"
+        )

@@ -1,17 +1,18 @@
-"""Make torch.distributed look like a world of only some ranks, while a library that spans the whole world builds its groups.
+"""Make torch.distributed look like a world of only some ranks, while a library that spans the whole world builds its
+groups.
 
 megatron-core's `initialize_model_parallel` and vLLM's `init_distributed_environment` both lay their grid over
-`get_world_size()`. Inside `subworld(within)` they find just those ranks; afterwards nothing is patched, and the groups that
-were made are ordinary ones. Only members enter: groups are made with local synchronisation (gloo and nccl).
+`get_world_size()`. Inside `subworld(within)` they find just those ranks; afterwards nothing is patched, and the groups
+that were made are ordinary ones. Only members enter: groups are made with local synchronisation (gloo and nccl).
 """
 
 import functools
 import hashlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import torch.distributed as dist
 
@@ -55,6 +56,7 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         def call(bound: inspect.BoundArguments) -> Any:
             bound.arguments["group"] = bound.arguments.get("group") or whole
             return real[name](*bound.args, **bound.kwargs)
+
         return call
 
     def unless_grouped(name: str, value: int) -> Callable[[inspect.BoundArguments], Any]:
@@ -67,7 +69,8 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         "all_gather_object": over_members("all_gather_object"),
         "barrier": over_members("barrier"),
     }
-    # Libraries pass the same argument by position in one place and by name in another: the signature tells which is which.
+    # Libraries pass the same argument by position in one place and by name in another: the signature tells which is
+    # which.
     patches = {f"torch {name}": _maker(replacements[name]) for name in PATCHED if renumber or name != "get_rank"}
     outside = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     with patched({"torch group names": lambda _: name_of}):
@@ -83,12 +86,14 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
 
 def _maker(replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes, from a function, one with the same signature that hands its bound arguments to `replacement`."""
+
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             return replacement(signature.bind(*args, **kwargs))
-        return call
-    return make
 
+        return call
+
+    return make

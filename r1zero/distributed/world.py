@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import combinations
 from types import TracebackType
-from typing import Mapping
 
 from r1zero.config import UserError, found_alike, reason
 from r1zero.distributed.device import Device
@@ -31,7 +31,12 @@ class Launch:
 # torchrun before MPI before Slurm, as each can run inside the next.
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "openmpi": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
     "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
@@ -43,8 +48,11 @@ _TASKS = re.compile(r"(\d+)(\(x\d+\))?(,.*)?")
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Needs neither torch nor MPI. Raises UserError where variables are not numbers or contradict each other."""
-    found = {launcher: _read(launcher, environment) for launcher, (rank, size, *_) in LAUNCHERS.items()
-             if rank in environment and size in environment}
+    found = {
+        launcher: _read(launcher, environment)
+        for launcher, (rank, size, *_) in LAUNCHERS.items()
+        if rank in environment and size in environment
+    }
     if {"mpich", "srun"} <= set(found) and _same(found["mpich"], found["srun"]):
         del found["mpich"]  # Slurm's own PMI, and not MPICH's launcher
     # torchrun's agent sets TORCHELASTIC_RUN_ID and may run inside any launcher. Without it, RANK and WORLD_SIZE may
@@ -52,7 +60,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     bare = "TORCHELASTIC_RUN_ID" not in environment
     for inner, outer in combinations(found.values(), 2):
         by_hand = inner.launcher == "torchrun" and bare and outer != Launch(0, 1, 0, 1, "srun")
-        if (by_hand or outer.launcher == "mpich" and inner.launcher == "openmpi") and not _same(inner, outer):
+        if (by_hand or (outer.launcher == "mpich" and inner.launcher == "openmpi")) and not _same(inner, outer):
             raise UserError(
                 f"{_spelt(inner)} and {_spelt(outer)} contradict each other; unset those that do not come from the "
                 "launcher of this job"
@@ -101,8 +109,14 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
     """
     _check_interfaces(device, launch.local_rank)
     address, port = _rendezvous(launch)
-    os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.size), LOCAL_RANK=str(launch.local_rank),
-                      LOCAL_WORLD_SIZE=str(launch.local_size), MASTER_ADDR=address, MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(launch.rank),
+        WORLD_SIZE=str(launch.size),
+        LOCAL_RANK=str(launch.local_rank),
+        LOCAL_WORLD_SIZE=str(launch.local_size),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
     if address == "127.0.0.1":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's host name need not resolve
     if launch.launcher == "openmpi" and not _shows_colours(os.getppid()):
@@ -113,10 +127,16 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
 
     timeout = timedelta(seconds=timeout_s)
     try:
-        # torchrun's store outlives a restart, with what the failed attempt has written: this attempt's keys are its own.
+        # torchrun's store outlives a restart, with what the failed attempt has written: this attempt's keys are its
+        # own.
         store, _, _ = next(meet("env://", launch.rank, launch.size, timeout=timeout))
-        dist.init_process_group(device.backend, store=dist.PrefixStore(f"attempt_{rendezvous()[2]}", store), rank=launch.rank,
-                                world_size=launch.size, timeout=timeout)
+        dist.init_process_group(
+            device.backend,
+            store=dist.PrefixStore(f"attempt_{rendezvous()[2]}", store),
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timeout,
+        )
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {launch.rank} on {socket.gethostname()}: the ranks meet at {address}:{port} (MASTER_ADDR, "
@@ -140,7 +160,7 @@ def _check_interfaces(device: Device, local_rank: int) -> None:
         ("HCCL_SOCKET_IFNAME", "hccl"),
     ):
         value = os.environ.get(variable, "")
-        if library not in device.backend or value.startswith("^"):   # all but those
+        if library not in device.backend or value.startswith("^"):  # all but those
             continue
         # gloo wants whole names, and every one of them; the others take what a name begins with, or after = is.
         fits = str.__eq__ if not library or value.startswith("=") else str.startswith
@@ -165,7 +185,7 @@ def _shows_colours(launcher: int) -> bool:
 
 
 def _rendezvous(launch: Launch) -> tuple[str, int]:
-    if launch.launcher == "torchrun" or launch.launcher == "srun" and "MASTER_ADDR" in os.environ:
+    if launch.launcher == "torchrun" or (launch.launcher == "srun" and "MASTER_ADDR" in os.environ):
         return _named_address(launch)
     if launch.launcher in MPI_LAUNCHERS:
         return _address_by_mpi(launch)
@@ -193,7 +213,7 @@ def _named_address(launch: Launch) -> tuple[str, int]:
 
 def _first_node(launch: Launch) -> str:
     nodes = os.environ.get("SLURM_STEP_NODELIST", "")
-    if re.fullmatch(r"[\w.-]+", nodes):   # one
+    if re.fullmatch(r"[\w.-]+", nodes):  # one
         return nodes
     try:
         command = ["scontrol", "show", "hostnames", nodes]
@@ -251,19 +271,23 @@ def leave(launch: Launch) -> None:
 
 def abort_on_exception(launch: Launch) -> None:
     """From here on an exception that nothing catches ends all ranks, as the others would wait for this one forever."""
+
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         # The true stderr: torch.distributed calls this with another in its place, to be copied out after we are gone.
-        sys.__stderr__.write(f"rank {launch.rank} on {socket.gethostname()}:\n{''.join(traceback.format_exception(kind, error, trace))}")
+        sys.__stderr__.write(
+            f"rank {launch.rank} on {socket.gethostname()}:\n{''.join(traceback.format_exception(kind, error, trace))}"
+        )
         abort(launch, 1)
+
     sys.excepthook = hook
 
 
 def abort(launch: Launch, code: int) -> None:
     """End the whole job at once from one rank's failure. torchrun ends its other ranks when this one has left."""
-    with suppress(OSError):   # the launcher may be gone, and its pipes with it
+    with suppress(OSError):  # the launcher may be gone, and its pipes with it
         sys.stdout.flush()
         sys.__stderr__.flush()
-    time.sleep(0.5)   # mpirun forwards what was written above only while it still runs
+    time.sleep(0.5)  # mpirun forwards what was written above only while it still runs
     if launch.launcher in MPI_LAUNCHERS:
         from mpi4py import MPI
 

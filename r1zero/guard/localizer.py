@@ -11,13 +11,13 @@ from r1zero.config import Config
 from r1zero.distributed.layout import Layout
 from r1zero.model import hidden, mapping, placement
 from r1zero.model.families import Weight, weights
+from r1zero.roles import Roles
 from r1zero.weight_sync import transfer
 from r1zero.weight_sync.routes import Span, axis, need_of
-from r1zero.roles import Roles
 
 DIFFERS = {"float32": 1e-4, "bfloat16": 0.05}
 """Relative 2-norm of a hidden state's difference that rounding does not explain."""
-EXACT = 2.0 ** -22
+EXACT = 2.0**-22
 """Of a tensor's largest element: weights are copied, not computed, and only an fp32 product with one may round."""
 NAMED = 6
 """Tensors in the sentence."""
@@ -51,17 +51,28 @@ class FaultLocalizer:
         where = _spoken(layer, distances, self.shape.layers)
         every = weights(self.shape)
         suspects = [w for w in every if layer is not None and _belongs(w, layer, self.shape.layers)]
-        different = self._differing(suspects, blamed) or self._differing([w for w in every if w not in suspects], blamed)
+        different = self._differing(suspects, blamed) or self._differing(
+            [w for w in every if w not in suspects], blamed
+        )
         if not different:
-            return (f"{where}; all weights are equal, so that the two compute differently from equal weights: compare their versions and "
-                    "the model's config.json (rotary positions, norms, routing)")
-        names = ", ".join(f"{name} (by {gap:.2g} on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))})"
-                          for name, (gap, ranks) in list(different.items())[:NAMED])
+            return (
+                f"{where}; all weights are equal, so that the two compute differently from equal weights: compare "
+                f"their versions and "
+                "the model's config.json (rotary positions, norms, routing)"
+            )
+        names = ", ".join(
+            f"{name} (by {gap:.2g} on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))})"
+            for name, (gap, ranks) in list(different.items())[:NAMED]
+        )
         more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
-        return f"{where}; tensors of the engine that differ from the trainer's: {names}{more}; what loads or syncs them is at fault"
+        return (
+            f"{where}; tensors of the engine that differ from the trainer's: {names}{more}; "
+            "what loads or syncs them is at fault"
+        )
 
     def _first_layer(self, tokens: list[int], blamed: bool) -> tuple[int | None, list[float]]:
-        """(first layer that differs or None, relative distance of each output, the embedding's first), by the worst blamed rank."""
+        """(first layer that differs or None, relative distance of each output, the embedding's first), by the worst
+        blamed rank."""
         theirs = self.roles.engine.hidden(tokens) if self.roles.engine else {}
         ours = self._trainers(tokens)
         grid = self.layout.train.dense
@@ -69,7 +80,9 @@ class FaultLocalizer:
         distances = []
         for layer in range(-1, self.shape.layers):
             stage = next((i for i, layers in enumerate(stages) if layer in layers), 0)
-            state = ours.get(layer, torch.empty(len(tokens), self.shape.hidden_size, device=self.device))[:len(tokens)].contiguous()
+            state = ours.get(layer, torch.empty(len(tokens), self.shape.hidden_size, device=self.device))[
+                : len(tokens)
+            ].contiguous()
             dist.broadcast(state, grid.at(pp=stage))
             known = blamed and layer in theirs
             distances.append(float((theirs[layer] - state).norm() / state.norm()) if known else 0.0)
@@ -82,22 +95,32 @@ class FaultLocalizer:
         policy = self.roles.policy
         if policy is None:
             return {}
-        one = Batch(ids_B=torch.zeros(1, dtype=torch.long), prompt_lengths_B=torch.ones(1, dtype=torch.long),
-                    response_lengths_B=torch.tensor([len(tokens) - 1]), tokens_T=torch.tensor(tokens), advantages_B=torch.zeros(1),
-                    scored_B=torch.ones(1), rollout_logprobs_R=torch.zeros(len(tokens) - 1), ref_logprobs_R=torch.empty(0))
+        one = Batch(
+            ids_B=torch.zeros(1, dtype=torch.long),
+            prompt_lengths_B=torch.ones(1, dtype=torch.long),
+            response_lengths_B=torch.tensor([len(tokens) - 1]),
+            tokens_T=torch.tensor(tokens),
+            advantages_B=torch.zeros(1),
+            scored_B=torch.ones(1),
+            rollout_logprobs_R=torch.zeros(len(tokens) - 1),
+            ref_logprobs_R=torch.empty(0),
+        )
         with hidden.recorded(policy.chunks, policy.tp_group) as found:
             policy.logprobs(one)
         return found
 
     @torch.no_grad()
     def _differing(self, suspects: list[Weight], blamed: bool) -> dict[str, tuple[float, list[int]]]:
-        """HF name -> (largest difference, ranks), of the suspects in the order of a forward pass; equal on all ranks."""
+        """HF name -> (largest difference, ranks), of the suspects in the order of a forward pass; equal on all
+        ranks."""
         wanted = {w.name for w in suspects}
         local = mapping.local_tensors(self.roles.chunks, self.shape, self.layout.train) if self.roles.chunks else {}
         mine: dict[str, float] = {}
         engines: dict[str, list[Tensor]] = {}
 
-        for weight, span, sent in transfer.pieces(self.compiled, lambda weight: local[weight.name].tensor(), verify=False):
+        for weight, span, sent in transfer.pieces(
+            self.compiled, lambda weight: local[weight.name].tensor(), verify=False
+        ):
             if not blamed or weight.name not in wanted:
                 continue
             if weight.name not in engines:
@@ -125,7 +148,8 @@ class FaultLocalizer:
 
 
 def _gap(held: Tensor, sent: Tensor, along: int, first: int) -> float:
-    """Largest difference of the engine's tensor from a piece of the trainer's that begins at `first` of its axis; 0 where there is none."""
+    """Largest difference of the engine's tensor from a piece of the trainer's that begins at `first` of its axis; 0
+    where there is none."""
     length = sent.shape[along]
     if held.dim() != sent.dim() or held.shape[along] < first + length:
         return torch.inf

@@ -1,4 +1,5 @@
-"""Updates that were skipped because loss or gradient were not finite: what they would have learned from, and when it is enough."""
+"""Updates that were skipped because loss or gradient were not finite: what they would have learned from, and when it is
+enough."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from r1zero.policy import Policy
 
 
 def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, ref_logprobs_R: Tensor | None) -> None:
-    """Write this data-parallel rank's share of the batch, with the trainer's logprobs of it. Collective over the ranks that train.
+    """Write this data-parallel rank's share of the batch, with the trainer's logprobs of it. Collective over the ranks
+    that train.
 
     `torch.load(path, weights_only=True)` gives a dict of Batch's tensors, and `logprobs_R`.
     """
@@ -21,7 +23,10 @@ def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, 
         return
     path = folder / "skipped" / f"iteration_{iteration}_rank_{rank}.pt"
     path.parent.mkdir(exist_ok=True)
-    torch.save({**vars(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R)), "logprobs_R": logprobs_R}, path)
+    torch.save(
+        {**vars(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R)), "logprobs_R": logprobs_R},
+        path,
+    )
 
 
 class SkipLimit:
@@ -36,6 +41,9 @@ class SkipLimit:
             return
         self.in_a_row = self.in_a_row + 1 if figures["update/skipped"] else 0
         if self.in_a_row >= self.limit:
-            raise CollectiveError(f"{self.in_a_row} updates in a row had a loss or gradient that is not finite and were skipped "
-                         f"(optimizer.max_skipped = {self.limit}); their batches are in {self.folder / 'skipped'}: look there for logprobs "
-                         "that are no numbers, or lower optimizer.lr and start from an older checkpoint")
+            raise CollectiveError(
+                f"{self.in_a_row} updates in a row had a loss or gradient that is not finite and were skipped "
+                f"(optimizer.max_skipped = {self.limit}); their batches are in {self.folder / 'skipped'}: look there "
+                f"for logprobs "
+                "that are no numbers, or lower optimizer.lr and start from an older checkpoint"
+            )

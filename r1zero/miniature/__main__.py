@@ -60,7 +60,7 @@ def _seed(text: str) -> int:
 
 def run_make(options: argparse.Namespace, console: Console) -> None:
     """Everything is written under another name first: OUT/problems and OUT/base exist only when they are whole."""
-    final = {name: Path(os.path.realpath(options.out / name)) for name in ("problems", "base")}   # a link stays
+    final = {name: Path(os.path.realpath(options.out / name)) for name in ("problems", "base")}  # a link stays
     for folder in final.values():
         if folder.exists():
             raise UserError(f"{folder} exists: remove it or name another folder")

@@ -47,10 +47,7 @@ def real(least: float = 0.0) -> Kind:
 
 
 def number(least: float = 0.0) -> Kind:
-    return Kind(
-        f"a number of at least {least:g}",
-        lambda value: type(value) in (int, float) and least <= value <= MOST,
-    )
+    return Kind(f"a number of at least {least:g}", lambda value: type(value) in (int, float) and least <= value <= MOST)
 
 
 def positive(kind: Kind) -> Kind:
@@ -141,7 +138,8 @@ class Config(dict[str, Any]):
         """Raises UserError where the file cannot be read or is no object."""
         toml = path.suffix == ".toml"
         try:
-            # transformers and vLLM cannot read a byte-order mark in config.json; a file of configs/model/ is ours alone.
+            # transformers and vLLM cannot read a byte-order mark in config.json; a file of configs/model/ is ours
+            # alone.
             text = path.read_text(encoding="utf-8-sig" if path.suffix == ".toml" else "utf-8")
             values = tomli.loads(text) if toml else json.loads(text)
         except OSError as error:

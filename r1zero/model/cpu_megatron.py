@@ -2,7 +2,8 @@
 
 The library says "cuda" in three ways: through the module `torch` that its files import, through methods of tensors, and
 through functions of its own. The first is answered by a facade put in place of the global `torch` of the library's own
-modules: torch itself stays whole (replacing torch.empty and its like for everybody breaks transformers without an error).
+modules: torch itself stays whole (replacing torch.empty and its like for everybody breaks transformers without an
+error).
 """
 
 import importlib
@@ -14,13 +15,25 @@ from typing import Any
 import torch
 
 from r1zero import patches
+
 # Loaded before the facade is put in: what build, policy and checkpoint use, some of it imported late by the library.
 _MODULES = (
-    "distributed", "optimizer", "optimizer_param_scheduler", "parallel_state", "pipeline_parallel", "models.gpt.gpt_model",
-    "models.gpt.gpt_layer_specs", "transformer.moe.moe_layer", "transformer.moe.token_dispatcher",
-    "transformer.multi_latent_attention", "tensor_parallel.random", "distributed.finalize_model_grads",
-    "dist_checkpointing.strategies.torch", "dist_checkpointing.strategies.common",
-    "dist_checkpointing.strategies.filesystem_async", "dist_checkpointing.strategies.fully_parallel",
+    "distributed",
+    "optimizer",
+    "optimizer_param_scheduler",
+    "parallel_state",
+    "pipeline_parallel",
+    "models.gpt.gpt_model",
+    "models.gpt.gpt_layer_specs",
+    "transformer.moe.moe_layer",
+    "transformer.moe.token_dispatcher",
+    "transformer.multi_latent_attention",
+    "tensor_parallel.random",
+    "distributed.finalize_model_grads",
+    "dist_checkpointing.strategies.torch",
+    "dist_checkpointing.strategies.common",
+    "dist_checkpointing.strategies.filesystem_async",
+    "dist_checkpointing.strategies.fully_parallel",
 )
 
 
@@ -31,13 +44,15 @@ def install() -> None:
     if isinstance(sys.modules["megatron.core.distributed.distributed_data_parallel"].torch, _Facade):
         return
     facade = _facade()
-    patches.apply({
-        "megatron torch": lambda found: facade if found is torch else found,
-        "megatron get generator": lambda _: lambda *args, **kwargs: torch.get_rng_state(),
-        "megatron router gemm": lambda _: None,
-        "megatron token_dispatcher to host": lambda _: _to_numbers,
-        "megatron clip": _clip_with,
-    })
+    patches.apply(
+        {
+            "megatron torch": lambda found: facade if found is torch else found,
+            "megatron get generator": lambda _: lambda *args, **kwargs: torch.get_rng_state(),
+            "megatron router gemm": lambda _: None,
+            "megatron token_dispatcher to host": lambda _: _to_numbers,
+            "megatron clip": _clip_with,
+        }
+    )
 
 
 def look_like_cuda(model: torch.nn.Module) -> None:
@@ -101,6 +116,7 @@ def _on_cpu(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs["device"] = "cpu"
         return make(*args, **kwargs)
+
     return made
 
 
@@ -110,6 +126,7 @@ def _clip_with(clip: Callable[..., None]) -> Callable[..., None]:
             if parameter.grad is not None:
                 _name_as_cuda(parameter.grad)
         clip(parameters, *args, **kwargs)
+
     return clipped
 
 

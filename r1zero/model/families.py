@@ -1,4 +1,5 @@
-"""A model family is data: its shape from Hugging Face's config.json, and one table of its weights. No torch, no megatron.
+"""A model family is data: its shape from Hugging Face's config.json, and one table of its weights. No torch, no
+megatron.
 
 A row of a table says for one HF tensor: its shape in letters, the megatron-core parameter that holds it (alone or
 fused with others) and the axis along which tensor parallelism cuts it. Plan, load, export and sync read the same rows.
@@ -37,7 +38,8 @@ class WeightRule:
     fused: str = ""
     """Letters of the tensors that share the parameter, in order, this one's in brackets: "Q[K]K"."""
     blocks: str = ""
-    """The fused parameter repeats its order in so many blocks ("g": one for each key-value head); empty: once a rank."""
+    """The fused parameter repeats its order in so many blocks ("g": one for each key-value head); empty: once a
+    rank."""
     place: Holder = "layer"
     fp32: bool = False
 
@@ -159,18 +161,25 @@ def read_shape(hf_dir: str | Path) -> Shape:
     config = file.checked(family.fields, architecture)
     _fp8_block(config)
     return Shape(
-        family=architecture, layers=config["num_hidden_layers"], hidden_size=config["hidden_size"],
-        ffn_hidden_size=config["intermediate_size"], heads=config["num_attention_heads"], vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"], rms_norm_eps=config["rms_norm_eps"],
+        family=architecture,
+        layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        rms_norm_eps=config["rms_norm_eps"],
         tied=bool(config["tie_word_embeddings"]),
-        **family.read(config))
+        **family.read(config),
+    )
 
 
 def _architecture(config: Config) -> str:
     found = config.get("architectures")
     if not isinstance(found, list) or len(found) != 1 or found[0] not in [*FAMILIES]:
-        raise UserError(f"{config.path}: architectures = {shown(found)}; it must be a list of one of "
-                        f"{', '.join(FAMILIES)}")
+        raise UserError(
+            f"{config.path}: architectures = {shown(found)}; it must be a list of one of {', '.join(FAMILIES)}"
+        )
     return found[0]
 
 
@@ -196,8 +205,10 @@ def model_shape(model: Model) -> Shape:
         for field in dataclasses.fields(Shape):
             ours, theirs = getattr(stated, field.name), getattr(found, field.name)
             if ours != theirs:
-                raise UserError(f"{model.shape} says {field.name} = {ours}, {model.path}/config.json says {theirs}; "
-                                "name the shape file of this model, or leave model.shape out")
+                raise UserError(
+                    f"{model.shape} says {field.name} = {ours}, {model.path}/config.json says {theirs}; "
+                    "name the shape file of this model, or leave model.shape out"
+                )
     return stated
 
 
@@ -211,7 +222,9 @@ def _weights(shape: Shape) -> tuple[Weight, ...]:
     dims = _dims(shape)
     embedding, norm, head = (_weight(row, row.hf, dims, None, None) for row in _ENDS)
     if shape.tied:
-        embedding = _weight(WeightRule(_ENDS[0].hf, "VH", _ENDS[0].megatron, 0, place="both ends"), _ENDS[0].hf, dims, None, None)
+        embedding = _weight(
+            WeightRule(_ENDS[0].hf, "VH", _ENDS[0].megatron, 0, place="both ends"), _ENDS[0].hf, dims, None, None
+        )
     found = [embedding]
     for layer in range(shape.layers):
         for row in FAMILIES[shape.family].layer(shape, layer):
@@ -221,18 +234,33 @@ def _weights(shape: Shape) -> tuple[Weight, ...]:
             found.append(_weight(row, name, dims, layer, None))
         if shape.is_moe(layer):
             rows = [row for row in FAMILIES[shape.family].layer(shape, layer) if "{e}" in row.hf]
-            found.extend(_weight(row, f"model.layers.{layer}.{row.hf.format(e=e)}", dims, layer, e)
-                         for e in range(shape.moe.experts) for row in rows)
+            found.extend(
+                _weight(row, f"model.layers.{layer}.{row.hf.format(e=e)}", dims, layer, e)
+                for e in range(shape.moe.experts)
+                for row in rows
+            )
     return (*found, norm) if shape.tied else (*found, norm, head)
 
 
 def _dims(shape: Shape) -> dict[str, int]:
-    dims = {"V": shape.vocab_size, "H": shape.hidden_size, "D": shape.head_dim, "F": shape.ffn_hidden_size,
-            "Q": shape.heads * shape.head_dim, "K": shape.kv_heads * shape.head_dim, "g": shape.kv_heads}
+    dims = {
+        "V": shape.vocab_size,
+        "H": shape.hidden_size,
+        "D": shape.head_dim,
+        "F": shape.ffn_hidden_size,
+        "Q": shape.heads * shape.head_dim,
+        "K": shape.kv_heads * shape.head_dim,
+        "g": shape.kv_heads,
+    }
     if mla := shape.mla:
-        dims |= {"A": mla.q_lora_rank or 0, "C": mla.kv_lora_rank, "R": mla.kv_lora_rank + mla.qk_rope_head_dim,
-                 "B": shape.heads * shape.head_dim, "U": shape.heads * (mla.qk_nope_head_dim + mla.v_head_dim),
-                 "O": shape.heads * mla.v_head_dim}
+        dims |= {
+            "A": mla.q_lora_rank or 0,
+            "C": mla.kv_lora_rank,
+            "R": mla.kv_lora_rank + mla.qk_rope_head_dim,
+            "B": shape.heads * shape.head_dim,
+            "U": shape.heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+            "O": shape.heads * mla.v_head_dim,
+        }
     if moe := shape.moe:
         dims |= {"X": moe.experts, "E": moe.ffn_hidden_size, "S": moe.shared_experts * moe.ffn_hidden_size}
     return dims
@@ -242,6 +270,16 @@ def _weight(row: WeightRule, name: str, dims: dict[str, int], layer: int | None,
     full = tuple(dims[letter] for letter in row.dims)
     before = row.fused.partition("[")[0]
     letters = row.fused.replace("[", "").replace("]", "")
-    return Weight(name=name, shape=full, layer=layer, expert=expert, place=row.place, parameter=row.megatron, cut=row.cut,
-                  fp32=row.fp32, first=sum(dims[x] for x in before), total=sum(dims[x] for x in letters) or full[0],
-                  blocks=dims[row.blocks] if row.blocks else 1)
+    return Weight(
+        name=name,
+        shape=full,
+        layer=layer,
+        expert=expert,
+        place=row.place,
+        parameter=row.megatron,
+        cut=row.cut,
+        fp32=row.fp32,
+        first=sum(dims[x] for x in before),
+        total=sum(dims[x] for x in letters) or full[0],
+        blocks=dims[row.blocks] if row.blocks else 1,
+    )

@@ -4,19 +4,67 @@ The names and defaults are those of Hugging Face's config classes, and of the co
 Qwen2.5, Qwen3, DeepSeek-V3 and Moonlight. tests/model/test_config_fields.py compares every entry with Hugging Face.
 """
 
-from r1zero.model.config_fields import ANYTHING, BLOCK, FLAG, Fields, ID, IDS, LABELS, REQUIRED, SECTION, TEXT, TEXTS, no_effect, number, one_of, only, optional, positive, read, real, whole
+from r1zero.model.config_fields import (
+    ANYTHING,
+    BLOCK,
+    FLAG,
+    ID,
+    IDS,
+    LABELS,
+    REQUIRED,
+    SECTION,
+    TEXT,
+    TEXTS,
+    Fields,
+    no_effect,
+    number,
+    one_of,
+    only,
+    optional,
+    positive,
+    read,
+    real,
+    whole,
+)
 
 TYPES = one_of("float32", "bfloat16", "float16")
 
 # Which Hugging Face takes out of config.json into its generation config. Responses are sampled as [rollout] says.
-GENERATION = """
-    assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
-    early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
-    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
-    no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
-    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
-    target_lookbehind temperature top_k top_p typical_p
-""".split()
+GENERATION = [
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
+    "target_lookbehind",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+]
 
 HARMLESS: Fields = {name: no_effect(ANYTHING) for name in GENERATION} | {
     # What was written by what, and how it is to be loaded.

@@ -1,4 +1,5 @@
-"""The modules that megatron-core leaves to transformer-engine: norm, replicated linear, attention and rotary positions for packs."""
+"""The modules that megatron-core leaves to transformer-engine: norm, replicated linear, attention and rotary positions
+for packs."""
 
 from typing import Any
 
@@ -15,13 +16,15 @@ from r1zero.model.packing import PackedSequences, attend
 
 
 class RmsNorm(torch.nn.Module):
-    """In fp32, scaled in the activations' own type (as Hugging Face and vLLM do). Zhang and Sennrich, arXiv 1910.07467."""
+    """In fp32, scaled in the activations' own type (as Hugging Face and vLLM do). Zhang and Sennrich, arXiv
+    1910.07467."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any):
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Where tokens are split over tensor ranks, each has only its part of the gradient: megatron sums marked weights.
+        # Where tokens are split over tensor ranks, each has only its part of the gradient: megatron sums marked
+        # weights.
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,12 +58,27 @@ class ReplicatedLinear(MegatronModule):
 class PackedAttention(MegatronModule):
     """Core attention over a pack: (T, heads, d) to (T, 1, heads * value dim)."""
 
-    def __init__(self, config: TransformerConfig, *, softmax_scale: float | None = None, k_channels: int | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(config)
         self.scale = softmax_scale or (k_channels or config.kv_channels) ** -0.5
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, packed_seq_params: PackedSequences,
-                **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        *,
+        packed_seq_params: PackedSequences,
+        **kwargs: Any,
+    ) -> Tensor:
         return attend(query, key, value, self.scale, packed_seq_params).unsqueeze(1)
 
 
@@ -75,7 +93,9 @@ class PackedRotary(torch.nn.Module):
         super().__init__()
         self.of_length = frequencies
 
-    def get_rotary_seq_len(self, inference: None, block: Any, hidden: Any, config: Any, packed: PackedSequences, **kwargs: Any) -> PackedSequences:
+    def get_rotary_seq_len(
+        self, inference: None, block: Any, hidden: Any, config: Any, packed: PackedSequences, **kwargs: Any
+    ) -> PackedSequences:
         return packed
 
     def forward(self, packed: PackedSequences, packed_seq: bool = True, cp_group: Any = None) -> Any:
@@ -105,7 +125,8 @@ def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
 
 
 def use_packed_rotary(model: torch.nn.Module) -> None:
-    """Put PackedRotary in front of the model's rotary frequencies: one for the model, or one in each latent attention."""
+    """Put PackedRotary in front of the model's rotary frequencies: one for the model, or one in each latent
+    attention."""
     for module in list(model.modules()):
         if isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
             module.rotary_pos_emb = PackedRotary(module.rotary_pos_emb)

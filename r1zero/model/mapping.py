@@ -32,7 +32,7 @@ class Local:
             return whole
         blocks = weight.blocks // self.degree if weight.blocks > 1 else 1
         first, rows = (n // self.degree // blocks for n in (weight.first, weight.shape[0]))
-        return whole.view(blocks, -1, *whole.shape[1:])[:, first:first + rows]
+        return whole.view(blocks, -1, *whole.shape[1:])[:, first : first + rows]
 
     def tensor(self) -> Tensor:
         """The part with the shape it has in the full tensor; a copy only where the parameter interleaves it."""
@@ -40,7 +40,8 @@ class Local:
 
 
 def local_tensors(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids) -> dict[str, Local]:
-    """HF name -> this rank's part, in the order of a forward pass. Of a tied embedding the last stage has a copy, too."""
+    """HF name -> this rank's part, in the order of a forward pass. Of a tied embedding the last stage has a copy,
+    too."""
     rank = dist.get_rank()
     stage = grids.dense.coordinate(rank, "pp")
     model = unwrap_model(chunks[0])

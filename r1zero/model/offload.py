@@ -1,4 +1,5 @@
-"""Where the trained model's weights, gradients and optimizer state are: on the device while they are used, else on the host or nowhere.
+"""Where the trained model's weights, gradients and optimizer state are: on the device while they are used, else on the
+host or nowhere.
 
 megatron-core keeps a model's weights in a few flat buffers, of which every parameter is a view; the same holds for its
 gradients. Freeing a buffer's storage and taking it again leaves all views as they are.
@@ -30,9 +31,11 @@ class WeightOffload:
         """Copy what is on the device to the host under `name`."""
         pinned = self.device.type != "cpu"
         if name not in self.copies:
-            self.copies[name] = [torch.empty(b.param_data.shape, dtype=b.param_data.dtype, pin_memory=pinned) for b in self.buffers]
+            self.copies[name] = [
+                torch.empty(b.param_data.shape, dtype=b.param_data.dtype, pin_memory=pinned) for b in self.buffers
+            ]
         for host, buffer in zip(self.copies[name], self.buffers, strict=True):
-            host.copy_(buffer.param_data)   # blocking: the storage is freed next
+            host.copy_(buffer.param_data)  # blocking: the storage is freed next
 
     def onload(self, name: str) -> None:
         """Put the weights kept under `name` on the device."""
@@ -58,7 +61,7 @@ class WeightOffload:
             if parameter in buffer.param_index_map:
                 begin, end, _ = buffer.param_index_map[parameter]
                 return host[begin:end]
-        return parameter.detach().view(-1)   # a buffer such as the router's bias, which never leaves
+        return parameter.detach().view(-1)  # a buffer such as the router's bias, which never leaves
 
     def gradients(self) -> None:
         """Give the gradients memory again; they are zeroed before each update anyway."""
@@ -72,10 +75,11 @@ class WeightOffload:
 
 
 class OptimizerOffload:
-    """Adam's moments and the fp32 master weights, on the host except inside `on_device()`, where the optimizer steps, saves or loads.
+    """Adam's moments and the fp32 master weights, on the host except inside `on_device()`, where the optimizer steps,
+    saves or loads.
 
-    The step itself is the device's own, so that nothing else changes; megatron-core's optimizer_cpu_offload steps on the host, over
-    CUDA's streams, and MindSpeed's swap_optimizer replaces the optimizer.
+    The step itself is the device's own, so that nothing else changes; megatron-core's optimizer_cpu_offload steps on
+    the host, over CUDA's streams, and MindSpeed's swap_optimizer replaces the optimizer.
     """
 
     def __init__(self, optimizer: MegatronOptimizer, device: torch.device):
@@ -107,17 +111,30 @@ class OptimizerOffload:
         self.copies = {}
         for tensor in self._tensors():
             found = kept.get(id(tensor))
-            host = found[1] if found and found[0] is tensor else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.pinned)
-            host.copy_(tensor)   # blocking: the storage is freed next
+            host = (
+                found[1]
+                if found and found[0] is tensor
+                else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.pinned)
+            )
+            host.copy_(tensor)  # blocking: the storage is freed next
             _resize(tensor, 0)
             self.copies[id(tensor)] = tensor, host
 
     def _tensors(self) -> Iterator[Tensor]:
         for part in self.parts:
             model = {buffer.param_data.untyped_storage().data_ptr() for buffer in part.buffers}
-            yield from (p for group in part.optimizer.param_groups for p in group["params"]
-                        if p.untyped_storage().data_ptr() not in model)     # weights in fp32 are their own masters
-            yield from (t for state in part.optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.dim())
+            yield from (
+                p
+                for group in part.optimizer.param_groups
+                for p in group["params"]
+                if p.untyped_storage().data_ptr() not in model
+            )  # weights in fp32 are their own masters
+            yield from (
+                t
+                for state in part.optimizer.state.values()
+                for t in state.values()
+                if isinstance(t, Tensor) and t.dim()
+            )
 
 
 def _resize(tensor: Tensor, numel: int) -> None:

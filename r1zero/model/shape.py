@@ -12,13 +12,14 @@ ROPE_THETA = 10000.0
 
 
 DENSE_TOKENS = 128
-"""On a CPU, sequences of up to this many tokens are attended by explicit products, whose scores are held for the backward pass;
-longer ones by torch's fused attention, which holds none. Measured with head dimensions 32 and 64 on one core with AMX: the products
-are faster up to 64 to 192 tokens in training."""
+"""On a CPU, sequences of up to this many tokens are attended by explicit products, whose scores are held for the
+backward pass; longer ones by torch's fused attention, which holds none. Measured with head dimensions 32 and 64 on one
+core with AMX: the products are faster up to 64 to 192 tokens in training."""
 
 
 CHUNK_BYTES = 64 << 20
-"""A checkpoint's tensor is written in pieces of at most this many bytes, so that a save needs no more memory than that."""
+"""A checkpoint's tensor is written in pieces of at most this many bytes, so that a save needs no more memory than
+that."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        self._tell("")   # not after an exception, which belongs to the phase
+        self._tell("")  # not after an exception, which belongs to the phase
 
     def _tell(self, name: str) -> None:
         for observe in self.observers:
@@ -79,25 +80,31 @@ class MetricReducer:
 
 
 def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
-    """Append one JSON line per row, each with its iteration. JSON has no infinity and no NaN; they are written as null."""
+    """Append one JSON line per row, each with its iteration. JSON has no infinity and no NaN; they are written as
+    null."""
     with open(path, "a", encoding="utf-8") as file:
         for row in rows:
-            finite = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+            finite = {
+                name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()
+            }
             file.write(json.dumps({"iteration": iteration, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def keep_until(path: Path, iteration: int) -> None:
     """Drop the lines of later iterations and an incomplete last line. The file is replaced by a rename.
 
-    Only a line feed ends a line, because JSON text may contain U+2028, U+2029 and U+0085. Raises UserError for a line that
-    `append` did not write.
+    Only a line feed ends a line, because JSON text may contain U+2028, U+2029 and U+0085. Raises UserError for a line
+    that `append` did not write.
     """
-    path = Path(os.path.realpath(path))   # a symbolic link is kept
+    path = Path(os.path.realpath(path))  # a symbolic link is kept
     if not path.exists():
         return
     with open(path, "rb") as file:
-        kept = [line for number, line in enumerate(file, 1)
-                if line.endswith(b"\n") and _iteration(line, f"{path}:{number}") <= iteration]
+        kept = [
+            line
+            for number, line in enumerate(file, 1)
+            if line.endswith(b"\n") and _iteration(line, f"{path}:{number}") <= iteration
+        ]
     aside = path.with_name(path.name + ".tmp")
     aside.write_bytes(b"".join(kept))
     os.replace(aside, path)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from r1zero.observability import metrics
 
-CURVES = (("reward.png", "grpo/rewards/mean", "mean reward"),
-          ("response_length.png", "response_length/mean", "mean response length (tokens)"))
+CURVES = (
+    ("reward.png", "grpo/rewards/mean", "mean reward"),
+    ("response_length.png", "response_length/mean", "mean response length (tokens)"),
+)
 
 
 def draw(folder: Path) -> list[Path]:
@@ -20,7 +22,7 @@ def draw(folder: Path) -> list[Path]:
         axes = figure.subplots()
         axes.plot(iterations, [line[key] for line in lines], color="#1f77b4", linewidth=1.8, marker=".", markersize=4)
         axes.set(xlabel="iteration", ylabel=label)
-        axes.set_title(folder.name, parse_math=False)   # a name is no formula
+        axes.set_title(folder.name, parse_math=False)  # a name is no formula
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)

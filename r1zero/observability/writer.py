@@ -1,4 +1,5 @@
-"""What rank 0 shows and records of a run: metrics.jsonl, TensorBoard, alarms, one console line per iteration, and curves."""
+"""What rank 0 shows and records of a run: metrics.jsonl, TensorBoard, alarms, one console line per iteration, and
+curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,9 @@ class RunWriter:
         self.folder, self.iterations = folder, iterations
         metrics.keep_until(folder / "metrics.jsonl", done)
         self.alarms = AlarmMonitor(alarms, metrics.read(folder) if done else [])
-        self.board = SummaryWriter(str(folder), purge_step=done + 1)   # hides what an earlier process wrote about later steps
+        self.board = SummaryWriter(
+            str(folder), purge_step=done + 1
+        )  # hides what an earlier process wrote about later steps
         self.terminal = Terminal()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -51,6 +54,9 @@ class RunWriter:
         full, rest = "=-" if self.terminal.ascii_only else "━━"
         line.append(full * done, style="green").append(rest * (20 - done), style="bright_black")
         line.append(f"  reward {m['grpo/rewards/mean']:.3f}", style="bold")
-        line.append(f"  length {m['response_length/mean']:.1f}  kl {m['actor/kl_loss']:.5f}  entropy {m['actor/entropy']:.3f}  "
-                    f"grad {m['grad_norm']:.3f}  gap {m['rollout_gap/mean']:.1e}  {m['e2e_tps']:.0f} tokens/s per rank  {m['timing/all']:.2f} s")
+        line.append(
+            f"  length {m['response_length/mean']:.1f}  kl {m['actor/kl_loss']:.5f}  entropy {m['actor/entropy']:.3f}  "
+            f"grad {m['grad_norm']:.3f}  gap {m['rollout_gap/mean']:.1e}  {m['e2e_tps']:.0f} tokens/s per rank  "
+            f"{m['timing/all']:.2f} s"
+        )
         return line

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from r1zero.distributed import layout as layouts
 from r1zero.config import Config, UserError
+from r1zero.distributed import layout as layouts
 from r1zero.distributed.layout import Layout
 from r1zero.model import families, placement
 from r1zero.model.shape import CHUNK_BYTES
@@ -53,8 +53,8 @@ class Plan:
 
 
 def plan(cfg: Config, world: int, name: str = "") -> Plan:
-    """Raises UserError where degrees, ranks, batch and model do not fit together. What does not fit the memory is a problem
-    of the plan, so that the numbers can be seen."""
+    """Raises UserError where degrees, ranks, batch and model do not fit together. What does not fit the memory is a
+    problem of the plan, so that the numbers can be seen."""
     if world < 1:
         raise UserError(f"--world {world}; a world has at least one rank")
     layout = layouts.carve(cfg.layout, world)
@@ -71,18 +71,35 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
     runs = placement.stages(shape, layout.train)
     found = communicators.groups(layout, shape, routes.expert_parallel, cfg.run.device, int(machine.node_ranks))
     return Plan(
-        config=name or cfg.run.name, world=world, nodes=-(-world // int(machine.node_ranks)),
-        parameters=sum(w.size for w in routes.weights), active_parameters=sum(s.work for s in inputs.train),
-        stages=tuple((run.start, len(run)) for run in runs), groups=tuple(found), batch=batch_algebra(inputs), places=places, host=host,
-        checkpoint={"bytes": memory.checkpoint_bytes(inputs), "host bytes a rank": 2 * CHUNK_BYTES,
-                    "seconds": memory.checkpoint_bytes(inputs) / GB / machine.storage_gbs},
-        traffic=inputs.traffic, seconds=seconds, tokens_per_second=tokens / sum(seconds.values()), machine=machine,
-        problems=tuple(fixes.problems(inputs, places, host)), notes=tuple(notes(inputs, layout)))
+        config=name or cfg.run.name,
+        world=world,
+        nodes=-(-world // int(machine.node_ranks)),
+        parameters=sum(w.size for w in routes.weights),
+        active_parameters=sum(s.work for s in inputs.train),
+        stages=tuple((run.start, len(run)) for run in runs),
+        groups=tuple(found),
+        batch=batch_algebra(inputs),
+        places=places,
+        host=host,
+        checkpoint={
+            "bytes": memory.checkpoint_bytes(inputs),
+            "host bytes a rank": 2 * CHUNK_BYTES,
+            "seconds": memory.checkpoint_bytes(inputs) / GB / machine.storage_gbs,
+        },
+        traffic=inputs.traffic,
+        seconds=seconds,
+        tokens_per_second=tokens / sum(seconds.values()),
+        machine=machine,
+        problems=tuple(fixes.problems(inputs, places, host)),
+        notes=tuple(notes(inputs, layout)),
+    )
 
 
 def memory_by_roles(inputs: MemoryInputs) -> tuple[RolesMemory, ...]:
     """One phase_memory for each kind of place, and how many ranks it stands for."""
-    counted = Counter(memory.roles_of(inputs.layout, rank, bool(inputs.reference)) for rank in range(inputs.layout.size))
+    counted = Counter(
+        memory.roles_of(inputs.layout, rank, bool(inputs.reference)) for rank in range(inputs.layout.size)
+    )
     return tuple(RolesMemory(place, n, memory.phase_memory(inputs, place)) for place, n in counted.items())
 
 
@@ -102,9 +119,11 @@ def batch_algebra(inputs: MemoryInputs) -> dict[str, float]:
     at_once, cache = memory.cache_need(inputs)
     samples = duration.samples(inputs)
     return {
-        "prompts an iteration": cfg.grpo.prompts_per_iteration, "responses a prompt": cfg.grpo.group_size,
+        "prompts an iteration": cfg.grpo.prompts_per_iteration,
+        "responses a prompt": cfg.grpo.group_size,
         "responses an iteration": samples,
-        "engines": layout.engines, "prompts an engine": cfg.grpo.prompts_per_iteration // layout.engines,
+        "engines": layout.engines,
+        "prompts an engine": cfg.grpo.prompts_per_iteration // layout.engines,
         "responses decoded at a time by an engine": at_once,
         "waves of decoding": -(-(samples // layout.engines) // at_once),
         "cache for as many full sequences, GB a rank": round(cache / GB, 1),
@@ -121,16 +140,26 @@ def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
     have = cfg.rollout.kv_cache_gib * memory.GIB
     found = []
     if have < cache:
-        found.append(f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
-                     f"({cache / memory.GIB:.1f} GiB): where responses grow that long vLLM queues or recomputes some")
-    slow = [f"{group.kind.name} groups span {group.nodes} nodes" for group in communicator_groups(inputs)
-            if group.kind.name in ("train tp", "engine tp") and group.nodes > 1]
+        found.append(
+            f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
+            f"({cache / memory.GIB:.1f} GiB): where responses grow that long vLLM queues or recomputes some"
+        )
+    slow = [
+        f"{group.kind.name} groups span {group.nodes} nodes"
+        for group in communicator_groups(inputs)
+        if group.kind.name in ("train tp", "engine tp") and group.nodes > 1
+    ]
     return found + [f"{text}: tensor parallelism between nodes is slow; keep tp within the node" for text in slow]
 
 
 def communicator_groups(inputs: MemoryInputs) -> list[Group]:
-    return communicators.groups(inputs.layout, inputs.routes.shape, inputs.routes.expert_parallel, inputs.cfg.run.device,
-                                int(inputs.machine.node_ranks))
+    return communicators.groups(
+        inputs.layout,
+        inputs.routes.shape,
+        inputs.routes.expert_parallel,
+        inputs.cfg.run.device,
+        int(inputs.machine.node_ranks),
+    )
 
 
 def as_data(made: Plan) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import reduce
 from itertools import combinations
 
-from r1zero.distributed import layout as layouts
 from r1zero.config import Config, UserError
+from r1zero.distributed import layout as layouts
 from r1zero.plan import communicators, memory
 from r1zero.plan.machine import machine_for
 from r1zero.plan.memory import MemoryInputs, RankRoles, RolesMemory
@@ -21,25 +21,42 @@ def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str
     if full:
         worst, phase = max(full, key=lambda pair: pair[0].phase_memory.total(pair[1]))
         total = worst.phase_memory.total(phase)
-        biggest = ", ".join(f"{kind} {n / GB:.1f}" for kind, n in sorted(worst.phase_memory.device[phase].items(), key=lambda kv: -kv[1])[:4])
-        yield (f"phase {phase} needs {total / GB:.1f} GB on {sum(p.ranks for p, _ in full)} ranks, {limit / GB:.1f} GB are usable "
-               f"(plan.assume.memory_gib = {inputs.machine.memory_gib:g}); most of it: {biggest} GB. "
-               f"{_cure(inputs, [p.place for p in places], limit)}")
+        biggest = ", ".join(
+            f"{kind} {n / GB:.1f}"
+            for kind, n in sorted(worst.phase_memory.device[phase].items(), key=lambda kv: -kv[1])[:4]
+        )
+        yield (
+            f"phase {phase} needs {total / GB:.1f} GB on {sum(p.ranks for p, _ in full)} ranks, {limit / GB:.1f} GB "
+            f"are usable "
+            f"(plan.assume.memory_gib = {inputs.machine.memory_gib:g}); most of it: {biggest} GB. "
+            f"{_cure(inputs, [p.place for p in places], limit)}"
+        )
     pinned = sum(host.values())
     if pinned > inputs.machine.host_memory_gb * GB:
         parts = ", ".join(f"{kind} {n / GB:.0f}" for kind, n in host.items())
-        yield (f"a node's host memory needs {pinned / GB:.0f} GB of {inputs.machine.host_memory_gb:g} "
-               f"(plan.assume.host_memory_gb): {parts} GB. Use more nodes, or keep the optimizer on the device (optimizer.offload = false)")
+        yield (
+            f"a node's host memory needs {pinned / GB:.0f} GB of {inputs.machine.host_memory_gb:g} "
+            f"(plan.assume.host_memory_gb): {parts} GB. Use more nodes, or keep the optimizer on the device "
+            f"(optimizer.offload = false)"
+        )
     shape, cfg = inputs.routes.shape, inputs.cfg
     if shape.moe and cfg.run.device == "npu" and inputs.routes.expert_parallel:
         need = communicators.mc2_buffer(shape, inputs.layout, cfg.rollout.max_num_seqs) / memory.MIB
         if need > inputs.machine.buffer_mb:
-            fits = max((n for n in range(8, cfg.rollout.max_num_seqs, 8)
-                        if communicators.mc2_buffer(shape, inputs.layout, n) <= inputs.machine.buffer_mb * memory.MIB), default=None)
-            yield (f"the engine's dispatch of experts needs HCCL_BUFFSIZE of {need:.0f} MiB "
-                   f"for rollout.max_num_seqs = {cfg.rollout.max_num_seqs}, "
-                   f"plan.assume.buffer_mb is {inputs.machine.buffer_mb:g}; raise both (launch/env-a3.sh)"
-                   + (f", or lower max_num_seqs to {fits}" if fits else ""))
+            fits = max(
+                (
+                    n
+                    for n in range(8, cfg.rollout.max_num_seqs, 8)
+                    if communicators.mc2_buffer(shape, inputs.layout, n) <= inputs.machine.buffer_mb * memory.MIB
+                ),
+                default=None,
+            )
+            yield (
+                f"the engine's dispatch of experts needs HCCL_BUFFSIZE of {need:.0f} MiB "
+                f"for rollout.max_num_seqs = {cfg.rollout.max_num_seqs}, "
+                f"plan.assume.buffer_mb is {inputs.machine.buffer_mb:g}; raise both (launch/env-a3.sh)"
+                + (f", or lower max_num_seqs to {fits}" if fits else "")
+            )
 
 
 def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
@@ -56,7 +73,9 @@ def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
     if cfg.train.recompute == "none":
         changes['train.recompute = "full"'] = lambda c: replace(c, train=replace(c.train, recompute="full"))
     if cfg.train.micro_batch_tokens > longest:
-        changes[f"train.micro_batch_tokens = {longest}"] = lambda c: replace(c, train=replace(c.train, micro_batch_tokens=longest))
+        changes[f"train.micro_batch_tokens = {longest}"] = lambda c: replace(
+            c, train=replace(c.train, micro_batch_tokens=longest)
+        )
     if cfg.grpo.kl_coef:
         changes["grpo.kl_coef = 0"] = lambda c: replace(c, grpo=replace(c.grpo, kl_coef=0.0))
     for count in range(len(changes) + 1):
@@ -73,8 +92,11 @@ def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
         changed = reduce(lambda c, name: changes[name](c), names, cfg)
         if fewer := _fewer_ranks(replace(inputs, cfg=changed)):
             return f"With {' and '.join([*names, f'{fewer} rank' + 's' * (fewer > 1)])} on this machine it fits"
-    return ("No change of type, reference, offload, recomputation, cache or micro-batch makes it fit: use more ranks, or higher degrees of "
-            "parallelism" + (", on more machines" if inputs.on_cpu else ""))
+    return (
+        "No change of type, reference, offload, recomputation, cache or micro-batch makes it fit: use more ranks, or "
+        "higher degrees of "
+        "parallelism" + (", on more machines" if inputs.on_cpu else "")
+    )
 
 
 def _fewer_ranks(inputs: MemoryInputs) -> int:
@@ -98,7 +120,12 @@ def _smaller_cache(inputs: MemoryInputs, places: list[RankRoles], limit: float) 
     """The largest cache, in quarters of a GiB, that leaves the phases with a cache within the limit."""
     have = int(inputs.cfg.rollout.kv_cache_gib * memory.GIB)
     memory_by_roles = [memory.phase_memory(inputs, place) for place in places]
-    rooms = [limit - one.total(phase) + have for one in memory_by_roles for phase in one.device if "KV cache" in one.device[phase]]
+    rooms = [
+        limit - one.total(phase) + have
+        for one in memory_by_roles
+        for phase in one.device
+        if "KV cache" in one.device[phase]
+    ]
     gib = int(min(rooms, default=0) / memory.GIB * 4) / 4
     if not 0 < gib < inputs.cfg.rollout.kv_cache_gib:
         return "", inputs.cfg

@@ -6,12 +6,12 @@ from typing import NamedTuple
 from r1zero.config import Config
 from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import placement
-from r1zero.rollout.engine_limits import cache_elements
 from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, engine_elements, layer_size, stages
 from r1zero.plan.traffic import Traffic, sync_traffic
+from r1zero.rollout.engine_limits import cache_elements
 from r1zero.weight_sync.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
@@ -77,7 +77,9 @@ def memory_inputs(cfg: Config, layout: Layout, routes: Routes, machine: Machine)
     grids = layout.reference or layout.train
     reference = stages(routes, grids) if cfg.grpo.kl_coef else []
     traffic = sync_traffic(routes, ITEMSIZES[cfg.run.dtype], int(machine.node_ranks))
-    return MemoryInputs(cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes), traffic)
+    return MemoryInputs(
+        cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes), traffic
+    )
 
 
 def roles_of(layout: Layout, rank: int, has_reference: bool) -> RankRoles:
@@ -94,45 +96,82 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
     shared = place.train is not None and place.rollout
     weights, gradients, optimizer, host = _trainer(inputs, place)
     engine, cache = _engine(inputs) if place.rollout else (0, 0)
-    asleep = shared and not inputs.on_cpu     # an engine that shares its device gives up weights and cache between rollouts
+    asleep = (
+        shared and not inputs.on_cpu
+    )  # an engine that shares its device gives up weights and cache between rollouts
     away = shared and inputs.cfg.train.offload and not inputs.on_cpu
     second = _reference_copy(inputs, place)
-    always = {"communicators": _communicators(inputs, place), "runtime": int(inputs.machine.runtime_gib * GIB), "reference": second,
-              "optimizer": optimizer}
+    always = {
+        "communicators": _communicators(inputs, place),
+        "runtime": int(inputs.machine.runtime_gib * GIB),
+        "reference": second,
+        "optimizer": optimizer,
+    }
     kept = {"engine weights": 0 if asleep else engine, "KV cache": 0 if asleep else cache}
     trainer = {"weights": weights, "gradients": gradients}
     rollout_trainer = {"weights": 0, "gradients": 0} if away else trainer
     lines = {
-        "rollout": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "workspace": _workspace(inputs) if place.rollout else 0},
+        "rollout": {
+            **rollout_trainer,
+            "engine weights": engine,
+            "KV cache": cache,
+            "workspace": _workspace(inputs) if place.rollout else 0,
+        },
         "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(inputs, place, False)},
         "update": {**trainer, **kept, **_passes(inputs, place, True)},
-        "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},   # the passes' activations are gone
-        "sync": {**trainer, "gradients": 0 if away else gradients, "engine weights": engine, "KV cache": kept["KV cache"],
-                 **(_sync_buffers(inputs, place) if engine or weights else {})},
+        "step": {
+            **trainer,
+            **kept,
+            "optimizer": optimizer or host.get("optimizer", 0),
+        },  # the passes' activations are gone
+        "sync": {
+            **trainer,
+            "gradients": 0 if away else gradients,
+            "engine weights": engine,
+            "KV cache": kept["KV cache"],
+            **(_sync_buffers(inputs, place) if engine or weights else {}),
+        },
         # After a sync, before the next rollout; a rank writes from wherever its state is, piece by piece.
-        "save": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "pieces": save_buffers(inputs) if weights else 0},
+        "save": {
+            **rollout_trainer,
+            "engine weights": engine,
+            "KV cache": cache,
+            "pieces": save_buffers(inputs) if weights else 0,
+        },
     }
-    return PhaseMemory({phase: {kind: n for kind, n in {**always, **lines[phase]}.items() if n} for phase in PHASES}, host)
+    return PhaseMemory(
+        {phase: {kind: n for kind, n in {**always, **lines[phase]}.items() if n} for phase in PHASES}, host
+    )
 
 
 def save_buffers(inputs: MemoryInputs) -> int:
-    """Host bytes of a rank that saves: the piece of a tensor that is being written, and its copy in the file's format."""
+    """Host bytes of a rank that saves: the piece of a tensor that is being written, and its copy in the file's
+    format."""
     return 2 * CHUNK_BYTES if inputs.on_cpu else 0
 
 
 def checkpoint_bytes(inputs: MemoryInputs) -> int:
-    """One whole checkpoint: weights, two fp32 moments, and fp32 master weights unless the weights are fp32 themselves."""
+    """One whole checkpoint: weights, two fp32 moments, and fp32 master weights unless the weights are fp32
+    themselves."""
     return sum(weight.size for weight in inputs.routes.weights) * (14 if inputs.itemsize == 2 else 12)
 
 
 def _communicators(inputs: MemoryInputs, place: RankRoles) -> int:
     """Two buffers for each live communicator of a rank, the world's among them."""
     layout, routes = inputs.layout, inputs.routes
-    mine = {"dense": place.train is not None, "experts": place.train is not None, "rollout": place.rollout,
-            "reference": place.reference is not None, "reference experts": place.reference is not None}
+    mine = {
+        "dense": place.train is not None,
+        "experts": place.train is not None,
+        "rollout": place.rollout,
+        "reference": place.reference is not None,
+        "reference experts": place.reference is not None,
+    }
     live = communicators.kinds(layout, routes.shape, routes.expert_parallel, inputs.cfg.run.device)
-    each = [communicators.buffer_mb(kind, inputs.cfg.run.device, inputs.machine.buffer_mb)
-            for kind in live if kind.buffered and mine[kind.grid]]
+    each = [
+        communicators.buffer_mb(kind, inputs.cfg.run.device, inputs.machine.buffer_mb)
+        for kind in live
+        if kind.buffered and mine[kind.grid]
+    ]
     world = inputs.machine.buffer_mb if layout.size > 1 else 0
     return int(2 * (sum(each) + world) * MIB)
 
@@ -161,7 +200,8 @@ def weight_bytes(stage: Stage, itemsize: int) -> int:
 
 
 def optimizer_bytes(stage: Stage, grids: MegatronGrids, itemsize: int) -> int:
-    """fp32 master weights (bf16 runs only: fp32 weights are their own) and two moments, dealt over the ranks that hold copies."""
+    """fp32 master weights (bf16 runs only: fp32 weights are their own) and two moments, dealt over the ranks that hold
+    copies."""
     each = 12 if itemsize == 2 else 8
     return each * -(-stage.dense // grids.dense.size("dp")) + each * -(-stage.experts // grids.experts.size("edp"))
 
@@ -177,7 +217,7 @@ def _engine(inputs: MemoryInputs) -> tuple[int, int]:
     plain, fp32 = inputs.engine
     if inputs.cfg.run.device == "npu":
         plain += absorbed_elements(inputs.routes.shape, inputs.layout)
-    if inputs.on_cpu and inputs.routes.shape.tied:   # the head is packed for its kernel, beside the embedding
+    if inputs.on_cpu and inputs.routes.shape.tied:  # the head is packed for its kernel, beside the embedding
         plain += _head_elements(inputs)
     return plain * inputs.itemsize + 4 * fp32, int(inputs.cfg.rollout.kv_cache_gib * GIB)
 
@@ -199,9 +239,17 @@ def _workspace(inputs: MemoryInputs) -> int:
     shape, rollout, grid = inputs.routes.shape, inputs.cfg.rollout, inputs.layout.rollout
     tp = grid.size("tp")
     spread = inputs.routes.expert_parallel and tp * grid.size("dp") > 1
-    on = Pass(tp, 1 if inputs.routes.expert_parallel else tp, inputs.machine.expert_imbalance if spread else 1.0, inputs.itemsize, 0)
+    on = Pass(
+        tp,
+        1 if inputs.routes.expert_parallel else tp,
+        inputs.machine.expert_imbalance if spread else 1.0,
+        inputs.itemsize,
+        0,
+    )
     layer = max(layer_size(shape, i, on).forward for i in (0, shape.layers - 1))
-    return int(rollout.max_num_batched_tokens * layer * inputs.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
+    return (
+        int(rollout.max_num_batched_tokens * layer * inputs.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
+    )
 
 
 def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> LayerSize:
@@ -209,11 +257,16 @@ def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> Lay
     longest = inputs.cfg.rollout.max_prompt_tokens + inputs.cfg.rollout.max_response_tokens
     scores = longest if inputs.on_cpu and longest <= DENSE_TOKENS else 0
     imbalance = inputs.machine.expert_imbalance if grids.experts.size("ep") > 1 else 1.0
-    return layer_size(inputs.routes.shape, layer, Pass(grids.dense.size("tp"), grids.experts.size("etp"), imbalance, inputs.itemsize, scores))
+    return layer_size(
+        inputs.routes.shape,
+        layer,
+        Pass(grids.dense.size("tp"), grids.experts.size("etp"), imbalance, inputs.itemsize, scores),
+    )
 
 
 def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str, int]:
-    """Activations of the trainer's passes (training) or of the reference's, and what the logits take beyond their most."""
+    """Activations of the trainer's passes (training) or of the reference's, and what the logits take beyond their
+    most."""
     stage = place.train if training else place.reference
     if stage is None:
         return {}
@@ -224,22 +277,29 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
     if not training:
         kept, live = 0.0, max(layer.forward for layer in each)
     else:
-        flying = min(pp - stage, micro_batches(inputs))          # one forward, one backward: packs under way at this stage
+        flying = min(pp - stage, micro_batches(inputs))  # one forward, one backward: packs under way at this stage
         kept = flying * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
         # With recomputation the layer's own tensors are there, too, while its gradients are made.
         live = max(layer.backward + (layer.kept if full else 0) for layer in each)
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
-        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy. Gone before the layers' turn.
+        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy. Gone before
+        # the layers' turn.
         beyond = tokens * shape.vocab_size // tp * (size + 16) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
     return found
 
 
 def micro_batches(inputs: MemoryInputs) -> int:
-    """Packs of one data-parallel rank in an iteration, at the mean length; packs are filled to nine tenths or better."""
+    """Packs of one data-parallel rank in an iteration, at the mean length; packs are filled to nine tenths or
+    better."""
     cfg = inputs.cfg
-    tokens = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size * mean_tokens(inputs) / inputs.layout.train.dense.size("dp")
+    tokens = (
+        cfg.grpo.prompts_per_iteration
+        * cfg.grpo.group_size
+        * mean_tokens(inputs)
+        / inputs.layout.train.dense.size("dp")
+    )
     return max(1, -(-int(tokens) // int(0.9 * cfg.train.micro_batch_tokens)))
 
 

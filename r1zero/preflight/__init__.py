@@ -1,4 +1,5 @@
-"""Check before spending: what all ranks must agree on, the links between them, and with --check one of everything that a step does."""
+"""Check before spending: what all ranks must agree on, the links between them, and with --check one of everything that
+a step does."""
 
 import socket
 from collections.abc import Iterable, Iterator
@@ -9,15 +10,15 @@ from rich.console import Console
 from rich.text import Text
 
 from r1zero.config import CollectiveError, Config
-from r1zero.observability.console import Terminal
 from r1zero.distributed.layout import Layout
+from r1zero.distributed.world import Launch
+from r1zero.observability.console import Terminal
 from r1zero.preflight.agree import compare
 from r1zero.preflight.facts import Facts, gather
-from r1zero.preflight.timings import judge, measure
 from r1zero.preflight.requirements import needs
 from r1zero.preflight.rows import CheckResult
+from r1zero.preflight.timings import judge, measure
 from r1zero.preflight.trials import trial
-from r1zero.distributed.world import Launch
 
 __all__ = ["before", "links", "show", "stop_if_failed", "trial", "warn"]
 
@@ -26,7 +27,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 def before(cfg: Config, layout: Layout, launch: Launch) -> list[CheckResult]:
     """Before anything is built; the same rows on every rank."""
-    dist.barrier()   # clocks are read together
+    dist.barrier()  # clocks are read together
     mine = gather(cfg, launch.rank, launch.local_rank == 0)
     every: list[Facts] = [mine] * launch.size
     dist.all_gather_object(every, mine)
@@ -56,10 +57,13 @@ def warn(rows: list[CheckResult], rank: int) -> None:
 
 
 def show(rows: Iterable[CheckResult], rank: int) -> Iterator[CheckResult]:
-    """The rows, each printed by rank 0 as soon as it is there: what was found is not lost to an attempt that ends the process."""
+    """The rows, each printed by rank 0 as soon as it is there: what was found is not lost to an attempt that ends the
+    process."""
     terminal = Terminal()
     for row in rows:
         if rank == 0:
-            line = Text(f"{row.grade:<8}", style=COLOURS[row.grade]).append(f"{row.what}: found {row.found}, expected {row.expected}", "")
+            line = Text(f"{row.grade:<8}", style=COLOURS[row.grade]).append(
+                f"{row.what}: found {row.found}, expected {row.expected}", ""
+            )
             terminal.print(line)
         yield row

@@ -1,4 +1,5 @@
-"""All ranks' facts compared: a pure function. What most ranks have (of equal parties, the one with the lowest rank) is what is expected."""
+"""All ranks' facts compared: a pure function. What most ranks have (of equal parties, the one with the lowest rank) is
+what is expected."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -34,13 +35,25 @@ class Needs:
 def compare(facts: Sequence[Facts], needs: Needs) -> list[CheckResult]:
     hosts = {f.rank: f.host for f in facts}
     rows = [*_same("code", {f.rank: f.code[:12] for f in facts}, hosts, "copy the same r1zero folder to all hosts")]
-    rows += _each("config", {f.rank: f.settings for f in facts}, hosts, "start all ranks with the same file and arguments")
+    rows += _each(
+        "config", {f.rank: f.settings for f in facts}, hosts, "start all ranks with the same file and arguments"
+    )
     rows += _each("package", {f.rank: f.packages for f in facts}, hosts, "install the same requirements on all hosts")
-    rows += _same("data (data.path)", {f.rank: f.data[:12] for f in facts}, hosts,
-                  "copy the same folder to all hosts, or run preprocess.py once")
-    rows += _same("weights (model.path, model.checkpoint)", {f.rank: f.weights[:12] for f in facts if f.weights}, hosts,
-                  "copy the same folders to all hosts", "host")
-    return rows + [
+    rows += _same(
+        "data (data.path)",
+        {f.rank: f.data[:12] for f in facts},
+        hosts,
+        "copy the same folder to all hosts, or run preprocess.py once",
+    )
+    rows += _same(
+        "weights (model.path, model.checkpoint)",
+        {f.rank: f.weights[:12] for f in facts if f.weights},
+        hosts,
+        "copy the same folders to all hosts",
+        "host",
+    )
+    return [
+        *rows,
         *_clock(facts, hosts),
         *_folder(facts, hosts, needs),
         *_memory(facts, hosts, needs),
@@ -54,16 +67,31 @@ def _same(what: str, values: dict[int, str], hosts: dict[int, str], cure: str, e
     if not others:
         return [CheckResult(what, expected, f"the same on {len(values)} {each}{'s' * (len(values) > 1)}")]
     parties = {value: [rank for rank, v in values.items() if v == value] for value, _ in others}
-    return [CheckResult(what, value, f"{expected} as on {count} other {each}{'s' * (count > 1)}", "failed", format_ranks(ranks, hosts), cure)
-            for value, ranks in parties.items()]
+    return [
+        CheckResult(
+            what,
+            value,
+            f"{expected} as on {count} other {each}{'s' * (count > 1)}",
+            "failed",
+            format_ranks(ranks, hosts),
+            cure,
+        )
+        for value, ranks in parties.items()
+    ]
 
 
 def _each(what: str, values: dict[int, dict[str, str]], hosts: dict[int, str], cure: str) -> list[CheckResult]:
     """`_same` of every key whose values differ."""
     keys = list(dict.fromkeys(key for of_rank in values.values() for key in of_rank))
-    rows = [row for key in keys for row in _same(f"{what} {key}", {r: v.get(key, "nothing") for r, v in values.items()}, hosts, cure)
-            if row.grade != "ok"]
-    return rows or [CheckResult(what, f"{len(keys)} entries", f"the same on {len(values)} rank{'s' * (len(values) > 1)}")]
+    rows = [
+        row
+        for key in keys
+        for row in _same(f"{what} {key}", {r: v.get(key, "nothing") for r, v in values.items()}, hosts, cure)
+        if row.grade != "ok"
+    ]
+    return rows or [
+        CheckResult(what, f"{len(keys)} entries", f"the same on {len(values)} rank{'s' * (len(values) > 1)}")
+    ]
 
 
 def _clock(facts: Sequence[Facts], hosts: dict[int, str]) -> list[CheckResult]:
@@ -72,40 +100,83 @@ def _clock(facts: Sequence[Facts], hosts: dict[int, str]) -> list[CheckResult]:
     widest = max(abs(f.clock - middle) for f in facts)
     if not off:
         return [CheckResult("clock", f"within {widest:.1f} s", f"within {SKEW_S:g} s")]
-    return [CheckResult("clock", f"{widest:.0f} s off", f"within {SKEW_S:g} s of the others", "warning", format_ranks(off, hosts), "set it by NTP")]
+    return [
+        CheckResult(
+            "clock",
+            f"{widest:.0f} s off",
+            f"within {SKEW_S:g} s of the others",
+            "warning",
+            format_ranks(off, hosts),
+            "set it by NTP",
+        )
+    ]
 
 
 def _folder(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list[CheckResult]:
     troubles: dict[str, list[int]] = {}
     for f in facts:
         troubles.setdefault(f.trouble, []).append(f.rank)
-    rows = [CheckResult("run folder", trouble, "a folder that can be written", "failed", format_ranks(ranks, hosts), "change run.dir, or its permissions")
-            for trouble, ranks in troubles.items() if trouble]
+    rows = [
+        CheckResult(
+            "run folder",
+            trouble,
+            "a folder that can be written",
+            "failed",
+            format_ranks(ranks, hosts),
+            "change run.dir, or its permissions",
+        )
+        for trouble, ranks in troubles.items()
+        if trouble
+    ]
     if rows:
         return rows
     least = min(facts, key=lambda f: f.free_disk)
     wanted = f"{needs.checkpoint / GB:.3f} GB a checkpoint, {needs.checkpoints} of them"
     found, where = f"{least.free_disk / GB:.3f} GB free", format_ranks([least.rank], hosts)
     if least.free_disk < needs.checkpoint:
-        return [CheckResult("run folder", "writable", "writable"),
-                CheckResult("disk", found, wanted, "failed", where, "make room, or put run.dir on a larger disk")]
+        return [
+            CheckResult("run folder", "writable", "writable"),
+            CheckResult("disk", found, wanted, "failed", where, "make room, or put run.dir on a larger disk"),
+        ]
     if least.free_disk < needs.checkpoint * needs.checkpoints:
-        return [CheckResult("run folder", "writable", "writable"),
-                CheckResult("disk", found, wanted, "warning", where, "make room, lower checkpoint.keep, or put run.dir on a larger disk")]
+        return [
+            CheckResult("run folder", "writable", "writable"),
+            CheckResult(
+                "disk",
+                found,
+                wanted,
+                "warning",
+                where,
+                "make room, lower checkpoint.keep, or put run.dir on a larger disk",
+            ),
+        ]
     return [CheckResult("run folder", "writable", "writable"), CheckResult("disk", found, wanted)]
 
 
 def _memory(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list[CheckResult]:
     """Host memory of the host that has least to spare; a device's own is the plan's and the allocator's business."""
     if not needs.on_host:
-        return [CheckResult("device memory", "not asked", f"{max(needs.memory) / GB:.2f} GB in the fullest phase, by the plan")]
+        return [
+            CheckResult(
+                "device memory", "not asked", f"{max(needs.memory) / GB:.2f} GB in the fullest phase, by the plan"
+            )
+        ]
     by_host = _by_host(facts)
-    spare = {host: (min(f.free_memory for f in few), sum(needs.memory[f.rank] for f in few)) for host, few in by_host.items()}
+    spare = {
+        host: (min(f.free_memory for f in few), sum(needs.memory[f.rank] for f in few)) for host, few in by_host.items()
+    }
     host = min(spare, key=lambda h: spare[h][0] - spare[h][1])
     free, wanted = spare[host]
-    found, expected = f"{free / GB:.2f} GB available", f"{wanted / GB:.2f} GB for its {len(by_host[host])} ranks, by the plan"
+    found, expected = (
+        f"{free / GB:.2f} GB available",
+        f"{wanted / GB:.2f} GB for its {len(by_host[host])} ranks, by the plan",
+    )
     if free < wanted:
-        return [CheckResult("memory", found, expected, "warning", host, "start fewer ranks a host, or lower rollout.kv_cache_gib")]
+        return [
+            CheckResult(
+                "memory", found, expected, "warning", host, "start fewer ranks a host, or lower rollout.kv_cache_gib"
+            )
+        ]
     return [CheckResult("memory", found, expected)]
 
 

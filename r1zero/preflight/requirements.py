@@ -37,6 +37,11 @@ def needs(cfg: Config, layout: Layout) -> Needs:
     every, kept = cfg.checkpoint.every_iterations, cfg.checkpoint.keep_every
     saves = 1 + (cfg.run.iterations - 1) // every if every else 1
     most = cfg.checkpoint.keep + 1 + (cfg.run.iterations // kept if kept else 0)
-    return Needs(checkpoint=memory.checkpoint_bytes(inputs), checkpoints=min(saves, most), memory=tuple(each), on_host=inputs.on_cpu,
-                 shared=tuple(buffers if rank in layout.rollout else 0 for rank in range(layout.size)),
-                 queue=CHUNKS * (CHUNK + peers) if peers > 1 else 0)
+    return Needs(
+        checkpoint=memory.checkpoint_bytes(inputs),
+        checkpoints=min(saves, most),
+        memory=tuple(each),
+        on_host=inputs.on_cpu,
+        shared=tuple(buffers if rank in layout.rollout else 0 for rank in range(layout.size)),
+        queue=CHUNKS * (CHUNK + peers) if peers > 1 else 0,
+    )

@@ -1,4 +1,5 @@
-"""What a check found, as data: rows of the table that --check prints, and the line that a start prints of those that are not in order."""
+"""What a check found, as data: rows of the table that --check prints, and the line that a start prints of those that
+are not in order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ class CheckResult:
 
     @property
     def line(self) -> str:
-        return f"{self.what}{' of ' if self.where else ''}{self.where}: found {self.found}, expected {self.expected}; {self.cure}"
+        place = f"{self.what} of {self.where}" if self.where else self.what
+        return f"{place}: found {self.found}, expected {self.expected}; {self.cure}"
 
 
 def format_ranks(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:

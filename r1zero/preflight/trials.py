@@ -1,4 +1,5 @@
-"""What --check tries for real, in the place where the run would do it: a sync and a generated token, a graded sample, a checkpoint."""
+"""What --check tries for real, in the place where the run would do it: a sync and a generated token, a graded sample, a
+checkpoint."""
 
 import os
 import shutil
@@ -31,7 +32,9 @@ def trial(trainer: "Trainer") -> Iterator[CheckResult]:
         shutil.rmtree(trainer.folder / ASIDE, ignore_errors=True)
 
 
-def _tried(what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", hosts: dict[int, str]) -> list[CheckResult]:
+def _tried(
+    what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", hosts: dict[int, str]
+) -> list[CheckResult]:
     """What the ranks that had a part in it found, or the sentences of those that failed."""
     began = time.perf_counter()
     try:
@@ -45,7 +48,10 @@ def _tried(what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", h
         if kind == "failed":
             failures.setdefault(said, []).append(rank)
     if failures:
-        return [CheckResult(what, "none", "one", "failed", format_ranks(ranks, hosts), said) for said, ranks in failures.items()]
+        return [
+            CheckResult(what, "none", "one", "failed", format_ranks(ranks, hosts), said)
+            for said, ranks in failures.items()
+        ]
     found = next(said for _, said in every if said)
     return [CheckResult(what, f"{found}, {time.perf_counter() - began:.2f} s", "one of every part")]
 
@@ -69,7 +75,10 @@ def _grade(trainer: "Trainer") -> str:
     scores = grader.scorer.collect()
     plain, score = scores[0], scores[1]
     if score.outcome != "scored":
-        raise UserError(f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and reward.deadline_s")
+        raise UserError(
+            f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and "
+            f"reward.deadline_s"
+        )
     if score.reward != plain.reward:
         raise UserError(
             f"the right answer to the first prompt earns {plain.reward:g}, and {score.reward:g} after encoding and "

@@ -99,7 +99,7 @@ def _read_row(where: str, line: str) -> tuple[str, str, str, dict[str, Any] | No
     fields = {"response": None, "label": None, "prompt": "", "additional": None} | row
     for name, kinds in (("response", "text"), ("label", "text or number"), ("prompt", "text")):
         value = fields[name]
-        if not isinstance(value, str) or isinstance(value, _Number) and "number" not in kinds:
+        if not isinstance(value, str) or (isinstance(value, _Number) and "number" not in kinds):
             raise RewardError(f'{where}: the line must have the {kinds} "{name}"')
     if not isinstance(fields["additional"], dict | None):
         raise RewardError(f'{where}: "additional" must be an object')

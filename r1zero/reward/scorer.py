@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 
 from r1zero.config.errors import RewardError
 from r1zero.reward.own_rules import check_rule
-from r1zero.reward.workers.protocol import Frames, frame, receive
 from r1zero.reward.rules import RULES
+from r1zero.reward.workers.protocol import Frames, frame, receive
 
 LEAST_MEMORY_MIB = 16
 MEMORY_MIB = 512  # address space of a worker beyond what it starts with

@@ -6,17 +6,18 @@ Ranks of one engine (tensor parallel) are given the same requests and sample the
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from r1zero import config
-from r1zero.distributed import device
 from r1zero.batch import Prompt, Response
+from r1zero.distributed import device
 from r1zero.distributed.layout import Layout
 from r1zero.patches import patched
 from r1zero.rollout import cpu, cuda, inspect, isolation, npu
@@ -29,8 +30,9 @@ ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
 class Engine:
     """This rank's part of the engine that it serves. Weights are random until `reload`."""
 
-    def __init__(self, cfg: config.Config, layout: Layout, rank: int, *,
-                 stop_token_ids: list[int], forbidden_ids: list[int]):
+    def __init__(
+        self, cfg: config.Config, layout: Layout, rank: int, *, stop_token_ids: list[int], forbidden_ids: list[int]
+    ):
         """Called together by all ranks of layout.rollout, inside the job's world.
 
         stop_token_ids: a response ends with any of these, and with no other token.
@@ -47,31 +49,49 @@ class Engine:
             from vllm.sampling_params import RequestOutputKind
 
         self._stack.enter_context(self._adapter.while_alive())
-        with (isolation.generators_kept(cfg.run.device), isolation.environment(layout, rank),
-              isolation.world_of(layout.rollout.ranks)):
-            with self._adapter.during_construction():
-                self._llm = LLM(**arguments)
+        with (
+            isolation.generators_kept(cfg.run.device),
+            isolation.environment(layout, rank),
+            isolation.world_of(layout.rollout.ranks),
+            self._adapter.during_construction(),
+        ):
+            self._llm = LLM(**arguments)
         self._llm.apply_model(_set_latent_epsilon)
         self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
-            detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields)
+            detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields
+        )
         self.owned_experts = range(self._llm.llm_engine.model_config.get_num_experts())
         """Routed experts whose weights this rank holds, whole or cut."""
         if cfg.layout.rollout.enable_expert_parallel:
             self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
 
-    def generate(self, prompts: list[Prompt], group_size: int, iteration: int, first_position: int,
-                 on_finished: Callable[[Response], None]) -> list[Response]:
+    def generate(
+        self,
+        prompts: list[Prompt],
+        group_size: int,
+        iteration: int,
+        first_position: int,
+        on_finished: Callable[[Response], None],
+    ) -> list[Response]:
         """Returns group_size responses to each prompt, in (prompt, sample) order.
 
-        All tensor-parallel ranks of an engine pass the same prompts and get all responses. first_position: position of the first
-        prompt in the run's order of prompts. on_finished: called with each response as it ends, while others still decode.
+        All tensor-parallel ranks of an engine pass the same prompts and get all responses. first_position: position of
+        the first prompt in the run's order of prompts. on_finished: called with each response as it ends, while others
+        still decode.
         """
         for p, prompt in enumerate(prompts):
             for sample in range(group_size):
                 seed = request_seed(self._cfg.run.seed, iteration, first_position + p, sample)
-                self._request(f"{p}-{sample}", prompt.token_ids, temperature=1.0, seed=seed, logprobs=0,
-                              max_tokens=self._cfg.rollout.max_response_tokens, stop_token_ids=self._stop_token_ids)
+                self._request(
+                    f"{p}-{sample}",
+                    prompt.token_ids,
+                    temperature=1.0,
+                    seed=seed,
+                    logprobs=0,
+                    max_tokens=self._cfg.rollout.max_response_tokens,
+                    stop_token_ids=self._stop_token_ids,
+                )
         responses = {}
         for output in self._outputs():
             response = _response(output)
@@ -94,20 +114,30 @@ class Engine:
 
         They may be written only while `reload` runs.
         """
+
         def find(model: nn.Module) -> WriteTargets:
             model_config = self._llm.llm_engine.model_config
-            return learn(model.load_weights, self._adapter.writable_in_place(model, model_config, tensors), model_config.dtype)
+            return learn(
+                model.load_weights, self._adapter.writable_in_place(model, model_config, tensors), model_config.dtype
+            )
 
         (found,) = self._llm.apply_model(find)
         return found
 
     def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
-        """One response of so many tokens to each prompt, by seeds of its own: equal weights give equal ones, whenever it is called."""
+        """One response of so many tokens to each prompt, by seeds of its own: equal weights give equal ones, whenever
+        it is called."""
         for p, prompt in enumerate(prompts):
-            self._request(f"{p}-0", prompt.token_ids, temperature=1.0, seed=request_seed(self._cfg.run.seed, 0, p, 0), logprobs=0,
-                          max_tokens=tokens)
+            self._request(
+                f"{p}-0",
+                prompt.token_ids,
+                temperature=1.0,
+                seed=request_seed(self._cfg.run.seed, 0, p, 0),
+                logprobs=0,
+                max_tokens=tokens,
+            )
         found = sorted(map(_response, self._outputs()), key=lambda response: response.prompt)
-        self._drop_prefixes()   # as if nothing had been asked
+        self._drop_prefixes()  # as if nothing had been asked
         return found
 
     def hidden(self, tokens: list[int]) -> dict[int, Tensor]:
@@ -129,9 +159,9 @@ class Engine:
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take new weights: (Hugging Face checkpoint name, full tensor), layer by layer; vLLM cuts this rank's share.
 
-        The iterator may run collectives, and write weights that are not in it to their `places`: it is walked to its end on every
-        rank. A tensor must stay as it is until the rest of its layer has come. What the old weights left in the prefix cache is
-        dropped.
+        The iterator may run collectives, and write weights that are not in it to their `places`: it is walked to its
+        end on every rank. A tensor must stay as it is until the rest of its layer has come. What the old weights left
+        in the prefix cache is dropped.
         """
         self._adapter.load(self._llm, weights)
         if self._cache_asleep:
@@ -151,7 +181,7 @@ class Engine:
         """Take the memory again, where it was left; `reload` must follow."""
         if self._asleep:
             self._asleep = False
-            self._llm.wake_up(tags=["weights"])   # the cache when the trainer's weights have come and gone
+            self._llm.wake_up(tags=["weights"])  # the cache when the trainer's weights have come and gone
             self._cache_asleep = True
 
     def close(self) -> None:
@@ -193,10 +223,11 @@ def _response(output: Any) -> Response:
 def _sample_from(model: nn.Module, temperature: float, forbidden_ids: list[int]) -> None:
     """Make the model's logits the logprobs that are sampled from: fp32, divided by the temperature, masked, normalised.
 
-    Done in this one place, ahead of vLLM's sampler, it holds for the sampled tokens, for their logprobs and for prompt logprobs,
-    which know neither temperature nor masks, and for samplers whose logprobs are those before the temperature (vllm-ascend).
-    vLLM is told to report these logits as they are (`logprobs_mode`): its own log_softmax adds the exponentials of a large
-    vocabulary one after the other in fp32, and its logprobs are then all too high by the same error (1.9e-5 for 151,936 ids).
+    Done in this one place, ahead of vLLM's sampler, it holds for the sampled tokens, for their logprobs and for prompt
+    logprobs, which know neither temperature nor masks, and for samplers whose logprobs are those before the temperature
+    (vllm-ascend). vLLM is told to report these logits as they are (`logprobs_mode`): its own log_softmax adds the
+    exponentials of a large vocabulary one after the other in fp32, and its logprobs are then all too high by the same
+    error (1.9e-5 for 151,936 ids).
     """
     plain = model.compute_logits
     forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
@@ -239,7 +270,7 @@ def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, An
         "hf_overrides": _overrides(model_config),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
-        "seed": cfg.run.seed % 2**32,   # numpy's range; each request has a seed of its own, made from the whole
+        "seed": cfg.run.seed % 2**32,  # numpy's range; each request has a seed of its own, made from the whole
         "distributed_executor_backend": "external_launcher",
         "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
         "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,
@@ -252,7 +283,7 @@ def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, An
         "enable_prefix_caching": True,
         "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gib * 2**30),
         "async_scheduling": False,
-        "logprobs_mode": "raw_logits",   # see _sample_from
+        "logprobs_mode": "raw_logits",  # see _sample_from
         "generation_config": "vllm",
     }
 

@@ -2,9 +2,9 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,13 @@ def environment(layout: Layout, rank: int) -> Iterator[None]:
     variables = {}
     if layout.rollout.size("dp") > 1:
         place = str(layout.rollout.coordinate(rank, "dp"))
-        variables = {"VLLM_DP_SIZE": str(layout.rollout.size("dp")), "VLLM_DP_RANK": place, "VLLM_DP_RANK_LOCAL": place,
-                     "VLLM_DP_MASTER_IP": os.environ["MASTER_ADDR"], "VLLM_DP_MASTER_PORT": os.environ["MASTER_PORT"]}
+        variables = {
+            "VLLM_DP_SIZE": str(layout.rollout.size("dp")),
+            "VLLM_DP_RANK": place,
+            "VLLM_DP_RANK_LOCAL": place,
+            "VLLM_DP_MASTER_IP": os.environ["MASTER_ADDR"],
+            "VLLM_DP_MASTER_PORT": os.environ["MASTER_PORT"],
+        }
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -46,6 +51,7 @@ def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
     def over_ranks(init: Callable[..., None]) -> Callable[..., None]:
         def over(self: Any, group_ranks: list[list[int]], *args: Any, **kwargs: Any) -> None:
             init(self, [[ranks[r] for r in group] for group in group_ranks], *args, **kwargs)
+
         return over
 
     with subworld(ranks, renumber=False), patched({"vllm grid over some ranks": over_ranks}):

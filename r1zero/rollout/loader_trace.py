@@ -1,4 +1,5 @@
-"""Where an engine keeps each weight, learnt from the engine's own loader, so that a part can be written there and no tensor made whole.
+"""Where an engine keeps each weight, learnt from the engine's own loader, so that a part can be written there and no
+tensor made whole.
 
 vLLM's loaders cut, fuse, repeat and deal out tensors by rules of their own. They are run here once over tensors without
 content, and the copies that they would make are written down instead of made.
@@ -26,9 +27,11 @@ class WriteTarget(NamedTuple):
 WriteTargets = dict[str, tuple[WriteTarget, ...]]
 
 
-def learn(load_weights: Callable[[Iterator[tuple[str, Tensor]]], Any], tensors: Iterable[Named], dtype: torch.dtype) -> WriteTargets:
-    """What the loader would copy where. A tensor is left out where a copy is not of a rectangle of it as it stands: cast before, or
-    turned; it has to go through the loader. dtype: of the tensors that will be brought."""
+def learn(
+    load_weights: Callable[[Iterator[tuple[str, Tensor]]], Any], tensors: Iterable[Named], dtype: torch.dtype
+) -> WriteTargets:
+    """What the loader would copy where. A tensor is left out where a copy is not of a rectangle of it as it stands:
+    cast before, or turned; it has to go through the loader. dtype: of the tensors that will be brought."""
     recorder = _Recorder()
     with torch.no_grad(), recorder:
         load_weights(recorder.probes(tensors, dtype))
@@ -36,7 +39,8 @@ def learn(load_weights: Callable[[Iterator[tuple[str, Tensor]]], Any], tensors: 
 
 
 def write(places: tuple[WriteTarget, ...], axis: int, first: int, tensor: Tensor) -> None:
-    """Copy `tensor`, which begins at unit `first` of the axis and is whole along the others, to wherever its parts belong."""
+    """Copy `tensor`, which begins at unit `first` of the axis and is whole along the others, to wherever its parts
+    belong."""
     end = first + tensor.shape[axis]
     for corner, target in places:
         begin, stop = max(first, corner[axis]), min(end, corner[axis] + target.shape[axis])
@@ -69,12 +73,18 @@ class _Recorder(TorchDispatchMode):
             return args[0]
         out = func(*args, **(kwargs or {}))
         if known and isinstance(out, Tensor) and _storage(out) not in self._live:
-            self.odd.add(self._live[_storage(known[0])][0])   # a copy of its own, of which nothing more is known
+            self.odd.add(self._live[_storage(known[0])][0])  # a copy of its own, of which nothing more is known
         return out
 
     def _note(self, name: str, whole: Tensor, source: Tensor, target: Tensor) -> None:
-        turned = source.dim() != whole.dim() or source.shape != target.shape or any(
-            size > 1 and ours != theirs for size, ours, theirs in zip(source.shape, source.stride(), whole.stride(), strict=True))
+        turned = (
+            source.dim() != whole.dim()
+            or source.shape != target.shape
+            or any(
+                size > 1 and ours != theirs
+                for size, ours, theirs in zip(source.shape, source.stride(), whole.stride(), strict=True)
+            )
+        )
         if turned:
             self.odd.add(name)
             return

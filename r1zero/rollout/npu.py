@@ -3,8 +3,8 @@
 Waking from a level 2 sleep gives the memory back with nothing in it. Then, in this order: experts in the layout of
 loading, with their loaders; all tensors; the processing that follows a load, once; and what nobody loads, made again.
 Every step is in place, so that addresses stay and no second copy of the weights is ever there.
-Read in worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispatcher.py and attention/mla_v1.py of that release;
-tests/rollout/test_npu_vllm.py runs those very functions.
+Read in worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispatcher.py and attention/mla_v1.py of that
+release; tests/rollout/test_npu_vllm.py runs those very functions.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from r1zero.rollout.loader_trace import Named
 
-
 # Weights stay in plain format, because they are loaded again after every update.
-ARGUMENTS: dict[str, Any] = {"enable_sleep_mode": True, "additional_config": {"weight_nz_mode": 0, "enable_cpu_binding": False}}
+ARGUMENTS: dict[str, Any] = {
+    "enable_sleep_mode": True,
+    "additional_config": {"weight_nz_mode": 0, "enable_cpu_binding": False},
+}
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +48,8 @@ def sleep(llm: Any) -> bool:
 
 
 def reload(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their places meanwhile
-    instead. Called where the model lives."""
+    """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their
+    places meanwhile instead. Called where the model lives."""
     from vllm.model_executor.model_loader import utils
     from vllm_ascend.ops.fused_moe.moe_comm_method import _MoECommMethods
 
@@ -56,8 +58,13 @@ def reload(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Ten
     reload_in_order(model, model_config, weights, utils.process_weights_after_loading, dispatchers)
 
 
-def reload_in_order(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]],
-                  process: Callable[[nn.Module, Any, torch.device], None], dispatchers: list[Any]) -> None:
+def reload_in_order(
+    model: nn.Module,
+    model_config: Any,
+    weights: Iterable[tuple[str, Tensor]],
+    process: Callable[[nn.Module, Any, torch.device], None],
+    dispatchers: list[Any],
+) -> None:
     """`reload` with its two vendors' parts as arguments."""
     prepare_experts(model, model_config.hf_text_config.hidden_size)
     model.load_weights(weights)
@@ -68,15 +75,17 @@ def reload_in_order(model: nn.Module, model_config: Any, weights: Iterable[tuple
 
 
 def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
-    """All: weights in plain format are computed with as they were loaded, and experts, turned, in the same memory. The model is left
-    ready to load; `reload` must follow."""
+    """All: weights in plain format are computed with as they were loaded, and experts, turned, in the same memory. The
+    model is left ready to load; `reload` must follow."""
     prepare_experts(model, model_config.hf_text_config.hidden_size)
     return tensors
 
 
 def prepare_experts(model: nn.Module, hidden_size: int) -> None:
-    """Experts as loading wants them, (E, 2I, H) and (E, H, I), each with its loader: after processing, or after a wake that
-    has transposed them already, both by new Parameters that forgot it. Raises RuntimeError where shapes do not tell which."""
+    """Experts as loading wants them, (E, 2I, H) and (E, H, I), each with its loader: after processing, or after a wake
+    that has transposed them already, both by new Parameters that forgot it. Raises RuntimeError where shapes do not
+    tell
+    which."""
     for name, module in model.named_modules():
         if not isinstance(getattr(module, "w13_weight", None), nn.Parameter):
             continue
@@ -84,7 +93,10 @@ def prepare_experts(model: nn.Module, hidden_size: int) -> None:
             held = getattr(module, parameter)
             others = {1, 2} - {processed_axis}
             if held.shape[1] == held.shape[2] or hidden_size not in held.shape[1:]:
-                raise RuntimeError(f"{name}.{parameter} is {tuple(held.shape)}: its layout cannot be told from hidden_size {hidden_size}")
+                raise RuntimeError(
+                    f"{name}.{parameter} is {tuple(held.shape)}: its layout cannot be told from hidden_size "
+                    f"{hidden_size}"
+                )
             if held.shape[processed_axis] == hidden_size:
                 held = nn.Parameter(held.data.transpose(1, 2), requires_grad=False)
                 setattr(module, parameter, held)
@@ -93,8 +105,8 @@ def prepare_experts(model: nn.Module, hidden_size: int) -> None:
 
 
 def renew_dispatcher(dispatcher: Any) -> None:
-    """The all-to-all dispatcher's number of each expert on its rank: a plain tensor, so a deep sleep loses it, and prefill
-    then routes wrongly without an error."""
+    """The all-to-all dispatcher's number of each expert on its rank: a plain tensor, so a deep sleep loses it, and
+    prefill then routes wrongly without an error."""
     numbers = getattr(dispatcher, "expert_ids_per_ep_rank", None)
     if numbers is not None:
         numbers.copy_(torch.arange(dispatcher.num_experts, dtype=numbers.dtype) % dispatcher.num_local_experts)

@@ -15,7 +15,8 @@ CONFIRM_S = 3.0
 
 
 class FailureDetector:
-    """Judges one store: what was last heard of every rank, and when. Rank 0 judges the first store, the last rank the second."""
+    """Judges one store: what was last heard of every rank, and when. Rank 0 judges the first store, the last rank the
+    second."""
 
     def __init__(self, store: dist.Store, number: int, size: int, silence_limit_s: float):
         self.store, self.number, self.size, self.silence_limit_s = store, number, size, silence_limit_s
@@ -34,7 +35,7 @@ class FailureDetector:
         failures = [self._failure(n) for n in range(1, self.store.add("failures", 0) + 1)]
         self.first_failure = self.first_failure or now if failures else 0.0
         if self.number == 1 and silent_s[0] < (verdict.GONE_S if failures else self.silence_limit_s):
-            return None   # rank 0 is there, and judges
+            return None  # rank 0 is there, and judges
         if not failures and not called and max(silent_s) < self.silence_limit_s:
             return None
         stamps = [Stamp(**json.loads(text)) for text in raw]

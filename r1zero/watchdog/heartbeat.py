@@ -1,11 +1,13 @@
-"""No silent hang: every rank says once a second where it is, and what is past its deadline, silent or failed ends the job by name.
+"""No silent hang: every rank says once a second where it is, and what is past its deadline, silent or failed ends the
+job by name.
 
-Each rank has two lines, threads with a connection of their own to a store: the job's rendezvous store, and one that lives in
-the last rank, so that no single process is both the culprit and the only witness. Rank 0 judges; the last rank does where
-rank 0 is silent. A verdict travels the same lines and ends every rank, whatever its main thread is stuck in.
+Each rank has two lines, threads with a connection of their own to a store: the job's rendezvous store, and one that
+lives in the last rank, so that no single process is both the culprit and the only witness. Rank 0 judges; the last rank
+does where rank 0 is silent. A verdict travels the same lines and ends every rank, whatever its main thread is stuck in.
 
-What it cannot see: a rank that never joined the world (torch's rendezvous has its own deadline), and a device that hangs
-with all ranks alike in their waiting: then the deadline ends the job, and every rank's stack is shown in place of a name.
+What it cannot see: a rank that never joined the world (torch's rendezvous has its own deadline), and a device that
+hangs with all ranks alike in their waiting: then the deadline ends the job, and every rank's stack is shown in place of
+a name.
 """
 
 import faulthandler
@@ -37,7 +39,8 @@ from r1zero.watchdog.verdict import Failure, Stamp, Verdict
 log = logging.getLogger(__name__)
 
 FLOOR_S, MULTIPLE = 120.0, 5.0
-"""A phase that was seen before may take so many times its longest so far, at least so many seconds, at most run.phase_timeout_s."""
+"""A phase that was seen before may take so many times its longest so far, at least so many seconds, at most
+run.phase_timeout_s."""
 UNHEARD_S = 12.0
 """A rank that failed, or lost both lines, waits so long for a verdict before it ends the job itself."""
 OBEY_S = 2.0
@@ -45,7 +48,11 @@ OBEY_S = 2.0
 LAST_S = 10
 """So long after that the kernel ends this process."""
 FRAMES = 12
-WAITING = ("/torch/distributed/distributed_c10d.py", "/torch/distributed/_functional_collectives.py", "/vllm/distributed/")
+WAITING = (
+    "/torch/distributed/distributed_c10d.py",
+    "/torch/distributed/_functional_collectives.py",
+    "/vllm/distributed/",
+)
 """Files in which a rank waits for others; elsewhere it does where the line that runs calls wait()."""
 THROUGH = "/torch/_ops.py"
 """Between a rank's own code and a native operator."""
@@ -73,13 +80,22 @@ class Watchdog:
         self.longest[self.name] = max(self.longest.get(self.name, 0.0), now - self.began)
         self.name, self.iteration, self.began = name or "between", iteration, now
         self.entered += 1
-        if name:   # or one that is stopped right away would be blamed for an earlier phase
+        if name:  # or one that is stopped right away would be blamed for an earlier phase
             for thread in self.threads:
                 thread.wake.set()
 
     def stamp(self) -> Stamp:
-        return Stamp(self.launch.rank, self.host, os.getpid(), self.name, self.iteration, self.entered, time.monotonic() - self.began,
-                     self._limit(), self.log_file.name)
+        return Stamp(
+            self.launch.rank,
+            self.host,
+            os.getpid(),
+            self.name,
+            self.iteration,
+            self.entered,
+            time.monotonic() - self.began,
+            self._limit(),
+            self.log_file.name,
+        )
 
     def _limit(self) -> float:
         most = (self.cfg.timeout_s if self.name == "start" else self.cfg.phase_timeout_s) or math.inf
@@ -108,21 +124,24 @@ class Watchdog:
         self.end(Verdict(verdict.failed(self.failure, self.launch.size), code), speak=True)
 
     def end(self, found: Verdict, speak: bool, tell: "Sequence[HeartbeatThread]" = ()) -> None:
-        """The end of this process, by the first of its threads that comes here; where it speaks, of the job. Does not return.
+        """The end of this process, by the first of its threads that comes here; where it speaks, of the job. Does not
+        return.
 
-        tell: lines by which the others hear of it; only from here, as this process's own lines hear it, too, and could be first.
+        tell: lines by which the others hear of it; only from here, as this process's own lines hear it, too, and could
+        be first.
         """
         self._one.acquire()
-        signal.alarm(LAST_S)   # whatever stands in the way below
+        signal.alarm(LAST_S)  # whatever stands in the way below
         log.error("the job ends: %s", found.text)
         if speak:
-            with suppress(OSError):   # the launcher may be gone, and its pipe with it
+            with suppress(OSError):  # the launcher may be gone, and its pipe with it
                 sys.__stderr__.write(found.text)
                 sys.__stderr__.flush()
-        # After the words: what the others do now may end the job. A line's store may be what is stuck: nobody waits for these threads.
+        # After the words: what the others do now may end the job. A line's store may be what is stuck: nobody waits for
+        # these threads.
         for thread in tell:
             threading.Thread(target=thread.store.set, args=("verdict", json.dumps(asdict(found))), daemon=True).start()
-        time.sleep(BEAT_S)   # meanwhile the others read it and write it to their logs
+        time.sleep(BEAT_S)  # meanwhile the others read it and write it to their logs
         for rank, host, pid in found.silent:
             # One that is stopped hears no launcher's SIGTERM. MPI's daemons see to that themselves.
             if host == self.host and rank != self.launch.rank and self.launch.launcher not in world.MPI_LAUNCHERS:
@@ -144,24 +163,33 @@ class HeartbeatThread(threading.Thread):
         self.wake = threading.Event()
         self.broken = 0.0
         self.told = False
-        self.detector = FailureDetector(store, number, self.size, watch.cfg.silence_timeout_s or math.inf) if (
-            self.rank == (0 if number == 0 else self.size - 1)) else None
+        self.detector = (
+            FailureDetector(store, number, self.size, watch.cfg.silence_timeout_s or math.inf)
+            if (self.rank == (0 if number == 0 else self.size - 1))
+            else None
+        )
 
     def run(self) -> None:
         try:
             while not self.watch.ending.is_set():
                 self._beat()
                 self._rest()
-        except RuntimeError as error:   # of torch's stores: the process that has it is gone
+        except RuntimeError as error:  # of torch's stores: the process that has it is gone
             self.broken = time.monotonic()
             log.info("line %d is lost: %s", self.number, str(error).partition("\n")[0])
         while not self.watch.ending.wait(BEAT_S):
             if all(thread.broken and time.monotonic() - thread.broken > UNHEARD_S for thread in self.watch.threads):
-                self.watch.end(Verdict(f"rank {self.rank} of {self.size} on {self.watch.host} "
-                                       f"has lost ranks 0 and {self.size - 1}\n", 1), speak=True)
+                self.watch.end(
+                    Verdict(
+                        f"rank {self.rank} of {self.size} on {self.watch.host} has lost ranks 0 and {self.size - 1}\n",
+                        1,
+                    ),
+                    speak=True,
+                )
 
     def _rest(self) -> None:
-        """Until the next beat. A phase that begins is told in between, at most ten times a second; a failure is a reason to beat."""
+        """Until the next beat. A phase that begins is told in between, at most ten times a second; a failure is a
+        reason to beat."""
         due = time.monotonic() + BEAT_S
         while (left := due - time.monotonic()) > 0 and self.wake.wait(left):
             self.wake.clear()
@@ -191,8 +219,11 @@ class HeartbeatThread(threading.Thread):
 
 
 @contextmanager
-def watch_rank(cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tuple[type[Exception], ...]) -> Iterator[Watchdog]:
-    """From joining the world to leaving it. What is raised inside ends all ranks; of `sentences` only the text is shown."""
+def watch_rank(
+    cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tuple[type[Exception], ...]
+) -> Iterator[Watchdog]:
+    """From joining the world to leaving it. What is raised inside ends all ranks; of `sentences` only the text is
+    shown."""
     watch = Watchdog(cfg, launch, log_file)
     stores, server = _stores(launch)
     watch.threads = [HeartbeatThread(watch, store, number) for number, store in enumerate(stores)]
@@ -200,7 +231,7 @@ def watch_rank(cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tup
         thread.start()
 
     def on_exit(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if launch.size == 1:   # a debugger may want it
+        if launch.size == 1:  # a debugger may want it
             return
         if isinstance(error, sentences):
             watch.fail(f"{error}\n", 2, echo=False)
@@ -216,13 +247,15 @@ def watch_rank(cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tup
 
 
 def _stores(launch: world.Launch) -> tuple[list[dist.Store], dist.Store | None]:
-    """Connections of the watchdog's own, as one that a thread waits on is not usable from another; and the store that lives here,
-    if one does."""
+    """Connections of the watchdog's own, as one that a thread waits on is not usable from another; and the store that
+    lives here, if one does."""
     host, port, attempt = world.rendezvous()
     wait = timedelta(seconds=60)
 
     def connect(host: str, port: int) -> dist.Store:
-        return dist.PrefixStore(f"watchdog/{attempt}", dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=wait))
+        return dist.PrefixStore(
+            f"watchdog/{attempt}", dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=wait)
+        )
 
     first, server = connect(host, port), None
     if launch.size == 1:

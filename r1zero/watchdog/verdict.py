@@ -1,7 +1,9 @@
-"""Who is to blame when ranks fail, fall silent or wait for each other: pure functions over what each rank last said of itself.
+"""Who is to blame when ranks fail, fall silent or wait for each other: pure functions over what each rank last said of
+itself.
 
-A rank that waits is not the one that is late: ranks that stand inside a collective wait for one that does not. Launches on a
-device are asynchronous, so there a rank may wait in any call that needs a result; then all are shown, grouped by their stacks.
+A rank that waits is not the one that is late: ranks that stand inside a collective wait for one that does not. Launches
+on a device are asynchronous, so there a rank may wait in any call that needs a result; then all are shown, grouped by
+their stacks.
 """
 
 from dataclasses import dataclass
@@ -64,7 +66,8 @@ def is_echo(error: BaseException) -> bool:
 
 
 def of_failures(failures: list[Failure], stamps: list[Stamp], silent_s: list[float], since_s: float) -> Verdict | None:
-    """The first rank that failed by itself; where all only lost a connection, the one that is gone; None: it is too early to say.
+    """The first rank that failed by itself; where all only lost a connection, the one that is gone; None: it is too
+    early to say.
 
     silent_s: by rank. since_s: since the first failure.
     """
@@ -81,8 +84,12 @@ def of_failures(failures: list[Failure], stamps: list[Stamp], silent_s: list[flo
 
 def of_silence(stamps: list[Stamp], silent_s: list[float], limit_s: float) -> Verdict | None:
     gone = [s for s in stamps if silent_s[s.rank] > limit_s]
-    lines = [f"{_name(s, len(stamps))} has given no sign of life for {silent_s[s.rank]:.0f} s; it was in {_where(s)}: its process was "
-             f"stopped or killed, or native code holds its interpreter. Its log: {s.log}\n" for s in gone]
+    lines = [
+        f"{_name(s, len(stamps))} has given no sign of life for {silent_s[s.rank]:.0f} s; it was in {_where(s)}: its "
+        f"process was "
+        f"stopped or killed, or native code holds its interpreter. Its log: {s.log}\n"
+        for s in gone
+    ]
     return Verdict("".join(lines), 1, tuple((s.rank, s.host, s.pid) for s in gone)) if gone else None
 
 
@@ -97,9 +104,16 @@ def of_lateness(stamps: list[Stamp]) -> Verdict:
     found = late(stamps)
     lines = []
     for group in _alike(found):
-        lines += [f"{_name(s, len(stamps))} is late: {s.seconds:.0f} s in {_where(s)}, which may take {s.limit:.0f} s. Its log: {s.log}"
-                  for s in group]
-        stands = "stands inside a collective that not all have joined" if group[0].waiting else "is not in a collective; it stands at"
+        lines += [
+            f"{_name(s, len(stamps))} is late: {s.seconds:.0f} s in {_where(s)}, which may take {s.limit:.0f} s. Its "
+            f"log: {s.log}"
+            for s in group
+        ]
+        stands = (
+            "stands inside a collective that not all have joined"
+            if group[0].waiting
+            else "is not in a collective; it stands at"
+        )
         lines.append(f"{_list(group)} {stands}:\n{group[0].stack.rstrip()}")
     for group in _alike([s for s in stamps if s not in found]):
         state = "waits inside a collective" if group[0].waiting else "is elsewhere"
@@ -108,7 +122,8 @@ def of_lateness(stamps: list[Stamp]) -> Verdict:
 
 
 def behind(stamps: list[Stamp]) -> list[Stamp]:
-    """Of the ranks that are least far, those that are not waiting for another one; all of them where that tells nothing."""
+    """Of the ranks that are least far, those that are not waiting for another one; all of them where that tells
+    nothing."""
     least = min(s.entered for s in stamps)
     last = [s for s in stamps if s.entered == least]
     return [s for s in last if not s.waiting] or last

@@ -1,7 +1,9 @@
-"""When each part travels: rounds of one collective each, none of which stages more than a bound on any rank. No torch."""
+"""When each part travels: rounds of one collective each, none of which stages more than a bound on any rank. No
+torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +21,9 @@ class Unit(NamedTuple):
 
     def cut(self, hop: Hop) -> Hop:
         length = hop.end - hop.first
-        return hop._replace(first=hop.first + length * self.index // self.count, end=hop.first + length * (self.index + 1) // self.count)
+        return hop._replace(
+            first=hop.first + length * self.index // self.count, end=hop.first + length * (self.index + 1) // self.count
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def unit_bytes(weight: Weight, itemsize: int) -> int:
 
 
 def schedule(routes: Routes, itemsize: int, staging_bytes: int) -> list[Round]:
-    """Rounds in which no rank sends and receives more than `staging_bytes` together (but always one unit of an axis)."""
+    """Rounds in which no rank sends and receives more than `staging_bytes` together (but always one unit of an
+    axis)."""
     numbers = order(routes)
     rounds = []
     for fp32 in (False, True):
@@ -92,7 +97,8 @@ class _Load:
 
 
 def _first_fit(routes: Routes, numbers: list[int], itemsize: int, staging_bytes: int) -> list[list[Unit]]:
-    """Each unit goes to the first round with room on all its ranks, so that one full rank does not end a round for all."""
+    """Each unit goes to the first round with room on all its ranks, so that one full rank does not end a round for
+    all."""
     rounds: list[list[Unit]] = []
     staged: list[np.ndarray] = []
     loads: dict[tuple[int, int], _Load] = {}
@@ -105,7 +111,12 @@ def _first_fit(routes: Routes, numbers: list[int], itemsize: int, staging_bytes:
         for index in range(load.count):
             added = load.units * each
             at = load.earliest
-            while at < len(rounds) and added.size and int((staged[at][load.ranks] + added).max()) > staging_bytes and rounds[at]:
+            while (
+                at < len(rounds)
+                and added.size
+                and int((staged[at][load.ranks] + added).max()) > staging_bytes
+                and rounds[at]
+            ):
                 at += 1
             if at == len(rounds):
                 rounds.append([])

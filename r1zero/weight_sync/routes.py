@@ -1,8 +1,8 @@
 """Who sends which part of which weight to whom, from both layouts. Pure data: no torch.
 
-A part of a weight is an interval on one axis: the one that tensor parallelism cuts, or the first. Trainer and engine cut
-a weight along the same axis, by degrees of their own. Each needed interval comes from one rank that holds it: from the rank
-itself where it can, else from the holders in turn. So nothing is gathered, and a rank receives no byte twice.
+A part of a weight is an interval on one axis: the one that tensor parallelism cuts, or the first. Trainer and engine
+cut a weight along the same axis, by degrees of their own. Each needed interval comes from one rank that holds it: from
+the rank itself where it can, else from the holders in turn. So nothing is gathered, and a rank receives no byte twice.
 """
 
 from dataclasses import dataclass, field
@@ -73,8 +73,8 @@ class Dealing(NamedTuple):
 
 
 def dealing(rollout: Grid, expert_parallel: bool, device: str) -> Dealing:
-    """vLLM cuts tokens instead of shared experts where both degrees are over one (ParallelConfig.use_sequence_parallel_moe);
-    vllm-ascend switches that off (NPUPlatform.check_and_update_config)."""
+    """vLLM cuts tokens instead of shared experts where both degrees are over one
+    (ParallelConfig.use_sequence_parallel_moe); vllm-ascend switches that off (NPUPlatform.check_and_update_config)."""
     both = expert_parallel and rollout.size("tp") > 1 and rollout.size("dp") > 1
     return Dealing(expert_parallel, both and device != "npu")
 
@@ -88,7 +88,10 @@ def need(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing) -> dict[in
     tp = rollout.size("tp")
     if weight.expert is not None and dealt.expert_parallel:
         dp, t = divmod(_owner(weight, shape, rollout), tp)
-        return {rollout.at(tp=t, dp=dp, replica=r): Span(0, weight.shape[axis(weight)]) for r in range(rollout.size("replica"))}
+        return {
+            rollout.at(tp=t, dp=dp, replica=r): Span(0, weight.shape[axis(weight)])
+            for r in range(rollout.size("replica"))
+        }
     spans = [_vllm_span(weight, shape, tp, t, dealt) for t in range(tp)]
     return {rank: spans[i % tp] for i, rank in enumerate(rollout.ranks)}
 
@@ -111,7 +114,7 @@ def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
 
 def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, dealt: Dealing) -> Span:
     length = weight.shape[axis(weight)]
-    if weight.cut is None or dealt.shared_whole and ".shared_experts." in weight.name:
+    if weight.cut is None or (dealt.shared_whole and ".shared_experts." in weight.name):
         return Span(0, length)
     if weight.place != "layer":
         width = -(-length // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // tp
@@ -125,22 +128,43 @@ def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, dealt: Dealing) ->
 def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
     """Raises UserError where vLLM's degrees do not cut the model's dimensions evenly."""
     tp, dp = rollout.size("tp"), rollout.size("dp")
-    cuts = [("num_attention_heads", shape.heads), ("intermediate_size", shape.ffn_hidden_size),
-            (f"vocab_size padded to {VOCABULARY_MULTIPLE}", -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)]
+    cuts = [
+        ("num_attention_heads", shape.heads),
+        ("intermediate_size", shape.ffn_hidden_size),
+        (
+            f"vocab_size padded to {VOCABULARY_MULTIPLE}",
+            -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
+        ),
+    ]
     if shape.moe and not expert_parallel:
         cuts.append(("moe_intermediate_size", shape.moe.ffn_hidden_size))
     for name, size in cuts:
         if size % tp:
-            raise UserError(f"layout.rollout.tensor_parallel_size = {tp} does not divide the model's {name} = {size}; choose a divisor")
+            raise UserError(
+                f"layout.rollout.tensor_parallel_size = {tp} does not divide the model's {name} = {size}; choose a "
+                f"divisor"
+            )
     if shape.mla is None and shape.kv_heads % tp and tp % shape.kv_heads:
-        raise UserError(f"layout.rollout.tensor_parallel_size = {tp} neither divides nor is a multiple of the model's "
-                        f"num_key_value_heads = {shape.kv_heads}")
+        raise UserError(
+            f"layout.rollout.tensor_parallel_size = {tp} neither divides nor is a multiple of the model's "
+            f"num_key_value_heads = {shape.kv_heads}"
+        )
     if expert_parallel and not shape.moe:
-        raise UserError(f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; leave it out")
+        raise UserError(
+            f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; leave it out"
+        )
     if expert_parallel and shape.moe.experts % (tp * dp):
-        fits = [n for n in range(1, shape.moe.experts + 1) if not shape.moe.experts % n and n % tp == 0 and not len(rollout.ranks) % n]
-        raise UserError(f"layout.rollout: tensor_parallel_size {tp} x data_parallel_size {dp} = {tp * dp} does not divide the model's "
-                        f"{shape.moe.experts} experts; data_parallel_size = {' or '.join(str(n // tp) for n in fits) or 'none'} would")
+        fits = [
+            n
+            for n in range(1, shape.moe.experts + 1)
+            if not shape.moe.experts % n and n % tp == 0 and not len(rollout.ranks) % n
+        ]
+        raise UserError(
+            f"layout.rollout: tensor_parallel_size {tp} x data_parallel_size {dp} = {tp * dp} does not divide the "
+            f"model's "
+            f"{shape.moe.experts} experts; data_parallel_size = {' or '.join(str(n // tp) for n in fits) or 'none'} "
+            f"would"
+        )
 
 
 @dataclass
@@ -187,7 +211,8 @@ class Routes:
 
 
 def match(have: dict[int, Span], need: dict[int, Span]) -> list[Hop]:
-    """Hops that give every rank what it needs, each unit once. Ranks that need the same are dealt to the holders in turn."""
+    """Hops that give every rank what it needs, each unit once. Ranks that need the same are dealt to the holders in
+    turn."""
     holders: dict[Span, list[int]] = {}
     for rank in sorted(have):
         holders.setdefault(have[rank], []).append(rank)

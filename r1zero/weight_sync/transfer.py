@@ -1,8 +1,8 @@
 """The compiled reshard, carried out: one all-to-all a round, straight from the trainer's parts to the engine's places.
 
-Only what this rank must send or receive is staged. `pieces` yields what arrives; `stream` writes some weights where the caller says and
-yields the others, whole, for an engine's own loader (which repacks them, as on the CPU). Both check a checksum of every piece against
-its sender's when asked.
+Only what this rank must send or receive is staged. `pieces` yields what arrives; `stream` writes some weights where the
+caller says and yields the others, whole, for an engine's own loader (which repacks them, as on the CPU). Both check a
+checksum of every piece against its sender's when asked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.distributed.layout import Layout
 from r1zero.model.families import Weight
-from r1zero.model.shape import Shape
 from r1zero.weight_sync import rounds as planned
 from r1zero.weight_sync.routes import Routes, Span, axis, need_of
 
@@ -45,10 +43,11 @@ class Compiled:
     """Names of the weights of which this rank's trainer has all that its engine keeps."""
 
 
-def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel: bool, dtype: torch.dtype, device: torch.device,
-                    staging_bytes: int) -> Compiled:
+def compile_reshard(
+    routes: Routes, rank: int, *, dtype: torch.dtype, device: torch.device, staging_bytes: int
+) -> Compiled:
     """Done once, alike on every rank, without communication. 384 ranks of DeepSeek-V3: 3 s."""
-    routes = Routes(layout, shape, expert_parallel, device.type)
+    layout, shape = routes.layout, routes.shape
     rounds = planned.schedule(routes, dtype.itemsize, staging_bytes)
     held, wanted, own = {}, {}, set()
     for number, weight in enumerate(routes.weights):
@@ -60,14 +59,18 @@ def compile_reshard(layout: Layout, shape: Shape, rank: int, *, expert_parallel:
                 wanted[number] = span
                 if part and part.first <= span.first and span.end <= part.end:
                     own.add(weight.name)
-    return Compiled(routes, planned.compile_for(routes, rounds, rank), rank, device, dtype, held, wanted, frozenset(own))
+    return Compiled(
+        routes, planned.compile_for(routes, rounds, rank), rank, device, dtype, held, wanted, frozenset(own)
+    )
 
 
 def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weight, Span, Tensor]]:
-    """Move everything; yields each piece of this rank's engine once, with the units of the weight's axis that it covers.
+    """Move everything; yields each piece of this rank's engine once, with the units of the weight's axis that it
+    covers.
 
-    Collective over the world: every rank must walk it to its end. A piece is a view of the trainer's tensor or of a round's staging
-    buffer. verify: the sums of all pieces' bits travel too, and are compared with what arrived. Raises ChecksumError.
+    Collective over the world: every rank must walk it to its end. A piece is a view of the trainer's tensor or of a
+    round's staging buffer. verify: the sums of all pieces' bits travel too, and are compared with what arrived. Raises
+    ChecksumError.
     """
     weights = compiled.routes.weights
     for task in compiled.tasks:
@@ -82,18 +85,18 @@ def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weigh
         received = _exchange(compiled, task, piece_of, verify)
         for piece in task.copies:
             yield weights[piece.weight], Span(piece.first, piece.end), piece_of(piece)
-            parts.pop(piece.weight)   # where the trainer's part is a copy it need not stay until the round's end
+            parts.pop(piece.weight)  # where the trainer's part is a copy it need not stay until the round's end
         for piece, tensor in zip(task.receives, received, strict=True):
             yield weights[piece.weight], Span(piece.first, piece.end), tensor
 
 
 def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify: bool) -> Iterator[tuple[str, Tensor]]:
-    """(HF name, tensor of the whole weight's shape) for an engine's loader, as soon as a weight has arrived; one that has a writer
-    is given to it piece by piece instead. Raises ChecksumError.
+    """(HF name, tensor of the whole weight's shape) for an engine's loader, as soon as a weight has arrived; one that
+    has a writer is given to it piece by piece instead. Raises ChecksumError.
 
-    Only this rank's own part of the tensor is filled; the rest was never written and, on the CPU, has no memory behind it. An
-    engine's loader cuts out its part and never looks at the rest. Experts of other ranks are not in the stream. Collective:
-    every rank must exhaust it, the ranks without an engine too.
+    Only this rank's own part of the tensor is filled; the rest was never written and, on the CPU, has no memory behind
+    it. An engine's loader cuts out its part and never looks at the rest. Experts of other ranks are not in the stream.
+    Collective: every rank must exhaust it, the ranks without an engine too.
     """
     open_: dict[str, tuple[Tensor, int]] = {}
     wanted = {compiled.routes.weights[number].name: span for number, span in compiled.wanted.items()}
@@ -102,7 +105,9 @@ def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify:
             writers[weight.name](weight, span, tensor)
             continue
         dtype, units = _dtype(compiled, weight), span.end - span.first
-        if weight.name in compiled.own and units == weight.shape[axis(weight)] and tensor.dtype == dtype:   # the trainer's own tensor
+        if (
+            weight.name in compiled.own and units == weight.shape[axis(weight)] and tensor.dtype == dtype
+        ):  # the trainer's own tensor
             yield weight.name, tensor
             continue
         whole, missing = open_.get(weight.name, (None, 0))
@@ -120,7 +125,9 @@ def _dtype(compiled: Compiled, weight: Weight) -> torch.dtype:
     return torch.float32 if weight.fp32 else compiled.dtype
 
 
-def _exchange(compiled: Compiled, task: planned.Task, piece_of: Callable[[planned.Transfer], Tensor], verify: bool) -> list[Tensor]:
+def _exchange(
+    compiled: Compiled, task: planned.Task, piece_of: Callable[[planned.Transfer], Tensor], verify: bool
+) -> list[Tensor]:
     """Tensors of `task.receives`, in order: views of one staging buffer."""
     dtype, size = torch.float32 if task.fp32 else compiled.dtype, compiled.routes.layout.size
     shapes = [_shape(compiled.routes.weights[piece.weight], piece) for piece in task.receives]
@@ -128,7 +135,7 @@ def _exchange(compiled: Compiled, task: planned.Task, piece_of: Callable[[planne
     outgoing = [piece_of(piece).to(dtype) for piece in task.sends]
     send = torch.empty(sum(t.numel() for t in outgoing), dtype=dtype, device=compiled.device)
     for place, tensor in zip(send.split([t.numel() for t in outgoing]), outgoing, strict=True):
-        place.view(tensor.shape).copy_(tensor)   # `place` is contiguous: its view is no copy, on any device
+        place.view(tensor.shape).copy_(tensor)  # `place` is contiguous: its view is no copy, on any device
     receive = torch.empty(sum(counts), dtype=dtype, device=compiled.device)
     sent_to, got_from = [0] * size, [0] * size
     for piece, tensor in zip(task.sends, outgoing, strict=True):
@@ -157,7 +164,10 @@ def checksum(tensor: Tensor) -> Tensor:
 def _compare(compiled: Compiled, task: planned.Task, outgoing: list[Tensor], arrived: list[Tensor]) -> None:
     size = compiled.routes.layout.size
     none = torch.empty(0, dtype=torch.int64, device=compiled.device)
-    mine, theirs = torch.cat([none, *map(checksum, outgoing)]), torch.empty(len(arrived), dtype=torch.int64, device=compiled.device)
+    mine, theirs = (
+        torch.cat([none, *map(checksum, outgoing)]),
+        torch.empty(len(arrived), dtype=torch.int64, device=compiled.device),
+    )
     sent_to, got_from = [0] * size, [0] * size
     for piece in task.sends:
         sent_to[piece.target] += 1
@@ -167,5 +177,7 @@ def _compare(compiled: Compiled, task: planned.Task, outgoing: list[Tensor], arr
     for piece, said, tensor in zip(task.receives, theirs.tolist(), arrived, strict=True):
         if said != int(checksum(tensor)):
             weight = compiled.routes.weights[piece.weight]
-            raise ChecksumError(f"{weight.name}[{piece.first}:{piece.end}] from rank {piece.source} arrived at rank {compiled.rank} "
-                                f"with checksum {int(checksum(tensor))}, sent with {said}")
+            raise ChecksumError(
+                f"{weight.name}[{piece.first}:{piece.end}] from rank {piece.source} arrived at rank {compiled.rank} "
+                f"with checksum {int(checksum(tensor))}, sent with {said}"
+            )

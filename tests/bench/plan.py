@@ -1,6 +1,6 @@
 """Seconds that the planner and the compiled reshard take, by number of ranks.
 
-    python -m tests.bench.plan
+python -m tests.bench.plan
 """
 
 import time

@@ -102,8 +102,10 @@ def step(pairs: list[Pair]) -> None:
         scores = scorer.collect()
     unscored = sum(score.outcome != "scored" for score in scores.values())
     write(
-        f"a step of {generated:.1f} s with {RESPONSES} responses and {WORKERS} workers waits {1000 * scorer.waited_s:.1f} ms "
-        f"after the last token ({scorer.waited_s / (generated + scorer.waited_s):.3%} of the step); the slowest submit took "
+        f"a step of {generated:.1f} s with {RESPONSES} responses and {WORKERS} workers waits "
+        f"{1000 * scorer.waited_s:.1f} ms "
+        f"after the last token ({scorer.waited_s / (generated + scorer.waited_s):.3%} of the step); the slowest "
+        f"submit took "
         f"{1000 * slowest_submit:.2f} ms; {unscored} not scored"
     )
 

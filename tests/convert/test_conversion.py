@@ -1,6 +1,7 @@
-"""Weights to megatron's checkpoint and back: bit for bit, through megatron's own loader, by any number of processes, after a kill.
+"""Weights to megatron's checkpoint and back: bit for bit, through megatron's own loader, by any number of processes,
+after a kill.
 
-    python -m pytest tests/convert/test_conversion.py
+python -m pytest tests/convert/test_conversion.py
 """
 
 import json
@@ -18,9 +19,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from r1zero.config import Checkpoint, UserError
 from r1zero.checkpoint import conversion
 from r1zero.checkpoint.conversion import Workers
+from r1zero.config import Checkpoint, UserError
 from r1zero.model.families import read_shape
 from tests.model import cases, oracle
 from tests.model.cases import grid
@@ -55,13 +56,18 @@ def tensors(folder):
 def check_equal(folder, expected):
     found = tensors(folder)
     assert found.keys() == expected.keys()
-    assert [name for name, t in expected.items() if found[name].dtype != t.dtype or not torch.equal(found[name], t)] == []
+    assert [
+        name for name, t in expected.items() if found[name].dtype != t.dtype or not torch.equal(found[name], t)
+    ] == []
 
 
 def in_bf16(source, folder):
     """A copy of a model in bf16, the router's bias left as it is."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("oracle"))
-    kept = {n: t if n.endswith("e_score_correction_bias") else t.bfloat16() for n, t in load_file(folder / "model.safetensors").items()}
+    kept = {
+        n: t if n.endswith("e_score_correction_bias") else t.bfloat16()
+        for n, t in load_file(folder / "model.safetensors").items()
+    }
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -72,16 +78,21 @@ def test_a_round_trip_is_bit_exact_and_plain_transformers_loads_it(models, tmp_p
     out = to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out")
     check_equal(out, tensors(source))
     files = sorted(p.name for p in out.glob("*.safetensors"))
-    assert len(files) > 2 and set(json.loads((out / "model.safetensors.index.json").read_text())["weight_map"].values()) == set(files)
+    assert len(files) > 2 and set(
+        json.loads((out / "model.safetensors.index.json").read_text())["weight_map"].values()
+    ) == set(files)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     expected = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), expected.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
     assert not list(tmp_path.glob("*.part"))
 
 
 @cases.together
 def by_megatron_and_by_slices(rank, model, place, path):
-    """Names of weights that differ from the HF folder's when megatron's own loader, and when ours, fills a wiped model."""
+    """Names of weights that differ from the HF folder's when megatron's own loader, and when ours, fills a wiped
+    model."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.utils import unwrap_model
@@ -95,11 +106,18 @@ def by_megatron_and_by_slices(rank, model, place, path):
     kept = [b.clone() for b in fp32]
 
     def load_by_megatron():
-        state = {name: value for name, value in bare.sharded_state_dict().items() if not isinstance(value, ShardedObject)}
+        state = {
+            name: value for name, value in bare.sharded_state_dict().items() if not isinstance(value, ShardedObject)
+        }
         bare.load_state_dict(dist_checkpointing.load({"model": state}, str(path))["model"], strict=False)
 
     wrong = []
-    for load in (load_by_megatron, lambda: training.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)):
+    for load in (
+        load_by_megatron,
+        lambda: training.load_weights(
+            built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts
+        ),
+    ):
         with torch.no_grad():
             for tensor in (*bare.parameters(), *fp32):
                 tensor.fill_(7)
@@ -110,8 +128,17 @@ def by_megatron_and_by_slices(rank, model, place, path):
     return wrong
 
 
-@pytest.mark.parametrize("name, size, place", [("qwen2", 1, grid()), ("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2, layers=(3, 1))),
-                                               ("qwen3", 2, grid(tp=2)), ("deepseek", 2, grid(ep=2)), ("deepseek", 2, grid(tp=2))])
+@pytest.mark.parametrize(
+    "name, size, place",
+    [
+        ("qwen2", 1, grid()),
+        ("qwen2", 2, grid(tp=2)),
+        ("qwen2_tied", 2, grid(pp=2, layers=(3, 1))),
+        ("qwen3", 2, grid(tp=2)),
+        ("deepseek", 2, grid(ep=2)),
+        ("deepseek", 2, grid(tp=2)),
+    ],
+)
 def test_megatrons_own_loader_and_ours_read_it_on_any_grid(ranks, models, tmp_path, name, size, place):
     path = to_mcore(models(name).folder, tmp_path / "mcore")
     assert ranks.run(by_megatron_and_by_slices, models(name), place, path, size=size) == [[]] * size
@@ -125,7 +152,9 @@ def save_weights(rank, model, place, folder):
     training.save(folder, 1, built.trained, {}, keep=Checkpoint())
 
 
-@pytest.mark.parametrize("name, size, place", [("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2)), ("deepseek", 2, grid(tp=2, ep=2))])
+@pytest.mark.parametrize(
+    "name, size, place", [("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2)), ("deepseek", 2, grid(tp=2, ep=2))]
+)
 def test_a_runs_checkpoint_becomes_a_folder_whatever_layout_wrote_it(ranks, models, tmp_path, name, size, place):
     source = models(name).folder
     ranks.run(save_weights, models(name), place, tmp_path / "checkpoints", size=size)
@@ -135,14 +164,22 @@ def test_a_runs_checkpoint_becomes_a_folder_whatever_layout_wrote_it(ranks, mode
 def test_fp8_blocks_become_the_bf16_that_they_stand_for_and_multi_token_prediction_is_left_out(models, tmp_path):
     source = in_bf16(models("deepseek").folder, tmp_path / "source")
     weights = load_file(source / "model.safetensors")
-    name = "model.layers.0.mlp.down_proj.weight"   # (64, 96)
+    name = "model.layers.0.mlp.down_proj.weight"  # (64, 96)
     values, scale = weights[name].float().div(0.03).to(torch.float8_e4m3fn), torch.tensor([[0.03, 0.05]])
     extra = {"model.layers.4.eh_proj.weight": torch.ones(2, 2)}
-    save_file({**weights, name: values, f"{name}_scale_inv": scale, **extra}, source / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, name: values, f"{name}_scale_inv": scale, **extra},
+        source / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 48]}}))
+    (source / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 48]}})
+    )
     out = to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out")
-    scaled = torch.tensor([[float(v) * float(scale[0, j // 48]) for j, v in enumerate(row)] for row in values.float()]).bfloat16()
+    scaled = torch.tensor(
+        [[float(v) * float(scale[0, j // 48]) for j, v in enumerate(row)] for row in values.float()]
+    ).bfloat16()
     check_equal(out, {**weights, name: scaled})
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
 
@@ -158,6 +195,7 @@ def together(size, convert):
         except BaseException as error:
             failures.append(error)
             barrier.abort()
+
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
@@ -176,7 +214,9 @@ def dying_after(files):
             left[0] -= 1
             if not left[0]:
                 raise Killed
+
         return done
+
     return progress
 
 
@@ -194,7 +234,9 @@ def test_after_a_kill_any_number_of_workers_go_on_after_the_files_that_are_whole
         to_hf(source, tmp_path / "mcore", tmp_path / "out", progress=dying_after(2))
     together(2, lambda workers: to_hf(source, tmp_path / "mcore", tmp_path / "out", workers))
     check_equal(tmp_path / "out", tensors(source))
-    assert not list(tmp_path.glob("*.part")) and not list((tmp_path / "out").glob("*.done")) + list((tmp_path / "mcore").glob("*.done"))
+    assert not list(tmp_path.glob("*.part")) and not list((tmp_path / "out").glob("*.done")) + list(
+        (tmp_path / "mcore").glob("*.done")
+    )
 
 
 def test_what_another_model_began_is_not_gone_on_with(models, tmp_path):
@@ -219,7 +261,9 @@ def test_bad_input_gets_a_sentence_and_nothing_stands_in_place(models, tmp_path)
     no_room = mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000))
     with no_room, pytest.raises(UserError, match="out: needs 0.00. GB more"):
         to_hf(source, mcore, out)
-    with pytest.raises(UserError, match=r"is a checkpoint of another model: it lacks \d+ tensors \(model.layers.0.self_attn"):
+    with pytest.raises(
+        UserError, match=r"is a checkpoint of another model: it lacks \d+ tensors \(model.layers.0.self_attn"
+    ):
         to_hf(models("qwen3").folder, mcore, out)
     with pytest.raises(UserError, match="nowhere: is not a whole checkpoint .manifest.json is missing"):
         to_hf(source, tmp_path / "nowhere", out)
@@ -249,11 +293,14 @@ def of_another_config(tensors, folder):
     (folder / "config.json").write_text(json.dumps({**stated, "intermediate_size": 2 * stated["intermediate_size"]}))
 
 
-@pytest.mark.parametrize("spoil, sentence", [
-    (truncated, "model.safetensors: is torn"),
-    (without_scale, "down_proj.weight is of type F8_E4M3, but config.json has no quantization_config"),
-    (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for"),
-])
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (truncated, "model.safetensors: is torn"),
+        (without_scale, "down_proj.weight is of type F8_E4M3, but config.json has no quantization_config"),
+        (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for"),
+    ],
+)
 def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models, tmp_path, spoil, sentence):
     source = tmp_path / "source"
     shutil.copytree(models("deepseek").folder, source)
@@ -264,8 +311,10 @@ def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models,
 
 
 def test_too_small_a_disk_is_told_before_anything_is_written(models, tmp_path):
-    with (mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)),
-          pytest.raises(UserError, match="mcore: needs 0.00. GB more")):
+    with (
+        mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)),
+        pytest.raises(UserError, match="mcore: needs 0.00. GB more"),
+    ):
         to_mcore(models("qwen2").folder, tmp_path / "mcore")
     assert not list(tmp_path.iterdir())
 
@@ -355,4 +404,7 @@ def test_the_command_converts_under_mpirun_and_ends_with_2_and_a_sentence_where_
     check_equal(tmp_path / "out", tensors(models("deepseek").folder))
     again = convert("to-hf", tmp_path / "run.toml", tmp_path / "mcore", tmp_path / "out")
     assert again.returncode == 2
-    assert again.stderr.strip().splitlines()[-1] == f"convert.py: {tmp_path / 'out'}: exists already; name a new folder, or remove it"
+    assert (
+        again.stderr.strip().splitlines()[-1]
+        == f"convert.py: {tmp_path / 'out'}: exists already; name a new folder, or remove it"
+    )

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from r1zero import config
-from r1zero.distributed import layout
 from r1zero.batch import Batch
 from r1zero.config import MegatronGrid, VllmGrid
+from r1zero.distributed import layout
 from r1zero.distributed.exchange import Exchange
 
 SAMPLES = 16
@@ -14,21 +14,34 @@ LAYOUTS = {
     "colocated, rollout TP2": config.Layout(rollout=VllmGrid(tensor_parallel_size=2)),
     "colocated, train TP2": config.Layout(train=MegatronGrid(tensor_model_parallel_size=2)),
     "colocated, train PP2": config.Layout(train=MegatronGrid(pipeline_model_parallel_size=2)),
-    "three grids": config.Layout(train=MegatronGrid(ranks="0-1", tensor_model_parallel_size=2), reference=MegatronGrid(ranks="2"),
-                                 rollout=VllmGrid(ranks="3")),
-    "reference PP2": config.Layout(train=MegatronGrid(ranks="0"), reference=MegatronGrid(ranks="1-2", pipeline_model_parallel_size=2),
-                                   rollout=VllmGrid(ranks="3")),
+    "three grids": config.Layout(
+        train=MegatronGrid(ranks="0-1", tensor_model_parallel_size=2),
+        reference=MegatronGrid(ranks="2"),
+        rollout=VllmGrid(ranks="3"),
+    ),
+    "reference PP2": config.Layout(
+        train=MegatronGrid(ranks="0"),
+        reference=MegatronGrid(ranks="1-2", pipeline_model_parallel_size=2),
+        rollout=VllmGrid(ranks="3"),
+    ),
 }
 
 
 def samples(ids):
     """Sample i, made anywhere, is the same."""
     prompts, responses = [3 + i % 4 for i in ids], [1 + (7 * i) % 5 for i in ids]
-    return Batch(ids_B=torch.tensor(ids), prompt_lengths_B=torch.tensor(prompts), response_lengths_B=torch.tensor(responses),
-                 tokens_T=torch.tensor([1000 * i + t for i, p, r in zip(ids, prompts, responses, strict=True) for t in range(p + r)]),
-                 advantages_B=torch.tensor([float(i) for i in ids]), scored_B=torch.tensor([float(i % 3 > 0) for i in ids]),
-                 rollout_logprobs_R=torch.tensor([i + t / 10 for i, r in zip(ids, responses, strict=True) for t in range(r)]),
-                 ref_logprobs_R=torch.empty(0))
+    return Batch(
+        ids_B=torch.tensor(ids),
+        prompt_lengths_B=torch.tensor(prompts),
+        response_lengths_B=torch.tensor(responses),
+        tokens_T=torch.tensor(
+            [1000 * i + t for i, p, r in zip(ids, prompts, responses, strict=True) for t in range(p + r)]
+        ),
+        advantages_B=torch.tensor([float(i) for i in ids]),
+        scored_B=torch.tensor([float(i % 3 > 0) for i in ids]),
+        rollout_logprobs_R=torch.tensor([i + t / 10 for i, r in zip(ids, responses, strict=True) for t in range(r)]),
+        ref_logprobs_R=torch.empty(0),
+    )
 
 
 def send_everything(rank, cfg):

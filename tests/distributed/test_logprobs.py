@@ -18,8 +18,14 @@ def cut_in(rank, parts):
     width = V // parts
     part = slice(rank * width, (rank + 1) * width)
     mine = logits()[:, part].clone().requires_grad_()
-    got = token_stats(mine, DEVICES, TARGETS, temperature=TEMPERATURE, forbidden_V=FORBIDDEN[part],
-                      group=dist.group.WORLD if parts > 1 else None)
+    got = token_stats(
+        mine,
+        DEVICES,
+        TARGETS,
+        temperature=TEMPERATURE,
+        forbidden_V=FORBIDDEN[part],
+        group=dist.group.WORLD if parts > 1 else None,
+    )
     (got.logprobs_R * WEIGHTS).sum().backward()
     return got.logprobs_R.detach(), got.entropy_R, mine.grad
 

@@ -1,6 +1,7 @@
-"""A job of the step's phases with nothing in them but a collective, under the real watchdog: its imports cost 2 s and not 10.
+"""A job of the step's phases with nothing in them but a collective, under the real watchdog: its imports cost 2 s and
+not 10.
 
-    mpirun -np 4 python tests/failure/phases.py FOLDER [key=value of the config's run section ...]
+mpirun -np 4 python tests/failure/phases.py FOLDER [key=value of the config's run section ...]
 """
 
 import sys
@@ -9,14 +10,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[2])
 
-import torch  # noqa: E402 - from the repository's root
-import torch.distributed as dist  # noqa: E402
+import torch
+import torch.distributed as dist
 
 from r1zero import config
 from r1zero.distributed import device, world
 from r1zero.observability import logs, metrics
-from r1zero.watchdog import heartbeat   # noqa: E402
-from tests.failure import accidents  # noqa: E402
+from r1zero.watchdog import heartbeat
+from tests.failure import accidents
 
 APART = ("rollout", "non_overlap_rule_reward")
 """Phases in which no rank waits for another."""

@@ -1,6 +1,6 @@
 """A run that is killed again and again, at random moments, is in the end the run that never was.
 
-    python -m pytest tests/failure/test_kills.py -m "long or not long" -s
+python -m pytest tests/failure/test_kills.py -m "long or not long" -s
 """
 
 import random
@@ -12,7 +12,17 @@ import pytest
 
 from tests.checkpoint.runs import check_equal, figures
 
-PHASES = ("rollout", "non_overlap_rule_reward", "dispatch", "reference_model", "update", "resharding_to_infer", "record", "save", "save")
+PHASES = (
+    "rollout",
+    "non_overlap_rule_reward",
+    "dispatch",
+    "reference_model",
+    "update",
+    "resharding_to_infer",
+    "record",
+    "save",
+    "save",
+)
 """Twice the phase whose every moment differs."""
 TINY = ["rollout.max_response_tokens=8", "grpo.prompts_per_iteration=2", "grpo.group_size=2"]
 TP2 = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_parallel_size=2"]
@@ -34,9 +44,15 @@ def killed_often(ranks, base: Path, folder: Path, iterations: int, kills: int, o
     seed = random.randrange(10_000)
     rng = random.Random(seed)
     log = folder / "log"
-    arguments = [str(base / "job.toml"), f"run.dir={folder}", f"run.iterations={iterations}", "checkpoint.every_iterations=1", *overrides]
+    arguments = [
+        str(base / "job.toml"),
+        f"run.dir={folder}",
+        f"run.iterations={iterations}",
+        "checkpoint.every_iterations=1",
+        *overrides,
+    ]
     assert ranks.job(2, [*arguments, "run.name=whole"], log)["statuses"] == [0, 0], log.read_text()[-3000:]
-    timed = [line for line in map(dict, lines(folder / "whole"))][1:]   # the first iteration saves nothing before it
+    timed = list(map(dict, lines(folder / "whole")))[1:]  # the first iteration saves nothing before it
     seconds = {phase: sum(line[f"timing/{phase}"] for line in timed) / len(timed) for phase in PHASES}
     moments: list[str] = []
     while len(moments) < kills:
@@ -44,7 +60,7 @@ def killed_often(ranks, base: Path, folder: Path, iterations: int, kills: int, o
         ended = ranks.job(2, [*arguments, "run.name=cut"], log, accident, launcher_kills=True)
         said = f"seed {seed}, kill {len(moments) + 1}: {accident}, from iteration {latest(folder / 'cut')}"
         assert not ended["left"] and not ended["overdue"], f"{said}: {ended}"
-        if -9 not in ended["statuses"]:   # it had run on to its end before the moment came
+        if -9 not in ended["statuses"]:  # it had run on to its end before the moment came
             assert ended["statuses"] == [0, 0], f"{said}: {ended}\n{log.read_text()[-3000:]}"
             shutil.rmtree(folder / "cut" / "checkpoints" / f"step_{iterations}")
             (folder / "cut/checkpoints/latest").write_text(f"step_{iterations - 1}\n")
@@ -52,7 +68,9 @@ def killed_often(ranks, base: Path, folder: Path, iterations: int, kills: int, o
         moments.append(accident)
     continue_elsewhere(ranks, folder, arguments, log)
     assert ranks.job(2, [*arguments, "run.name=cut"], log)["statuses"] == [0, 0], log.read_text()[-3000:]
-    sys.stdout.write(f"seed {seed}: killed {kills} times in {iterations} iterations, at " + "; ".join(m[5:] for m in moments) + "\n")
+    sys.stdout.write(
+        f"seed {seed}: killed {kills} times in {iterations} iterations, at " + "; ".join(m[5:] for m in moments) + "\n"
+    )
     check_equal(folder / "whole", folder / "cut", iterations)
 
 

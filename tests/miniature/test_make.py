@@ -34,7 +34,7 @@ def digest(folder: Path) -> str:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     with safe_open(folder / "base" / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file}
 
 
 def test_the_same_seed_makes_the_same_files_and_another_seed_others(made, tmp_path):
@@ -141,7 +141,7 @@ def test_solved_means_the_whole_format_and_the_last_box_right(response, solved):
 
 def test_batches_score_the_answers_and_nothing_else():
     documents = [([1, 2, 3], [4, 9]), ([1], [5, 6, 9])]
-    (ids, labels), = base.batches(iter(documents), 2, 9, random.Random(0))
+    ((ids, labels),) = base.batches(iter(documents), 2, 9, random.Random(0))
     rows = {tuple(row): tuple(label) for row, label in zip(ids.tolist(), labels.tolist(), strict=True)}
     none = base.NOT_SCORED
     assert rows == {(1, 2, 3, 4, 9): (none, none, none, 4, 9), (1, 5, 6, 9, 9): (none, 5, 6, 9, none)}

@@ -2,8 +2,8 @@
 
 from safetensors.torch import load_file, save_file
 
-from r1zero.model.families import read_shape, weights
 from r1zero.checkpoint.hf_files import HfFolder
+from r1zero.model.families import read_shape, weights
 
 
 def opened(folder):

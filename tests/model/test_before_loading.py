@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from r1zero import config
-from r1zero.distributed import layout, world
 from r1zero.config import UserError
 from r1zero.data import tokenizer
+from r1zero.distributed import layout, world
 from tests import jobs
 
 

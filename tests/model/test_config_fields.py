@@ -18,16 +18,7 @@ from r1zero.model.families import FAMILIES, read_shape
 from tests.fuzz.strategies import damaged, replaced
 from tests.model import cases
 from tests.model.cases import grid
-from tests.model.config_values import (
-    DEEPSEEK,
-    HARMLESS_OF,
-    MINIMAL,
-    QWEN2,
-    READ,
-    REFUSED,
-    SAME_SHAPE,
-    YARN,
-)
+from tests.model.config_values import DEEPSEEK, HARMLESS_OF, MINIMAL, QWEN2, READ, REFUSED, SAME_SHAPE, YARN
 from tests.model.oracle import LENGTHS, Oracle
 from tests.model.published import PUBLISHED
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from r1zero import config
-from r1zero.distributed import layout
 from r1zero.config import UserError
-from r1zero.rollout import engine_limits
+from r1zero.distributed import layout
 from r1zero.model.families import read_shape
+from r1zero.rollout import engine_limits
 from tests.model.config_values import DEEPSEEK, MINIMAL, QWEN3, YARN
 
 ROLLOUT = config.Rollout(max_prompt_tokens=100, max_response_tokens=27, kv_cache_gib=0.0625)

@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 
-from r1zero.config import UserError
 from r1zero.checkpoint import hf_files
+from r1zero.config import UserError
 from r1zero.model.families import read_shape, weights
 from tests.model.folders import opened, rewrite
 
@@ -80,7 +80,10 @@ def test_an_fp8_folder_reads_like_its_dequantised_self_whatever_its_blocks(folde
         (None, f"{NAME} is of type F8_E4M3 and has no scales"),
         (
             torch.ones(2, 2),
-            r"_scale_inv has shape \[2, 2\] and type F32; with weight_block_size = \[64, 32\] .* scales of shape \[1, 3\]",
+            (
+                r"_scale_inv has shape \[2, 2\] and type F32; with weight_block_size = \[64, 32\] .* scales of shape "
+                r"\[1, 3\]"
+            ),
         ),
         (torch.ones(1, 1), r"_scale_inv has shape \[1, 1\]"),
         (torch.ones(3), r"_scale_inv has shape \[3\]"),

@@ -8,14 +8,16 @@ from tests.model import cases
 from tests.model.cases import grid
 from tests.without import without
 
-# What a step needs: experts over ranks (EP2), recomputation, clipping, tensor parallelism, ranks that do not begin at 0.
+# What a step needs: experts over ranks (EP2), recomputation, clipping, tensor parallelism, ranks that do not begin at
+# 0.
 LAYOUTS = {"experts": (2, grid(tp=2, ep=2)), "some ranks": (3, grid(ranks="1-2", pp=2))}
 LEFT_OUT = [name for name, patch in PATCHES.items() if patch.test == "tests/model/test_patches.py"]
 
 
 @cases.together
 def step(rank, oracle, place, *names):
-    """The gradient's norm and a digest of the weights after one clipped step with recomputation; None on ranks that do not train."""
+    """The gradient's norm and a digest of the weights after one clipped step with recomputation; None on ranks that do
+    not train."""
     with without(*names):
         built = cases.build_on(oracle, place, recompute="full", clip_grad=0.1)
         if built is None:

@@ -199,8 +199,10 @@ def test_what_an_own_handler_returns_is_checked_by_type(returned: Any, result: A
         "def take(record, keys):\n    from neighbour import label\n    return 'q', label\n",
         "from neighbour import take\n",
         "take = lambda record, keys: ('q', '7')\n",
-        "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    a: int = 7\n"
-        "def take(record, keys):\n    return 'q', str(A().a)\n",
+        (
+            "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    a: int = 7\n"
+            "def take(record, keys):\n    return 'q', str(A().a)\n"
+        ),
     ],
 )
 def test_an_own_handler_may_import_its_neighbours_and_be_any_callable(body: str, tmp_path: Path, monkeypatch) -> None:

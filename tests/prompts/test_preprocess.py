@@ -78,7 +78,8 @@ def test_a_list_of_deepscalers_layout_and_lines_of_gsm8ks_are_read_by_their_conf
 def test_bad_rows_are_named_with_file_and_line_and_cost_only_themselves(run, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(
-        b'{"problem": "1+1", "answer": 2}\n{"problem": "1+2"}\n{"problem": "1+3", "answ\n\xff\n{"problem": "1+4", "answer": "5"}\n'
+        b'{"problem": "1+1", "answer": 2}\n{"problem": "1+2"}\n{"problem": "1+3", "answ\n\xff\n'
+        b'{"problem": "1+4", "answer": "5"}\n'
     )
     status, words, output = run("configs/data/quickstart.toml", f"input={file}")
     prompts = PromptSet.open(str(output))
@@ -128,8 +129,10 @@ def test_stop_words_become_ids_and_what_made_the_data_is_recorded(run, tokenizer
     assert [s["sha256"] for s in meta["sources"]] == [store.file_digest(SAMPLES / "math.jsonl")]
 
 
-HANDLER = ("def take(record, keys):\n    if record['answer'] == 'stop':\n        raise KeyboardInterrupt\n"
-           "    return record['problem'], record['answer']\n")
+HANDLER = (
+    "def take(record, keys):\n    if record['answer'] == 'stop':\n        raise KeyboardInterrupt\n"
+    "    return record['problem'], record['answer']\n"
+)
 
 
 def test_an_interrupted_run_leaves_the_former_output_and_nothing_else(run, tmp_path: Path) -> None:
@@ -175,11 +178,17 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
         ("handler=gsm8q", "handler = 'gsm8q': is not known; the nearest is 'gsm8k'"),
         (
             "handler=gsm8k",
-            "none of its 5 rows is kept, the first because tests/data/prompts/math.jsonl:1 'answer' has no final answer after ####",
+            (
+                "none of its 5 rows is kept, the first because tests/data/prompts/math.jsonl:1 'answer' has no final "
+                "answer after ####"
+            ),
         ),
         (
             "map_keys.prompt=problm",
-            "the first because tests/data/prompts/math.jsonl:1 has no 'problm'; the nearest of its columns is 'problem'",
+            (
+                "the first because tests/data/prompts/math.jsonl:1 has no 'problm'; the nearest of its columns is "
+                "'problem'"
+            ),
         ),
         (
             "map_keys.promt=problem",
@@ -199,8 +208,10 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
         ),
         (
             'dataset_additional_keys=["labels", "levl"]',
-            "dataset_additional_keys: no row of tests/data/prompts/math.jsonl has a column 'levl'; "
-            "the nearest is 'level'",
+            (
+                "dataset_additional_keys: no row of tests/data/prompts/math.jsonl has a column 'levl'; "
+                "the nearest is 'level'"
+            ),
         ),
         ("output=tests/data/prompts/math.jsonl/x", "output = 'tests/data/prompts/math.jsonl/x': cannot be written ("),
         ("output=/proc/none/data", "output = '/proc/none/data': cannot be written (No such file or directory)"),
@@ -237,7 +248,7 @@ def test_a_link_is_written_through(run, tmp_path: Path) -> None:
 
 def test_folders_made_for_an_output_that_fails_are_removed(run, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    for output, left in ((tmp_path / "a" / "b" / "data", set()), (tmp_path / "c" / "d" / "data", {"c"})):
+    for output, _ in ((tmp_path / "a" / "b" / "data", set()), (tmp_path / "c" / "d" / "data", {"c"})):
         (tmp_path / "c").mkdir(exist_ok=True)
         status, words, _ = run("configs/data/quickstart.toml", f"input={tmp_path / 'rows.jsonl'}", f"output={output}")
         assert status == 2 and "none of its 1 rows is kept" in words
@@ -291,7 +302,7 @@ def test_rows_of_any_kind_reach_an_own_handler(run, tmp_path: Path) -> None:
     prompts = PromptSet.open(str(output))
     assert status == 0 and [prompts[i].label for i in range(len(prompts))] == ["2", "3"]
     assert f"bad row: {tmp_path / 'rows.json'}:1 (element 3) 0" in words
-    status, words, _ = run("configs/data/quickstart.toml", *overrides, "dataset_additional_keys=[\"level\"]")
+    status, words, _ = run("configs/data/quickstart.toml", *overrides, 'dataset_additional_keys=["level"]')
     assert (
         status == 2
         and "dataset_additional_keys: no row of" in words

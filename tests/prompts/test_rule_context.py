@@ -5,11 +5,11 @@ A reward rule of the user's own gets, in a run, the prompt's text and the column
 from pathlib import Path
 
 import preprocess
-from r1zero.distributed import layout
 from r1zero.batch import Response
 from r1zero.config import Config, Reward
 from r1zero.data import tokenizer as tokens
 from r1zero.data.prompts import PromptSet
+from r1zero.distributed import layout
 from r1zero.grading import Grader
 from r1zero.reward import Scorer
 

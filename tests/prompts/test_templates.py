@@ -14,9 +14,12 @@ from r1zero.data import templates, tokenizer
 
 SHIPPED = "configs/model/templates.json"
 PREAMBLE = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks "
-    "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are enclosed "
-    "within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think><answer> answer "
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
+    "first thinks "
+    "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and "
+    "answer are enclosed "
+    "within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here "
+    "</think><answer> answer "
     "here </answer>. Put your final answer within \\boxed{}."
 )
 IM = "<|im_start|>{}\n{}<|im_end|>\n"
@@ -26,7 +29,8 @@ TEXTS = {
     + IM.format("user", PREAMBLE + "\n1+1?")
     + "<|im_start|>assistant\n",
     "qwen": IM.format("system", "You are a helpful assistant.") + IM.format("user", "1+1?") + "<|im_start|>assistant\n",
-    "llama3": "<bos><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama3": "<bos><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "default": "Human: 1+1?\nAssistant:",
     "empty": "1+1?",
     "quickstart": "Question: 1+1?=?\nAssistant:\n",

@@ -32,5 +32,13 @@ def forget() -> None:
 
     from r1zero.reward.equality import answers, leaves, meaning, numerals, solver
 
-    for cached in (answers._tidied, meaning.read, leaves.tree_of, solver.parse, numerals.numeral, extract_latex, parse_latex_cached):
+    for cached in (
+        answers._tidied,
+        meaning.read,
+        leaves.tree_of,
+        solver.parse,
+        numerals.numeral,
+        extract_latex,
+        parse_latex_cached,
+    ):
         cached.cache_clear()

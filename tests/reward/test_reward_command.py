@@ -15,7 +15,12 @@ GOOD = r"<think>so</think><answer>\boxed{\frac{1}{2}}</answer>"
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "r1zero.reward", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+        [sys.executable, "-m", "r1zero.reward", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
     )
 
 

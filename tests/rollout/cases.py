@@ -4,7 +4,7 @@ import glob
 import os
 import random
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from r1zero import config
-from r1zero.distributed import device, layout
 from r1zero.batch import Prompt, Response
+from r1zero.distributed import device, layout
 from r1zero.patches import PATCHES
 from tests.rollout import models
 from tests.without import without
@@ -28,7 +28,7 @@ class Case:
     """For the shape."""
     loads: tuple[str, ...]
     prompts: tuple[Prompt, ...]
-    grid: config.VllmGrid = config.VllmGrid()
+    grid: config.VllmGrid = field(default_factory=config.VllmGrid)
     train_ranks: str = "all"
     dtype: str = "float32"
     group_size: int = 2
@@ -47,12 +47,18 @@ class Case:
     @property
     def cfg(self) -> config.Config:
         return config.Config(
-            run=config.Run(dtype=self.dtype, seed=20251125193000), model=config.Model(path=self.path),
+            run=config.Run(dtype=self.dtype, seed=20251125193000),
+            model=config.Model(path=self.path),
             layout=config.Layout(train=config.MegatronGrid(ranks=self.train_ranks), rollout=self.grid),
             rollout=config.Rollout(
-                temperature=self.temperature, max_prompt_tokens=self.max_prompt_tokens, max_num_seqs=self.max_num_seqs,
-                max_response_tokens=self.max_response_tokens, max_num_batched_tokens=self.max_num_batched_tokens,
-                kv_cache_gib=self.kv_cache_gib))
+                temperature=self.temperature,
+                max_prompt_tokens=self.max_prompt_tokens,
+                max_num_seqs=self.max_num_seqs,
+                max_response_tokens=self.max_response_tokens,
+                max_num_batched_tokens=self.max_num_batched_tokens,
+                kv_cache_gib=self.kv_cache_gib,
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,10 @@ class Answer:
 
 def prompts(lengths: list[int], first: int = 0) -> tuple[Prompt, ...]:
     """Of the given lengths, rows first, first + 1 .. of some data."""
-    return tuple(Prompt(first + i, tuple((31 * (first + i) + 7 * j + 11) % 480 + 8 for j in range(n)), "", "")
-                 for i, n in enumerate(lengths))
+    return tuple(
+        Prompt(first + i, tuple((31 * (first + i) + 7 * j + 11) % 480 + 8 for j in range(n)), "", "")
+        for i, n in enumerate(lengths)
+    )
 
 
 def texts(case: Case, answer: Answer) -> list[list[int]]:
@@ -81,7 +89,7 @@ def texts(case: Case, answer: Answer) -> list[list[int]]:
 def share(case: Case, engines: int, engine: int) -> Case:
     """What one engine of several is asked."""
     count = len(case.prompts) // engines
-    return replace(case, prompts=case.prompts[engine * count:(engine + 1) * count])
+    return replace(case, prompts=case.prompts[engine * count : (engine + 1) * count])
 
 
 def answer(rank: int, case: Case) -> Answer | None:
@@ -90,7 +98,7 @@ def answer(rank: int, case: Case) -> Answer | None:
     lay = layout.carve(case.cfg.layout, dist.get_world_size())
     before = _process()
     if rank not in lay.rollout:
-        dist.barrier()   # the world stays until its last engine is done
+        dist.barrier()  # the world stays until its last engine is done
         return None
     mine = share(case, lay.engines, lay.engine_of(rank))
     with ExitStack() as stack:
@@ -104,8 +112,9 @@ def answer(rank: int, case: Case) -> Answer | None:
 def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
     from r1zero.rollout.engine import Engine
 
-    engine = Engine(case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids),
-                    forbidden_ids=list(case.forbidden_ids))
+    engine = Engine(
+        case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids), forbidden_ids=list(case.forbidden_ids)
+    )
     try:
         return _use(engine, case)
     finally:
@@ -123,16 +132,22 @@ def copies(rank: int, case: Case) -> dict[str, bool]:
         stack.callback(engine.close)
         _load(engine, case)
         embedding, head = engine._model.model.embed_tokens, engine._model.lm_head
-        return {"embedding packed": hasattr(embedding, "cpu_linear"), "head packed": hasattr(head, "cpu_linear"),
-                "head plain": head.weight.numel() > 0}
+        return {
+            "embedding packed": hasattr(embedding, "cpu_linear"),
+            "head packed": hasattr(head, "cpu_linear"),
+            "head plain": head.weight.numel() > 0,
+        }
 
 
 def _load(engine: Any, case: Case) -> None:
     from r1zero.rollout.cuda import EXPERT
 
     for path in case.loads:
-        engine.reload((name, tensor) for name, tensor in models.weights(path)
-                      if not (expert := EXPERT.search(name)) or int(expert[1]) in engine.owned_experts)
+        engine.reload(
+            (name, tensor)
+            for name, tensor in models.weights(path)
+            if not (expert := EXPERT.search(name)) or int(expert[1]) in engine.owned_experts
+        )
 
 
 def _use(engine: Any, case: Case) -> Answer:
@@ -157,6 +172,7 @@ def _counting(function: Any, calls: list[int]) -> Any:
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return function(*args, **kwargs)
+
     return counted
 
 
@@ -166,8 +182,13 @@ def _leave_out(names: tuple[str, ...], stack: ExitStack) -> None:
 
     stack.enter_context(without(*(name for name in names if name in PATCHES)))
     arguments = cpu.arguments
-    stack.enter_context(mock.patch.object(
-        cpu, "arguments", lambda config: {name: value for name, value in arguments(config).items() if name not in names}))
+    stack.enter_context(
+        mock.patch.object(
+            cpu,
+            "arguments",
+            lambda config: {name: value for name, value in arguments(config).items() if name not in names},
+        )
+    )
     if "tied head" in names:
         stack.enter_context(mock.patch.object(cpu, "repack_tied_head", lambda model: None))
 
@@ -175,8 +196,15 @@ def _leave_out(names: tuple[str, ...], stack: ExitStack) -> None:
 def _process() -> dict[str, Any]:
     import vllm  # noqa: F401  what its import changes is not the engine's doing
 
-    return {"environment": {k: os.environ.get(k) for k in ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "VLLM_DIST_IDENT",
-                                                           "VLLM_DP_SIZE", "VLLM_DP_RANK")},
-            "torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": str(np.random.get_state()),
-            "threads": (torch.get_num_threads(), torch.set_num_threads.__name__), "world": dist.get_world_size(),
-            "shared memory": sorted(glob.glob("/dev/shm/*r1zero*") + glob.glob("/dev/shm/*cpushm*"))}
+    return {
+        "environment": {
+            k: os.environ.get(k)
+            for k in ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "VLLM_DIST_IDENT", "VLLM_DP_SIZE", "VLLM_DP_RANK")
+        },
+        "torch": torch.get_rng_state().tolist(),
+        "python": random.getstate(),
+        "numpy": str(np.random.get_state()),
+        "threads": (torch.get_num_threads(), torch.set_num_threads.__name__),
+        "world": dist.get_world_size(),
+        "shared memory": sorted(glob.glob("/dev/shm/*r1zero*") + glob.glob("/dev/shm/*cpushm*")),
+    }

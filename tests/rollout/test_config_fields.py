@@ -16,7 +16,8 @@ from tests.rollout import cases, models
 from tests.rollout.cases import Case, prompts
 from tests.rollout.oracle import TOLERANCE, gap
 
-# family, kind of model, its dimensions, what config.json then says; every field that is read has another value than its default
+# family, kind of model, its dimensions, what config.json then says; every field that is read has another value than its
+# default
 FILES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "Qwen2": (
         QWEN2,

@@ -11,9 +11,7 @@ from tests.rollout.oracle import TOLERANCE, gap
 def stated(rank):
     """What the package says of itself."""
     from vllm.model_executor.layers.attention.mla_attention import MLACommonBackend
-    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import (
-        CPUUnquantizedExperts,
-    )
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     return (
@@ -26,7 +24,7 @@ def stated(rank):
 def test_the_limits_are_those_that_the_package_states(ranks):
     heads, latent, multiple = ranks.run(stated, size=1)[0]
     assert set(CPU_HEAD_DIMS) - set(heads) == {48} and set(heads) <= set(CPU_HEAD_DIMS)
-    assert (CPU_LATENT_DIMS, CPU_EXPERT_MULTIPLE) == (tuple(latent), multiple)
+    assert (tuple(latent), multiple) == (CPU_LATENT_DIMS, CPU_EXPERT_MULTIPLE)
 
 
 def test_heads_of_48_are_missing_in_its_list_and_work(checkpoint, ranks):

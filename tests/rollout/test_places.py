@@ -1,6 +1,6 @@
 """Where an engine keeps weights, learnt from loaders like vLLM's, against what those loaders do with real tensors.
 
-    python -m pytest tests/rollout/test_places.py
+python -m pytest tests/rollout/test_places.py
 """
 
 import pytest
@@ -15,9 +15,9 @@ class Engine(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fused = nn.Parameter(torch.zeros(2 * 3, 5))          # gate and up: rows 3..5 of each
+        self.fused = nn.Parameter(torch.zeros(2 * 3, 5))  # gate and up: rows 3..5 of each
         self.columns = nn.Parameter(torch.zeros(6, 2))
-        self.padded = nn.Parameter(torch.zeros(4, 5))             # rows 4..6 of 7, and one that nobody has
+        self.padded = nn.Parameter(torch.zeros(4, 5))  # rows 4..6 of 7, and one that nobody has
         self.experts = nn.Parameter(torch.zeros(2, 4, 3))
         self.bias = nn.Parameter(torch.zeros(4))
         self.cast, self.turned = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(5, 3))
@@ -42,8 +42,17 @@ class Engine(nn.Module):
                 getattr(self, name).data.copy_(tensor)
 
 
-SHAPES = {"gate": (6, 5), "up": (6, 5), "columns": (6, 4), "padded": (7, 5), "expert0": (2, 4), "expert1": (2, 4), "bias": (4,),
-          "cast": (4,), "turned": (3, 5)}
+SHAPES = {
+    "gate": (6, 5),
+    "up": (6, 5),
+    "columns": (6, 4),
+    "padded": (7, 5),
+    "expert0": (2, 4),
+    "expert1": (2, 4),
+    "bias": (4,),
+    "cast": (4,),
+    "turned": (3, 5),
+}
 AXIS = {"columns": 1}
 
 
@@ -56,7 +65,9 @@ def test_learning_writes_nothing_and_leaves_out_what_is_not_a_plain_copy() -> No
     engine = Engine()
     known = loader_trace.learn(engine.load_weights, SHAPES.items(), torch.float32)
     assert set(known) == set(SHAPES) - {"cast", "turned"}
-    assert all(not p.any() for name, p in engine.named_parameters() if name != "cast")   # a cast copy was not seen coming
+    assert all(
+        not p.any() for name, p in engine.named_parameters() if name != "cast"
+    )  # a cast copy was not seen coming
     assert [(place.corner, tuple(place.target.shape)) for place in known["up"]] == [((3, 0), (3, 5))]
     assert [(place.corner, tuple(place.target.shape)) for place in known["columns"]] == [((0, 2), (6, 2))]
 
@@ -80,5 +91,7 @@ def test_writing_pieces_to_their_places_equals_loading(pieces: int) -> None:
 def test_what_is_written_is_the_engines_own_memory() -> None:
     engine = Engine()
     known = loader_trace.learn(engine.load_weights, SHAPES.items(), torch.float32)
-    assert all(known[name][0].target.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
-               for name, parameter in {"gate": engine.fused, "expert1": engine.experts, "padded": engine.padded}.items())
+    assert all(
+        known[name][0].target.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+        for name, parameter in {"gate": engine.fused, "expert1": engine.experts, "padded": engine.padded}.items()
+    )

@@ -45,8 +45,8 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from r1zero.reward.equality import comparison, size_limits
 from r1zero.reward.boxes import last_box
+from r1zero.reward.equality import comparison, size_limits
 from r1zero.reward.equality.spelling import plain
 
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")

@@ -104,7 +104,7 @@ def _end_of_argument(text: str, start: int) -> tuple[int, bool]:
         word, before = token.group(), text[start : token.start()].strip()
         if depth == 0 and _ends_argument(word, before):
             return token.start(), bar
-        bar = bar or word == "/" and depth == 0
+        bar = bar or (word == "/" and depth == 0)
         depth += (word in ("{", "(", "[")) - (word in ("}", ")", "]"))
         if depth < 0:
             return token.start(), bar
@@ -115,9 +115,6 @@ def _ends_argument(word: str, before: str) -> bool:
     """A sign ends it, but not as its first token; a root ends it where more than a number stands before."""
     if word == r"\sqrt":
         return bool(before) and not before.isdigit()
-    return (
-        _FUNCTION.fullmatch(word) is not None
-        and bool(before)
-        or bool(_END.fullmatch(word))
-        and (bool(before) or word not in "+-")
+    return (_FUNCTION.fullmatch(word) is not None and bool(before)) or (
+        bool(_END.fullmatch(word)) and (bool(before) or word not in "+-")
     )

@@ -3,7 +3,18 @@ r"""Do two texts in the one spelling mean the same? Kind by kind, down to number
 import re
 
 from r1zero.reward.equality import families, leaves, notation, realsets, relations
-from r1zero.reward.equality.meaning import Equation, Grid, Inequality, Leaf, Listing, Meaning, Ordered, Region, is_name, read
+from r1zero.reward.equality.meaning import (
+    Equation,
+    Grid,
+    Inequality,
+    Leaf,
+    Listing,
+    Meaning,
+    Ordered,
+    Region,
+    is_name,
+    read,
+)
 from r1zero.reward.equality.numerals import Numeral, numeral
 from r1zero.reward.equality.numerals import same as same_numeral
 from r1zero.reward.equality.quantities import Quantity, quantity
@@ -160,7 +171,7 @@ def _tuple_as_listing(point: Ordered, listing: Listing, label_is_tuple: bool) ->
     if listing.braces or point.opening + point.closing != "()" or len(point.parts) != len(listing.parts):
         return False
     names = _names(listing.parts)
-    if any(names) and (None in names or names != sorted(set(names))) or not any(names) and not label_is_tuple:
+    if (any(names) and (None in names or names != sorted(set(names)))) or (not any(names) and not label_is_tuple):
         return False
     if any(names) and not label_is_tuple and len(relations.base_names(names)) == 1:
         return False  # two values of one letter
@@ -174,7 +185,9 @@ def _same_equation(answer: Meaning, label: Meaning) -> bool:
         return value is not None and _same_meaning(read(value), label)
     name = relations.name_of(label)
     if not isinstance(answer, Equation):
-        value = relations.value_of(label) if name or not is_name(label.sides[0]) and _is_tuple(label.sides[0]) else None
+        value = (
+            relations.value_of(label) if name or (not is_name(label.sides[0]) and _is_tuple(label.sides[0])) else None
+        )
         if value is None:
             return False
         return _same_meaning(answer, read(value)) and _about(answer, name)
@@ -225,7 +238,7 @@ def _region(side: Meaning) -> Region | None:
 
 def _same_region(answer: Region | None, label: Region | None) -> bool:
     """The name of what lies in the region may be missing on one side."""
-    if answer is None or label is None or answer.name and label.name and answer.name != label.name:
+    if answer is None or label is None or (answer.name and label.name and answer.name != label.name):
         return False
     return realsets.same_set(answer.points, label.points)
 
@@ -274,7 +287,7 @@ def is_read(text: str) -> bool:
         return True
     if isinstance(meaning, Leaf):
         body = quantity(meaning.text).body
-        return leaves.is_read(meaning.text) or body != meaning.text and is_read(body)
+        return leaves.is_read(meaning.text) or (body != meaning.text and is_read(body))
     if isinstance(meaning, Grid):
         return all(is_read(cell) for row in meaning.rows for cell in row)
     return all(map(is_read, meaning.sides if isinstance(meaning, Equation | Inequality) else meaning.parts))

@@ -78,7 +78,7 @@ def _root(base: Fraction, degree: int) -> Fraction | None:
 
 
 def _factorial(n: Fraction) -> Fraction | None:
-    if n.denominator != 1 or n < 0 or n > 1 and n * math.log2(n) > MAX_BITS:
+    if n.denominator != 1 or n < 0 or (n > 1 and n * math.log2(n) > MAX_BITS):
         return None
     return Fraction(math.factorial(int(n)))
 

@@ -204,7 +204,7 @@ def _in_brackets(text: str) -> Meaning | None:
     if brackets is None:
         return None
     opening, inside, closing = brackets
-    if (opening, closing) == (r"\{", r"\}") or (opening, closing) == ("{", "}") and len(_elements(inside)) > 1:
+    if (opening, closing) == (r"\{", r"\}") or ((opening, closing) == ("{", "}") and len(_elements(inside)) > 1):
         return _in_braces(inside)
     if (opening, closing) in (("{", "}"), ("(", ")")) and len(_elements(inside)) < 2:
         return read(inside) if inside else None

@@ -120,7 +120,7 @@ def clock(text: str) -> Clock | None:
     (Clock(time=(8, 34), half=None), Clock(time=(12, 5), half='p'), None, None, None)
     """
     match = _CLOCK.fullmatch(unwrapped(text))
-    if match is None or match["minute"] is None and match["half"] is None:
+    if match is None or (match["minute"] is None and match["half"] is None):
         return None
     time = tuple(int(match[name] or 0) for name in ("hour", "minute", "second") if match[name] or name == "minute")
     if time[0] > 24 or any(part > 59 for part in time[1:]):

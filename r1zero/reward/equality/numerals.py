@@ -96,7 +96,7 @@ def same(a: Numeral, b: Numeral) -> bool:
     """
     if a.value == b.value:
         return True
-    if a.rounded == b.rounded or ends(a.value) and ends(b.value):
+    if a.rounded == b.rounded or (ends(a.value) and ends(b.value)):
         return False
     return close(a.value, b.value)
 

@@ -17,8 +17,43 @@ _CURRENCIES = {
 }  # fmt: skip
 # Words that make of a number something that is none, and functions written without their backslash.
 _NO_UNIT = frozenset(
-    "or and more less least most not no if for mod only when where odd even except to than about over under base "
-    "sin cos tan cot sec csc log ln sqrt exp pi theta".split()
+    [
+        "or",
+        "and",
+        "more",
+        "less",
+        "least",
+        "most",
+        "not",
+        "no",
+        "if",
+        "for",
+        "mod",
+        "only",
+        "when",
+        "where",
+        "odd",
+        "even",
+        "except",
+        "to",
+        "than",
+        "about",
+        "over",
+        "under",
+        "base",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "sqrt",
+        "exp",
+        "pi",
+        "theta",
+    ]
 )
 
 _LETTERS = "ACFHJKNTVWΩ"  # physicists' units
@@ -107,7 +142,7 @@ def _without_unit(text: str) -> tuple[str, str]:
 
 def _is_no_unit(word: str) -> bool:
     """A word that changes what the number says, or a letter that may be a variable."""
-    return word.lower() in _NO_UNIT or len(word) == 1 and canonical(word) is None and word not in _LETTERS
+    return word.lower() in _NO_UNIT or (len(word) == 1 and canonical(word) is None and word not in _LETTERS)
 
 
 def _is_bare_unit(number: str, match: re.Match[str]) -> bool:

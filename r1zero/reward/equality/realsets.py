@@ -71,7 +71,7 @@ def from_parts(opening: str, parts: list[str] | tuple[str, ...], closing: str) -
         return None
     if opening == r"\{":
         return sympy.FiniteSet(*numbers)
-    if len(numbers) != 2 or opening == "[" and numbers[0].is_infinite or closing == "]" and numbers[1].is_infinite:
+    if len(numbers) != 2 or (opening == "[" and numbers[0].is_infinite) or (closing == "]" and numbers[1].is_infinite):
         return None
     return interval(*numbers, opening == "(", closing == ")")
 
@@ -86,7 +86,7 @@ def interval(start: sympy.Expr, end: sympy.Expr, left_open: bool, right_open: bo
 def from_chain(signs: tuple[str, ...], sides: list[str], name: str) -> sympy.Set | None:
     r"""What a < x \le b says of x, its sides in ascending order; None where another side is no number."""
     place = sides.index(name)
-    if len(sides) > 3 or len(sides) == 3 and place != 1:
+    if len(sides) > 3 or (len(sides) == 3 and place != 1):
         return None
     low = number(sides[place - 1]) if place > 0 else -sympy.oo
     high = number(sides[place + 1]) if place + 1 < len(sides) else sympy.oo

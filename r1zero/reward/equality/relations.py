@@ -5,7 +5,7 @@ import re
 import sympy
 
 from r1zero.reward.equality import unevaluated
-from r1zero.reward.equality.meaning import Equation, Inequality, LETTER, is_name
+from r1zero.reward.equality.meaning import LETTER, Equation, Inequality, is_name
 from r1zero.reward.equality.scalars import same_value
 from r1zero.reward.equality.solver import UNDECIDED, parse
 from r1zero.reward.equality.splitting import enclosed
@@ -35,8 +35,7 @@ def _names(side: str) -> bool:
     if (
         is_name(side)
         or _SET_OPERATION.fullmatch(side)
-        or brackets
-        and all(is_name(part.strip()) for part in brackets[1].split(","))
+        or (brackets and all(is_name(part.strip()) for part in brackets[1].split(",")))
     ):
         return True
     tree = parse(side)
@@ -92,7 +91,7 @@ def _proportional(f: sympy.Expr, g: sympy.Expr, positive: bool) -> bool:
     point = dict(zip(letters, _POINTS, strict=False))
     try:
         a, b = f.xreplace(point), g.xreplace(point)
-        if same_value(a, sympy.S.Zero) or same_value(b, sympy.S.Zero) or positive and not (a / b).evalf() > 0:
+        if same_value(a, sympy.S.Zero) or same_value(b, sympy.S.Zero) or (positive and not (a / b).evalf() > 0):
             return False
     except UNDECIDED:
         return False

@@ -58,7 +58,7 @@ def _same(gold: sympy.Basic, pred: sympy.Basic) -> bool:
     letters = sorted(gold.free_symbols | pred.free_symbols, key=lambda symbol: symbol.name)
     if letters:
         return _same_function(gold, pred, letters)
-    return _same_number(gold, pred) or rounded[0] != rounded[1] and _same_rounded(gold, pred)
+    return _same_number(gold, pred) or (rounded[0] != rounded[1] and _same_rounded(gold, pred))
 
 
 def _prepared(tree: sympy.Expr) -> sympy.Expr:
@@ -161,7 +161,7 @@ def _at_point(
     if equal is None:
         return None
     real = x.imaginary == 0 == y.imaginary
-    return real and (equal or _is_real_throughout(gold, values) and _is_real_throughout(pred, values)), equal
+    return real and (equal or (_is_real_throughout(gold, values) and _is_real_throughout(pred, values))), equal
 
 
 def _is_real_throughout(tree: sympy.Expr, values: dict[sympy.Symbol, sympy.Rational]) -> bool:
@@ -172,7 +172,7 @@ def _is_real_throughout(tree: sympy.Expr, values: dict[sympy.Symbol, sympy.Ratio
     arguments = [
         node.args[0]
         for node in sympy.preorder_traversal(tree)
-        if isinstance(node, sympy.log) or isinstance(node, sympy.Pow) and node.exp.is_integer is False
+        if isinstance(node, sympy.log) or (isinstance(node, sympy.Pow) and node.exp.is_integer is False)
     ]
     numbers = [_number(argument, values, _ROUNDED_DIGITS) for argument in arguments]
     return tree.has(sympy.I) or all(n is not None and n.imaginary == 0 and n.real >= 0 for n in numbers)

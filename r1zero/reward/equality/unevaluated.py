@@ -28,7 +28,7 @@ def is_name(side: sympy.Basic) -> bool:
         return side in (sympy.S.NegativeOne, sympy.S.One)
     parts = side.args[:1] if isinstance(side, sympy.Pow) else side.args
     return all(
-        isinstance(part, sympy.Number) and part == -1 or is_name(part) and bool(part.free_symbols) for part in parts
+        (isinstance(part, sympy.Number) and part == -1) or (is_name(part) and bool(part.free_symbols)) for part in parts
     )
 
 
@@ -41,4 +41,4 @@ def _is_computation(node: sympy.Basic) -> bool:
     """Two written numbers added or multiplied, or a sum, product, integral, limit or derivative."""
     if isinstance(node, sympy.Add | sympy.Mul):
         return sum(isinstance(arg, sympy.Number) and arg != -1 for arg in node.args) >= 2
-    return isinstance(node, _OPERATIONS) or isinstance(node, sympy.Mod) and not node.free_symbols
+    return isinstance(node, _OPERATIONS) or (isinstance(node, sympy.Mod) and not node.free_symbols)

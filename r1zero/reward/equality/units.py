@@ -54,7 +54,7 @@ UNITS = {
 _CANONICAL = {spelling: name for name, spellings in UNITS.items() for spelling in spellings.split()}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 # Words that a count may have without meaning anything else.
-_EMPTY = frozenset("unit total each in of the a an is are".split())
+_EMPTY = frozenset(["unit", "total", "each", "in", "of", "the", "a", "an", "is", "are"])
 _WORD = re.compile(r"[^\W\d_]+")
 _FACTOR = re.compile(r"(?P<word>[^\W\d_]+)\s*(?:\^?\s*\{?\s*(?P<power>-?[0-9])\s*\}?)?")
 

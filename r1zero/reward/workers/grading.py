@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from r1zero.reward.equality import answers
 from r1zero.reward.boxes import last_box
+from r1zero.reward.equality import answers
 from r1zero.reward.own_rules import load_rule
 from r1zero.reward.rules import RULES
 from r1zero.reward.workers.worker import Work

@@ -175,7 +175,8 @@ class Supervisor:
         self._retire()
 
     def _retire(self) -> None:
-        """Ends the youngest worker beyond the pool's size once it is idle: the others have learnt more of the grammar."""
+        """Ends the youngest worker beyond the pool's size once it is idle: the others have learnt more of the
+        grammar."""
         crew = self._crew()
         while len(crew) > self.size and crew[-1].task is None:
             self._end(crew.pop())
@@ -195,7 +196,7 @@ class Supervisor:
                 self._end(worker)
             elif not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
                 slow = elapsed >= min(PATIENCE_WALL_S, self.deadline_s / 4)
-                worker.aside = slow or elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience
+                worker.aside = slow or (elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience)
 
     def _patience(self) -> float:
         """Seconds until some worker's time may be up, at most until the next look at the parent."""
