@@ -152,7 +152,7 @@ PATCHES = {
         ">=0.12",
         "megatron.core.parallel_state:get_nccl_options",
         "there is no argument for the buffer size of a group's communicator on Ascend",
-        "tests/test_vllm_ascend_api.py",
+        _MEGATRON_TEST,
         "initialize_model_parallel takes options per group",
     ),
     "megatron global ranks": Patch(
@@ -177,6 +177,9 @@ PATCHES = {
         "the library's own modules call torch.cuda and create tensors on 'cuda'",
         _MEGATRON_TEST,
         _NO_CPU,
+    ),
+    "megatron Tensor.cuda": Patch(
+        *_MEGATRON, "torch:Tensor.cuda", "it moves tensors to 'cuda' by this method", _MEGATRON_TEST, _NO_CPU
     ),
     "megatron get generator": Patch(
         *_MEGATRON,
@@ -212,17 +215,16 @@ PATCHES = {
 def apply(makers: Mapping[str, Maker]) -> list[tuple[Any, str, Any]]:
     """Replace the symbols of rows of PATCHES, by row name. Returns (owner, attribute, original) of what was replaced.
 
-    Raises UserError for a version of the library that the patch was not checked with.
+    Raises UserError for a version of the library that the patch was not checked with; nothing is replaced then.
     """
+    for name in makers:
+        _check(name, PATCHES[name])
     replaced = []
     for name, make in makers.items():
-        patch = PATCHES[name]
-        _check(name, patch)
-        for owner, attribute in _owners(patch.symbol):
+        for owner, attribute in _owners(PATCHES[name].symbol):
             replaced.append((owner, attribute, vars(owner).get(attribute, _INHERITED)))
-            setattr(
-                owner, attribute, make(getattr(owner, attribute, None))
-            )  # an import guard may have left it undefined
+            # The attribute may be missing: an import guard of the library may have left it undefined.
+            setattr(owner, attribute, make(getattr(owner, attribute, None)))
     return replaced
 
 

@@ -89,7 +89,6 @@ def test_a_round_trip_is_bit_exact_and_plain_transformers_loads_it(models, tmp_p
     assert not list(tmp_path.glob("*.part"))
 
 
-@cases.together
 def by_megatron_and_by_slices(rank, model, place, path):
     """Names of weights that differ from the HF folder's when megatron's own loader, and when ours, fills a wiped
     model."""
@@ -144,7 +143,6 @@ def test_megatrons_own_loader_and_ours_read_it_on_any_grid(ranks, models, tmp_pa
     assert ranks.run(by_megatron_and_by_slices, models(name), place, path, size=size) == [[]] * size
 
 
-@cases.together
 def save_weights(rank, model, place, folder):
     from r1zero.checkpoint import training
 
@@ -367,7 +365,6 @@ def test_a_runs_folder_in_place_of_a_checkpoint_names_those_below_it(models, tmp
     assert not (tmp_path / "out").exists()
 
 
-@cases.together
 def load_made_of_another(rank, model, path):
     from r1zero.checkpoint import training
 

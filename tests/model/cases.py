@@ -1,7 +1,6 @@
 """What the ranks of a test world do: build a model on a grid, run megatron's schedule, bring results together by HF
 name."""
 
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -150,19 +149,6 @@ def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) 
     return {name: tensor.clone() for name, tensor in found}
 
 
-def together(case: Callable[..., Any]) -> Callable[..., Any]:
-    """Ranks outside a case's grid wait for the others: rank 0 keeps the store in which groups meet."""
-
-    @functools.wraps(case)
-    def run(*args: Any) -> Any:
-        result = case(*args)
-        dist.barrier()
-        return result
-
-    return run
-
-
-@together
 def parity(
     rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none"
 ) -> dict[str, Any] | None:
@@ -230,7 +216,6 @@ def _full_state(built: Built, parameter: torch.Tensor, key: str) -> torch.Tensor
     return full.view(parameter.shape)
 
 
-@together
 def save_then_continue(
     rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any
 ) -> dict[str, torch.Tensor] | None:
@@ -253,7 +238,6 @@ def save_then_continue(
     )
 
 
-@together
 def load_then_continue(
     rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any
 ) -> dict[str, torch.Tensor] | None:
@@ -278,7 +262,6 @@ def load_then_continue(
     )
 
 
-@together
 def streamed(
     rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: dict[str, tuple[int, ...]]
 ) -> dict[str, torch.Tensor]:
@@ -297,7 +280,6 @@ def streamed(
     return {name: tensor.clone() for name, tensor in found}
 
 
-@together
 def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense_tokens: int) -> dict[str, Any] | None:
     """The last stage's logits with all sequences in one pack, and with each in a pack of its own."""
     from unittest import mock
@@ -315,7 +297,6 @@ def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense
         }
 
 
-@together
 def trained(
     rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: str, packs: int
 ) -> dict[str, torch.Tensor] | None:
@@ -338,7 +319,6 @@ def trained(
     return gathered(built, oracle, lambda parameter: parameter) | buffers
 
 
-@together
 def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
     """Learning rates of the first updates."""
     from r1zero.model import build
@@ -353,7 +333,6 @@ def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
     return found
 
 
-@together
 def transformers_beside_megatron(rank: int, oracle: Oracle) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain transformers' logits in a process that megatron-core runs in, and in one where it does not."""
     import transformers
