@@ -4,7 +4,7 @@ Waking from a level 2 sleep gives the memory back with nothing in it. Then, in t
 loading, with their loaders; all tensors; the processing that follows a load, once; and what nobody loads, made again.
 Every step is in place, so that addresses stay and no second copy of the weights is ever there.
 Read in worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispatcher.py and attention/mla_v1.py of that
-release; tests/rollout/test_npu_vllm.py runs those very functions.
+release; tests/rollout/test_npu.py runs those very functions.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -13,7 +13,7 @@ from r1zero import config
 from r1zero.distributed import layout
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model.families import read_shape
-from tests.model.oracle import LENGTHS, Oracle
+from tests.oracles.transformers_model import LENGTHS, Oracle
 
 CPU = torch.device("cpu")
 
@@ -136,7 +136,7 @@ def my_samples(built: Built, oracle: Oracle) -> tuple[list[int], list[torch.Tens
 def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) -> dict[str, torch.Tensor]:
     """HF name -> full tensor of something that lies like the parameters do, on every rank of the grid."""
     from r1zero.model import mapping
-    from tests.reshard import generic
+    from tests.oracles import gathered_weights as generic
 
     local = {
         name: replace(found, parameter=what(found.parameter))
@@ -268,7 +268,7 @@ def streamed(
     """What this rank gets when weights whose name contains a key of `receivers` (the first that fits) go to those
     ranks."""
     from r1zero.model import mapping
-    from tests.reshard import generic
+    from tests.oracles import gathered_weights as generic
 
     built = build_on(oracle, place, trainable=False)
     grids = layout._megatron("layout.train", place, dist.get_world_size())
