@@ -39,7 +39,7 @@ def read_json(path: str | Path, cure: str) -> Any:
     try:
         return json.loads(read_text(path, cure))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged or not JSON ({error}); {cure}") from None
+        raise UserError(f"{path}: is corrupt or not JSON ({error}); {cure}") from None
 
 
 @contextmanager

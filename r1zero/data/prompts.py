@@ -144,7 +144,8 @@ class PromptOrder:
         epoch, position = state.get("epoch"), state.get("position")
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= self.count:
             raise UserError(
-                f"the checkpoint's order of prompts is torn: epoch {epoch!r}, position {position!r} of {self.count}; "
+                f"the checkpoint's order of prompts is corrupt: epoch {epoch!r}, position {position!r} of "
+                f"{self.count}; "
                 "resume from another checkpoint"
             )
         self._go_to(epoch, position)

@@ -61,7 +61,7 @@ def _data_file(path: str) -> Path:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The rows of one file in order. Raises UserError where the file as a whole is torn or of another kind."""
+    """The rows of one file in order. Raises UserError where the file as a whole is corrupt or of another kind."""
     with readable(path, "copy it again"):  # Arrow, too, tells of a torn footer in an OSError
         yield from READERS[path.suffix](path)
 
@@ -122,7 +122,7 @@ def _object(path: Path, text: str, at: int) -> tuple[Any, int | None]:
     try:
         value, end = json.JSONDecoder().raw_decode(text, at)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is torn or not JSON ({error}); mend it, or write an object a line") from None
+        raise UserError(f"{path}: is corrupt or not JSON ({error}); mend it, or write an object a line") from None
     if text[end:].strip():
         raise UserError(f"{path}: goes on after its first object; write the rows as one list, or each on one line")
     lists = {key: start for key, start, inside in _members(text, at) if _has_rows(inside)}
@@ -167,7 +167,7 @@ def _elements(path: Path, text: str, at: int, *, alone: bool) -> Iterator[Record
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):
             raise UserError(
-                f"{where}: is followed by neither a comma nor the end of the list; the file is torn or needs mending"
+                f"{where}: is followed by neither a comma nor the end of the list; the file is corrupt or needs mending"
             )
         at = _skip_space(text, at + 1)
     if alone and text[at + (number == 0) :].strip():
@@ -193,7 +193,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         ValueError,
         OverflowError,
     ) as error:  # a torn file may even spell its columns in no UTF-8
-        raise UserError(f"{path}: is torn or not Parquet ({reason(error)}); copy it again") from None
+        raise UserError(f"{path}: is corrupt or not Parquet ({reason(error)}); copy it again") from None
 
 
 def _row(batch: pa.RecordBatch, i: int) -> tuple[Any, str]:

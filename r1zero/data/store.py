@@ -145,7 +145,7 @@ def read_prompts(folder: str, meta: dict[str, Any]) -> pa.Table:
         size = file.stat().st_size if file.is_file() else 0
     if size != meta["bytes"]:
         raise UserError(
-            f"{file}: has {size} bytes and {META} says {meta['bytes']}; it is torn or incomplete: "
+            f"{file}: has {size} bytes and {META} says {meta['bytes']}; it is corrupt or incomplete: "
             "run preprocess.py again"
         )
     # A flipped bit in an offset would end the process in Arrow's own code, far from here.
@@ -156,7 +156,7 @@ def read_prompts(folder: str, meta: dict[str, Any]) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: is torn ({reason(error)}); run preprocess.py again") from None
+        raise UserError(f"{file}: is corrupt ({reason(error)}); run preprocess.py again") from None
     if len(table) != meta["rows"] or not {"token_ids", "text", "label", "source"} <= set(table.column_names):
         raise UserError(
             f"{file}: holds {len(table)} rows of {table.column_names} and {META} says {meta['rows']}; "

@@ -11,7 +11,7 @@ from r1zero.rollout.loader_trace import Named
 
 ARGUMENTS: dict[str, Any] = {"enable_sleep_mode": True}
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
-"""In the Hugging Face name of a tensor of a routed expert."""
+"""Matches the Hugging Face name of a routed expert's tensor."""
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def during_construction() -> Iterator[None]:
 
 
 def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
-    """All but the experts, which a kernel may want in an order of its own."""
+    """Returns all tensors but those of experts, which a kernel may store in a different order."""
     return [named for named in tensors if not EXPERT.search(named[0])]
 
 
@@ -38,6 +38,6 @@ def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
 
 
 def sleep(llm: Any) -> bool:
-    """Drop weights and cache."""
+    """Free the memory of weights and cache without keeping their content."""
     llm.sleep(level=2)
     return True

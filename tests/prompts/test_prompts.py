@@ -89,9 +89,9 @@ def test_shuffling_is_uniform() -> None:
         ({"count": 9}, "has count = 9 and this run 8; resume with the same data"),
         ({"seed": 2}, "has seed = 2 and this run 1"),
         ({"shuffle": False}, "has shuffle = False and this run True"),
-        ({"position": 9}, "is torn: epoch 0, position 9 of 8"),
-        ({"epoch": None}, "is torn"),
-        ({"position": -1}, "is torn"),
+        ({"position": 9}, "is corrupt: epoch 0, position 9 of 8"),
+        ({"epoch": None}, "is corrupt"),
+        ({"position": -1}, "is corrupt"),
     ],
 )
 def test_a_state_of_other_data_is_refused(change: dict, sentence: str) -> None:
@@ -178,7 +178,7 @@ def test_a_torn_folder_is_refused(name: str, share: float, made: str) -> None:
     file = Path(made) / name
     content = file.read_bytes()
     file.write_bytes(content[: int(share * (len(content) - 2))])
-    with pytest.raises(UserError, match="torn"):
+    with pytest.raises(UserError, match="corrupt"):
         PromptSet.open(made)
 
 
