@@ -1,4 +1,4 @@
-"""The groups that talk on the device, whom they join, and what their buffers take."""
+"""The process groups that communicate on the device, their ranks, and the memory of their buffers."""
 
 import math
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from r1zero.model.shape import Shape
 
 @dataclass(frozen=True)
 class Kind:
-    """Groups of one use."""
+    """The process groups of one purpose."""
 
     name: str
     axes: tuple[str, ...]
     grid: str
-    """dense, experts, reference or rollout: whose axes they are."""
+    """The grid that has these axes: dense, experts, reference or rollout."""
     note: str
     buffer: str = ""
-    """megatron-core's name of the group, by which device.BUFFERS_MB sizes it; "engine": vllm-ascend's own size; empty:
-    HCCL_BUFFSIZE."""
+    """megatron-core's name of the group, by which device.BUFFERS_MB sizes its buffers. "engine": vllm-ascend's size.
+    Empty: HCCL_BUFFSIZE."""
     buffered: bool = True
     """False: its collectives run on gloo, in host memory."""
 
 
-# The groups that megatron-core 0.16.1 and vLLM 0.23 use while training R1-Zero; they make more, which stay silent and
-# cost nothing: a communicator's buffers come with its first collective.
+# The groups that megatron-core 0.16.1 and vLLM 0.23 use in training R1-Zero. They create more groups, which cost
+# nothing because they are never used: a communicator allocates its buffers at its first collective.
 TRAIN = (
     Kind("train tp", ("tp",), "dense", "sequence parallel gather and scatter, vocabulary", "tp"),
     Kind("train dp", ("dp",), "dense", "dense gradients and weights", "dp"),
@@ -55,15 +55,15 @@ class Group:
     count: int
     examples: tuple[tuple[int, ...], ...]
     nodes: int
-    """Most nodes that one group spans."""
+    """Largest number of nodes that one group spans."""
 
 
 ENGINE_MB = 200
-"""vllm-ascend 0.23.0's own (utils.get_default_buffer_config)."""
+"""Default of vllm-ascend 0.23.0 (utils.get_default_buffer_config)."""
 
 
 def buffer_mb(kind: Kind, device_kind: str, machine_mb: float) -> float:
-    """MiB of one of the kind's two buffers."""
+    """Returns the MiB of one of the two buffers of a communicator of this kind."""
     if device_kind != "npu" or not kind.buffer:
         return machine_mb
     return ENGINE_MB if kind.buffer == "engine" else device.BUFFERS_MB[kind.buffer]
@@ -101,10 +101,10 @@ def groups(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str
 
 
 def mc2_buffer(shape: Shape, layout: Layout, max_num_seqs: int) -> int:
-    """Bytes that one buffer of the engine's fused dispatch needs (npu_moe_distribute_dispatch_v2 in Ascend's
-    op-plugin).
+    """Returns the bytes that one buffer of the engine's fused expert dispatch needs.
 
-    Each rank of a tensor group dispatches its share of the decode batch; every rank may get all of it.
+    Source: npu_moe_distribute_dispatch_v2 in Ascend's op-plugin. Each rank of a tensor group dispatches its share of
+    the decode batch, and any rank may receive all of it.
     """
     ranks = layout.rollout.size("tp") * layout.rollout.size("dp")
     tokens = -(-max_num_seqs // layout.rollout.size("tp"))

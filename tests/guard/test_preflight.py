@@ -91,7 +91,7 @@ def test_four_equal_ranks_are_in_order():
             3,
             {"free_memory": 10**9},
             "warning",
-            "memory of node1: found 1.00 GB available, expected 2.00 GB for its 2 ranks, by the plan",
+            "memory of node1: found 1.00 GB available, expected 2.00 GB for its 2 ranks, according to the plan",
         ),
     ],
 )
