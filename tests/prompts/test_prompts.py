@@ -86,9 +86,9 @@ def test_shuffling_is_uniform() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"count": 9}, "has count = 9 and this run 8; resume with the same data"),
-        ({"seed": 2}, "has seed = 2 and this run 1"),
-        ({"shuffle": False}, "has shuffle = False and this run True"),
+        ({"count": 9}, "has count = 9, but this run has 8; resume with the same data"),
+        ({"seed": 2}, "has seed = 2, but this run has 1"),
+        ({"shuffle": False}, "has shuffle = False, but this run has True"),
         ({"position": 9}, "is corrupt: epoch 0, position 9 of 8"),
         ({"epoch": None}, "is corrupt"),
         ({"position": -1}, "is corrupt"),
@@ -147,7 +147,7 @@ def test_data_with_a_prompt_over_the_engines_limit_is_refused_with_both_lengths(
     longest = max(len(prompts[i].token_ids) for i in range(len(prompts)))
     prompts.check_length(longest)
     with pytest.raises(
-        UserError, match=f"has {longest} tokens and rollout.max_prompt_tokens is {longest - 1}; raise it"
+        UserError, match=f"has {longest} tokens, but rollout.max_prompt_tokens is {longest - 1}; raise it"
     ):
         prompts.check_length(longest - 1)
 

@@ -144,7 +144,7 @@ def test_a_json_file_of_lines_is_read_as_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds neither a JSON list nor an object a line"),
+        (b"", "holds neither a JSON list nor one object per line"),
         (b'"x"', "holds neither"),
         (b"[", ":1 (element 1): is not JSON"),
         (b'[{"a": 1}\n{"a": 2}]', ":1 (element 1): is followed by neither a comma nor the end"),

@@ -162,7 +162,7 @@ def test_the_users_own_braces_are_never_filled(question: str) -> None:
             {"format_prefix": slots("{{content}}")},
             "entry 1 (t).format_prefix: the slot '{{content}}' has a placeholder",
         ),
-        ({"default_system": "\ud800"}, "entry 1 (t): spells '\\ud800', half of a character"),
+        ({"default_system": "\ud800"}, "entry 1 (t): has the lone surrogate '\\ud800'"),
         ({"format_user": False}, "entry 1 (t).format_user = False; it must be an object"),
         ({"format_prefix": []}, "entry 1 (t).format_prefix = []; it must be an object"),
         ({"stop_words": 0}, "entry 1 (t).stop_words = 0; it must be a list"),
