@@ -66,6 +66,7 @@ def main() -> None:
 
 
 def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check: bool) -> None:
+    """Run this rank, from joining the world to leaving it. check: only run the checks and trials of --check."""
     # The grading processes are started first, so that they inherit neither MPI nor the device.
     scorer = None
     if launch.rank in grids.rollout:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
+    """A tokenised prompt of the data set, with what grading needs."""
+
     row: int
     """Index of its row in the prepared data."""
     token_ids: tuple[int, ...]
@@ -25,6 +27,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
+    """One sampled response."""
+
     prompt: int
     """Index of its prompt in the list given to `generate`."""
     sample: int
@@ -56,6 +60,7 @@ class Batch:
 
     @property
     def lengths_B(self) -> Tensor:
+        """Number of tokens of each sample, prompt and response."""
         return self.prompt_lengths_B + self.response_lengths_B
 
     def __len__(self) -> int:
@@ -75,6 +80,7 @@ class Batch:
         )
 
     def with_reference(self, ref_logprobs_R: Tensor) -> "Batch":
+        """Returns the batch with reference logprobs."""
         return replace(self, ref_logprobs_R=ref_logprobs_R)
 
 

@@ -41,6 +41,7 @@ class Graded:
     """Rule -> (B,) values; 0.0 for a sample that was not scored."""
 
     def outcome(self, sample: int) -> str:
+        """Returns the outcome of one sample, one of OUTCOMES."""
         return OUTCOMES[int(self.outcomes_B[sample])]
 
     def scores(self, sample: int) -> dict[str, float]:

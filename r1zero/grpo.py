@@ -62,6 +62,8 @@ Schulman, "Approximating KL divergence" (2020).
 
 
 class Surrogate(NamedTuple):
+    """The clipped surrogate objective, per token."""
+
     loss_R: Tensor
     """The loss of each token."""
     clipped_R: Tensor

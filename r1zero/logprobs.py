@@ -8,6 +8,8 @@ from torch import Tensor
 
 
 class TokenStats(NamedTuple):
+    """Logprob and entropy of R target tokens. float32."""
+
     logprobs_R: Tensor
     """log softmax(logits / temperature) at the targets, with gradient."""
     entropy_R: Tensor

@@ -20,6 +20,8 @@ from r1zero.config import UserError
 
 @dataclass(frozen=True)
 class Patch:
+    """One change to another library."""
+
     library: str
     """Name of the distribution. Alternatives are separated by |; the installed one counts."""
     versions: str

@@ -50,6 +50,7 @@ class CheckpointSlot:
 
     @property
     def index(self) -> tuple[int, ...]:
+        """Index on the axes that precede the parameter's own."""
         return tuple(i for i, _ in self.lead)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
@@ -129,6 +130,7 @@ class DistFolder:
         ]
 
     def dtype(self, weight: Weight) -> torch.dtype:
+        """Returns the type in which a weight is stored."""
         return self._tensors[place(weight, self.shape).key].properties.dtype
 
     def read(self, weight: Weight, part: Part) -> Tensor:

@@ -26,10 +26,12 @@ Tensors = list[tuple[str, torch.dtype, tuple[int, ...]]]
 
 
 def nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Returns the bytes of a tensor."""
     return torch.Size(shape).numel() * dtype.itemsize
 
 
 def write_header(file: HashedFile, tensors: Tensors) -> None:
+    """Write the header of a safetensors file."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in tensors:
@@ -49,6 +51,7 @@ def write_tensor(file: HashedFile, tensor: Tensor) -> None:
 
 
 def file_name(number: int, count: int) -> str:
+    """Returns the name of file `number` (from 0) of `count` files."""
     return SINGLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 

@@ -62,11 +62,13 @@ class HashedFile:
         return size
 
     def segment(self) -> None:
+        """End the current segment, unless it is empty."""
         if self._length:
             self.segments.append((self._length, self._sha256.hexdigest()))
             self._begin()
 
     def tell(self) -> int:
+        """Returns the number of bytes written so far."""
         return sum(length for length, _ in self.segments) + self._length
 
     def flush(self) -> None:

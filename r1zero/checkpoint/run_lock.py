@@ -61,6 +61,7 @@ class RunLock:
                 os.utime(self._file.fileno())
 
     def release(self) -> None:
+        """Give up the lock, so that another job may write to the folder."""
         self._write({})
         self._file.close()
 

@@ -24,6 +24,8 @@ File = tuple[str, int]
 
 
 class StagingFolder:
+    """A folder under construction, as one of the processes that create it sees it."""
+
     def __init__(
         self, out: Path, purpose: dict[str, Any], files: list[File], rank: int, size: int, barrier: Callable[[], None]
     ):

@@ -33,6 +33,8 @@ class RowSegment(NamedTuple):
 
 
 class Rectangle(NamedTuple):
+    """A rectangle of a parameter, in the local parameter and in the checkpoint's tensor."""
+
     begin: int
     end: int
     """Range of the flattened local parameter."""
@@ -154,6 +156,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def optimizer_shards(optimizer: Any) -> list[OptimizerShard]:
+    """Returns the parts of all parameters that this rank's optimizer owns."""
     found = []
     for part in parts(optimizer):
         for parameter, (group, order) in part.model_param_group_index_map.items():

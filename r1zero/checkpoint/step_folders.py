@@ -25,6 +25,8 @@ the large ones, at times when it cannot tell the other ranks that it failed."""
 
 @dataclass(frozen=True)
 class CheckpointInfo:
+    """A whole checkpoint and what its manifest states. layout: the parallel degrees with which it was written."""
+
     path: Path
     iteration: int
     extra: dict[str, Any]
@@ -64,6 +66,7 @@ def discard(aside: Path) -> None:
 
 
 def use_room(folder: Path, name: str) -> None:
+    """Remove a placeholder file, so that its disk space can be used."""
     (folder / name).unlink(missing_ok=True)
 
 
@@ -144,6 +147,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def gather(value: Any, group: Any) -> list[Any]:
+    """Returns the value of every rank of a group. Collective over the group."""
     found = [None] * group.size()
     dist.all_gather_object(found, value, group=group)
     return found

@@ -12,6 +12,8 @@ from r1zero.config.toml import LocalPath, OwnFunction
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
+    """The run as a whole."""
+
     name: str = "run"
     """The run's folder is `dir/name`."""
     dir: LocalPath = "runs"
@@ -36,6 +38,8 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    """The model to train."""
+
     path: LocalPath = ""
     """Folder in Hugging Face's format: config.json, tokenizer, safetensors. The reference always has these weights."""
     shape: LocalPath = ""
@@ -47,6 +51,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
+    """The prompts to train on."""
+
     path: LocalPath = ""
     """Folder written by preprocess.py."""
     shuffle: bool = True
@@ -81,6 +87,8 @@ class VllmGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
+    """The grids of the three roles over the ranks of the world."""
+
     world: int = 0
     """Number of ranks that this file is for; another number is refused. 0: any number."""
     train: MegatronGrid = field(default_factory=MegatronGrid)
@@ -91,6 +99,8 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
+    """Generation of responses by vLLM."""
+
     temperature: float = 1.0
     """Trainer and engine both divide the logits by it."""
     max_prompt_tokens: int = 1024
@@ -121,6 +131,8 @@ class Grpo:
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
+    """Grading of responses."""
+
     rules: dict[OwnFunction, float] = field(default_factory=lambda: {"base_acc": 1.0})
     """Rule name, or `path.py:function` -> weight. The reward is the weighted sum. The README documents the arguments
     of a function."""
@@ -156,6 +168,8 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
+    """Forward and backward passes of the trainer."""
+
     micro_batch_tokens: int = 4096
     """Tokens in one packed micro-batch; a prompt with its response must fit."""
     recompute: Literal["none", "full"] = "none"
@@ -172,13 +186,15 @@ class Sync:
     """MiB that a rank sends and receives in one collective, together. A larger value means fewer collectives; a 64 GiB
     die has some 10 GiB free during the transfer."""
     verify_every: int = 1
-    """Compare checksums of what was sent and received in the first sync and every so many syncs; 0: never."""
+    """Compare checksums of what was sent and received in every N-th sync, beginning with the first; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
+    """Saving, keeping and resuming checkpoints."""
+
     every_iterations: int = 0
-    """Save every so many iterations; 0: not by number of iterations."""
+    """Save every N iterations; 0: not by number of iterations."""
     after_last: bool = True
     """Also save after the last iteration. A run that a signal stops is always saved."""
     every_minutes: float = 0.0
@@ -186,7 +202,7 @@ class Checkpoint:
     keep: int = 2
     """Number of newest checkpoints to keep."""
     keep_every: int = 0
-    """Also keep the checkpoints of every so many iterations; 0: none."""
+    """Also keep the checkpoint of every N-th iteration; 0: none."""
     on_failed_save: Literal["stop", "continue"] = "stop"
     """What to do if the disk is full. Earlier checkpoints are kept in any case. After the last iteration the run always
     stops with an error."""
@@ -196,6 +212,8 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
+    """What is recorded beside the metrics."""
+
     dump_samples: int = 2
     """Number of responses written to samples.jsonl in each iteration."""
 
@@ -205,7 +223,7 @@ class Parity:
     """The parity gate, which compares the engines' logprobs with the trainer's at each start and during the run."""
 
     every_syncs: int = 20
-    """Repeat the comparison after the sync of every so many iterations; 0: only at a start."""
+    """Repeat the comparison after the sync of every N-th iteration; 0: only at a start."""
     prompts: int = 4
     """Number of prompts, from the beginning of the data, that every engine answers; 0: no gate."""
     tokens: int = 16
@@ -242,6 +260,8 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """The whole configuration of a training run."""
+
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)

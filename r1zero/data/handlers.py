@@ -44,6 +44,8 @@ class MapKeys:
 
 
 class Example(NamedTuple):
+    """A question with its label, before templating."""
+
     question: str
     label: str
     system: str = ""
@@ -79,7 +81,8 @@ def text(record: dict[str, Any], column: str) -> str:
     if value is _ABSENT:
         nearest = difflib.get_close_matches(column, map(str, record), n=1, cutoff=0.0)
         raise ValueError(
-            f"has no {column!r}" + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; it is empty")
+            f"has no {column!r}"
+            + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; the row is empty")
         )
     if value is None:
         raise ValueError(f"{column!r} is null")
@@ -176,7 +179,7 @@ def find(name: str) -> Handler:
         nearest = difflib.get_close_matches(name, HANDLERS, n=1, cutoff=0.0)[0]
         raise UserError(
             f"handler = {name!r}: is not known; the nearest is {nearest!r} of {', '.join(HANDLERS)}, "
-            "one of your own is path.py:function"
+            "a handler of your own is written path.py:function"
         )
     with readable(f"handler = {name!r}", "name an existing Python file"):
         if not Path(path).is_file():

@@ -39,6 +39,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """The configuration of preprocess.py, a file in configs/data/."""
+
     input: LocalPath
     """A .json, .jsonl or .parquet file, or a folder of them, which are read in order of name."""
     tokenizer: LocalPath
@@ -65,6 +67,8 @@ class DataConfig:
 
 @dataclass
 class Counts:
+    """Numbers of rows, by what became of them."""
+
     rows: int = 0
     kept: int = 0
     too_long: int = 0
@@ -73,6 +77,8 @@ class Counts:
 
 @dataclass
 class Report:
+    """The result of preprocessing, for the user."""
+
     counts: Counts = field(default_factory=Counts)
     lengths: list[int] = field(default_factory=list)
     """Number of tokens of every prompt, including those that were too long."""

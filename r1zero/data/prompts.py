@@ -120,6 +120,7 @@ class PromptOrder:
         return taken
 
     def state(self) -> dict[str, Any]:
+        """Returns the position as JSON values, for a checkpoint."""
         return {
             "count": self.count,
             "seed": self.seed,

@@ -14,6 +14,8 @@ from r1zero.config import UserError, check_utf8, read_text, readable, reason
 
 
 class Record(NamedTuple):
+    """One row of a data file, with its location."""
+
     file: Path
     line: int
     """Line number, from 1; in a Parquet file the row number."""
@@ -129,10 +131,10 @@ def _object(path: Path, text: str, at: int) -> tuple[Any, int | None]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is corrupt or not JSON ({error}); fix it, or write one object per line") from None
     if text[end:].strip():
-        raise UserError(f"{path}: goes on after its first object; write the rows as one list, or each on one line")
+        raise UserError(f"{path}: continues after its first object; write the rows as one list, or each on one line")
     lists = {key: start for key, start, inside in _members(text, at) if _has_rows(inside)}
     if len(lists) > 1:
-        raise UserError(f"{path}: has lists of rows under {', '.join(map(repr, lists))}; keep one list a file")
+        raise UserError(f"{path}: has lists of rows under {', '.join(map(repr, lists))}; keep one list per file")
     return value, next(iter(lists.values()), None)
 
 
@@ -176,7 +178,7 @@ def _elements(path: Path, text: str, at: int, *, alone: bool) -> Iterator[Record
             )
         at = _skip_space(text, at + 1)
     if alone and text[at + (number == 0) :].strip():
-        raise UserError(f"{path}: goes on after the end of its list; keep one list a file")
+        raise UserError(f"{path}: continues after the end of its list; keep one list per file")
 
 
 def _skip_space(text: str, at: int) -> int:

@@ -36,6 +36,7 @@ META_TYPES = {
 
 
 def schema(additional: tuple[str, ...]) -> pa.Schema:
+    """Returns the Arrow schema of prompts.arrow. additional: names of the kept columns."""
     kept = [("additional", pa.struct([(key, pa.string()) for key in additional]))] if additional else []
     return pa.schema(
         [
@@ -56,6 +57,7 @@ def inspect_command(folder: str) -> str:
 
 
 def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -49,6 +49,8 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
+    """A parsed entry of a template file."""
+
     name: str
     digest: str
     """sha256 of the entry, independent of spacing and order of keys."""

@@ -17,6 +17,8 @@ from r1zero.config import UserError, found_alike
 
 @dataclass(frozen=True)
 class Device:
+    """What a kind of device needs at start-up."""
+
     kind: str
     backend: str
     """Backend of torch.distributed."""

@@ -31,6 +31,8 @@ class BatchLengths:
 
 
 class Exchange:
+    """Moves samples between grids, on one rank. All methods that communicate are collective over the world."""
+
     def __init__(self, layout: Layout, rank: int, device: torch.device):
         self.layout, self.rank, self.device = layout, rank, device
 

@@ -30,6 +30,7 @@ class Grid:
         return rank in self._index
 
     def size(self, axis: str) -> int:
+        """Returns the size of an axis."""
         return dict(self.axes)[axis]
 
     def coordinate(self, rank: int, axis: str) -> int:
@@ -54,6 +55,7 @@ class Grid:
         return [tuple(g) for g in groups.values()]
 
     def group(self, rank: int, *axes: str) -> tuple[int, ...]:
+        """Returns the group of `groups(*axes)` that contains a rank."""
         return next(g for g in self.groups(*axes) if rank in g)
 
     def at(self, **coordinates: int) -> int:
@@ -77,6 +79,8 @@ class MegatronGrids:
 
 @dataclass(frozen=True)
 class Layout:
+    """The grids of all roles in a world of `size` ranks."""
+
     size: int
     train: MegatronGrids
     reference: MegatronGrids | None
@@ -86,6 +90,7 @@ class Layout:
 
     @property
     def engines(self) -> int:
+        """Number of engines."""
         return self.rollout.size("dp") * self.rollout.size("replica")
 
     def engine_of(self, rank: int) -> int:

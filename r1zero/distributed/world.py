@@ -20,6 +20,8 @@ from r1zero.distributed.device import Device
 
 @dataclass(frozen=True)
 class Launch:
+    """What the launcher told this process."""
+
     rank: int
     size: int
     local_rank: int

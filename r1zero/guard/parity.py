@@ -115,6 +115,7 @@ class ParityGate:
 
 
 def ranks_of(layout: Layout, engine: int) -> list[int]:
+    """Returns the world ranks of an engine."""
     return [r for r in layout.rollout.ranks if layout.engine_of(r) == engine]
 
 

@@ -25,6 +25,8 @@ Document = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Recipe:
+    """How the base model of a family is trained."""
+
     config: PreTrainedConfig
     steps: int
     documents: int = 64
@@ -96,7 +98,7 @@ def documents(encode: tokenizer.Qwen2Tokenizer, pool: dict[int, list[str]], rng:
     while True:
         drawn = corpus.documents(pool, 1000, rng)
         strangers = [expression for expression, _ in drawn if problems.part(expression) != "corpus"]
-        assert not strangers, f"kept for reinforcement and judgement, and yet in the corpus: {strangers[:3]}"
+        assert not strangers, f"reserved for training or evaluation, but in the corpus: {strangers[:3]}"
         prompts = encode([problems.prompt(expression) for expression, _ in drawn]).input_ids
         answers = encode([text for _, text in drawn]).input_ids
         yield from ((asked, [*said, encode.eos_token_id]) for asked, said in zip(prompts, answers, strict=True))
@@ -170,6 +172,8 @@ def save(model: PreTrainedModel, encode: tokenizer.Qwen2Tokenizer, folder: Path)
 
 @dataclass(frozen=True)
 class Made:
+    """What training a base model took and reached."""
+
     parameters: int
     tokens: int
     """Number of tokens read in training, with prompts and end tokens."""

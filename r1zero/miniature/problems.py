@@ -33,10 +33,12 @@ def steps(expression: str) -> list[str]:
 
 
 def answer(expression: str) -> str:
+    """Returns the value of a chain, as text."""
     return steps(expression)[-1].partition("=")[2]
 
 
 def terms(expression: str) -> int:
+    """Returns the number of digits in a chain."""
     return (len(expression) + 1) // 2
 
 

@@ -22,6 +22,8 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class Answered:
+    """A problem with its right answer and a model's response."""
+
     problem: str
     answer: str
     response: str
@@ -58,5 +60,6 @@ def card(title: str, answered: Answered) -> Panel:
 
 
 def before_and_after(before: Answered, after: Answered) -> Group:
+    """Returns two models' responses to the same problem, side by side."""
     question = Text(f"Question: {before.problem}=?   (answer {before.answer}, never seen in training)", style="bold")
     return Group(question, Columns([card("before", before), card("after", after)]))

@@ -35,6 +35,7 @@ class Kind:
 
 
 def whole(least: int = 1) -> Kind:
+    """An integer of at least `least`."""
     return Kind(f"a whole number of at least {least}", lambda value: type(value) is int and least <= value <= LARGEST)
 
 
@@ -47,18 +48,22 @@ def real(least: float = 0.0) -> Kind:
 
 
 def number(least: float = 0.0) -> Kind:
+    """An integer or a float of at least `least`."""
     return Kind(f"a number of at least {least:g}", lambda value: type(value) in (int, float) and least <= value <= MOST)
 
 
 def positive(kind: Kind) -> Kind:
+    """A number of `kind` that is greater than 0."""
     return Kind(kind.says.replace("of at least 0", "greater than 0"), lambda value: kind.holds(value) and value > 0)
 
 
 def one_of(*texts: str) -> Kind:
+    """One of the given texts."""
     return Kind(f"one of {', '.join(texts)}", lambda value: isinstance(value, str) and value in texts)
 
 
 def optional(kind: Kind) -> Kind:
+    """A value of `kind`, or null."""
     return Kind(f"{kind.says}, or null", lambda value: value is None or kind.holds(value))
 
 
@@ -85,6 +90,8 @@ BLOCK = Kind(
 
 @dataclass(frozen=True)
 class Field:
+    """How one field of config.json is treated."""
+
     kind: Kind = ANYTHING
     default: Any = REQUIRED
     """Hugging Face's value if the file does not state the field."""
@@ -96,6 +103,7 @@ class Field:
     """Whether the value can change a logit."""
 
     def allows(self, value: Any) -> bool:
+        """Whether a value is supported."""
         if self.only is None:
             return self.kind.holds(value)
         return any(type(value) is type(allowed) and value == allowed for allowed in self.only)
@@ -112,14 +120,17 @@ class Field:
 
 
 def read(kind: Kind, default: Any = REQUIRED) -> Field:
+    """A field that describes the model."""
     return Field(kind, default)
 
 
 def only(*values: Any, why: str = "", default: Any = None) -> Field:
+    """A field of which only the given values are supported. why: the reason."""
     return Field(default=default, only=values, why=why)
 
 
 def no_effect(kind: Kind) -> Field:
+    """A field that does not change any logit."""
     return Field(kind, default=None, effect=False)
 
 

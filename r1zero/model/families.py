@@ -66,6 +66,7 @@ class Weight:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -137,6 +138,8 @@ def _deepseek_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
 
 @dataclass(frozen=True)
 class Family:
+    """What distinguishes a family: the fields of its config.json and its table of weights."""
+
     fields: Fields
     """Every field that config.json may have."""
     read: Callable[[Config], dict[str, Any]]

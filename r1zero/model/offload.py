@@ -90,6 +90,7 @@ class OptimizerOffload:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
+        """A context in which the optimizer's state is on the device. Changes to it are kept."""
         for tensor, host in self.copies.values():
             _resize(tensor, tensor.numel())
             tensor.copy_(host)

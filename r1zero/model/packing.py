@@ -30,6 +30,7 @@ class PackedSequences(PackedSeqParams):
 
     @property
     def longest(self) -> int:
+        """Number of tokens in the longest sequence."""
         return max(self.lengths)
 
     @cached_property
@@ -45,6 +46,7 @@ class PackedSequences(PackedSeqParams):
 
     @cached_property
     def mask_LL(self) -> Tensor:
+        """Causal mask to add to the scores: -inf above the diagonal, fp32."""
         return torch.full((self.longest, self.longest), float("-inf"), device=self.positions_T.device).triu(1)
 
 

@@ -22,7 +22,7 @@ def stages(shape: Shape, grids: MegatronGrids) -> list[range]:
     counts = grids.pipeline_layers or (shape.layers // pp,) * pp
     if sum(counts) != shape.layers or min(counts) < 1:
         raise UserError(
-            f"pipeline_layers = {list(counts)} adds up to {sum(counts)}, the model has {shape.layers} layers; "
+            f"pipeline_layers = {list(counts)} adds up to {sum(counts)}, but the model has {shape.layers} layers; "
             "every stage needs at least one"
         )
     starts = [sum(counts[:i]) for i in range(pp)]
@@ -46,13 +46,16 @@ def check(shape: Shape, grids: MegatronGrids) -> None:
         ]
         if shape.moe.experts % ep:
             raise UserError(
-                f"expert_model_parallel_size = {ep} does not divide the model's {shape.moe.experts} experts"
+                f"expert_model_parallel_size = {ep} does not divide the model's {shape.moe.experts} experts; "
+                "choose a divisor"
             )
     elif ep > 1:
         raise UserError(f"expert_model_parallel_size = {ep}, but {shape.family} has no experts; set it to 1")
     for name, size, degree in cuts:
         if size % degree:
-            raise UserError(f"tensor_model_parallel_size = {degree} does not divide the model's {name} = {size}")
+            raise UserError(
+                f"tensor_model_parallel_size = {degree} does not divide the model's {name} = {size}; choose a divisor"
+            )
 
 
 def stages_of(weight: Weight, shape: Shape, grids: MegatronGrids) -> tuple[int, ...]:
@@ -108,6 +111,7 @@ def holders(weight: Weight, shape: Shape, grids: MegatronGrids) -> dict[int, Par
 
 
 def experts_per_rank(shape: Shape, grids: MegatronGrids) -> int:
+    """Returns the number of routed experts that a rank of the trainer holds."""
     return shape.moe.experts // grids.experts.size("ep")
 
 

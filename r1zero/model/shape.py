@@ -83,6 +83,7 @@ class Shape:
     yarn: Yarn | None = None
 
     def is_moe(self, layer: int) -> bool:
+        """Whether a layer (from 0) has experts."""
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
     @property
@@ -93,6 +94,7 @@ class Shape:
 
 
 def read_qwen2(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Qwen2. Raises UserError."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     if hidden % heads:
         raise config.refusal("num_attention_heads", f"it must divide hidden_size = {hidden}")
@@ -104,6 +106,7 @@ def read_qwen2(config: Config) -> dict[str, Any]:
 
 
 def read_qwen3(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Qwen3. Raises UserError."""
     return {**_read_dense(config, config["head_dim"]), "qk_norm": True}
 
 
@@ -127,6 +130,7 @@ def _read_dense(config: Config, head_dim: int) -> dict[str, Any]:
 
 
 def read_deepseek(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to DeepSeek-V3. Raises UserError."""
     heads = config["num_attention_heads"]
     mla = Mla(
         **{
@@ -198,7 +202,7 @@ def read_rope(config: Config) -> tuple[float, Yarn | None]:
     stated = [_read_rope(config, name) for name in ("rope_scaling", "rope_parameters") if config[name]]
     if len(stated) == 2 and stated[0] != stated[1]:
         raise UserError(
-            f"{config.path}: rope_scaling and rope_parameters contradict each other; Hugging Face takes rope_scaling: "
+            f"{config.path}: rope_scaling and rope_parameters contradict each other; Hugging Face uses rope_scaling: "
             "remove one of the two"
         )
     return stated[0] if stated else (float(config["rope_theta"] or ROPE_THETA), None)

@@ -67,7 +67,7 @@ def reward_collapse(run: Run, cfg: Alarms) -> Finding:
     if lost and best - now > 2 * SURE * noise(values) / sqrt(few):
         return (
             f"the mean reward fell to {now:.3g}, from {best:.3g} at iteration {_iteration(run, means.index(best))}: "
-            "start again from a checkpoint of that time, with a lower optimizer.lr or a higher grpo.kl_coef"
+            "go back to a checkpoint of that time, with a lower optimizer.lr or a higher grpo.kl_coef"
         )
     return None
 

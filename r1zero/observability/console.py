@@ -25,6 +25,7 @@ class Terminal:
         self._is_broken = False
 
     def print(self, text: str | Text) -> None:
+        """Write a line. Never raises an error of the terminal."""
         if self._is_broken:
             log.info("%s", text)
             return

@@ -29,6 +29,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """A context whose time counts for the phase `name`."""
         began = time.perf_counter()
         self._tell(name)
         try:
@@ -61,9 +62,11 @@ class MetricReducer:
         self.peaks: dict[str, float] = {}
 
     def add(self, name: str, value: float) -> None:
+        """Add to a sum."""
         self.sums[name] = self.sums.get(name, 0.0) + value
 
     def peak(self, name: str, value: float) -> None:
+        """Take into account for a maximum."""
         self.peaks[name] = max(self.peaks.get(name, -float("inf")), value)
 
     def reduce(self, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:

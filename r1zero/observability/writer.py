@@ -27,6 +27,7 @@ class RunWriter:
         self.terminal = Terminal()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Record and show the metrics of an iteration."""
         alarms, messages = self.alarms.see(iteration, values)
         values = {**values, **alarms}
         metrics.append(self.folder / "metrics.jsonl", iteration, [values])

@@ -22,6 +22,8 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Plan:
+    """Everything that --plan reports."""
+
     config: str
     world: int
     nodes: int
@@ -49,6 +51,7 @@ class Plan:
 
     @property
     def worst(self) -> RolesMemory:
+        """The roles whose ranks need the most memory in any phase."""
         return max(self.places, key=lambda p: p.phase_memory.total(p.phase_memory.worst))
 
 
@@ -106,6 +109,7 @@ def memory_by_roles(inputs: MemoryInputs) -> tuple[RolesMemory, ...]:
 
 
 def fullest_node(inputs: MemoryInputs) -> dict[str, int]:
+    """Returns kind -> bytes of pinned host memory on the node that needs the most."""
     per_node: dict[int, Counter[str]] = {}
     made: dict[RankRoles, dict[str, int]] = {}
     for rank in range(inputs.layout.size):
@@ -117,6 +121,7 @@ def fullest_node(inputs: MemoryInputs) -> dict[str, int]:
 
 
 def batch_algebra(inputs: MemoryInputs) -> dict[str, float]:
+    """Returns the sizes of the batch and its parts, by description."""
     cfg, layout = inputs.cfg, inputs.layout
     at_once, cache = memory.cache_need(inputs)
     samples = duration.samples(inputs)
@@ -131,12 +136,13 @@ def batch_algebra(inputs: MemoryInputs) -> dict[str, float]:
         "cache for that many full sequences, GB per rank": round(cache / GB, 1),
         "data-parallel ranks": layout.train.dense.size("dp"),
         "responses per data-parallel rank": samples / layout.train.dense.size("dp"),
-        "micro-batches per data-parallel rank, about": memory.micro_batches(inputs),
+        "micro-batches per data-parallel rank (estimate)": memory.micro_batches(inputs),
         "updates per iteration": 1,
     }
 
 
 def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
+    """Returns warnings about a plan that fits."""
     cfg = inputs.cfg
     at_once, cache = memory.cache_need(inputs)
     have = cfg.rollout.kv_cache_gib * memory.GIB
@@ -155,6 +161,7 @@ def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
 
 
 def communicator_groups(inputs: MemoryInputs) -> list[Group]:
+    """Returns the process groups that communicate on the device."""
     return communicators.groups(
         inputs.layout,
         inputs.routes.shape,

@@ -42,7 +42,7 @@ REFERENCE = (
 )
 ROLLOUT = (
     Kind("engine tp", ("tp",), "rollout", "hidden states, logits", "engine"),
-    Kind("engine dp", ("dp",), "rollout", "who has unfinished requests", buffered=False),
+    Kind("engine dp", ("dp",), "rollout", "which engines have unfinished requests", buffered=False),
     Kind("engine ep", ("tp", "dp"), "rollout", "tokens to experts and back (prefill)", "engine"),
     Kind("engine mc2", ("tp", "dp"), "rollout", "tokens to experts and back (decode), fused operators"),
 )
@@ -50,6 +50,8 @@ ROLLOUT = (
 
 @dataclass(frozen=True)
 class Group:
+    """The process groups of one kind in a layout."""
+
     kind: Kind
     size: int
     count: int
@@ -70,6 +72,7 @@ def buffer_mb(kind: Kind, device_kind: str, machine_mb: float) -> float:
 
 
 def grids(layout: Layout) -> dict[str, Grid]:
+    """Returns the grids of a layout by the names that Kind.grid uses."""
     found = {"dense": layout.train.dense, "experts": layout.train.experts, "rollout": layout.rollout}
     if layout.reference:
         found |= {"reference": layout.reference.dense, "reference experts": layout.reference.experts}
@@ -77,6 +80,7 @@ def grids(layout: Layout) -> dict[str, Grid]:
 
 
 def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str) -> list[Kind]:
+    """Returns the kinds of groups that a run uses and that have more than one rank."""
     found = []
     for kind in TRAIN + (REFERENCE if layout.reference else ()) + ROLLOUT:
         experts = kind.name.partition(" ")[2] in ("ep", "edp", "etp-ep-pp", "mc2")
@@ -90,6 +94,7 @@ def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str)
 
 
 def groups(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str, node_ranks: int) -> list[Group]:
+    """Returns the process groups of a run. node_ranks: number of ranks per node."""
     found = []
     for kind in kinds(layout, shape, expert_parallel, device_kind):
         every = grids(layout)[kind.grid].groups(*kind.axes)

@@ -18,6 +18,7 @@ def seconds(inputs: MemoryInputs) -> dict[str, float]:
 
 
 def samples(inputs: MemoryInputs) -> int:
+    """Returns the number of responses per iteration."""
     return inputs.cfg.grpo.prompts_per_iteration * inputs.cfg.grpo.group_size
 
 

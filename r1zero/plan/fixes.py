@@ -16,6 +16,7 @@ GB = 1e9
 
 
 def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str, int]) -> Iterator[str]:
+    """Yields a sentence with a fix for everything that does not fit. host: kind -> bytes on the fullest node."""
     limit = inputs.machine.memory_gib * memory.GIB
     full = [(p, p.phase_memory.worst) for p in places if p.phase_memory.total(p.phase_memory.worst) > limit]
     if full:
@@ -87,7 +88,7 @@ def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
                 worst = _worst(replace(inputs, cfg=tried), places)
                 if worst <= limit and (names or extra):
                     said = " and ".join([*names, extra] if extra else names)
-                    return f"With {said} it would take {worst / GB:.1f} GB"
+                    return f"With {said} it would need {worst / GB:.1f} GB"
     for names in ((), tuple(changes)) if inputs.on_cpu else ():
         changed = reduce(lambda c, name: changes[name](c), names, cfg)
         if fewer := _fewer_ranks(replace(inputs, cfg=changed)):

@@ -11,6 +11,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
+    """The capacities and rates of a machine and its devices."""
+
     memory_gib: float
     """GiB of a device that a rank may use in total."""
     runtime_gib: float

@@ -29,6 +29,7 @@ def main(cfg: Config, world: int, as_json: bool) -> int:
 
 
 def render(made: Plan, console: Console) -> None:
+    """Print the plan as tables."""
     console.print(
         f"[bold]{escape(made.config)}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
         f"{made.active_parameters / 1e9:.2f} B of them active per token"
@@ -49,7 +50,7 @@ def render(made: Plan, console: Console) -> None:
         )
     saved = made.checkpoint
     console.print(
-        f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes a rank'] / GB:.2f} GB of host "
+        f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes per rank'] / GB:.2f} GB of host "
         f"memory per rank "
         f"while it is written, {saved['seconds']:,.0f} s (estimate)"
     )

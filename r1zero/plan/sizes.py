@@ -26,10 +26,12 @@ class Stage:
 
     @property
     def elements(self) -> int:
+        """Number of trained elements."""
         return self.dense + self.experts
 
 
 def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
+    """Returns the sizes of all pipeline stages of a trainer or reference with these grids."""
     shape, tp, etp, ep = routes.shape, grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
     layers = placement.stages(shape, grids)
     where = [s for s, run in enumerate(layers) for _ in run]

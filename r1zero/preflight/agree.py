@@ -35,6 +35,7 @@ class Needs:
 
 
 def compare(facts: Sequence[Facts], needs: Needs) -> list[CheckResult]:
+    """Returns the rows of the table from the facts of all ranks."""
     hosts = {f.rank: f.host for f in facts}
     rows = [*_same("code", {f.rank: f.code[:12] for f in facts}, hosts, "copy the same r1zero folder to all hosts")]
     rows += _each(
@@ -133,7 +134,7 @@ def _folder(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
     if rows:
         return rows
     least = min(facts, key=lambda f: f.free_disk)
-    wanted = f"{needs.checkpoint / GB:.3f} GB a checkpoint, {needs.checkpoints} of them"
+    wanted = f"{needs.checkpoint / GB:.3f} GB per checkpoint, {needs.checkpoints} of them"
     found, where = f"{least.free_disk / GB:.3f} GB free", format_ranks([least.rank], hosts)
     if least.free_disk < needs.checkpoint:
         return [

@@ -46,6 +46,8 @@ HEAD, BLOCKS, BLOCK = 64 << 10, 8, 4 << 10
 
 @dataclass(frozen=True)
 class Facts:
+    """What all ranks compare."""
+
     rank: int
     host: str
     code: str
@@ -69,6 +71,7 @@ class Facts:
 
 
 def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
+    """Returns this rank's facts. first_of_host: whether it is the first rank on its host."""
     folder = Path(cfg.run.dir) / cfg.run.name
     trouble = write_trouble(folder, rank)
     weights = digest([Path(p) for p in (cfg.model.path, cfg.model.checkpoint) if p]) if first_of_host else ""
@@ -89,6 +92,7 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
 
 
 def code_digest() -> str:
+    """Returns the sha256 of the package's source files."""
     root, found = Path(r1zero.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         found.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
@@ -96,6 +100,7 @@ def code_digest() -> str:
 
 
 def versions() -> dict[str, str]:
+    """Returns package -> installed version, or "none"."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -9,6 +9,8 @@ Grade = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True)
 class CheckResult:
+    """The result of one check."""
+
     what: str
     found: str
     expected: str
@@ -19,6 +21,7 @@ class CheckResult:
 
     @property
     def line(self) -> str:
+        """The result as a sentence with its fix, for a check that is not ok."""
         place = f"{self.what} of {self.where}" if self.where else self.what
         return f"{place}: found {self.found}, expected {self.expected}; {self.cure}"
 

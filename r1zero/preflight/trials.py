@@ -49,11 +49,11 @@ def _tried(
             failures.setdefault(said, []).append(rank)
     if failures:
         return [
-            CheckResult(what, "none", "one", "failed", format_ranks(ranks, hosts), said)
+            CheckResult(what, "an error", "success on all ranks", "failed", format_ranks(ranks, hosts), said)
             for said, ranks in failures.items()
         ]
     found = next(said for _, said in every if said)
-    return [CheckResult(what, f"{found}, {time.perf_counter() - began:.2f} s", "one of every part")]
+    return [CheckResult(what, f"{found}, {time.perf_counter() - began:.2f} s", "success on all ranks")]
 
 
 def _generate(trainer: "Trainer") -> str:

@@ -68,6 +68,7 @@ def grade_file(path: Path, scorer: Scorer) -> None:
 
 
 def as_json(score: Score) -> dict[str, object]:
+    """Returns a score as the fields of an output line."""
     return {"outcome": score.outcome, "equal": score.equal, "scores": score.scores, "ms": round(score.ms, 3)}
 
 

@@ -10,6 +10,8 @@ _OPENING = re.compile(r"\\boxed\s*\{")
 
 
 class Box(NamedTuple):
+    """A boxed answer and its position in the text."""
+
     start: int  # position of the backslash
     stop: int  # position after the closing brace
     content: str

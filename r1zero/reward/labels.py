@@ -14,6 +14,8 @@ _MARK = "####"
 
 @dataclass(frozen=True)
 class LabelRow:
+    """A label with its location."""
+
     file: str
     line: int
     label: str
@@ -34,6 +36,7 @@ class LabelReport:
 
     @property
     def unparsable_share(self) -> float:
+        """Share of all labels that are unparsable."""
         return len(self.unparsable) / self.rows if self.rows else 0.0
 
     @property

@@ -223,6 +223,7 @@ class Scorer:
         return Score("scored", reward, scores, result["equal"], ms)
 
     def close(self) -> None:
+        """End the workers."""
         self._pool.close()
 
     def __enter__(self) -> Self:

@@ -203,6 +203,7 @@ def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
 
 
 def repack_tied_head(model: nn.Module) -> None:
+    """Pack the output head again from the embedding's weight, if they share it."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     if model.config.tie_word_embeddings:

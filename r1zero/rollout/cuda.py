@@ -15,16 +15,19 @@ EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments for a model; none are needed."""
     return {}
 
 
 @contextmanager
 def while_alive() -> Iterator[None]:
+    """A context for the life of an engine; nothing is patched."""
     yield
 
 
 @contextmanager
 def during_construction() -> Iterator[None]:
+    """A context for the construction of LLM(); nothing is patched."""
     yield
 
 
@@ -34,6 +37,7 @@ def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named])
 
 
 def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Load new weights."""
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
 
 

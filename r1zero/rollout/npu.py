@@ -26,20 +26,24 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments for a model; none are needed."""
     return {}
 
 
 @contextmanager
 def while_alive() -> Iterator[None]:
+    """A context for the life of an engine; nothing is patched."""
     yield
 
 
 @contextmanager
 def during_construction() -> Iterator[None]:
+    """A context for the construction of LLM(); nothing is patched."""
     yield
 
 
 def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Load new weights."""
     llm.apply_model(lambda model: reload(model, llm.llm_engine.model_config, weights))
 
 

@@ -30,6 +30,7 @@ class FailureDetector:
         self.suspected = 0.0
 
     def judge(self, called: bool) -> Verdict | None:
+        """Returns a verdict, or None. called: whether stamps with stacks were requested."""
         raw, now = self._look(), time.monotonic()
         if raw is None:
             return None

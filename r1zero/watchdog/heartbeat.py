@@ -85,6 +85,7 @@ class Watchdog:
                 thread.wake.set()
 
     def stamp(self) -> Stamp:
+        """Returns this rank's current stamp, without its stack."""
         return Stamp(
             self.launch.rank,
             self.host,
@@ -102,6 +103,7 @@ class Watchdog:
         return min(most, max(FLOOR_S, MULTIPLE * self.longest[self.name])) if self.name in self.longest else most
 
     def stamp_with_stack(self) -> Stamp:
+        """Returns this rank's current stamp, with the stack of the main thread."""
         top = traceback.extract_stack(sys._current_frames()[self.main])[-FRAMES:]
         last = next(f for f in reversed(top) if not f.filename.endswith(THROUGH))
         waiting = any(part in last.filename for part in WAITING) or "wait(" in (last.line or "")

@@ -61,6 +61,7 @@ class Verdict:
 
 
 def is_echo(error: BaseException) -> bool:
+    """Whether an error is only the consequence of another rank's end."""
     return isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in ECHOES)
 
 
@@ -82,6 +83,7 @@ def of_failures(failures: list[Failure], stamps: list[Stamp], silent_s: list[flo
 
 
 def of_silence(stamps: list[Stamp], silent_s: list[float], limit_s: float) -> Verdict | None:
+    """Returns a verdict on the ranks that gave no sign of life for `limit_s` seconds, or None."""
     gone = [s for s in stamps if silent_s[s.rank] > limit_s]
     lines = [
         f"{_name(s, len(stamps))} has given no sign of life for {silent_s[s.rank]:.0f} s; it was in {_where(s)}: its "
@@ -136,6 +138,7 @@ def _alike(stamps: list[Stamp]) -> list[list[Stamp]]:
 
 
 def failed(failure: Failure, size: int) -> str:
+    """Returns the text of a verdict on a rank that failed."""
     if failure.code == 2:
         return failure.text
     s = failure.stamp

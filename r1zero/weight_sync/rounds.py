@@ -19,6 +19,7 @@ class Unit(NamedTuple):
     count: int
 
     def cut(self, hop: Hop) -> Hop:
+        """Returns this unit's part of a hop."""
         length = hop.end - hop.first
         return hop._replace(
             first=hop.first + length * self.index // self.count, end=hop.first + length * (self.index + 1) // self.count
@@ -27,6 +28,8 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
+    """One collective, with the units that it transfers."""
+
     fp32: bool
     """Whether the round's data type is fp32; otherwise it is the run's type. A round has one data type."""
     units: tuple[Unit, ...]
@@ -156,6 +159,7 @@ class Task:
 
 
 def compile_for(routes: Routes, rounds: list[Round], rank: int) -> list[Task]:
+    """Returns the tasks of one rank, one per round."""
     tasks = []
     for r in rounds:
         sends, receives, copies = [], [], []

@@ -28,6 +28,8 @@ class Span(NamedTuple):
 
 
 class Hop(NamedTuple):
+    """An interval of a weight's axis that one rank sends to another."""
+
     source: int
     target: int
     """World ranks. If they are equal, the part is already there and is only copied."""
@@ -84,6 +86,7 @@ def dealing(rollout: Grid, expert_parallel: bool, device: str) -> Dealing:
 
 
 def axis(weight: Weight) -> int:
+    """Returns the axis along which a weight is transferred."""
     return weight.cut or 0
 
 
@@ -154,12 +157,10 @@ def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
     if shape.mla is None and shape.kv_heads % tp and tp % shape.kv_heads:
         raise UserError(
             f"layout.rollout.tensor_parallel_size = {tp} neither divides nor is a multiple of the model's "
-            f"num_key_value_heads = {shape.kv_heads}"
+            f"num_key_value_heads = {shape.kv_heads}; choose a divisor or a multiple"
         )
     if expert_parallel and not shape.moe:
-        raise UserError(
-            f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; leave it out"
-        )
+        raise UserError(f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; remove it")
     if expert_parallel and shape.moe.experts % (tp * dp):
         fits = [
             n
@@ -192,10 +193,12 @@ class Routes:
 
     @cached_property
     def weights(self) -> list[Weight]:
+        """All weights of the model."""
         return weights(self.shape)
 
     @cached_property
     def stage_of_layer(self) -> list[int]:
+        """Pipeline stage of each layer in the trainer."""
         return [s for s, layers in enumerate(placement.stages(self.shape, self.layout.train)) for _ in layers]
 
     def kind(self, weight: Weight) -> tuple:
@@ -205,6 +208,7 @@ class Routes:
         return place, weight.expert, weight.cut, weight.shape[axis(weight)], rule
 
     def route(self, weight: Weight) -> Route:
+        """Returns the route of a weight. Weights of the same kind share one."""
         kind = self.kind(weight)
         if kind not in self._made:
             needed = need(weight, self.shape, self.layout.rollout, self.dealt)

@@ -211,7 +211,7 @@ def test_groups_lie_where_the_recipe_wants_them(recipe: plan.Plan) -> None:
 def test_what_does_not_fit_is_refused_with_a_cure_that_works(overrides: tuple[str, ...]) -> None:
     (problem,) = plan.plan(load("a3", *overrides), 384).problems
     assert "GB are usable" in problem and "With " in problem, problem
-    cure = problem.partition("With ")[2].partition(" it would take")[0].split(" and ")
+    cure = problem.partition("With ")[2].partition(" it would need")[0].split(" and ")
     assert not plan.plan(
         load("a3", *overrides, *(text.replace(" = ", "=").replace('"', "") for text in cure)), 384
     ).problems

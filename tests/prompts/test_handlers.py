@@ -80,7 +80,7 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
     ("record", "reason"),
     [
         ({"problem": "q"}, "has no 'answer'; the nearest of its columns is 'problem'"),
-        ({}, "has no 'problem'; it is empty"),
+        ({}, "has no 'problem'; the row is empty"),
         ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest of its columns is 'answr'"),
         ({"problem": "q", "answer": None}, "'answer' is null"),
         ({"problem": "q", "answer": Decimal("NaN")}, "'answer' is Decimal('NaN') and must be a text or a number"),
@@ -226,7 +226,10 @@ def test_a_bug_in_an_own_handler_is_not_taken_for_a_bad_row(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gsm8", "the nearest is 'gsm8k' of columns, gsm8k, messages, one of your own is path.py:function"),
+        (
+            "gsm8",
+            "the nearest is 'gsm8k' of columns, gsm8k, messages, a handler of your own is written path.py:function",
+        ),
         ("none.py:take", "there is no file 'none.py'"),
         ("{}/own.py:tke", "defines no function 'tke'"),
         ("{}/own.txt:take", "must end in .py"),

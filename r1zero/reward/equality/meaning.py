@@ -15,6 +15,8 @@ from r1zero.reward.equality.splitting import enclosed, split
 
 
 class Leaf(NamedTuple):
+    """A text that cannot be divided."""
+
     text: str
 
 

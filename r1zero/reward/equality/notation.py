@@ -30,11 +30,15 @@ _PHRASE = re.compile(r"[\w\s.,'():/-]+")
 
 
 class Clock(NamedTuple):
+    """A time of day."""
+
     time: tuple[int, ...]  # hour, minute, and the second if it is written
     half: str | None  # a or p; None if neither is written
 
 
 class Based(NamedTuple):
+    """A number that is written in a base."""
+
     digits: str
     base: int
 

@@ -33,6 +33,8 @@ _NOT_DIGITS = re.compile(r"[^0-9.]")
 
 
 class Numeral(NamedTuple):
+    """A number and whether it may be rounded."""
+
     value: Fraction
     rounded: bool  # has a decimal point, so it may stand for a number whose decimals never end
 

@@ -77,6 +77,8 @@ _NO_WRAPPER = re.compile(r"\\text\s*\{([^{}]*)\}|\\cdot")
 
 
 class Quantity(NamedTuple):
+    """A number or expression, separated from what stands beside it."""
+
     body: str  # the rest, for the parser
     unit: Unit | None
     percent: bool

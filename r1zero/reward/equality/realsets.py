@@ -77,6 +77,7 @@ def from_parts(opening: str, parts: list[str] | tuple[str, ...], closing: str) -
 
 
 def interval(start: sympy.Expr, end: sympy.Expr, left_open: bool, right_open: bool) -> sympy.Interval | None:
+    """Returns the interval, or None if it is empty or its ends cannot be compared."""
     try:
         return sympy.Interval(start, end, left_open, right_open) if bool(start < end) else None
     except UNDECIDED:

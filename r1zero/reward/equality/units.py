@@ -61,6 +61,8 @@ _FACTOR = re.compile(r"(?P<word>[^\W\d_]+)\s*(?:\^?\s*\{?\s*(?P<power>-?[0-9])\s
 
 
 class Unit(NamedTuple):
+    """A unit, or the name of what was counted."""
+
     known: str | None  # canonical name, if every word is known
     words: frozenset[str]
 

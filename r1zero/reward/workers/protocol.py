@@ -25,6 +25,7 @@ class Frames:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
+        """Add bytes. Returns the messages that they complete."""
         self._buffer += data
         messages, start = [], 0
         while len(self._buffer) - start >= _LENGTH.size:

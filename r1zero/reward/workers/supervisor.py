@@ -33,6 +33,8 @@ PARENT_CHECK_S = 1.0
 
 @dataclass(eq=False)
 class Worker:
+    """A worker process and its current task."""
+
     pid: int
     sock: socket.socket
     frames: Frames = field(default_factory=Frames)
