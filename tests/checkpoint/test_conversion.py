@@ -272,7 +272,7 @@ def test_bad_input_gets_a_sentence_and_nothing_stands_in_place(models, tmp_path)
     with pytest.raises(UserError, match=r"partial: \d+ of \d+ tensors are missing"):
         to_hf(partial, mcore, out)
     flip(mcore / "__1_0.distcp")
-    with pytest.raises(UserError, match="mcore: is torn .__1_0.distcp has other content than was written"):
+    with pytest.raises(UserError, match="mcore: is corrupt .__1_0.distcp has other content than was written"):
         to_hf(source, mcore, out)
     assert not out.exists()
 
@@ -295,9 +295,9 @@ def of_another_config(tensors, folder):
 @pytest.mark.parametrize(
     "spoil, sentence",
     [
-        (truncated, "model.safetensors: is torn"),
+        (truncated, "model.safetensors: is corrupt"),
         (without_scale, "down_proj.weight is of type F8_E4M3, but config.json has no quantization_config"),
-        (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for"),
+        (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], but config.json implies"),
     ],
 )
 def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models, tmp_path, spoil, sentence):
@@ -361,7 +361,7 @@ def test_a_runs_folder_in_place_of_a_checkpoint_names_those_below_it(models, tmp
             to_hf(source, folder, tmp_path / "out")
         assert (
             str(caught.value)
-            == f"{folder}: holds checkpoints and is none itself; name one of them: {steps[0]}, {steps[1]}"
+            == f"{folder}: contains checkpoints but is not one itself; name one of them: {steps[0]}, {steps[1]}"
         )
     assert not (tmp_path / "out").exists()
 

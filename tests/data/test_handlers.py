@@ -80,7 +80,7 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
     ("record", "reason"),
     [
         ({"problem": "q"}, "has no 'answer'; the nearest of its columns is 'problem'"),
-        ({}, "has no 'problem'; it is empty"),
+        ({}, "has no 'problem'; the row is empty"),
         ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest of its columns is 'answr'"),
         ({"problem": "q", "answer": None}, "'answer' is null"),
         ({"problem": "q", "answer": Decimal("NaN")}, "'answer' is Decimal('NaN') and must be a text or a number"),
@@ -92,8 +92,8 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
             {"problem": "q", "answer": np.datetime64("2025-01-02")},
             "'answer' is np.datetime64('2025-01-02') and must be a text or a number",
         ),
-        (["q", "2"], "is a JSON list; a row is an object, unless an own handler reads it"),
-        (None, "is a JSON NoneType; a row is an object, unless an own handler reads it"),
+        (["q", "2"], "is a JSON list; a row must be an object, unless a handler of your own reads it"),
+        (None, "is a JSON NoneType; a row must be an object, unless a handler of your own reads it"),
         ({"problem": " \n", "answer": "2"}, "'problem' is empty"),
         ({"problem": "q", "answer": ""}, "'answer' is empty"),
         ({"problem": "q", "answer": True}, "'answer' is True and must be a text or a number"),
@@ -103,7 +103,7 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
             {"problem": "q", "answer": {"a": "x" * 200}},
             "'answer' is {'a': '" + "x" * 70 + "... and must be a text or a number",
         ),
-        ({"problem": "q\ud800", "answer": "2"}, "holds the half surrogate '\\ud800', which is no character"),
+        ({"problem": "q\ud800", "answer": "2"}, "has the lone surrogate '\\ud800', which is not a character"),
     ],
 )
 def test_a_row_that_is_not_what_the_map_says_gives_the_reason(record: Any, reason: str) -> None:
@@ -226,7 +226,10 @@ def test_a_bug_in_an_own_handler_is_not_taken_for_a_bad_row(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gsm8", "the nearest is 'gsm8k' of columns, gsm8k, messages, an own one is path.py:function"),
+        (
+            "gsm8",
+            "the nearest is 'gsm8k' of columns, gsm8k, messages, a handler of your own is written path.py:function",
+        ),
         ("none.py:take", "there is no file 'none.py'"),
         ("{}/own.py:tke", "defines no function 'tke'"),
         ("{}/own.txt:take", "must end in .py"),

@@ -41,7 +41,10 @@ def test_check_labels_names_the_label_that_nothing_can_equal_and_the_solution_th
     assert (
         "4 labels, 1 of them unparsable (25.00%)" in words and f"{file}:2: unparsable label '\\\\frac{{1}}{{'" in words
     )
-    assert "2 solutions with a boxed answer" in words and f"{file}:3: the solution boxes '4', the label is '3'" in words
+    assert (
+        "2 solutions with a boxed answer" in words
+        and f"{file}:3: the solution boxes '4', but the label is '3'" in words
+    )
     written = (tmp_path / "out" / labels.REPORT).read_text().splitlines()
     assert len(written) == 4 and all(line in words for line in written)
 

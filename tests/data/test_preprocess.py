@@ -195,7 +195,7 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
             "argument 'map_keys.promt=problem': unknown key map_keys.promt; the nearest known one is map_keys.prompt",
         ),
         ("max_prompt_token=8", "unknown key max_prompt_token; the nearest known one is max_prompt_tokens"),
-        ("max_prompt_tokens=0", "max_prompt_tokens = 0; a prompt has at least one token"),
+        ("max_prompt_tokens=0", "max_prompt_tokens = 0; it must be at least 1"),
         ("max_prompt_tokens=8", "all over max_prompt_tokens = 8; the shortest has "),
         ("max_prompt_tokens=many", "max_prompt_tokens = 'many' is of type str; it must be int"),
         (

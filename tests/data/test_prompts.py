@@ -86,12 +86,12 @@ def test_shuffling_is_uniform() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"count": 9}, "has count = 9 and this run 8; resume with the same data"),
-        ({"seed": 2}, "has seed = 2 and this run 1"),
-        ({"shuffle": False}, "has shuffle = False and this run True"),
-        ({"position": 9}, "is torn: epoch 0, position 9 of 8"),
-        ({"epoch": None}, "is torn"),
-        ({"position": -1}, "is torn"),
+        ({"count": 9}, "has count = 9, but this run has 8; resume with the same data"),
+        ({"seed": 2}, "has seed = 2, but this run has 1"),
+        ({"shuffle": False}, "has shuffle = False, but this run has True"),
+        ({"position": 9}, "is corrupt: epoch 0, position 9 of 8"),
+        ({"epoch": None}, "is corrupt"),
+        ({"position": -1}, "is corrupt"),
     ],
 )
 def test_a_state_of_other_data_is_refused(change: dict, sentence: str) -> None:
@@ -147,7 +147,7 @@ def test_data_with_a_prompt_over_the_engines_limit_is_refused_with_both_lengths(
     longest = max(len(prompts[i].token_ids) for i in range(len(prompts)))
     prompts.check_length(longest)
     with pytest.raises(
-        UserError, match=f"has {longest} tokens and rollout.max_prompt_tokens is {longest - 1}; raise it"
+        UserError, match=f"has {longest} tokens, but rollout.max_prompt_tokens is {longest - 1}; raise it"
     ):
         prompts.check_length(longest - 1)
 
@@ -178,7 +178,7 @@ def test_a_torn_folder_is_refused(name: str, share: float, made: str) -> None:
     file = Path(made) / name
     content = file.read_bytes()
     file.write_bytes(content[: int(share * (len(content) - 2))])
-    with pytest.raises(UserError, match="torn"):
+    with pytest.raises(UserError, match="corrupt"):
         PromptSet.open(made)
 
 

@@ -144,18 +144,21 @@ def test_a_json_file_of_lines_is_read_as_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds neither a JSON list nor an object a line"),
+        (b"", "holds neither a JSON list nor one object per line"),
         (b'"x"', "holds neither"),
         (b"[", ":1 (element 1): is not JSON"),
         (b'[{"a": 1}\n{"a": 2}]', ":1 (element 1): is followed by neither a comma nor the end"),
         (b'[{"a": 1},\n]', ":2 (element 2): is not JSON"),
-        (b'[{"a": 1}]\n[{"a": 2}]', "goes on after the end of its list"),
+        (b'[{"a": 1}]\n[{"a": 2}]', "continues after the end of its list"),
         (b'[\n"\xff"]', ":2: is not UTF-8"),
-        (b'{"train": [{"a": 1}], "test": [{"a": 2}]}', "has lists of rows under 'train', 'test'; keep one list a file"),
-        (b'{"data": [\n{"a": 1},\n{"a": 2}', "is torn or not JSON"),
-        (b'{"data": [{"a": 1}', "is torn or not JSON"),
-        (b'{\n"a": 1\n}\n{\n"a": 2\n}', "goes on after its first object"),
-        (b"[]]", "goes on after"),
+        (
+            b'{"train": [{"a": 1}], "test": [{"a": 2}]}',
+            "has lists of rows under 'train', 'test'; keep one list per file",
+        ),
+        (b'{"data": [\n{"a": 1},\n{"a": 2}', "is corrupt or not JSON"),
+        (b'{"data": [{"a": 1}', "is corrupt or not JSON"),
+        (b'{\n"a": 1\n}\n{\n"a": 2\n}', "continues after its first object"),
+        (b"[]]", "continues after"),
     ],
 )
 def test_a_torn_list_is_refused_with_its_line(content: bytes, message: str, tmp_path: Path) -> None:

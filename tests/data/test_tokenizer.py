@@ -73,7 +73,7 @@ def test_end_ids_are_the_tokenizers_and_the_generation_configs(tmp_path: Path) -
     tok.eos_token = None
     assert tokenizer.eos_ids(tok) == (7,)
     file.write_text("{")
-    with pytest.raises(UserError, match="generation_config.json: is torn"):
+    with pytest.raises(UserError, match="generation_config.json: is corrupt"):
         tokenizer.eos_ids(tok)
 
 
@@ -195,12 +195,12 @@ def damage(folder: Path, name: str, content: str | None) -> None:
     ("name", "content", "message"),
     [
         ("tokenizer.json", None, "has none of tokenizer.json"),
-        ("tokenizer.json", '{"version": "1.0", "model"', "tokenizer.json: is torn or not JSON"),
+        ("tokenizer.json", '{"version": "1.0", "model"', "tokenizer.json: is corrupt or not JSON"),
         ("tokenizer.json", "[]", "tokenizer.json: is a JSON list and must be an object"),
         ("tokenizer.json", "{}", "cannot be loaded (KeyError"),
-        ("tokenizer_config.json", "{", "tokenizer_config.json: is torn or not JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: is corrupt or not JSON"),
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["own.Own", null]}}', "cannot be loaded (ValueError"),
-        ("config.json", '{"model_type": "qwen2"', "config.json: is torn or not JSON"),
+        ("config.json", '{"model_type": "qwen2"', "config.json: is corrupt or not JSON"),
         ("tokenizer.json", '{"version": "1.0", "model": {"type": "None"}}', "cannot be loaded ("),
         ("tokenizer_config.json", "null", "tokenizer_config.json: is a JSON NoneType and must be an object"),
         ("tokenizer_config.json", "\ufeff{}", "tokenizer_config.json: begins with a byte-order mark"),

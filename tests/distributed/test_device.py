@@ -129,8 +129,8 @@ def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch
     monkeypatch.setattr(errors, "SPEAKER_S", 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     for there, says in (
-        (0, "has no such device that its packages can use; name the device it has"),
-        (2, "has 2 devices and more ranks were started on it; start one rank for each device"),
+        (0, "has no such device that its packages can use; set run.device to one that it has"),
+        (2, "has 2 devices but more ranks were started on it; start one rank per device"),
     ):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
@@ -146,6 +146,6 @@ def test_a_vendors_package_that_is_not_there_is_a_sentence() -> None:
     from r1zero.distributed import device
 
     with pytest.raises(
-        config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; name the device"
+        config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; set run.device to one"
     ):
         device.start("npu", 0)

@@ -197,13 +197,13 @@ def bare(monkeypatch):
         (
             "torchrun",
             {},
-            "torchrun: MASTER_ADDR='' MASTER_PORT='29500' is no place to meet; set them to the first node",
+            "torchrun: MASTER_ADDR='' MASTER_PORT='29500' is not a valid address; set them to the first node",
         ),
-        ("torchrun", {"MASTER_ADDR": "node1", "MASTER_PORT": "http"}, "MASTER_PORT='http' is no place to meet"),
+        ("torchrun", {"MASTER_ADDR": "node1", "MASTER_PORT": "http"}, "MASTER_PORT='http' is not a valid address"),
         (
             "srun",
             {"MASTER_ADDR": "node1", "MASTER_PORT": "99999"},
-            "srun: MASTER_ADDR='node1' MASTER_PORT='99999' is no place to meet",
+            "srun: MASTER_ADDR='node1' MASTER_PORT='99999' is not a valid address",
         ),
         ("srun", {}, "srun: SLURM_JOB_ID='' is not the number of a job"),
         (
@@ -279,9 +279,9 @@ def test_a_launcher_of_another_mpi_is_told_from_ours(bare):
             env={**os.environ, "PMI_RANK": str(rank), "PMI_SIZE": "2"},
         )
         assert done.stdout.startswith(
-            f"{kind} PMI_RANK={rank} PMI_SIZE=2: the launcher has started 2 ranks, and mpi4py's MPI (Open MPI"
+            f"{kind} PMI_RANK={rank} PMI_SIZE=2: the launcher has started 2 ranks, but mpi4py's MPI (Open MPI"
         )
-        assert "knows of 1; start with the mpirun of that MPI" in done.stdout
+        assert "sees 1; start with the mpirun of that MPI" in done.stdout
 
 
 COLOURS = """

@@ -45,7 +45,7 @@ def test_a_line_that_is_damaged_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"iteration": 1}\n' + line.encode("utf-8", "surrogateescape") + b"\n")
     before = path.read_bytes()
-    with pytest.raises(UserError, match="metrics.jsonl:2: is no line of a run .*; remove it"):
+    with pytest.raises(UserError, match="metrics.jsonl:2: is not a line of a run .*; remove it"):
         metrics.keep_until(path, 1)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 

@@ -84,14 +84,14 @@ def test_four_equal_ranks_are_in_order():
             3,
             {"free_disk": 5 * 10**8},
             "failed",
-            "disk of rank 3 on node1: found 0.500 GB free, expected 1.000 GB a checkpoint, 3 of them",
+            "disk of rank 3 on node1: found 0.500 GB free, expected 1.000 GB per checkpoint, 3 of them",
         ),
         (3, {"free_disk": 2 * 10**9}, "warning", "disk of rank 3 on node1: found 2.000 GB free"),
         (
             3,
             {"free_memory": 10**9},
             "warning",
-            "memory of node1: found 1.00 GB available, expected 2.00 GB for its 2 ranks, by the plan",
+            "memory of node1: found 1.00 GB available, expected 2.00 GB for its 2 ranks, according to the plan",
         ),
     ],
 )
