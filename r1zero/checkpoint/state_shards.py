@@ -60,9 +60,9 @@ class ParameterPlace:
     """Whether this rank writes the part; exactly one of the tensor or pipeline ranks with equal parts does."""
 
     def rectangles(self, begin: int, end: int) -> Iterator[Rectangle]:
-        """Yields the rectangles of elements begin ..
+        """Yields the rectangles of the elements from `begin` to `end - 1` of the flattened parameter.
 
-        end - 1 of the flattened parameter, each of at most CHUNK_BYTES.
+        Each has at most CHUNK_BYTES.
         """
         width = self.parameter.shape[1] if self.parameter.dim() > 1 else 1
         most_rows = max(1, CHUNK_BYTES // 4 // width)
