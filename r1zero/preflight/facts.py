@@ -111,9 +111,10 @@ def versions() -> dict[str, str]:
 
 
 def digest(folders: list[Path]) -> str:
-    """Returns a digest of the files directly in the folders. A missing folder contributes nothing."""
+    """Returns a digest of the files directly in the folders. A missing folder has another digest than an empty one."""
     found = hashlib.sha256()
     for folder in folders:
+        found.update(f"{folder.is_dir()}\n".encode())
         for path in sorted(p for p in folder.glob("*") if p.is_file()):
             with readable(path, "copy it again, or fix its permissions"), open(path, "rb") as file:
                 size = path.stat().st_size

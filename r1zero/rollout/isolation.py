@@ -65,6 +65,8 @@ def generators_kept(kind: str) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     accelerators = [] if kind == "cpu" else [device.torch_device(kind).index]
     with torch.random.fork_rng(accelerators, device_type="cuda" if kind == "cpu" else kind):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
