@@ -1,0 +1,75 @@
+"""What the twin's ranks do with an engine. Each function is f(rank, ...) and returns plain data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from tests.twin import project
+from tests.twin.project import Answer, Case
+
+
+@dataclass(frozen=True)
+class Life:
+    """What an engine did: one answer for each checkpoint it was given, between which it slept."""
+
+    answers: tuple[Answer, ...]
+    worker: str
+    model: str
+    calls: dict[str, int]
+    """Of the vendors' operators."""
+    held: tuple[int, int]
+    """Bytes of the device awake and asleep."""
+
+
+def live(rank: int, case: Case) -> Life:
+    """Load each checkpoint of the case in turn, deeply asleep in between; after each, generate and score."""
+    engine = project.build_engine(case, rank, dist.get_world_size())
+    lay = project.carve(case, dist.get_world_size())
+    mine = project.share(case, lay.engines, lay.engine_of(rank))
+    answers, held = [], (0, 0)
+    with exact_prefill():
+        for number, path in enumerate(case.loads):
+            if number:
+                awake = torch.npu.memory_allocated()
+                engine.sleep()
+                held = awake, torch.npu.memory_allocated()
+                engine.wake()
+            engine.reload(project.weights_for(engine, path))
+            answers.append(_answer(engine, mine))
+    life = Life(tuple(answers), type(project.worker_of(engine)).__name__, type(project.model_of(engine)).__name__, calls(), held)
+    engine.close()
+    return life
+
+
+def calls() -> dict[str, int]:
+    import torch_npu
+
+    return dict(torch_npu.operators.CALLS)
+
+
+def _answer(engine: Any, case: Case) -> Answer:
+    responses = engine.generate(list(case.prompts), case.group_size, case.iteration, lambda response: None)
+    given = Answer(responses, [], [], 0, engine.owned_experts, {})
+    return replace(given, scores=engine.score(project.texts(case, given)))
+
+
+@contextmanager
+def exact_prefill() -> Iterator[None]:
+    """vllm-ascend's prefill of latent attention turns fp32 into bfloat16, the one type its kernel knows (mla_v1.py, _forward_prefill).
+    For a comparison in fp32 its module finds fp32 under that name."""
+    from vllm_ascend.attention import mla_v1
+
+    class Torch(ModuleType):
+        bfloat16 = torch.float32
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    with mock.patch.object(mla_v1, "torch", Torch("torch")):
+        yield

@@ -1,0 +1,27 @@
+"""An NPU for tests: torch_npu's names on a device "npu" whose memory is the host's. See tests/twin/README.md."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch_npu._C._distributed_c10d
+import torch_npu.profiler  # noqa: F401  of twin_absent
+
+from torch_npu import device as _device  # noqa: F401  the device exists from here on
+from torch_npu import distributed as _distributed  # noqa: F401
+from torch_npu import npu  # noqa: F401
+from torch_npu import operators as _operators
+
+__version__ = "2.10.0.post4"
+
+_operators.define("npu")
+_operators.define("atb")
+atb = SimpleNamespace(npu_paged_cache_load=lambda *args, **kwargs: torch.ops.atb.npu_paged_cache_load.out(*args, **kwargs))
+
+
+def __getattr__(name: str) -> Any:
+    """Operators are functions of the package."""
+    for space in ("npu", "atb"):
+        if name in _operators.registry.names(space):
+            return getattr(getattr(torch.ops, space), name)
+    raise AttributeError(f"module 'torch_npu' has no attribute {name!r}")
