@@ -20,11 +20,13 @@ def take(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tenso
     """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their places meanwhile
     instead. Called where the model lives."""
     from vllm.model_executor.model_loader import utils
+    from vllm_ascend.ops import rotary_embedding
     from vllm_ascend.ops.fused_moe.moe_comm_method import _MoECommMethods
 
     dispatchers = [method.token_dispatcher for method in _MoECommMethods.values()]
     # vllm-ascend puts its own function in the module: it must be looked up there, now.
     take_in_order(model, model_config, weights, utils.process_weights_after_loading, dispatchers)
+    renew_rotary_tables(rotary_embedding)
 
 
 def take_in_order(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]],
@@ -69,3 +71,16 @@ def renew_dispatcher(dispatcher: Any) -> None:
     numbers = getattr(dispatcher, "expert_ids_per_ep_rank", None)
     if numbers is not None:
         numbers.copy_(torch.arange(dispatcher.num_experts, dtype=numbers.dtype) % dispatcher.num_local_experts)
+
+
+def renew_rotary_tables(module: Any) -> None:
+    """Write vllm-ascend's tables of cosines and sines again, which latent attention reads, from the buffer that they were made of.
+
+    With plain rotary positions they are plain tensors in `module` (vllm_ascend.ops.rotary_embedding), so a deep sleep loses them and
+    the engine then computes NaN; with YaRN they are buffers, which the worker restores, and the module has no table for both.
+    """
+    both = module._cos_sin_cache
+    if both is None or module._cos_cache is None:
+        return
+    for table, half in zip((module._cos_cache, module._sin_cache), both.chunk(2, -1), strict=True):
+        table.copy_(half.repeat(1, 2))
