@@ -50,7 +50,7 @@ CALLS = [
 ENGINE_ARGS = ("model tokenizer dtype tensor_parallel_size distributed_executor_backend enable_expert_parallel load_format enforce_eager "
                "gpu_memory_utilization kv_cache_memory_bytes max_model_len max_num_seqs max_num_batched_tokens enable_prefix_caching "
                "enable_chunked_prefill enable_sleep_mode async_scheduling seed logprobs_mode hf_overrides compilation_config "
-               "additional_config skip_tokenizer_init generation_config").split()
+               "additional_config skip_tokenizer_init generation_config block_size").split()
 SAMPLING = ("n temperature top_p top_k min_p seed max_tokens logprobs detokenize stop_token_ids ignore_eos output_kind "
             "skip_clone prompt_logprobs").split()
 

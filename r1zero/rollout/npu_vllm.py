@@ -16,6 +16,16 @@ from torch import Tensor, nn
 from r1zero.rollout.places import Named
 
 
+def arguments(shape: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM must be told for latent attention. shape: the model's config.json.
+
+    Where prompts are not cut into chunks, vllm-ascend's prefill ignores a prefix that is in the cache (attention/mla_v1.py builds the
+    context of chunks only): samples 2.. of every prompt would be generated without most of it. So there is no prefix cache. Without
+    one, vLLM's own block size of 16 is not refined to what the backend knows, and has to be given.
+    """
+    return {"enable_prefix_caching": False, "block_size": 128} if "kv_lora_rank" in shape else {}
+
+
 def take(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
     """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their places meanwhile
     instead. Called where the model lives."""

@@ -256,7 +256,7 @@ def _arguments(cfg: config.Config, shape: dict[str, Any]) -> dict[str, Any]:
         "logprobs_mode": "raw_logits",   # see _sample_from
         "generation_config": "vllm",
         **ARGUMENTS[cfg.run.device],
-        **(cpu_vllm.arguments(shape) if cfg.run.device == "cpu" else {}),
+        **(cpu_vllm.arguments(shape) if cfg.run.device == "cpu" else npu_vllm.arguments(shape) if cfg.run.device == "npu" else {}),
     }
 
 

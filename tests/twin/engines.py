@@ -1,7 +1,7 @@
 """What the twin's ranks do with an engine. Each function is f(rank, ...) and returns plain data."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -10,8 +10,18 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from tests.twin import project
+from tests.twin import pool, project
 from tests.twin.project import Answer, Case
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """A block of the sleeping memory that no parameter and no buffer lies in."""
+
+    tag: str
+    names: tuple[str, ...]
+    renewed: bool
+    """Equal with equal weights, after deep sleeps and other weights."""
 
 
 @dataclass(frozen=True)
@@ -23,26 +33,33 @@ class Life:
     model: str
     calls: dict[str, int]
     """Of the vendors' operators."""
-    held: tuple[int, int]
-    """Bytes of the device awake and asleep."""
+    awake: int
+    asleep: int
+    """Bytes of the device that are in use."""
+    unregistered: tuple[Unregistered, ...]
 
 
-def live(rank: int, case: Case) -> Life:
-    """Load each checkpoint of the case in turn, deeply asleep in between; after each, generate and score."""
+def live(rank: int, case: Case, exact: bool = True) -> Life:
+    """Load each checkpoint of the case in turn, deeply asleep in between; after each, generate and score. The last is the first again."""
+    assert case.loads[0] == case.loads[-1]
     engine = project.build_engine(case, rank, dist.get_world_size())
     lay = project.carve(case, dist.get_world_size())
     mine = project.share(case, lay.engines, lay.engine_of(rank))
-    answers, held = [], (0, 0)
-    with exact_prefill():
-        for number, path in enumerate(case.loads):
-            if number:
+    model, answers, awake, asleep, first = project.model_of(engine), [], 0, 0, {}
+    with exact_prefill() if exact else nullcontext():
+        for path in case.loads:
+            if answers:
                 awake = torch.npu.memory_allocated()
                 engine.sleep()
-                held = awake, torch.npu.memory_allocated()
+                asleep = torch.npu.memory_allocated()
                 engine.wake()
             engine.reload(project.weights_for(engine, path))
+            first = first or pool.unregistered(model)
             answers.append(_answer(engine, mine))
-    life = Life(tuple(answers), type(project.worker_of(engine)).__name__, type(project.model_of(engine)).__name__, calls(), held)
+    last = pool.unregistered(model)
+    rest = tuple(Unregistered(found.tag, found.names, torch.equal(found.content, last[pointer].content) if pointer in last else False)
+                 for pointer, found in first.items())
+    life = Life(tuple(answers), type(project.worker_of(engine)).__name__, type(model).__name__, calls(), awake, asleep, rest)
     engine.close()
     return life
 
