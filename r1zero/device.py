@@ -177,7 +177,7 @@ def _torch_kept() -> Iterator[None]:
         for (owner, name), function in zip(places, plain, strict=True):
             setattr(owner, name, function)
         for name in set(sys.modules) - before:
-            if name.partition(".")[0] == "flash_attn" and getattr(sys.modules[name], "__file__", None) is None:
+            if name.partition(".")[0] == "flash_attn" and not os.path.exists(getattr(sys.modules[name], "__file__", None) or ""):
                 del sys.modules[name]
 
 

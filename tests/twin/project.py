@@ -12,7 +12,7 @@ from r1zero.batch import Prompt, Response
 from r1zero.config import Config, VllmGrid
 from tests.rollout import models
 from tests.rollout.cases import Answer, Case, prompts, share, texts
-from tests.rollout.oracle import gap, worst
+from tests.rollout.oracle import expected, gap
 
 KIND = "npu"
 DEVICE = device.ROWS[KIND]
@@ -59,5 +59,5 @@ def weights_for(engine: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-__all__ = ["Answer", "Case", "Config", "DEVICE", "KIND", "Prompt", "Response", "VllmGrid", "build_engine", "carve", "config", "gap",
-           "import_everything", "model_of", "models", "prompts", "share", "texts", "weights_for", "worker_of", "worst"]
+__all__ = ["Answer", "Case", "Config", "DEVICE", "KIND", "Prompt", "Response", "VllmGrid", "build_engine", "carve", "config", "expected", "gap",
+           "import_everything", "model_of", "models", "prompts", "share", "texts", "weights_for", "worker_of"]

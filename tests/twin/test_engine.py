@@ -15,7 +15,8 @@ from tests.twin.engines import Life
 from tests.twin.project import Case, VllmGrid
 
 TOLERANCE = 1e-5
-BF16_TOLERANCE = 0.1
+BF16_TOLERANCE = 0.03
+"""Of the mean: in bfloat16 a token may take another expert."""
 YARN = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
                             "mscale_all_dim": 1.0, "original_max_position_embeddings": 128}}
 LENGTHS = [5, 9, 14, 20]
@@ -34,7 +35,20 @@ WAYS = {"npu_moe_distribute_dispatch_v2", "npu_moe_distribute_combine_v2", "npu_
 """Of tokens to experts on other ranks: few tokens go by the first two (decoding), more by the others (prefill)."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def live(twin: Twin) -> Callable[..., list[Life]]:
+    """live(case, size) -> each rank's life; one run for a case, whoever asks."""
+    lived: dict[tuple[Any, ...], list[Life]] = {}
+
+    def get(case: Case, size: int = 1, exact: bool = True) -> list[Life]:
+        key = (case, size, exact)
+        if key not in lived:
+            lived[key] = twin.run(engines.live, case, exact, size=size)
+        return lived[key]
+    return get
+
+
+@pytest.fixture(scope="module")
 def case(checkpoint: Callable[..., str]) -> Callable[..., Case]:
     def make(family: str, **fields: Any) -> Case:
         kind, changes = FAMILIES[family]
@@ -65,59 +79,62 @@ def check(case: Case, lives: list[Life], tolerance: float = TOLERANCE) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_load_generate_sleep_wake_and_reload(twin: Twin, case: Callable[..., Case], family: str) -> None:
+def test_load_generate_sleep_wake_and_reload(live: Callable[..., list[Life]], case: Callable[..., Case], family: str) -> None:
     chosen = case(family)
-    check(chosen, twin.run(engines.live, chosen))
+    check(chosen, live(chosen))
 
 
 @pytest.mark.parametrize("family, names", [
     ("Qwen2", {"vllm_ascend.ops.rotary_embedding._cos_cache", "vllm_ascend.ops.rotary_embedding._sin_cache"}),
     ("DeepSeek-V3 with YaRN", {"AscendMLAImpl.W_UV", "AscendMLAImpl.W_UK_T"})])
-def test_what_sleeping_loses_is_found(twin: Twin, case: Callable[..., Case], family: str, names: set[str]) -> None:
+def test_what_sleeping_loses_is_found(live: Callable[..., list[Life]], case: Callable[..., Case], family: str, names: set[str]) -> None:
     """The control of `check`: these are the tensors that this release keeps beside parameters and buffers."""
-    (life,) = twin.run(engines.live, case(family))
+    (life,) = live(case(family))
     assert {name for found in life.unregistered if found.tag == "weights" for name in found.names} == names
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_over_two_ranks(twin: Twin, case: Callable[..., Case], grid: str) -> None:
+def test_over_two_ranks(live: Callable[..., list[Life]], case: Callable[..., Case], grid: str) -> None:
     family, degrees = GRIDS[grid]
     chosen = case(family, grid=degrees, max_num_seqs=8, max_num_batched_tokens=256)
-    lives = twin.run(engines.live, chosen, size=2)
+    lives = live(chosen, 2)
     check(chosen, lives)
     if degrees.enable_expert_parallel:
         assert [list(life.answers[0].owned_experts) for life in lives] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         assert all(life.calls.get(f"npu::{way}") for life in lives for way in WAYS)
 
 
-def test_engines_that_share_experts_may_end_at_different_times(twin: Twin, case: Callable[..., Case]) -> None:
+def test_engines_that_share_experts_may_end_at_different_times(live: Callable[..., list[Life]], case: Callable[..., Case]) -> None:
     """Prompts 0 and 1 can only stop at once, the others run to the limit: the first engine steps on for the second."""
     chosen = case("DeepSeek-V3", grid=GRIDS["experts over DP2"][1], stop_token_ids=tuple(range(0, 512, 2)), group_size=4)
-    lives = twin.run(engines.live, chosen, size=2)
+    lives = live(chosen, 2)
     lengths = [max(len(r.token_ids) for r in life.answers[0].responses) for life in lives]
     assert lengths[0] != lengths[1]
     check(chosen, lives)
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "DeepSeek-V3 with YaRN"])
-def test_samples_of_one_prompt_all_see_the_whole_prompt(twin: Twin, case: Callable[..., Case], family: str) -> None:
+def test_samples_of_one_prompt_all_see_the_whole_prompt(live: Callable[..., list[Life]], case: Callable[..., Case], family: str) -> None:
     """Prompts of more than a block, whose samples share a prefix in the cache. Where latent attention has such a prefix and no chunks are
     allowed, vllm-ascend forgets it: from the second sample on most of the prompt is not seen, and nothing is said of it."""
     chosen = case(family, prompts=project.prompts([200, 300]), group_size=3, max_prompt_tokens=300, max_num_batched_tokens=1024,
                   max_num_seqs=4)
-    check(chosen, twin.run(engines.live, chosen))
+    check(chosen, live(chosen))
 
 
 @pytest.mark.parametrize("seats", [1, 3])
-def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(twin: Twin, case: Callable[..., Case], seats: int) -> None:
+def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(live: Callable[..., list[Life]], case: Callable[..., Case], seats: int) -> None:
     chosen = case("Qwen2")
-    (together,), (alone,) = (twin.run(engines.live, replace(chosen, max_num_seqs=n)) for n in (64, seats))
+    (together,), (alone,) = (live(replace(chosen, max_num_seqs=n)) for n in (64, seats))
     assert [r.token_ids for r in alone.answers[0].responses] == [r.token_ids for r in together.answers[0].responses]
     assert len({tuple(r.token_ids) for r in together.answers[0].responses}) == len(together.answers[0].responses)
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "DeepSeek-V3 with YaRN"])
-def test_bfloat16_is_near_fp32(twin: Twin, case: Callable[..., Case], family: str) -> None:
+def test_bfloat16_is_near_fp32(live: Callable[..., list[Life]], case: Callable[..., Case], family: str) -> None:
     chosen = case(family, dtype="bfloat16")
-    lives = twin.run(engines.live, chosen, False)
-    assert TOLERANCE < max(gaps(chosen, lives)) < BF16_TOLERANCE
+    (life,) = live(chosen, exact=False)
+    for path, answer in zip(chosen.loads, life.answers, strict=True):
+        theirs = project.expected(chosen, answer, path)
+        errors = [abs(a - b) for x, y in zip(answer.scores, theirs, strict=True) for a, b in zip(x, y, strict=True)]
+        assert TOLERANCE < sum(errors) / len(errors) < BF16_TOLERANCE

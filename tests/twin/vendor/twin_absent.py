@@ -1,5 +1,6 @@
 """Modules that the vendors import and that nothing here uses: any name can be taken from them, and using one says what is missing."""
 
+import functools
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -10,38 +11,33 @@ from typing import Any
 ABSENT = {
     "gguf": "0.19.0", "msgpack": "1.1.0", "scipy": "1.17.1",   # vLLM's other formats and connectors; vllm-ascend's expert balancing
     "torchvision": "0.25.0",                                    # vLLM's models of pictures, which vllm-ascend patches at its start
-    "torch_npu._inductor": "", "torch_npu.multiprocessing": "", "torch_npu.profiler": "",
+    "torch_npu._inductor": "", "torch_npu.multiprocessing": "", "torch_npu.profiler": "", "torchair": "",
+    "triton.language": "", "triton.runtime": "", "triton.backends": "", "triton.compiler": "",   # beside tests/twin/with_mindspeed
 }
 
 
-class Absent:
-    """A name of such a module. It can be named, subclassed and used as a dictionary's key, as a module's own code does when imported."""
+class Absent(type):
+    """The kind of a name of such a module: a class, so that it can be subclassed and asked about, of which nothing can be made."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, name: str) -> "Absent":
+    def __getattr__(cls, name: str) -> "Absent":
         if name.startswith("__"):
             raise AttributeError(name)
-        return Absent(f"{self._name}.{name}")
+        return absent(f"{cls.__name__}.{name}")
 
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError(f"the twin has no {self._name}")
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"the twin has no {cls.__name__}")
 
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
-        return ()
 
-    def __or__(self, other: Any) -> Any:
-        return Any
-
-    __ror__ = __or__
+@functools.cache
+def absent(name: str) -> Absent:
+    return Absent(name, (), {})
 
 
 class AbsentModule(ModuleType):
     def __getattr__(self, name: str) -> Absent:
         if name.startswith("__"):
             raise AttributeError(name)
-        return Absent(f"{self.__name__}.{name}")
+        return absent(f"{self.__name__}.{name}")
 
 
 class Finder:

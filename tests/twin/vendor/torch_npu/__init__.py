@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 import torch_npu._C._distributed_c10d
-import torch_npu.profiler  # noqa: F401  of twin_absent
+import torch_npu.profiler
+import torchair.core._concrete_graph
+import torchair.fx_summary
+import torchair.npu_fx_compiler  # noqa: F401  the vendor's package brings its graph compiler; these are of twin_absent
 
 from torch_npu import device as _device  # noqa: F401  the device exists from here on
 from torch_npu import distributed as _distributed  # noqa: F401
