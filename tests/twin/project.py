@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from r1zero import config, device, layout
 from r1zero.batch import Prompt, Response
 from r1zero.config import Config, VllmGrid
+from tests import jobs
 from tests.rollout import models
 from tests.rollout.cases import Answer, Case, prompts, share, texts
 from tests.rollout.oracle import expected, gap
@@ -58,6 +60,17 @@ def weights_for(engine: Any, path: str) -> Iterator[tuple[str, Tensor]]:
         if not expert or int(expert[1]) in engine.owned_experts:
             yield name, tensor
 
+
+def short_job(folder: Path, grids: config.Layout, **sections: dict[str, Any]) -> Path:
+    """The config file of a job of a few iterations on NPUs. sections override fields: grpo={"kl_coef": 0.0}."""
+    sections["run"] = {"device": KIND, **sections.get("run", {})}
+    cfg = jobs.job_config(folder, grids, **sections)
+    path = folder / f"{cfg.run.name}.toml"
+    path.write_text(config.dump(cfg), encoding="utf-8")
+    return path
+
+
+make_base, metrics_of = jobs.make_base, jobs.metrics_of
 
 __all__ = ["Answer", "Case", "Config", "DEVICE", "KIND", "Prompt", "Response", "VllmGrid", "build_engine", "carve", "config", "expected", "gap",
            "import_everything", "model_of", "models", "prompts", "share", "texts", "weights_for", "worker_of"]

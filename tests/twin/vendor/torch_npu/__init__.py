@@ -16,6 +16,7 @@ from torch_npu import npu  # noqa: F401
 from torch_npu import operators as _operators
 
 __version__ = "2.10.0.post4"
+unsupported_dtype = [torch.quint8, torch.quint4x2, torch.quint2x4, torch.qint32, torch.qint8]
 
 _operators.define("npu")
 _operators.define("atb")
