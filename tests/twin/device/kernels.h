@@ -116,6 +116,12 @@ inline Tensor copy_from(const Tensor& self, const Tensor& to, bool) {
   return to;
 }
 
+// Parameters of a module that moves between host and device stay the objects they are, with all that is written on them.
+inline bool has_compatible_type(const Tensor& self, const Tensor& from) {
+  auto is_dense = [](const Tensor& tensor) { return on_device(tensor) || (tensor.is_cpu() && tensor.layout() == at::kStrided); };
+  return is_dense(self) && is_dense(from);
+}
+
 inline void record_stream(Tensor&, at::Stream) {}
 
 }  // namespace twin
@@ -134,6 +140,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Tensor", &twin::set_tensor);
   m.impl("set_", &twin::set_nothing);
   m.impl("_copy_from", &twin::copy_from);
+  m.impl("_has_compatible_shallow_copy_type", &twin::has_compatible_type);
   m.impl("record_stream", &twin::record_stream);
 }
 
