@@ -1,4 +1,5 @@
-"""Weights between Hugging Face's format and megatron's distributed checkpoints, alone or under mpirun, torchrun or srun.
+"""Weights between Hugging Face's format and megatron's distributed checkpoints, alone or under mpirun, torchrun or
+srun.
 
 python convert.py to-mcore CONFIG OUT [section.key=value ...]               model.path of CONFIG, for model.checkpoint
 python convert.py to-hf    CONFIG CHECKPOINT OUT [section.key=value ...]    a run's step, or what to-mcore wrote
@@ -6,14 +7,16 @@ python convert.py to-hf    CONFIG CHECKPOINT OUT [section.key=value ...]    a ru
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from r1zero import config, device, world
+from r1zero import config
 from r1zero.config import UserError
+from r1zero.distributed import device, world
 
 PATIENCE_S = 7 * 24 * 3600
 """Processes that are done wait for those that are not."""
@@ -28,17 +31,27 @@ def main() -> None:
             command.add_argument(argument, type=Path)
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
     options = parser.parse_args()
-    launch = world.Launch(0, 1, 0, 1, "none")
+    launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(str(options.config), options.overrides, config.Config)
+    except UserError as error:  # every process found the same: the first says it, before another's end ends the job
+        if launch.rank == 0:
+            sys.stderr.write(f"convert.py: {error}\n")
+        else:
+            time.sleep(config.SPEAKER_S)
+        sys.exit(2)
+    try:
         device.start("cpu", 0)
         if launch.size > 1:
-            world.join(launch, device.ROWS["cpu"], PATIENCE_S)
+            world.join(launch, device.DEVICES["cpu"], PATIENCE_S)
         _convert(options, cfg, launch)
     except UserError as error:
-        sys.stderr.write(f"convert.py: {error}\n")
+        if launch.rank:  # what the first found, too, the first says, and ends the job
+            time.sleep(config.SPEAKER_S)
+        if not isinstance(error, config.CollectiveError) or launch.rank == 0:
+            sys.stderr.write(f"convert.py: {error}\n")
         if launch.size > 1:
             world.abort(launch, 2)
         sys.exit(2)
@@ -47,13 +60,15 @@ def main() -> None:
 
 
 def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Launch) -> None:
-    from r1zero.model import conversion, families
+    from r1zero.checkpoint import conversion
+    from r1zero.model import families
 
     shape = families.model_shape(cfg.model)
     workers = conversion.Workers(launch.rank, launch.size, _barrier(launch.size))
     console = Console(stderr=True, quiet=launch.rank > 0)
     columns = TextColumn(options.command), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
+
         def progress(total: int) -> Callable[[int], None]:
             """The first process's own share of the work stands for all."""
             task = bar.add_task("", total=total / launch.size)
@@ -63,7 +78,7 @@ def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Laun
             conversion.to_mcore(shape, Path(cfg.model.path), options.out, workers, progress)
         else:
             conversion.to_hf(shape, Path(cfg.model.path), options.checkpoint, options.out, workers, progress)
-    console.print(f"wrote {options.out}")
+    console.print(f"wrote {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _barrier(size: int) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -53,7 +54,7 @@ def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
 
         def progress(file: Path, share: float, counts: prepare.Counts) -> None:
             if file not in tasks:
-                tasks[file] = bar.add_task(file.name, total=1.0, rows="")
+                tasks[file] = bar.add_task(escape(file.name), total=1.0, rows="")
             bar.update(tasks[file], completed=share, rows=f"{counts.kept} of {counts.rows} rows kept")
 
         return prepare.prepare(cfg, progress)
@@ -79,7 +80,7 @@ def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> 
         console.print(
             f"... and {counts.bad - len(report.complaints)} more in {cfg.output}/rejected.jsonl", markup=False
         )
-    table = Table(title=f"{cfg.output}, template {cfg.template}", title_justify="left", show_header=False)
+    table = Table(title=escape(f"{cfg.output}, template {cfg.template}"), title_justify="left", show_header=False)
     table.add_row("rows", str(counts.rows))
     for name, count in (("kept", counts.kept), ("too long", counts.too_long), ("bad", counts.bad)):
         table.add_row(name, str(count), f"{count / counts.rows:.2%}")

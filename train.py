@@ -2,27 +2,39 @@
 
 import argparse
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 
-from r1zero import config, device, layout, limits, plan, world
-from r1zero.config import UserError
+from r1zero import config, plan
+from r1zero.config import UserError, limits
+from r1zero.distributed import device, layout, world
 from r1zero.model import families, placement
 from r1zero.reward import RewardError, Scorer, check_rules
+from r1zero.rollout import engine_limits
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
-    parser.add_argument("--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device")
-    parser.add_argument("--world", type=int, metavar="RANKS",
-                        help="with --plan: ranks of the world, where the config does not say or for another")
-    parser.add_argument("--check", action="store_true",
-                        help="start all ranks, try everything that a step needs once, print what was found, and end")
+    parser.add_argument(
+        "--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device"
+    )
+    parser.add_argument(
+        "--world",
+        type=int,
+        metavar="RANKS",
+        help="with --plan: ranks of the world, where the config does not say or for another",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="start all ranks, try everything that a step needs once, print what was found, and end",
+    )
     parser.add_argument("--json", action="store_true", help="with --plan: for programs")
     args = parser.parse_intermixed_args()
-    launch = world.Launch(0, 1, 0, 1, "none")
+    launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
@@ -36,15 +48,21 @@ def main() -> None:
         shape = families.model_shape(cfg.model)
         for role in filter(None, (grids.train, grids.reference)):
             placement.check(shape, role)
+        engine_limits.check(cfg, shape, grids)
         check_rules(cfg.reward.rules)
-    except (UserError, RewardError) as error:   # every rank found the same and ends by itself
+    except (
+        UserError,
+        RewardError,
+    ) as error:  # every rank found the same: the first says it, before another's end ends the job
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
+        else:
+            time.sleep(config.SPEAKER_S)
         sys.exit(2)
     try:
         train(cfg, grids, launch, args.check)
     except (UserError, RewardError) as error:
-        if launch.rank == 0 or not isinstance(error, config.Agreed):
+        if launch.rank == 0 or not isinstance(error, config.CollectiveError):
             sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
 
@@ -59,8 +77,10 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
         device.make_deterministic(cfg.run.device)
     row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
-    from r1zero import logs, preflight, watchdog
-    from r1zero.run_lock import RunLock
+    from r1zero import preflight
+    from r1zero.checkpoint.run_lock import RunLock
+    from r1zero.observability import logs
+    from r1zero.watchdog import heartbeat
 
     folder = Path(cfg.run.dir) / cfg.run.name
     rows = preflight.before(cfg, grids, launch)
@@ -69,13 +89,13 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
     preflight.stop_if_failed(rows)
     lock = RunLock(folder) if launch.rank == 0 else None
     log = logs.start(folder / "logs", launch.rank)
-    with watchdog.standing(cfg.run, launch, log, (UserError, RewardError)) as watch:
+    with heartbeat.watch_rank(cfg.run, launch, log, (UserError, RewardError)) as watch:
         if lock:
             watch.renewals.append(lock.renew)
         with device.quiet_imports():
             from r1zero.trainer import Trainer
 
-        trainer = Trainer(cfg, grids, launch, scorer, device.here(cfg.run.device))
+        trainer = Trainer(cfg, grids, launch, scorer, device.torch_device(cfg.run.device))
         trainer.watch.observers.append(watch.phase)
         links = preflight.links(trainer.roles.groups(), launch.size, trainer.device)
         if check:

@@ -1,6 +1,6 @@
 # Environment of a run on Atlas 900 A3, sourced by mpirun.sh, torchrun.sh and slurm.sh when RUN_ENV=launch/env-a3.sh.
 # Each line may be overridden by setting the variable before. The Python side sets what no user needs to choose
-# (r1zero/device.py); what stands here belongs to a machine or must be there before the interpreter starts.
+# (r1zero/distributed/device.py); what stands here belongs to a machine or must be there before the interpreter starts.
 
 set_default() { [ -n "${!1+set}" ] || export "$1=$2"; }
 

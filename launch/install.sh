@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-say() { printf '\033[1m%s\033[0m\n' "$*"; }
+# In bold, on a terminal whose user has nothing against it.
+say() { if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then printf '\033[1m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi; }
 die() { printf '%s\n' "$*" >&2; exit 1; }
 
 # The first Python from 3.11 to 3.13; PYTHON=... chooses another.

@@ -3,7 +3,11 @@
 #   checkpoint. Not after success, after an error that the user must mend (exit status 2), or where it was asked to end.
 #   SIGTERM, SIGUSR1 or a first Ctrl-C to the script: the step is finished and saved; a second Ctrl-C ends the job at once.
 retries=0
-[ "${1:-}" != --retries ] || { retries=$2; shift 2; }
+if [ "${1:-}" = --retries ]; then
+    retries=${2:-}
+    [[ $retries =~ ^[0-9]+$ ]] || { echo "--retries $retries: name the number of times that a failed job is started again" >&2; exit 2; }
+    shift 2
+fi
 [ $# -ge 2 ] || { sed -n '2,/^set /s/^# //p' "$0" >&2; exit 2; }
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 [ -z "${RUN_ENV:-}" ] || source "$RUN_ENV"

@@ -13,5 +13,6 @@ cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the repository}"
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 [ -z "${RUN_ENV:-}" ] || source "$RUN_ENV"
 [ -z "${IFNAME:-}" ] || export GLOO_SOCKET_IFNAME=$IFNAME HCCL_SOCKET_IFNAME=$IFNAME TP_SOCKET_IFNAME=$IFNAME NCCL_SOCKET_IFNAME=$IFNAME
+# No MPI: under srun the ranks meet without it, and a cluster's default (pmi2, pmix) would only set another launcher's variables.
 # Block distribution: ranks fill node after node. One rank's failure ends all. No binding: graders and torch_npu place their own threads.
-exec srun --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL python "${TRAIN:-train.py}" "$@"
+exec srun --mpi=none --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL python "${TRAIN:-train.py}" "$@"

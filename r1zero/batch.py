@@ -1,11 +1,13 @@
-"""The nouns that cross stages, with their shapes: prompts, responses, the ragged training batch, packed micro-batches.
+"""The data that passes between the stages of a step, with shapes: prompts, responses, the ragged training batch,
+micro-batches.
 
 Legend: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts and responses), R response tokens.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,45 +15,45 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    index: int
-    """Row in the data; in a run its place in the run's order of prompts, which with iteration and sample makes the seed."""
+    row: int
+    """Its row in the prepared data."""
     token_ids: tuple[int, ...]
     label: str
     text: str
     additional: dict[str, str | None] = field(default_factory=dict, hash=False)
-    """The row's columns that dataset_additional_keys kept, for reward rules of the user's own."""
+    """The columns of the row that dataset_additional_keys kept, for the user's own reward rules."""
 
 
 @dataclass(frozen=True)
 class Response:
     prompt: int
-    """Position of its prompt in the list given to generate."""
+    """Position of its prompt in the list given to `generate`."""
     sample: int
     """0 .. G - 1."""
     token_ids: list[int]
-    """With the stop token, where there is one."""
+    """Includes the stop token if one was sampled."""
     logprobs: list[float]
-    """Of each token when sampled, temperature included."""
+    """Of each token at the time it was sampled, at the sampling temperature."""
     finish_reason: Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as flat ragged tensors: what training needs of them, and nothing else."""
+    """Samples as flat ragged tensors, with only what training needs."""
 
     ids_B: Tensor
-    """Number of the sample in the iteration: prompt number * G + sample. int64."""
+    """Number of each sample within the iteration: prompt number * G + sample number. int64."""
     prompt_lengths_B: Tensor
     response_lengths_B: Tensor
     tokens_T: Tensor
-    """Each sample's prompt, then its response. int64."""
+    """The prompt of each sample, followed by its response. int64."""
     advantages_B: Tensor
     scored_B: Tensor
-    """1.0, or 0.0 for a sample that was not scored: its tokens carry no loss. float32."""
+    """1.0, or 0.0 for a sample that was not scored, whose tokens are left out of the loss. float32."""
     rollout_logprobs_R: Tensor
-    """By the engine that sampled. float32."""
+    """Computed by the engine while sampling. float32."""
     ref_logprobs_R: Tensor
-    """By the reference. float32; empty where there is none."""
+    """Computed by the reference model. float32; empty if there is no reference."""
 
     @property
     def lengths_B(self) -> Tensor:
@@ -62,57 +64,71 @@ class Batch:
 
     def select(self, indices: Tensor) -> "Batch":
         """The samples at `indices`, in that order."""
+
         def ragged(flat: Tensor, lengths: Tensor) -> Tensor:
             return flat if not len(flat) else flat[ragged_index(lengths, indices)]
+
         return Batch(
             **{f.name: getattr(self, f.name)[indices] for f in fields(self) if f.name.endswith("_B")},
             tokens_T=ragged(self.tokens_T, self.lengths_B),
             rollout_logprobs_R=ragged(self.rollout_logprobs_R, self.response_lengths_B),
-            ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B))
+            ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B),
+        )
 
     def with_reference(self, ref_logprobs_R: Tensor) -> "Batch":
         return replace(self, ref_logprobs_R=ref_logprobs_R)
 
 
 def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
-    """Positions, in a flat tensor of rows of `lengths_B`, of the elements of the rows `indices`, row by row."""
+    """Positions of the elements of the rows `indices`, row by row, in a flat tensor whose rows have lengths
+    `lengths_B`."""
     starts, taken = lengths_B.cumsum(0) - lengths_B, lengths_B[indices]
     offsets = taken.cumsum(0) - taken
     return torch.arange(int(taken.sum()), device=taken.device) + (starts[indices] - offsets).repeat_interleave(taken)
 
 
 @dataclass(frozen=True)
-class Pack:
-    """One micro-batch: samples laid end to end, no padding between them."""
+class MicroBatch:
+    """Samples laid end to end without padding between them."""
 
     indices: Tensor
-    """Its samples' places in the batch."""
+    """Positions of its samples in the batch."""
     lengths: list[int]
-    """Tokens of each sequence."""
+    """Number of tokens of each sequence."""
     tokens: Tensor
     """(t,) int64."""
     rows: Tensor
-    """(r,) rows of the logits that predict response tokens: one before each."""
+    """(r,) rows of the logits that predict response tokens: the row before each of them."""
     targets: Tensor
     """(r,) those response tokens."""
     response_index: Tensor
-    """(r,) where each lies in the batch's R."""
+    """(r,) position of each among the R response tokens of the batch."""
 
 
-def pack(batch: Batch, indices: Tensor) -> Pack:
-    """Lay samples end to end. Without samples: one token and nothing to predict, for the ranks whose collectives it joins."""
+def pack(batch: Batch, indices: Tensor) -> MicroBatch:
+    """Lay the samples at `indices` end to end.
+
+    With no samples, returns a one-token dummy that predicts nothing, so that this rank still takes part in the
+    collectives.
+    """
     lengths, responses = batch.lengths_B[indices], batch.response_lengths_B[indices]
     if not len(indices):
-        return Pack(indices, [1], batch.tokens_T.new_zeros(1), indices, indices, indices)
+        return MicroBatch(indices, [1], batch.tokens_T.new_zeros(1), indices, indices, indices)
     tokens = batch.tokens_T[ragged_index(batch.lengths_B, indices)]
-    first = (lengths.cumsum(0) - responses).repeat_interleave(responses)   # row of each sample's first response token
+    first = (lengths.cumsum(0) - responses).repeat_interleave(responses)  # row of each sample's first response token
     within = torch.arange(int(responses.sum())) - (responses.cumsum(0) - responses).repeat_interleave(responses)
     where = first + within
-    return Pack(indices, lengths.tolist(), tokens, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices))
+    return MicroBatch(
+        indices, lengths.tolist(), tokens, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices)
+    )
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Samples of like length together, at most `budget` tokens each; places in `lengths`. A single longer one stands alone."""
+    """Group samples of similar length, with at most `budget` tokens in each group; a longer sample gets a group of its
+    own.
+
+    Returns positions in `lengths`.
+    """
     groups: list[list[int]] = []
     room = 0
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
@@ -125,28 +141,32 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def spread(groups: list[list[int]], count: int) -> list[list[int]]:
-    """Exactly `count` groups (at least 1), by halving the fullest; an empty group where there are fewer samples than that.
+    """Split groups in half, the fullest first, until there are `count` of them (at least one).
 
-    Ranks that share a collective must run the same number of micro-batches.
+    Ranks that share a collective must run the same number of micro-batches. Groups stay empty where there are too few
+    samples.
     """
-    groups = list(groups) or [[]]   # a rank without samples takes part in the collectives all the same
+    groups = list(groups) or [[]]  # a rank without samples still takes part in the collectives
     while len(groups) < count:
         fullest = max(range(len(groups)), key=lambda g: len(groups[g]))
         group = groups[fullest]
         if len(group) < 2:
             groups.append([])
             continue
-        groups[fullest:fullest + 1] = [group[:len(group) // 2], group[len(group) // 2:]]
+        groups[fullest : fullest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
     return groups
 
 
-def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
-    """Samples dealt to `hands` ranks, longest first to the one with fewest tokens; every hand ascending, none empty
-    while samples last."""
-    heap = [(0, 0, h) for h in range(hands)]
-    dealt: list[list[int]] = [[] for _ in range(hands)]
+def balance(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Divide samples into `count` shards with about as many tokens each.
+
+    The longest sample goes first, always to the shard with the fewest tokens. Every shard is in ascending order, and
+    none is empty unless there are fewer samples than shards.
+    """
+    heap = [(0, 0, shard) for shard in range(count)]
+    shards: list[list[int]] = [[] for _ in range(count)]
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        tokens, count, hand = heapq.heappop(heap)
-        dealt[hand].append(i)
-        heapq.heappush(heap, (tokens + lengths[i], count + 1, hand))
-    return [sorted(hand) for hand in dealt]
+        tokens, samples, shard = heapq.heappop(heap)
+        shards[shard].append(i)
+        heapq.heappush(heap, (tokens + lengths[i], samples + 1, shard))
+    return [sorted(shard) for shard in shards]

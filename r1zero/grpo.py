@@ -1,4 +1,5 @@
-"""GRPO's formulas: tensors in, tensors out. Shao et al., "DeepSeekMath" (2024), section 4.1; DeepSeek-AI, "DeepSeek-R1" (2025), 2.2.1.
+"""GRPO's formulas: tensors in, tensors out. Shao et al., "DeepSeekMath" (2024), section 4.1; DeepSeek-AI, "DeepSeek-R1"
+(2025), 2.2.1.
 
 P prompts, G responses per prompt, R response tokens.
 """
@@ -12,8 +13,8 @@ from torch import Tensor
 def advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     """(r - mean) / (std + 1e-6) in each group, over its scored samples; std with Bessel's correction.
 
-    rewards_PG: (P, G), any value where not scored. scored_PG: (P, G) bool. Returns (P, G) float32: 0 where a sample was not
-    scored, and in the groups that `without_spread` names.
+    rewards_PG: (P, G), any value where not scored. scored_PG: (P, G) bool. Returns (P, G) float32: 0 where a sample was
+    not scored, and in the groups that `without_spread` names.
     """
     count = scored_PG.sum(1, keepdim=True)
     rewards = torch.where(scored_PG, rewards_PG.double(), 0.0)
@@ -26,8 +27,8 @@ def advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
 def without_spread(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     """Groups that teach nothing: fewer than two scored samples, or scored rewards that are all equal.
 
-    Equality is decided on the rewards themselves, so that rounding noise in the mean is never divided by the small constant
-    in `advantages`. Arguments as there; returns (P,) bool.
+    Equality is decided on the rewards themselves, so that rounding noise in the mean is never divided by the small
+    constant in `advantages`. Arguments as there; returns (P,) bool.
     """
     rewards = rewards_PG.double()
     lowest = torch.where(scored_PG, rewards, torch.inf).amin(1)
@@ -63,7 +64,8 @@ class Surrogate(NamedTuple):
 
 
 def clipped_surrogate(logprobs_R: Tensor, old_logprobs_R: Tensor, advantages_R: Tensor, clip_ratio: float) -> Surrogate:
-    """-min(ratio A, clip(ratio, 1 - c, 1 + c) A). Schulman et al., "Proximal Policy Optimization" (2017), equation 7."""
+    """-min(ratio A, clip(ratio, 1 - c, 1 + c) A). Schulman et al., "Proximal Policy Optimization" (2017), equation
+    7."""
     ratio = (logprobs_R - old_logprobs_R).exp()
     plain = -ratio * advantages_R
     clipped = -ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_R
@@ -71,11 +73,12 @@ def clipped_surrogate(logprobs_R: Tensor, old_logprobs_R: Tensor, advantages_R: 
 
 
 def masked_sum(values_R: Tensor, mask_R: Tensor) -> Tensor:
-    """Sum over the tokens where mask_R (bool) is true; what stands elsewhere does not count, even if it is not finite."""
+    """Sum over the tokens where mask_R (bool) is true; what stands elsewhere does not count, even if it is not
+    finite."""
     return torch.where(mask_R, values_R, 0.0).sum()
 
 
 def token_mean(values_R: Tensor, mask_R: Tensor, tokens: float) -> Tensor:
-    """Sum over this rank's unmasked tokens, divided by the unmasked tokens of the whole batch on all ranks: micro-batches and
-    ranks add up to one mean, however the batch is cut."""
+    """Sum over this rank's unmasked tokens, divided by the unmasked tokens of the whole batch on all ranks:
+    micro-batches and ranks add up to one mean, however the batch is cut."""
     return masked_sum(values_R, mask_R) / tokens

@@ -1,4 +1,5 @@
-"""Log-probabilities of chosen tokens from logits whose vocabulary is cut over tensor-parallel ranks, and the entropy beside them."""
+"""Log-probabilities of chosen tokens from logits whose vocabulary is cut over tensor-parallel ranks, and the entropy
+beside them."""
 
 from typing import NamedTuple
 
@@ -14,20 +15,27 @@ class TokenStats(NamedTuple):
     """Of the same distribution, in nats; without gradient."""
 
 
-def token_stats(logits_TV: Tensor, rows_R: Tensor, targets_R: Tensor, *, temperature: float, forbidden_V: Tensor,
-                group: dist.ProcessGroup | None) -> TokenStats:
+def token_stats(
+    logits_TV: Tensor,
+    rows_R: Tensor,
+    targets_R: Tensor,
+    *,
+    temperature: float,
+    forbidden_V: Tensor,
+    group: dist.ProcessGroup | None,
+) -> TokenStats:
     """logits_TV: (t, V / tp) of this rank's part of the vocabulary. rows_R: the row that predicts each target.
 
-    forbidden_V: (V / tp,) bool, ids that no token has: masked before the softmax. group: the tensor-parallel ranks, in order of
-    their parts; None: one rank. All results are fp32, whatever the logits are.
+    forbidden_V: (V / tp,) bool, ids that no token has: masked before the softmax. group: the tensor-parallel ranks, in
+    order of their parts; None: one rank. All results are fp32, whatever the logits are.
     """
     return TokenStats(*_TokenStats.apply(logits_TV, rows_R, targets_R, temperature, forbidden_V, group))
 
 
 class _TokenStats(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_TV, rows_R, targets_R, temperature, forbidden_V, group):  # noqa: ANN001
-        x = logits_TV[rows_R].float().div_(temperature).masked_fill_(forbidden_V, -torch.inf)   # (R, V / tp)
+    def forward(ctx, logits_TV, rows_R, targets_R, temperature, forbidden_V, group):  # noqa: PLR0913 (ctx is the seventh)
+        x = logits_TV[rows_R].float().div_(temperature).masked_fill_(forbidden_V, -torch.inf)  # (R, V / tp)
         shift = x.amax(1)
         _all_reduce(shift, dist.ReduceOp.MAX, group)
         x -= shift[:, None]
@@ -37,8 +45,13 @@ class _TokenStats(torch.autograd.Function):
         at = local.clamp(0, width - 1)
         p = x.exp()
         # One collective for all three sums: of exp, of exp * x, and the target's own x (from its owner).
-        sums = torch.stack([p.sum(1), (p * x.masked_fill(forbidden_V, 0.0)).sum(1),
-                            torch.where(owned, x.gather(1, at[:, None])[:, 0], 0.0)])
+        sums = torch.stack(
+            [
+                p.sum(1),
+                (p * x.masked_fill(forbidden_V, 0.0)).sum(1),
+                torch.where(owned, x.gather(1, at[:, None])[:, 0], 0.0),
+            ]
+        )
         _all_reduce(sums, dist.ReduceOp.SUM, group)
         z, weighted, chosen = sums
         ctx.save_for_backward(p.div_(z[:, None]), rows_R, at, owned)
@@ -49,14 +62,21 @@ class _TokenStats(torch.autograd.Function):
         return chosen - log_z, entropy
 
     @staticmethod
-    def backward(ctx, grad_R, _):  # noqa: ANN001
+    def backward(ctx, grad_R, _):
         p, rows_R, at, owned = ctx.saved_tensors
         shape, dtype = ctx.logits
         scale = (grad_R / ctx.temperature)[:, None]
         grad = p * -scale
         grad.scatter_add_(1, at[:, None], torch.where(owned[:, None], scale, 0.0))
         # Each row predicts one target only, so rows never meet.
-        return torch.zeros(shape, dtype=dtype, device=grad.device).index_copy_(0, rows_R, grad.to(dtype)), None, None, None, None, None
+        return (
+            torch.zeros(shape, dtype=dtype, device=grad.device).index_copy_(0, rows_R, grad.to(dtype)),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp, group: dist.ProcessGroup | None) -> None:

@@ -1,12 +1,14 @@
 """The trained model and the reference, as the step sees them: logprobs of a batch, and one update on it.
 
-Both run megatron-core's pipeline schedules over packed micro-batches; what a schedule leaves on the last stage is handed back.
+Both run megatron-core's pipeline schedules over packed micro-batches; what a schedule leaves on the last stage is
+handed back.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from math import inf, isfinite
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from r1zero import grpo
-from r1zero.batch import Batch, Pack, micro_batches, pack, spread
+from r1zero.batch import Batch, MicroBatch, micro_batches, pack, spread
 from r1zero.config import Config
 from r1zero.logprobs import TokenStats, token_stats
 from r1zero.model import build, packing
@@ -25,13 +27,22 @@ SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
 
 
 class Policy:
-    """One role's model on this rank's place in its grid. Optimizer and scheduler are the trained one's; the reference has none."""
+    """One role's model on this rank's place in its grid. Optimizer and scheduler are the trained one's; the reference
+    has none."""
 
-    def __init__(self, cfg: Config, chunks: list[torch.nn.Module], vocab_size: int, forbidden_ids: list[int], device: torch.device,
-                 optimizer: Any = None, scheduler: Any = None):
-        self.cfg, self.chunks, self.device = cfg, chunks, device
+    def __init__(
+        self,
+        cfg: Config,
+        chunks: list[torch.nn.Module],
+        vocab_size: int,
+        forbidden_ids: list[int],
+        optimizer: Any = None,
+        scheduler: Any = None,
+    ):
+        self.cfg, self.chunks = cfg, chunks
+        self.device = device = next(chunks[0].parameters()).device
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.state_here: Callable[[], Any] = nullcontext
+        self.optimizer_on_device: Callable[[], Any] = nullcontext
         """Makes a context in which the optimizer's state is on the device."""
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         self.dp_group = parallel_state.get_data_parallel_group()
@@ -41,22 +52,28 @@ class Policy:
         self.forbidden_V[[i - first for i in forbidden_ids if first <= i < first + width]] = True
 
     @property
-    def speaks(self) -> bool:
-        """Whether this rank is the one of its data-parallel index that reports results: last stage, first tensor rank."""
+    def is_reporting_rank(self) -> bool:
+        """Whether this rank is the one of its data-parallel index that reports results: last stage, first tensor
+        rank."""
         return parallel_state.is_pipeline_last_stage() and self.tp_group.rank() == 0
 
     @staticmethod
     def groups() -> dict[str, dist.ProcessGroup]:
         """megatron's groups of this rank that a step uses."""
-        return {"train tp": parallel_state.get_tensor_model_parallel_group(),
-                "train pp": parallel_state.get_pipeline_model_parallel_group(),
-                "train dp": parallel_state.get_data_parallel_group(), "train ep": parallel_state.get_expert_model_parallel_group()}
+        return {
+            "train tp": parallel_state.get_tensor_model_parallel_group(),
+            "train pp": parallel_state.get_pipeline_model_parallel_group(),
+            "train dp": parallel_state.get_data_parallel_group(),
+            "train ep": parallel_state.get_expert_model_parallel_group(),
+        }
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor | None:
         """(R,) fp32 on the last stage, in the batch's order; None on other stages. Collective over the role's ranks."""
-        packs = self._packs(batch)
-        stats = self._schedule(packs, lambda p, logits, non_loss_data: self._stats(p, logits).logprobs_R, forward_only=True)
+        packs = self._micro_batches(batch)
+        stats = self._schedule(
+            packs, lambda p, logits, non_loss_data: self._stats(p, logits).logprobs_R, forward_only=True
+        )
         if not parallel_state.is_pipeline_last_stage():
             return None
         out = torch.empty(int(batch.response_lengths_B.sum()))
@@ -67,40 +84,49 @@ class Policy:
     def update(self, batch: Batch, loss_tokens: float) -> dict[str, float]:
         """One optimizer step on the GRPO loss. loss_tokens: unmasked response tokens of the whole batch, on all ranks.
 
-        Returns this rank's share of SUMS, `gap_max` (largest gap to the rollout engine's logprob of any token here), both zero on
-        ranks that do not speak, `grad_norm` of the whole model before clipping, the step's `lr`, and `skipped`: 1.0 on all ranks where
-        the loss or the gradient is not finite, and then weights, moments and learning rate are as before.
+        Returns this rank's share of SUMS, `gap_max` (largest gap to the rollout engine's logprob of any token here),
+        both zero on ranks that do not speak, `grad_norm` of the whole model before clipping, the step's `lr`, and
+        `skipped`: 1.0 on all ranks where the loss or the gradient is not finite, and then weights, moments and learning
+        rate are as before.
         """
-        packs = self._packs(batch)
+        packs = self._micro_batches(batch)
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         results = self._schedule(packs, partial(self._loss, batch, loss_tokens), forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
-        # Looked at before anything is touched: without a loss scaler the optimizer itself steps on whatever the gradient is.
+        # Looked at before anything is touched: without a loss scaler the optimizer itself steps on whatever the
+        # gradient is.
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         skipped = not self._is_finite(grad_norm, results)
         if not skipped:
-            with self.state_here():
+            with self.optimizer_on_device():
                 self.optimizer.step()
             self.scheduler.step(1)
         sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
-        if self.speaks:
+        if self.is_reporting_rank:
             sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
             gap = max(float(r["gap_max"]) for r in results)
-        return {**dict(zip(SUMS, sums.tolist(), strict=True)), "gap_max": gap, "lr": lr,
-                "grad_norm": grad_norm if isfinite(grad_norm) else inf, "skipped": float(skipped)}
+        return {
+            **dict(zip(SUMS, sums.tolist(), strict=True)),
+            "gap_max": gap,
+            "lr": lr,
+            "grad_norm": grad_norm if isfinite(grad_norm) else inf,
+            "skipped": float(skipped),
+        }
 
     def _is_finite(self, grad_norm: float, results: list[dict[str, Tensor]]) -> bool:
         """Whether loss and gradient are, on all ranks; the norm is that of the whole model's gradient."""
-        loss = sum(r["sums"][:SUMS.index("entropy")].abs().sum() for r in results) if self.speaks else 0.0
+        loss = sum(r["sums"][: SUMS.index("entropy")].abs().sum() for r in results) if self.is_reporting_rank else 0.0
         broken = torch.tensor(float(not isfinite(grad_norm + float(loss))), device=self.device)
         dist.all_reduce(broken, dist.ReduceOp.MAX, group=self.optimizer.get_grad_stats_parallel_group())
         return not broken
 
-    def _loss(self, batch: Batch, loss_tokens: float, p: Pack, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, batch: Batch, loss_tokens: float, p: MicroBatch, logits: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """A share of the loss that needs no further scaling: the triple tells the schedule to leave it as it is."""
         cfg, (logprobs, entropy) = self.cfg.grpo, self._stats(p, logits)
         lengths = batch.response_lengths_B[p.indices]
@@ -114,7 +140,8 @@ class Policy:
         surrogate = grpo.clipped_surrogate(logprobs, old, advantages, cfg.clip_ratio)
         kl = torch.zeros_like(logprobs)
         if len(batch.ref_logprobs_R):
-            # Of masked tokens the reference is the policy: a value that is not finite would reach the gradient through the mask.
+            # Of masked tokens the reference is the policy: a value that is not finite would reach the gradient through
+            # the mask.
             ref = torch.where(mask, batch.ref_logprobs_R[p.response_index].to(self.device), old)
             kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, ref)
         loss = grpo.token_mean(surrogate.loss_R + cfg.kl_coef * kl, mask, loss_tokens)
@@ -126,24 +153,38 @@ class Policy:
             sums = torch.stack([grpo.masked_sum(f, mask) for f in figures])
         return loss, torch.tensor(0, dtype=torch.int), {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}
 
-    def _stats(self, p: Pack, logits: Tensor) -> TokenStats:
-        return token_stats(logits, p.rows.to(self.device), p.targets.to(self.device), temperature=self.cfg.rollout.temperature,
-                           forbidden_V=self.forbidden_V, group=self.tp_group)
+    def _stats(self, p: MicroBatch, logits: Tensor) -> TokenStats:
+        return token_stats(
+            logits,
+            p.rows.to(self.device),
+            p.targets.to(self.device),
+            temperature=self.cfg.rollout.temperature,
+            forbidden_V=self.forbidden_V,
+            group=self.tp_group,
+        )
 
-    def _packs(self, batch: Batch) -> list[Pack]:
+    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
         groups = micro_batches(batch.lengths_B.tolist(), self.cfg.train.micro_batch_tokens)
         count = torch.tensor(len(groups), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
         return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
 
-    def _schedule(self, packs: list[Pack], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
+    def _schedule(self, packs: list[MicroBatch], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
         """Run megatron's schedule; `on_logits(pack, logits)` is called on the last stage, once for each pack."""
-        def forward(data: Iterator[Pack], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+
+        def forward(data: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
             # Sequence parallelism cuts a pack evenly over the tensor ranks.
             packed = packing.pack(p.lengths, self.tp_group.size(), self.device)
             return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_logits, p)
 
         return get_forward_backward_func()(
-            forward_step_func=forward, data_iterator=iter(packs), model=self.chunks, num_microbatches=len(packs),
-            seq_length=1, micro_batch_size=1, forward_only=forward_only, collect_non_loss_data=forward_only)
+            forward_step_func=forward,
+            data_iterator=iter(packs),
+            model=self.chunks,
+            num_microbatches=len(packs),
+            seq_length=1,
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )

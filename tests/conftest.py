@@ -12,9 +12,9 @@ import pytest
 from tests.ranks import Ranks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ranks():
-    """Long-lived processes that run functions as ranks of a gloo world: see tests/ranks.py."""
+    """Runs functions as the ranks of a gloo world, and jobs: see tests/ranks.py."""
     group = Ranks()
     yield group
     group.close()

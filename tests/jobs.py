@@ -1,4 +1,5 @@
-"""The real job in the ranks of a test: tiny random models, real data, the real trainer, a rule that rewards at random weights too."""
+"""The real job in the ranks of a test: tiny random models, real data, the real trainer, a rule that rewards at random
+weights too."""
 
 import json
 import random
@@ -8,8 +9,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from r1zero import config, device, layout, world
+from r1zero import config
 from r1zero.config import Config
+from r1zero.distributed import device, layout, world
 
 RULE = f"{Path(__file__).resolve()}:even_share"
 
@@ -20,7 +22,8 @@ def even_share(response: str, label: str) -> float:
 
 
 def make_base(folder: Path, family: str, seed: int = 0) -> Path:
-    """A random model of the family with the miniature's tokenizer, in fp32, and its preprocessed problems: folder/base, folder/data."""
+    """A random model of the family with the miniature's tokenizer, in fp32, and its preprocessed problems: folder/base,
+    folder/data."""
     from transformers import AutoModelForCausalLM
 
     from r1zero.data import prepare
@@ -30,7 +33,7 @@ def make_base(folder: Path, family: str, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(base.recipes(encode.eos_token_id)[family].config, dtype=torch.float32)
     for name, p in model.named_parameters():
-        if "norm" not in name:   # flat logits would hide errors
+        if "norm" not in name:  # flat logits would hide errors
             torch.nn.init.normal_(p, std=0.08)
     model.save_pretrained(folder / "base")
     encode.save_pretrained(folder / "base")
@@ -47,15 +50,33 @@ def job_config(folder: Path, grids: config.Layout, **sections: dict) -> Config:
         "run": dict(name="job", dir=str(folder / "runs"), iterations=3, dtype="float32", seed=7),
         "model": dict(path=str(folder / "base")),
         "data": dict(path=str(folder / "data")),
-        "rollout": dict(max_prompt_tokens=32, max_response_tokens=24, max_num_seqs=64, max_num_batched_tokens=4096, kv_cache_gib=0.0625),
+        "rollout": dict(
+            max_prompt_tokens=32,
+            max_response_tokens=24,
+            max_num_seqs=64,
+            max_num_batched_tokens=4096,
+            kv_cache_gib=0.0625,
+        ),
         "grpo": dict(prompts_per_iteration=8, group_size=4, kl_coef=0.05),
         "reward": dict(rules={RULE: 1.0}),
         "optimizer": dict(lr=3e-3),
         "train": dict(micro_batch_tokens=512),
     }
-    kinds = {"run": config.Run, "model": config.Model, "data": config.Data, "rollout": config.Rollout, "grpo": config.Grpo,
-             "reward": config.Reward, "optimizer": config.Optimizer, "train": config.Train, "checkpoint": config.Checkpoint}
-    return Config(layout=grids, **{name: kind(**{**fields.get(name, {}), **sections.get(name, {})}) for name, kind in kinds.items()})
+    kinds = {
+        "run": config.Run,
+        "model": config.Model,
+        "data": config.Data,
+        "rollout": config.Rollout,
+        "grpo": config.Grpo,
+        "reward": config.Reward,
+        "optimizer": config.Optimizer,
+        "train": config.Train,
+        "checkpoint": config.Checkpoint,
+    }
+    return Config(
+        layout=grids,
+        **{name: kind(**{**fields.get(name, {}), **sections.get(name, {})}) for name, kind in kinds.items()},
+    )
 
 
 def with_trainer(rank: int, cfg: Config, use):
@@ -82,7 +103,7 @@ def with_trainer(rank: int, cfg: Config, use):
 
 
 def metrics_of(cfg: Config) -> list[dict]:
-    return [json.loads(line) for line in (Path(cfg.run.dir) / cfg.run.name / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (Path(cfg.run.dir) / cfg.run.name / "metrics.jsonl").read_bytes().splitlines()]
 
 
 def alive(*words: str) -> list[str]:

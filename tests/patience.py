@@ -1,4 +1,5 @@
-"""How long a test may take, told by progress and not by seconds: other work on the same cores makes a test slow, not wrong."""
+"""How long a test may take, told by progress and not by seconds: other work on the same cores makes a test slow, not
+wrong."""
 
 import os
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 IDLE_S = 90.0
 """Processes that together use less than IDLE_CPU_S of processor time for so long are stuck."""
 IDLE_CPU_S = 2.0
+LIMIT_CPU_S = 1200.0
+"""Processes that together use more processor time than this wait in a loop for something that never comes."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -18,10 +21,13 @@ def wait(is_done: Callable[[], Any], pids: Iterable[int], idle_s: float = IDLE_S
     """Whether `is_done` becomes true before the processes `pids`, and what they have started, stop making progress."""
     roots = list(pids)
     used, since = processor_seconds(roots), time.monotonic()
+    until = used + LIMIT_CPU_S
     while not is_done():
         time.sleep(0.02)
         now = processor_seconds(roots)
-        if abs(now - used) > IDLE_CPU_S:   # less than before: one of them has ended
+        if now > until:
+            return bool(is_done())
+        if abs(now - used) > IDLE_CPU_S:  # less than before: one of them has ended
             used, since = now, time.monotonic()
         if time.monotonic() - since > idle_s:
             return bool(is_done())
@@ -69,13 +75,16 @@ def communicate(process: subprocess.Popen, idle_s: float = IDLE_S) -> tuple[Any,
                 used, since = now, time.monotonic()
             if time.monotonic() - since > idle_s:
                 process.kill()
-                raise AssertionError(f"{process.args} made no progress for {idle_s:.0f} s:\n{process.communicate()}") from None
+                raise AssertionError(
+                    f"{process.args} made no progress for {idle_s:.0f} s:\n{process.communicate()}"
+                ) from None
 
 
 def slowness() -> float:
-    """Wall seconds that one processor second takes now; at least 1. For limits that the program itself keeps in wall seconds."""
+    """Wall seconds that one processor second takes now; at least 1. For limits that the program itself keeps in wall
+    seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     while time.process_time() - cpu < 0.2:
         pass
     measured = (time.perf_counter() - wall) / (time.process_time() - cpu)
-    return 1.0 if measured < 1.3 else 2.0 * measured   # it may get worse while the test runs
+    return 1.0 if measured < 1.3 else 2.0 * measured  # it may get worse while the test runs

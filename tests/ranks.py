@@ -1,90 +1,309 @@
-"""A few processes that live as long as a test module and run functions as the ranks of a gloo world.
+"""The one way in which tests start ranks: a server that has imported everything forks the ranks of one world after
+another.
 
-Imports of torch, megatron and vLLM cost 5 to 14 s a process; here they are paid once. Every case gets a fresh process group of
-the size it asks for.
+Imports of torch, megatron and vLLM cost 5 to 14 s per process; here they are paid once for all tests. Every world gets
+new processes, so no case sees what another one left behind in a library.
+
+    python -m tests.ranks SOCKET      what Ranks starts
 """
 
+import ctypes
+import gc
 import os
+import pickle
+import random
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Client, Connection, Listener, Pipe
+from pathlib import Path
 from typing import Any
 
 from tests import patience
 
+ROOT = Path(__file__).parents[1]
+PR_SET_CHILD_SUBREAPER = 36
+LEFT_S = 5.0
+"""Seconds for which a process that a rank started may outlive the last rank."""
+GRACE_S = 5.0
+"""Seconds that the other ranks have to end by themselves after one rank has failed."""
+
 
 class Ranks:
-    """`run(f, *args, size=n)` calls f(rank, *args) on n ranks and returns their n results in order.
-
-    f must be importable (a function of a test module); its results must be picklable: plain values or CPU tensors.
-    """
+    """The tests' side: sends orders to the server, which it starts at the first order."""
 
     def __init__(self) -> None:
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
+        self._server: subprocess.Popen | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="ranks")
+        self._address = f"{self._folder.name}/socket"
 
     def run(self, function: Callable[..., Any], *args: Any, size: int) -> list[Any]:
-        while len(self._pipes) < size:
-            self._start()
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        for rank in range(size):
-            self._pipes[rank].send((function, args, rank, size, port))
-        results, failures = [], []
-        for rank in range(size):
-            if not patience.wait(lambda pipe=self._pipes[rank]: pipe.poll(0.05), [process.pid for process in self._processes]):
-                self.close()
-                raise AssertionError(f"rank {rank} of {size} does not answer, and no rank makes progress\n" + "\n".join(failures))
-            ok, value = self._pipes[rank].recv()
-            results.append(value)
-            if not ok:
-                failures.append(f"rank {rank} of {size}:\n{value}")
+        """Call function(rank, *args) on the ranks of a new gloo world and return their results in order.
+
+        The function must be importable (a function of a test module) and its results must be picklable. Raises
+        AssertionError with the traceback of every rank that failed.
+        """
+        ended = self._order("call", (function, args), size)
+        failures = [f"rank {rank} of {size}: {text}" for rank, (ok, text) in enumerate(ended) if not ok]
         if failures:
-            self.close()   # libraries keep groups of the failed case in their globals: the next case starts in new processes
             raise AssertionError("\n".join(failures))
-        return results
+        return [value for _, value in ended]
+
+    def job(
+        self,
+        size: int,
+        arguments: list[str],
+        log: Path,
+        accident: str = "none 0 none 0 0",
+        *,
+        launcher_kills: bool = False,
+    ) -> dict[str, Any]:
+        """Run train.py with an accident (tests/failure/accidents.py) as torchrun would start it, with its output in
+        `log`.
+
+        launcher_kills: end all ranks when one dies of a signal, as mpirun does. Returns `statuses` (negative: the
+        signal), `ended` (time.time() when the last rank was gone), `overdue` (it had to be killed) and `left` (commands
+        of processes left behind).
+        """
+        return self._order("job", (arguments, str(log), accident, launcher_kills), size)
 
     def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._pipes, self._processes = [], []
+        if self._server:
+            self._server.kill()
+            self._server.wait()
+        self._folder.cleanup()
 
-    def _start(self) -> None:
-        here, there = get_context("spawn").Pipe()
-        process = get_context("spawn").Process(target=_serve, args=(there,), daemon=True)
-        process.start()
-        there.close()
-        self._pipes.append(here)
-        self._processes.append(process)
+    def _order(self, kind: str, content: Any, size: int) -> Any:
+        if self._server is None:
+            self._server = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "tests.ranks", self._address], cwd=ROOT
+            )
+            assert patience.wait(lambda: os.path.exists(self._address), [self._server.pid]), "the server does not start"
+        with Client(self._address) as connection:
+            connection.send_bytes(pickle.dumps((kind, content, size)))
+            kind, value = pickle.loads(connection.recv_bytes())
+        if kind == "failed":
+            raise AssertionError(value)
+        return value
 
 
-def _serve(pipe: Connection) -> None:
+def serve(address: str) -> None:
+    """Import everything, then fork a supervisor for every order, so that several worlds can run at once."""
+    from r1zero.distributed import device
+
     os.environ.update(GLOO_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1")
-    import torch
+    device.start("cpu", 0)
+    with device.quiet_imports():
+        import torch
+        import vllm.model_executor.models.deepseek_v2
+        import vllm.model_executor.models.qwen2
+        import vllm.v1.engine.llm_engine
+        import vllm.v1.worker.cpu_worker  # noqa: F401
+
+        import r1zero.trainer
+        import r1zero.weight_sync.transfer  # noqa: F401
+    torch.set_num_threads(1)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are not waited for
+    with Listener(address) as listener:
+        while True:
+            connection = listener.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listener._listener._socket.close()  # without the Listener's own close, which removes the file
+                _supervise(connection)
+            connection.close()
+
+
+def _supervise(connection: Connection) -> None:
+    """Carry out one order in a process of its own. Never returns."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # processes that ranks leave behind become children of this one
+        kind, content, size = pickle.loads(connection.recv_bytes())
+        answer = ("done", (_call if kind == "call" else _job)(content, size))
+    except BaseException:  # whatever it is, the test must see it
+        answer = ("failed", traceback.format_exc())
+    with suppress(OSError):
+        connection.send_bytes(pickle.dumps(answer))
+    _kill_children()
+    os._exit(0)
+
+
+def _call(content: tuple[Callable[..., Any], tuple[Any, ...]], size: int) -> list[tuple[bool, Any]]:
+    function, args = content
+    port = free_port()
+    pids, pipes = [], []
+    for rank in range(size):
+        here, there = Pipe(duplex=False)
+        pid = os.fork()
+        if pid == 0:
+            _be_rank(there, function, args, rank, size, port)
+        there.close()
+        pids.append(pid)
+        pipes.append(here)
+    ended: dict[int, tuple[bool, Any]] = {}
+    failed_at = 0.0
+
+    def collect() -> bool:
+        nonlocal failed_at
+        for rank, pipe in enumerate(pipes):
+            if rank not in ended and pipe.poll(0.01):
+                try:
+                    ended[rank] = pickle.loads(pipe.recv_bytes())
+                except EOFError:
+                    ended[rank] = (
+                        False,
+                        f"it died, with status {os.waitstatus_to_exitcode(os.waitpid(pids[rank], 0)[1])}",
+                    )
+                failed_at = failed_at or (0.0 if ended[rank][0] else time.monotonic())
+        return len(ended) == size or bool(failed_at and time.monotonic() - failed_at > GRACE_S)
+
+    in_time = patience.wait(collect, pids)
+    for pid in pids:
+        if not in_time or failed_at:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    missing = "it waited for another rank" if in_time else "it made no progress"
+    return [ended.get(rank, (False, missing)) for rank in range(size)]
+
+
+def _be_rank(
+    pipe: Connection, function: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, port: int
+) -> None:
+    """Never returns."""
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port)
+    )
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=600)
+        )
+        result = pickle.dumps((True, function(rank, *args)))
+        if "megatron.core.parallel_state" in sys.modules:
+            sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
+        dist.destroy_process_group()
+    except BaseException:  # whatever a rank dies of, the test must see it
+        result = pickle.dumps((False, traceback.format_exc()))
+    pipe.send_bytes(result)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _job(content: tuple[list[str], str, str, bool], size: int) -> dict[str, Any]:
+    arguments, log, accident, launcher_kills = content
+    port = free_port()
+    ranks = {}
+    for rank in range(size):
+        pid = os.fork()
+        if pid == 0:
+            _be_job(rank, size, port, arguments, accident, log)
+        ranks[pid] = rank
+    statuses: dict[int, int] = {}
+
+    def reap() -> bool:
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            if found[0] in ranks:
+                statuses[ranks[found[0]]] = os.waitstatus_to_exitcode(found[1])
+            if len(statuses) == size:
+                break
+        if launcher_kills and any(s < 0 for s in statuses.values()):
+            kill()
+        return len(statuses) == size
+
+    def kill() -> None:
+        for pid in [pid for pid, rank in ranks.items() if rank not in statuses]:
+            os.kill(pid, signal.SIGKILL)
+
+    overdue = not patience.wait(reap, ranks)
+    if overdue:
+        kill()
+        while not reap():
+            time.sleep(0.02)
+    ended = time.time()
+    return {"statuses": [statuses[r] for r in range(size)], "ended": ended, "overdue": overdue, "left": _left()}
+
+
+def _be_job(rank: int, size: int, port: int, arguments: list[str], accident: str, log: str) -> None:
+    """Become rank `rank` as torchrun would have started it. Never returns."""
+    import runpy
+
+    import numpy
+    import torch
+
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream, mode in ((0, os.O_RDONLY), (1, None), (2, None)):
+            os.dup2(handle if mode is None else os.open(os.devnull, mode), stream)
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(size),
+            LOCAL_RANK=str(rank),
+            LOCAL_WORLD_SIZE=str(size),
+            MASTER_PORT=str(port),
+            R1ZERO_ACCIDENT=accident,
+        )
+        random.seed()  # a process of its own would start with other random states
+        numpy.random.seed()
+        torch.seed()
+        sys.argv = ["train.py", *arguments]
+        runpy.run_path(str(ROOT / "tests/failure/job.py"), run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def free_port() -> int:
+    """A port below those that the system gives to other processes in the meantime."""
     while True:
+        with socket.socket() as s:
+            try:
+                s.bind(("", port := random.SystemRandom().randrange(15000, 30000)))
+                return port
+            except OSError:
+                continue
+
+
+def _left() -> list[str]:
+    """Commands of processes that outlived the last rank by LEFT_S; they are killed."""
+    until = time.monotonic() + LEFT_S
+    while time.monotonic() < until:
         try:
-            function, args, rank, size, port = pipe.recv()
-        except EOFError:
-            return
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port))
-        try:
-            dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size,
-                                    timeout=timedelta(seconds=600))
-            result = (True, function(rank, *args))
-        except BaseException:   # whatever a rank dies of is the test's to show
-            result = (False, traceback.format_exc())
-        finally:
-            if "megatron.core.parallel_state" in sys.modules:
-                sys.modules["megatron.core.parallel_state"].destroy_model_parallel()
-            if dist.is_initialized():
-                dist.destroy_process_group()
-        pipe.send(result)
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return []
+        time.sleep(0.05)
+    commands = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in _children()]
+    _kill_children()
+    return commands
+
+
+def _children() -> list[int]:
+    return [int(pid) for children in Path("/proc/self/task").glob("*/children") for pid in children.read_text().split()]
+
+
+def _kill_children() -> None:
+    for pid in _children():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

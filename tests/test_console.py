@@ -1,6 +1,6 @@
 """A terminal that cannot show a line, or that is gone, does not stop a run.
 
-    python -m pytest tests/test_console.py
+python -m pytest tests/test_console.py
 """
 
 import os
@@ -12,7 +12,7 @@ import pytest
 LINES = """
 import logging, sys
 logging.basicConfig(filename=sys.argv[1], level=logging.INFO)
-from r1zero.console import Terminal
+from r1zero.observability.console import Terminal
 terminal = Terminal()
 for i in range(200):
     terminal.print(f"line {i} \\u2501 {'x' * 1000}")
@@ -21,8 +21,13 @@ sys.stderr.write("done")
 
 
 def run(log, environment=(), **streams):
-    return subprocess.run([sys.executable, "-c", LINES, str(log)], stderr=subprocess.PIPE, env={**os.environ, **dict(environment)},
-                          check=False, **streams)
+    return subprocess.run(
+        [sys.executable, "-c", LINES, str(log)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, **dict(environment)},
+        check=False,
+        **streams,
+    )
 
 
 def test_what_the_terminals_encoding_lacks_is_replaced(tmp_path):
@@ -41,8 +46,11 @@ def test_a_standard_output_that_fails_is_said_once_and_the_lines_go_to_the_log(t
         done = run(tmp_path / "log", stdout=writer)
         os.close(writer)
     else:
-        done = subprocess.run(["bash", "-c", f'exec "{sys.executable}" -c "$0" "{tmp_path / "log"}" >&-', LINES], stderr=subprocess.PIPE,
-                              check=False)
+        done = subprocess.run(
+            ["bash", "-c", f'exec "{sys.executable}" -c "$0" "{tmp_path / "log"}" >&-', LINES],
+            stderr=subprocess.PIPE,
+            check=False,
+        )
     assert done.returncode == 0 and done.stderr == b"done", done.stderr
     log = (tmp_path / "log").read_text()
     assert log.count("standard output cannot be written any more") == 1 and "line 199 " in log

@@ -1,6 +1,7 @@
-"""What a vendor's start-up leaves behind: a stand-in patches torch as MindSpeed's adaptor does (core_r0.16.0, requirements_basic.py).
+"""What a vendor's start-up leaves behind: a stand-in patches torch as MindSpeed's adaptor does (core_r0.16.0,
+requirements_basic.py).
 
-    python -m pytest tests/test_device.py
+python -m pytest tests/test_device.py
 """
 
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from tests import patience
 
-ADAPTOR = '''
+ADAPTOR = """
 import sys, types
 from functools import wraps
 from importlib.machinery import ModuleSpec
@@ -46,14 +47,14 @@ for name in ("flash_attn", "flash_attn.flash_attn_interface"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__file__ = "mindspeed.dummy_module.py"
     sys.modules[name].__spec__ = ModuleSpec(name, None)
-'''
-PROGRAM = '''
+"""
+PROGRAM = """
 import importlib.util, os, sys
 import torch, torch.distributed as dist
 from dataclasses import replace
-from r1zero import device
+from r1zero.distributed import device
 
-device.ROWS["cpu"] = replace(device.ROWS["cpu"], imports=("adaptor",))
+device.DEVICES["cpu"] = replace(device.DEVICES["cpu"], imports=("adaptor",))
 if {undone}:
     device.start("cpu", 0)
 else:
@@ -66,15 +67,21 @@ strided = torch.zeros(4, 6)[:, :2]
 strided.view(2, 2, 2)[0, 0, 0] = 1.0
 print(doubles.tolist(), float(strided.sum()), importlib.util.find_spec("flash_attn"), sys.modules["adaptor"].SEEN[1:])
 dist.destroy_process_group()
-'''
+"""
 
 
 def said(tmp_path: Path, undone: bool) -> list[str]:
     (tmp_path / "adaptor.py").write_text(ADAPTOR)
     program = PROGRAM.format(undone=undone, store=tmp_path / f"store{undone}")
-    ranks = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, str(rank)], stdout=subprocess.PIPE, text=True,
-                              env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "GLOO_SOCKET_IFNAME": "lo"})
-             for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, str(rank)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}", "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for rank in range(2)
+    ]
     return [patience.communicate(rank)[0].strip() for rank in ranks]
 
 
@@ -94,7 +101,7 @@ def test_every_sized_group_is_one_that_megatron_asks_options_for() -> None:
 
     from megatron.core import parallel_state
 
-    from r1zero import device
+    from r1zero.distributed import device
 
     asked = set(re.findall(r'get_nccl_options\("(\w+)"', inspect.getsource(parallel_state.initialize_model_parallel)))
     assert set(device.BUFFERS_MB) <= asked and {"tp", "pp", "dp_cp", "ep", "mp"} <= asked
@@ -103,10 +110,43 @@ def test_every_sized_group_is_one_that_megatron_asks_options_for() -> None:
 def test_groups_get_options_on_npu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from r1zero import device
+    from r1zero.distributed import device
 
     vendor = SimpleNamespace(
-        _C=SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=SimpleNamespace))))
+        _C=SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=SimpleNamespace)))
+    )
     monkeypatch.setitem(sys.modules, "torch_npu", vendor)
     assert device.group_options("npu", "mp").hccl_config == {"hccl_buffer_size": 20}
     assert device.group_options("npu", "embd") is None and device.group_options("cuda", "mp") is None
+
+
+def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from r1zero import config
+    from r1zero.config import errors
+    from r1zero.distributed import device
+
+    monkeypatch.setattr(errors, "SPEAKER_S", 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    for there, says in (
+        (0, "has no such device that its packages can use; name the device it has"),
+        (2, "has 2 devices and more ranks were started on it; start one rank for each device"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        for local_rank in range(there, there + 2):
+            with pytest.raises(config.UserError, match=f"run.device = 'cuda': .* {says}") as caught:
+                device.start("cuda", local_rank)
+            assert isinstance(caught.value, config.CollectiveError) == (local_rank > there)
+    assert device.start("cuda", 1).kind == "cuda"
+
+
+def test_a_vendors_package_that_is_not_there_is_a_sentence() -> None:
+    from r1zero import config
+    from r1zero.distributed import device
+
+    with pytest.raises(
+        config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; name the device"
+    ):
+        device.start("npu", 0)

@@ -6,25 +6,30 @@ import math
 import pytest
 import torch
 
-from r1zero import figures, metrics
 from r1zero.batch import Prompt, Response
 from r1zero.config import Config, Grpo
-from r1zero.generation import Samples
+from r1zero.grading import Graded, Samples
+from r1zero.observability import metrics, step_metrics
 
 P, G = 16, 4
 CFG = Config(grpo=Grpo(group_size=G))
-SCORED, TIMEOUT = 0.0, 1.0
+SCORED, TIMEOUT = 0, 1
 
 
-def tallied(rewards_B: list[float], outcomes_B: list[float]) -> dict[str, float]:
+def tallied(rewards_B: list[float], outcomes_B: list[int]) -> dict[str, float]:
     """Named figures of P x G samples with these rewards."""
     prompts = [Prompt(p, (1, 2), "1", "1+0=?") for p in range(P)]
     responses = [Response(p, g, [3], [0.0], "stop") for p in range(P) for g in range(G)]
-    table = torch.tensor([rewards_B, outcomes_B, rewards_B], dtype=torch.float64).T
-    tally = metrics.Tally()
-    figures.tally(tally, CFG, Samples(prompts, responses, 0), table)
-    figures.tally_training(tally, {})
-    return figures.named(CFG, tally.sums, tally.peaks, 64.0)
+    rewards, outcomes = torch.tensor(rewards_B, dtype=torch.float64), torch.tensor(outcomes_B)
+    reducer = metrics.MetricReducer()
+    step_metrics.add_samples(
+        reducer,
+        CFG,
+        Samples(prompts, responses, 0),
+        Graded(rewards, outcomes == SCORED, outcomes, dict.fromkeys(CFG.reward.rules, rewards)),
+    )
+    step_metrics.add_update(reducer, {})
+    return step_metrics.step_metrics(CFG, reducer.sums, reducer.peaks, 64.0)
 
 
 def test_a_group_whose_scored_rewards_are_equal_has_no_spread_whatever_was_not_scored():
@@ -33,7 +38,7 @@ def test_a_group_whose_scored_rewards_are_equal_has_no_spread_whatever_was_not_s
     rewards = [0.0 if i in unscored else 1.0 for i in range(P * G)]
     outcomes = [TIMEOUT if i in unscored else SCORED for i in range(P * G)]
     assert tallied(rewards, outcomes)["frac_reward_zero_std"] == 1.0
-    rewards[1] = 0.0   # the first group now has rewards 0, 1, 1
+    rewards[1] = 0.0  # the first group now has rewards 0, 1, 1
     assert tallied(rewards, outcomes)["frac_reward_zero_std"] == (P - 1) / P
 
 

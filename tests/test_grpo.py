@@ -32,8 +32,10 @@ def test_a_group_with_one_scored_sample_has_no_advantage():
     assert grpo.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scored).tolist() == [[0.0] * 4]
 
 
-@pytest.mark.parametrize("name, value, slope", [("k1", math.log(2), 1.0), ("k2", math.log(2) ** 2 / 2, math.log(2)),
-                                                ("k3", 0.5 - 1 + math.log(2), 0.5)])
+@pytest.mark.parametrize(
+    "name, value, slope",
+    [("k1", math.log(2), 1.0), ("k2", math.log(2) ** 2 / 2, math.log(2)), ("k3", 0.5 - 1 + math.log(2), 0.5)],
+)
 def test_kl_estimators_where_the_policy_is_twice_as_likely(name, value, slope):
     # p = 0.5, ref = 0.25: log ratio ref/p = -log 2; the slope of k3 is 1 - ref/p
     logp = torch.tensor([math.log(0.5)], dtype=torch.float64, requires_grad=True)
@@ -48,13 +50,16 @@ def test_k3_is_never_negative_and_averages_to_the_kl():
     assert (k3 >= 0).all() and (p * k3).sum().item() == pytest.approx((p * (p / q).log()).sum().item())
 
 
-@pytest.mark.parametrize("ratio, advantage, loss, slope", [
-    (1.0, 2.0, -2.0, -2.0),      # on policy: the plain policy gradient
-    (1.5, 1.0, -1.2, 0.0),       # good and already 50 % likelier: clipped at 1.2, no gradient
-    (1.5, -1.0, 1.5, 1.5),       # bad and likelier: not clipped
-    (0.5, 1.0, -0.5, -0.5),      # good and rarer: not clipped
-    (0.5, -1.0, 0.8, 0.0),       # bad and rarer: clipped at 0.8
-])
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope",
+    [
+        (1.0, 2.0, -2.0, -2.0),  # on policy: the plain policy gradient
+        (1.5, 1.0, -1.2, 0.0),  # good and already 50 % likelier: clipped at 1.2, no gradient
+        (1.5, -1.0, 1.5, 1.5),  # bad and likelier: not clipped
+        (0.5, 1.0, -0.5, -0.5),  # good and rarer: not clipped
+        (0.5, -1.0, 0.8, 0.0),  # bad and rarer: clipped at 0.8
+    ],
+)
 def test_clipped_surrogate(ratio, advantage, loss, slope):
     logp = torch.tensor([math.log(ratio) - 1.0], dtype=torch.float64, requires_grad=True)
     got = grpo.clipped_surrogate(logp, torch.tensor([-1.0]).double(), torch.tensor([advantage]).double(), 0.2)
@@ -67,7 +72,9 @@ def test_token_mean_adds_up_over_any_cut_of_the_batch():
     values, mask = torch.arange(7.0), torch.tensor([True, True, False, True, True, True, False])
     whole = grpo.token_mean(values, mask, 5.0)
     assert whole.item() == pytest.approx((0 + 1 + 3 + 4 + 5) / 5)
-    assert sum(grpo.token_mean(values[a:b], mask[a:b], 5.0) for a, b in ((0, 2), (2, 3), (3, 7))).item() == pytest.approx(whole.item())
+    assert sum(
+        grpo.token_mean(values[a:b], mask[a:b], 5.0) for a, b in ((0, 2), (2, 3), (3, 7))
+    ).item() == pytest.approx(whole.item())
 
 
 def test_what_is_masked_reaches_neither_the_mean_nor_the_gradient():

@@ -2,13 +2,19 @@
 
 import pytest
 
-from r1zero import config, layout
+from r1zero import config
 from r1zero.config import MegatronGrid, UserError, VllmGrid
+from r1zero.distributed import layout
 
 A3 = config.Layout(
-    train=MegatronGrid(tensor_model_parallel_size=4, pipeline_model_parallel_size=6, expert_model_parallel_size=64,
-                       pipeline_layers=(11, 11, 10, 10, 10, 9)),
-    rollout=VllmGrid(tensor_parallel_size=4, data_parallel_size=32, enable_expert_parallel=True))
+    train=MegatronGrid(
+        tensor_model_parallel_size=4,
+        pipeline_model_parallel_size=6,
+        expert_model_parallel_size=64,
+        pipeline_layers=(11, 11, 10, 10, 10, 9),
+    ),
+    rollout=VllmGrid(tensor_parallel_size=4, data_parallel_size=32, enable_expert_parallel=True),
+)
 
 
 def test_the_384_die_layout_has_the_groups_of_megatrons_tp_cp_ep_dp_pp_order():
@@ -26,12 +32,19 @@ def test_the_384_die_layout_has_the_groups_of_megatrons_tp_cp_ep_dp_pp_order():
 def test_groups_equal_megatrons_own(tp, pp, ep, size):
     from megatron.core.parallel_state import RankGenerator
 
-    grids = layout.carve(config.Layout(train=MegatronGrid(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
-                                                          expert_model_parallel_size=ep)), size).train
+    grids = layout.carve(
+        config.Layout(
+            train=MegatronGrid(
+                tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, expert_model_parallel_size=ep
+            )
+        ),
+        size,
+    ).train
     order = "tp-cp-ep-dp-pp"
     dense = RankGenerator(tp=tp, ep=1, dp=size // tp // pp, pp=pp, cp=1, order=order)
     etp = tp if ep == 1 else 1
     experts = RankGenerator(tp=etp, ep=ep, dp=size // (etp * ep * pp), pp=pp, cp=1, order=order)
+
     def plain(groups):
         return sorted(tuple(g) for g in groups)
 
@@ -48,23 +61,36 @@ def test_at_and_coordinate_are_inverse():
 
 
 def test_three_disjoint_grids_in_a_world_of_four():
-    split = layout.carve(config.Layout(train=MegatronGrid(ranks="0-1", tensor_model_parallel_size=2),
-                                       reference=MegatronGrid(ranks="2"), rollout=VllmGrid(ranks="3")), 4)
+    split = layout.carve(
+        config.Layout(
+            train=MegatronGrid(ranks="0-1", tensor_model_parallel_size=2),
+            reference=MegatronGrid(ranks="2"),
+            rollout=VllmGrid(ranks="3"),
+        ),
+        4,
+    )
     assert split.train.dense.ranks == (0, 1) and split.reference.dense.ranks == (2,) and split.rollout.ranks == (3,)
 
 
-@pytest.mark.parametrize("cfg, size, words", [
-    (config.Layout(train=MegatronGrid(tensor_model_parallel_size=3)), 4, ["layout.train", "tp 3", "4 ranks"]),
-    (config.Layout(train=MegatronGrid(expert_model_parallel_size=3)), 4, ["expert_model_parallel_size", "4 ranks"]),
-    (config.Layout(train=MegatronGrid(ranks="0-5")), 4, ["layout.train.ranks", "0-5", "world of 4"]),
-    (config.Layout(train=MegatronGrid(ranks="0-2")), 4, ["0-2", "0-3", "overlap"]),
-    (config.Layout(train=MegatronGrid(ranks="0"), rollout=VllmGrid(ranks="1")), 3, ["2", "no role"]),
-    (config.Layout(rollout=VllmGrid(tensor_parallel_size=3)), 4, ["layout.rollout", "3", "4 ranks"]),
-    (config.Layout(rollout=VllmGrid(data_parallel_size=2)), 4, ["data_parallel_size", "enable_expert_parallel"]),
-    (config.Layout(train=MegatronGrid(ranks="x-1")), 4, ["layout.train.ranks", "x-1"]),
-    (config.Layout(train=MegatronGrid(tensor_model_parallel_size=0)), 4, ["tensor_model_parallel_size = 0"]),
-    (config.Layout(train=MegatronGrid(pipeline_model_parallel_size=2, pipeline_layers=(1, 2, 3))), 4, ["pipeline_layers", "3", "2"]),
-])
+@pytest.mark.parametrize(
+    "cfg, size, words",
+    [
+        (config.Layout(train=MegatronGrid(tensor_model_parallel_size=3)), 4, ["layout.train", "tp 3", "4 ranks"]),
+        (config.Layout(train=MegatronGrid(expert_model_parallel_size=3)), 4, ["expert_model_parallel_size", "4 ranks"]),
+        (config.Layout(train=MegatronGrid(ranks="0-5")), 4, ["layout.train.ranks", "0-5", "world of 4"]),
+        (config.Layout(train=MegatronGrid(ranks="0-2")), 4, ["0-2", "0-3", "overlap"]),
+        (config.Layout(train=MegatronGrid(ranks="0"), rollout=VllmGrid(ranks="1")), 3, ["2", "no role"]),
+        (config.Layout(rollout=VllmGrid(tensor_parallel_size=3)), 4, ["layout.rollout", "3", "4 ranks"]),
+        (config.Layout(rollout=VllmGrid(data_parallel_size=2)), 4, ["data_parallel_size", "enable_expert_parallel"]),
+        (config.Layout(train=MegatronGrid(ranks="x-1")), 4, ["layout.train.ranks", "x-1"]),
+        (config.Layout(train=MegatronGrid(tensor_model_parallel_size=0)), 4, ["tensor_model_parallel_size = 0"]),
+        (
+            config.Layout(train=MegatronGrid(pipeline_model_parallel_size=2, pipeline_layers=(1, 2, 3))),
+            4,
+            ["pipeline_layers", "3", "2"],
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_field_and_both_values(cfg, size, words):
     with pytest.raises(UserError) as error:
         layout.carve(cfg, size)

@@ -1,6 +1,6 @@
 """Two jobs cannot write one run's folder, and a job that has died does not keep it.
 
-    python -m pytest tests/test_run_lock.py
+python -m pytest tests/test_run_lock.py
 """
 
 import json
@@ -12,12 +12,15 @@ import time
 
 import pytest
 
-from r1zero import run_lock
+from r1zero.checkpoint import run_lock
+from r1zero.checkpoint.run_lock import RunLock
 from r1zero.config import UserError
-from r1zero.run_lock import RunLock
 
-HOLDER = "import sys, time; from pathlib import Path; from r1zero.run_lock import RunLock; lock = RunLock(Path(sys.argv[1])); " \
-         "print('held', flush=True); time.sleep(600)"
+HOLDER = (
+    "import sys, time; from pathlib import Path; from r1zero.checkpoint.run_lock import RunLock; lock = "
+    "RunLock(Path(sys.argv[1])); "
+    "print('held', flush=True); time.sleep(600)"
+)
 
 
 def test_a_second_job_is_refused_by_name_and_the_folder_is_free_once_the_first_is_killed(tmp_path):

@@ -1,4 +1,5 @@
-"""What the engine and the device module rely on in vllm-ascend, vLLM and torch_npu, checked in the pinned wheels' sources.
+"""What the engine and the device module rely on in vllm-ascend, vLLM and torch_npu, checked in the pinned wheels'
+sources.
 
 No NPU is needed: the wheels are downloaded with --no-deps and read with `ast`. MindSpeed is on no index; what we
 rely on there was read, not checked (launch/README.md).
@@ -20,8 +21,15 @@ ROOT = Path(__file__).parents[1]
 
 # (wheel, module, class or function, arguments that we pass)
 CALLS = [
-    (VLLM, "vllm.entrypoints.llm", "LLM.__init__", "model tokenizer skip_tokenizer_init trust_remote_code tensor_parallel_size dtype seed "
-     "enforce_eager hf_overrides kv_cache_memory_bytes gpu_memory_utilization compilation_config **"),
+    (
+        VLLM,
+        "vllm.entrypoints.llm",
+        "LLM.__init__",
+        (
+            "model tokenizer skip_tokenizer_init trust_remote_code tensor_parallel_size dtype seed "
+            "enforce_eager hf_overrides kv_cache_memory_bytes gpu_memory_utilization compilation_config **"
+        ),
+    ),
     (VLLM, "vllm.entrypoints.llm", "LLM.sleep", "level"),
     (VLLM, "vllm.entrypoints.llm", "LLM.wake_up", "tags"),
     (VLLM, "vllm.entrypoints.llm", "LLM.reset_prefix_cache", ""),
@@ -31,7 +39,12 @@ CALLS = [
     (VLLM, "vllm.v1.engine.llm_engine", "LLMEngine.step", ""),
     (VLLM, "vllm.v1.engine.llm_engine", "LLMEngine.has_unfinished_requests", ""),
     (VLLM, "vllm.v1.engine.llm_engine", "LLMEngine.abort_request", "request_ids"),
-    (VLLM, "vllm.model_executor.model_loader.utils", "process_weights_after_loading", "model model_config target_device"),
+    (
+        VLLM,
+        "vllm.model_executor.model_loader.utils",
+        "process_weights_after_loading",
+        "model model_config target_device",
+    ),
     (VLLM, "vllm.model_executor.models.deepseek_v2", "DeepseekV2ForCausalLM.load_weights", "weights"),
     (VLLM, "vllm.model_executor.models.qwen2", "Qwen2ForCausalLM.load_weights", "weights"),
     (VLLM, "vllm.model_executor.models.qwen3", "Qwen3ForCausalLM.load_weights", "weights"),
@@ -47,19 +60,67 @@ CALLS = [
     (TORCH, "torch_npu.npu.memory", "_set_allocator_settings", "settings"),
 ]
 
-ENGINE_ARGS = ("model tokenizer dtype tensor_parallel_size distributed_executor_backend enable_expert_parallel load_format enforce_eager "
-               "gpu_memory_utilization kv_cache_memory_bytes max_model_len max_num_seqs max_num_batched_tokens enable_prefix_caching "
-               "enable_chunked_prefill enable_sleep_mode async_scheduling seed logprobs_mode hf_overrides compilation_config "
-               "additional_config skip_tokenizer_init generation_config block_size").split()
-SAMPLING = ("n temperature top_p top_k min_p seed max_tokens logprobs detokenize stop_token_ids ignore_eos output_kind "
-            "skip_clone prompt_logprobs").split()
+ENGINE_ARGS = [
+    "model",
+    "tokenizer",
+    "dtype",
+    "tensor_parallel_size",
+    "distributed_executor_backend",
+    "enable_expert_parallel",
+    "load_format",
+    "enforce_eager",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "enable_sleep_mode",
+    "async_scheduling",
+    "seed",
+    "logprobs_mode",
+    "hf_overrides",
+    "compilation_config",
+    "additional_config",
+    "skip_tokenizer_init",
+    "generation_config",
+    "block_size",
+]
+SAMPLING = [
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "max_tokens",
+    "logprobs",
+    "detokenize",
+    "stop_token_ids",
+    "ignore_eos",
+    "output_kind",
+    "skip_clone",
+    "prompt_logprobs",
+]
 
 ENVIRONMENT = {
-    VLLM: ("vllm.envs", "VLLM_DP_SIZE VLLM_DP_RANK VLLM_DP_RANK_LOCAL VLLM_DP_MASTER_IP VLLM_DP_MASTER_PORT "
-           "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_USE_V2_MODEL_RUNNER VLLM_PLUGINS VLLM_TARGET_DEVICE VLLM_LOGGING_LEVEL "
-           "VLLM_NO_USAGE_STATS"),
-    ASCEND: ("vllm_ascend.envs", "VLLM_ASCEND_ENABLE_NZ VLLM_ASCEND_ENABLE_FUSED_MC2 VLLM_ASCEND_ENABLE_FLASHCOMM1 "
-             "VLLM_ASCEND_ENABLE_MLAPO VLLM_ASCEND_BALANCE_SCHEDULING DYNAMIC_EPLB"),
+    VLLM: (
+        "vllm.envs",
+        (
+            "VLLM_DP_SIZE VLLM_DP_RANK VLLM_DP_RANK_LOCAL VLLM_DP_MASTER_IP VLLM_DP_MASTER_PORT "
+            "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_USE_V2_MODEL_RUNNER VLLM_PLUGINS VLLM_TARGET_DEVICE "
+            "VLLM_LOGGING_LEVEL "
+            "VLLM_NO_USAGE_STATS"
+        ),
+    ),
+    ASCEND: (
+        "vllm_ascend.envs",
+        (
+            "VLLM_ASCEND_ENABLE_NZ VLLM_ASCEND_ENABLE_FUSED_MC2 VLLM_ASCEND_ENABLE_FLASHCOMM1 "
+            "VLLM_ASCEND_ENABLE_MLAPO VLLM_ASCEND_BALANCE_SCHEDULING DYNAMIC_EPLB"
+        ),
+    ),
 }
 
 
@@ -94,16 +155,23 @@ def test_every_environment_variable_is_read(wheel: str) -> None:
 
 
 def test_a_variable_that_others_set_is_not_read_at_all() -> None:
-    """VLLM_ASCEND_AUTO_DETECT_QUANTIZATION is set by other trainers; this release has no such switch, so we do not set it."""
+    """VLLM_ASCEND_AUTO_DETECT_QUANTIZATION is set by other trainers; this release has no such switch, so we do not set
+    it."""
     names = [name for name in wheels.wheel(ASCEND).namelist() if name.endswith(".py")]
     assert not [name for name in names if b"AUTO_DETECT_QUANTIZATION" in wheels.wheel(ASCEND).read(name)]
 
 
 # The order of load, wake and reload (ascend engine) follows from these bodies; if one changes, so must the order.
 
+
 def test_experts_are_transposed_after_loading_and_lose_their_weight_loader() -> None:
-    body = wheels.source(node(ASCEND, "vllm_ascend.ops.fused_moe.fused_moe",
-                              "AscendUnquantizedFusedMoEMethod.process_weights_after_loading"))
+    body = wheels.source(
+        node(
+            ASCEND,
+            "vllm_ascend.ops.fused_moe.fused_moe",
+            "AscendUnquantizedFusedMoEMethod.process_weights_after_loading",
+        )
+    )
     for name in ("w13", "w2"):
         assert f"{name}_data = self._maybe_pad_weight(layer.{name}_weight.data).transpose(1, 2).contiguous()" in body
         assert f"layer.{name}_weight = torch.nn.Parameter({name}_data, requires_grad=False)" in body
@@ -153,12 +221,15 @@ def test_absorbed_attention_weights_are_recomputed_in_place_by_the_second_proces
 
 def test_the_sleeping_allocator_refuses_expandable_segments() -> None:
     init = node(ASCEND, "vllm_ascend.device_allocator.camem", "CaMemAllocator.__init__")
-    refused = [n for n in ast.walk(init) if isinstance(n, ast.Assert) and "expandable_segments:True" in wheels.source(n.test)]
+    refused = [
+        n for n in ast.walk(init) if isinstance(n, ast.Assert) and "expandable_segments:True" in wheels.source(n.test)
+    ]
     assert len(refused) == 1 and "not in conf" in wheels.source(refused[0].test)
 
 
 def test_a_groups_buffer_size_is_an_option_of_its_communicator() -> None:
-    """`device.group_options`. The class is compiled: torch_npu's own Python code shows its name, the library the options'."""
+    """`device.group_options`. The class is compiled: torch_npu's own Python code shows its name, the library the
+    options'."""
     made = wheels.source(node(TORCH, "torch_npu._init.registry.distributed", "_new_process_group_hccl_helper"))
     assert "torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options()" in made
     library = wheels.wheel(TORCH).read("torch_npu/lib/libtorch_npu.so")
@@ -178,14 +249,19 @@ def test_seeded_requests_cost_one_kernel_each_in_the_sampler() -> None:
 
 def test_replicas_are_the_outermost_axis_of_the_world() -> None:
     body = wheels.source(node(VLLM, "vllm.distributed.parallel_state", "initialize_model_parallel"))
-    assert re.search(r"all_ranks = torch\.arange\(world_size\)\.reshape\(-1, data_parallel_size, pipeline_model_parallel_size, "
-                     r"prefill_context_model_parallel_size, tensor_model_parallel_size\)", body)
+    assert re.search(
+        r"all_ranks = torch\.arange\(world_size\)\.reshape\(-1, data_parallel_size, pipeline_model_parallel_size, "
+        r"prefill_context_model_parallel_size, tensor_model_parallel_size\)",
+        body,
+    )
 
 
 def test_data_parallel_settings_come_from_the_environment_when_the_argument_is_one() -> None:
     """data_parallel_size=32 fails on ranks of the second replica; VLLM_DP_* does not look at the world's size."""
     body = wheels.source(node(VLLM, "vllm.config.parallel", "ParallelConfig"))
-    assert "int(os.environ['RANK']) //" in body and "if not 0 <= self.data_parallel_rank < self.data_parallel_size" in body
+    assert (
+        "int(os.environ['RANK']) //" in body and "if not 0 <= self.data_parallel_rank < self.data_parallel_size" in body
+    )
     for name in ("data_parallel_size = envs.VLLM_DP_SIZE", "data_parallel_rank = envs.VLLM_DP_RANK"):
         assert name in body
 
@@ -198,8 +274,12 @@ def test_external_launcher_reads_rank_and_wants_one_process() -> None:
 
 def test_fused_parameters_have_the_parts_that_the_reshard_writes() -> None:
     text = wheels.source(wheels.tree(VLLM, "vllm.model_executor.models.deepseek_v2"))
-    for part in ("('gate_up_proj', 'gate_proj', 0)", "('gate_up_proj', 'up_proj', 1)",
-                 "('fused_qkv_a_proj', 'q_a_proj', 0)", "('fused_qkv_a_proj', 'kv_a_proj_with_mqa', 1)"):
+    for part in (
+        "('gate_up_proj', 'gate_proj', 0)",
+        "('gate_up_proj', 'up_proj', 1)",
+        "('fused_qkv_a_proj', 'q_a_proj', 0)",
+        "('fused_qkv_a_proj', 'kv_a_proj_with_mqa', 1)",
+    ):
         assert part in text
     qwen = wheels.source(wheels.tree(VLLM, "vllm.model_executor.models.qwen2"))
     for part in ("('qkv_proj', 'q_proj', 'q')", "('qkv_proj', 'k_proj', 'k')", "('qkv_proj', 'v_proj', 'v')"):
@@ -225,16 +305,21 @@ LOADERS = [
 
 @pytest.mark.parametrize("module, qualname", LOADERS, ids=[name for _, name in LOADERS])
 def test_loaders_copy_a_cut_of_what_they_are_given(module: str, qualname: str) -> None:
-    """Places are learnt from these copies (rollout/places.py); a loader that casts or turns first would send its weights another way."""
+    """Places are learnt from these copies (rollout/places.py); a loader that casts or turns first would send its
+    weights another way."""
     body = wheels.source(node(VLLM, module, qualname))
     assert re.search(r"\.copy_\(loaded_weight(\.view\(param\.shape\))?\)", body)
     before = body.partition(".copy_(")[0]
-    assert ".to(" not in before and ".contiguous(" not in before and ".t()" not in before and ".transpose(" not in before
+    assert (
+        ".to(" not in before and ".contiguous(" not in before and ".t()" not in before and ".transpose(" not in before
+    )
 
 
 def test_processing_keeps_linear_weights_in_plain_format_where_they_are() -> None:
     """`maybe_trans_nz` gives back what it got where both switches are 0 (launch/env-a3.sh, additional_config)."""
-    body = wheels.source(node(ASCEND, "vllm_ascend.ops.linear", "AscendUnquantizedLinearMethod.process_weights_after_loading"))
+    body = wheels.source(
+        node(ASCEND, "vllm_ascend.ops.linear", "AscendUnquantizedLinearMethod.process_weights_after_loading")
+    )
     assert "layer.weight.data = maybe_trans_nz(layer.weight.data)" in body and "clone" not in body
     keep = wheels.source(node(ASCEND, "vllm_ascend.utils", "maybe_trans_nz"))
     assert keep.index("return weight") < keep.index("npu_format_cast")
@@ -244,21 +329,34 @@ def test_buffers_of_groups_are_set_as_vllm_ascend_sets_its_own() -> None:
     from r1zero.plan import communicators
 
     body = wheels.source(node(ASCEND, "vllm_ascend.utils", "create_hccl_pg_options"))
-    assert "torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options()" in body and "options.hccl_config = hccl_config" in body
-    assert f"_DEFAULT_BUFFER_SIZE = {communicators.ENGINE_MB}" in wheels.source(wheels.tree(ASCEND, "vllm_ascend.utils"))
+    assert (
+        "torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options()" in body
+        and "options.hccl_config = hccl_config" in body
+    )
+    assert f"_DEFAULT_BUFFER_SIZE = {communicators.ENGINE_MB}" in wheels.source(
+        wheels.tree(ASCEND, "vllm_ascend.utils")
+    )
     assert "if group_name and 'mc2' in group_name:\n        return None" in wheels.source(
-        node(ASCEND, "vllm_ascend.utils", "get_hccl_config_for_pg_options"))
+        node(ASCEND, "vllm_ascend.utils", "get_hccl_config_for_pg_options")
+    )
 
 
 def test_shared_experts_are_cut_by_tensor_rank_on_npu_and_whole_elsewhere() -> None:
-    """vLLM keeps them whole where it cuts tokens instead; vllm-ascend switches that off by naming another all-to-all."""
+    """vLLM keeps them whole where it cuts tokens instead; vllm-ascend switches that off by naming another
+    all-to-all."""
     rule = wheels.source(node(VLLM, "vllm.config.parallel", "ParallelConfig.use_sequence_parallel_moe"))
     assert "flashinfer_all2allv" not in rule and "'allgather_reducescatter'" in rule
-    assert rule.endswith("and self.enable_expert_parallel and (self.tensor_parallel_size > 1) and (self.data_parallel_size > 1)")
-    assert "disable_tp=is_sequence_parallel" in wheels.source(node(VLLM, "vllm.model_executor.models.deepseek_v2", "DeepseekV2MLP"))
+    assert rule.endswith(
+        "and self.enable_expert_parallel and (self.tensor_parallel_size > 1) and (self.data_parallel_size > 1)"
+    )
+    assert "disable_tp=is_sequence_parallel" in wheels.source(
+        node(VLLM, "vllm.model_executor.models.deepseek_v2", "DeepseekV2MLP")
+    )
     platform = wheels.source(wheels.tree(ASCEND, "vllm_ascend.platform"))
-    assert ("if not vllm_config.compilation_config.pass_config.enable_sp:\n                "
-            "parallel_config.all2all_backend = 'flashinfer_all2allv'") in platform
+    assert (
+        "if not vllm_config.compilation_config.pass_config.enable_sp:\n                "
+        "parallel_config.all2all_backend = 'flashinfer_all2allv'"
+    ) in platform
 
 
 # What our own modules name: found by walking them, so that the tables above cannot fall behind the code.
@@ -269,19 +367,26 @@ CPU_ONLY = re.compile(r"\bcpu\b|cpu_", re.IGNORECASE)
 
 def engine_sources() -> list[Path]:
     rollout = sorted((ROOT / "r1zero" / "rollout").glob("*.py"))
-    return [path for path in (*rollout, ROOT / "r1zero" / "device.py") if path.exists() and not CPU_ONLY.search(path.stem)]
+    return [
+        path for path in (*rollout, ROOT / "r1zero" / "device.py") if path.exists() and not CPU_ONLY.search(path.stem)
+    ]
 
 
 def test_every_module_that_the_engine_imports_exists_in_the_version_that_npus_run() -> None:
     wrong = []
     for path in engine_sources():
         for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] in ("vllm", "vllm_ascend")
-                    and not CPU_ONLY.search(n.module)):
+            if (
+                isinstance(n, ast.ImportFrom)
+                and (n.module or "").split(".")[0] in ("vllm", "vllm_ascend")
+                and not CPU_ONLY.search(n.module)
+            ):
                 wheel = ASCEND if n.module.startswith("vllm_ascend") else VLLM
                 module = wheels.tree(wheel, n.module)
                 for alias in n.names:
-                    lazy = module is not None and alias.name in wheels.strings(module)     # vllm/__init__ resolves names lazily
+                    lazy = module is not None and alias.name in wheels.strings(
+                        module
+                    )  # vllm/__init__ resolves names lazily
                     inside = module is not None and (wheels.find(module, alias.name) is not None or lazy)
                     if not inside and wheels.tree(wheel, f"{n.module}.{alias.name}") is None:
                         wrong.append(f"{path.name}:{n.lineno} {n.module}.{alias.name}")
@@ -290,16 +395,20 @@ def test_every_module_that_the_engine_imports_exists_in_the_version_that_npus_ru
 
 def test_every_keyword_given_to_llm_and_sampling_params_is_in_the_tables() -> None:
     allowed = {"LLM": set(ENGINE_ARGS), "SamplingParams": set(SAMPLING)}
-    wrong = [f"{path.name}:{n.lineno} {n.func.id}({k.arg})" for path in engine_sources()
-             for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in allowed
-             for k in n.keywords if k.arg and k.arg not in allowed[n.func.id]]
+    wrong = [
+        f"{path.name}:{n.lineno} {n.func.id}({k.arg})"
+        for path in engine_sources()
+        for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in allowed
+        for k in n.keywords
+        if k.arg and k.arg not in allowed[n.func.id]
+    ]
     assert not wrong, "add to ENGINE_ARGS or SAMPLING, where they are checked against the wheel"
 
 
 def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> None:
     """The engine gathers LLM's arguments in dict literals: `_arguments` returns one, ARGUMENTS has one a device."""
-    engine = ast.parse((ROOT / "r1zero" / "rollout" / "vllm_engine.py").read_text(encoding="utf-8"))
+    engine = ast.parse((ROOT / "r1zero" / "rollout" / "engine.py").read_text(encoding="utf-8"))
     given = next(n for n in ast.walk(wheels.find(engine, "_arguments")) if isinstance(n, ast.Return)).value
     rows = wheels.find(engine, "ARGUMENTS").value
     names = {key.value for table in (given, *rows.values) for key in table.keys if key is not None}
@@ -311,6 +420,10 @@ def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> N
 
 def test_every_vllm_variable_that_we_name_is_in_the_tables() -> None:
     known = {name for _, names in ENVIRONMENT.values() for name in names.split()}
-    named = {text for path in engine_sources() for text in wheels.strings(ast.parse(path.read_text(encoding="utf-8")))
-             if re.fullmatch(r"VLLM_[A-Z0-9_]+", text) and not text.startswith("VLLM_CPU")}
+    named = {
+        text
+        for path in engine_sources()
+        for text in wheels.strings(ast.parse(path.read_text(encoding="utf-8")))
+        if re.fullmatch(r"VLLM_[A-Z0-9_]+", text) and not text.startswith("VLLM_CPU")
+    }
     assert named <= known, "add to ENVIRONMENT, where they are checked against the wheel"

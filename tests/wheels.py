@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -18,24 +19,33 @@ def folder() -> Path:
     return Path(os.environ.get("R1ZERO_WHEELS", Path.home() / ".cache" / "r1zero" / "wheels"))
 
 
-@lru_cache
 def wheel(requirement: str) -> zipfile.ZipFile:
     """The wheel of `name==version`, downloaded once (170 MB for all). Skips the test where it cannot be had."""
+    found = _found(requirement)
+    if isinstance(found, str):
+        pytest.skip(f"{requirement}: {found}; what depends on it was NOT checked")
+    return found
+
+
+@lru_cache
+def _found(requirement: str) -> zipfile.ZipFile | str:
+    """The wheel, or why it cannot be had."""
     name, version = requirement.replace("-", "_").split("==")
-    found = sorted(folder().glob(f"{name}-{version}-*.whl"))
-    if not found:
+    pattern = f"{name}-{version}-*.whl"
+    if not any(folder().glob(pattern)):
         folder().mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
-                   "--retries", "1", "--dest", str(folder()), requirement]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"{requirement}: no answer from the package index in 600 s; the calls to it were NOT checked")
-        found = sorted(folder().glob(f"{name}-{version}-*.whl"))
-        if not found:
-            reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            pytest.skip(f"{requirement}: cannot be had ({reason}); the calls to it were NOT checked")
-    return zipfile.ZipFile(found[0])
+        with tempfile.TemporaryDirectory(dir=folder()) as aside:  # an interrupted download leaves nothing behind
+            options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--retries", "1", "--dest", aside]
+            command = [sys.executable, "-m", "pip", "download", *options, requirement]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            except subprocess.TimeoutExpired:
+                return "no answer from the package index in 600 s"
+            for path in Path(aside).glob(pattern):
+                path.rename(folder() / path.name)
+        if not any(folder().glob(pattern)):
+            return f"cannot be had ({(done.stderr.strip().splitlines() or ['no wheel'])[-1]})"
+    return zipfile.ZipFile(min(folder().glob(pattern)))
 
 
 @lru_cache
@@ -50,7 +60,8 @@ def tree(requirement: str, module: str) -> ast.Module | None:
 
 
 def find(module: ast.AST, qualname: str) -> ast.AST | None:
-    """The class, function, import or assignment that a dotted name inside a module stands for; None if there is none."""
+    """The class, function, import or assignment that a dotted name inside a module stands for; None if there is
+    none."""
     scope: ast.AST | None = module
     for name in qualname.split("."):
         scope = next((node for node in _statements(scope) if name in _bound(node)), None)
@@ -91,13 +102,21 @@ def arguments(function: ast.FunctionDef) -> list[str]:
 
 def fields(cls: ast.ClassDef) -> set[str]:
     """Annotated names in a class body: the fields of a dataclass or struct."""
-    return {node.target.id for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    return {
+        node.target.id for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 def attributes(cls: ast.AST) -> set[str]:
     """Every name assigned as self.name anywhere in a class."""
-    return {node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            and isinstance(node.value, ast.Name) and node.value.id == "self"}
+    return {
+        node.attr
+        for node in ast.walk(cls)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
 
 
 def strings(module: ast.AST) -> set[str]:

@@ -2,21 +2,28 @@
 
 An own handler is named in the config as `path.py:function`:
 
-    def handler(record: dict[str, Any], keys: MapKeys) -> tuple[str, str]:     # (question, label)
+    def handler(record: Any, keys: MapKeys) -> tuple[str, str]:     # (question, label)
 
-It may return a third element, the system text, and a fourth, the history: pairs of earlier questions and answers.
-`ValueError`, `LookupError` and `TypeError` reject the row with their message; any other exception ends the run.
+The record is the row as it is in the file: an object (a dict) in most data, but any JSON value. The handler's file may
+import the files beside it. The handler may return a third element, the system text, and a fourth, the history: pairs of
+earlier questions and answers. `ValueError`, `LookupError` and `TypeError` reject the row with their message; any other
+exception ends the run.
 """
 
 import difflib
 import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1zero.config import UserError
+import numpy as np
+import pyarrow as pa
+
+from r1zero.config import UserError, readable, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,39 +50,58 @@ class Example(NamedTuple):
     history: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[dict[str, Any], MapKeys], Example]
+Handler = Callable[[Any, MapKeys], Any]
+"""Returns an Example, or a tuple or list of its first two to four fields."""
+_ABSENT = object()
 
 
-def lookup(record: dict[str, Any], column: str) -> Any:
+def lookup(record: Any, column: str) -> Any:
     """The column's value, None where the row has none. Raises ValueError where a part of `a.b` is not an object."""
+    value = _reach(record, column) if isinstance(record, dict) else None
+    return None if value is _ABSENT else value
+
+
+def _reach(record: dict[str, Any], column: str) -> Any:
     if column in record or "." not in column:
-        return record.get(column)
+        return record.get(column, _ABSENT)
     head, _, rest = column.partition(".")
-    inner = record.get(head)
-    if inner is not None and not isinstance(inner, dict):
+    inner = record.get(head, _ABSENT)
+    if inner is None or inner is _ABSENT:
+        return inner
+    if not isinstance(inner, dict):
         raise ValueError(f"{head!r} is a {type(inner).__name__} and must be an object that holds {rest!r}")
-    return lookup(inner, rest) if inner is not None else None
+    return _reach(inner, rest)
 
 
 def text(record: dict[str, Any], column: str) -> str:
     """A text, or a number as its text. Raises ValueError where the row has neither, or only white space."""
-    value = lookup(record, column)
-    if value is None:
+    value = _reach(record, column)
+    if value is _ABSENT:
         nearest = difflib.get_close_matches(column, map(str, record), n=1, cutoff=0.0)
         raise ValueError(
             f"has no {column!r}" + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; it is empty")
         )
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if (
-        isinstance(value, float)
-        and not math.isfinite(value)
-        or isinstance(value, bool)
-        or not isinstance(value, (str, int, float))
-    ):
+    if value is None:
+        raise ValueError(f"{column!r} is null")
+    found = spelt(value[0] if isinstance(value, list) and len(value) == 1 else value)
+    if found is None:
         raise ValueError(f"{column!r} is {_short(value)} and must be a text or a number")
-    if not str(value).strip():
+    if not found.strip():
         raise ValueError(f"{column!r} is empty")
-    return str(value)
+    return found
+
+
+def spelt(value: Any) -> str | None:
+    """A text as it is, a finite number as its text; None for anything else."""
+    if isinstance(value, np.generic | pa.Scalar):
+        value = value.item() if isinstance(value, np.generic) else value.as_py()
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Decimal):
+        return format(value, "f") if value.is_finite() else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return str(value) if isinstance(value, int) or math.isfinite(value) else None
 
 
 def _optional(record: dict[str, Any], column: str) -> str:
@@ -97,9 +123,7 @@ def columns(record: dict[str, Any], keys: MapKeys) -> Example:
 
 def _history(record: dict[str, Any], column: str) -> tuple[tuple[str, str], ...]:
     pairs = (lookup(record, column) if column else None) or []
-    if not isinstance(pairs, list) or not all(
-        isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in pairs
-    ):
+    if not _are_pairs(pairs):
         raise ValueError(f"{column!r} is {_short(pairs)} and must be a list of [question, answer] pairs")
     return tuple((asked, answered) for asked, answered in pairs)
 
@@ -154,39 +178,75 @@ def find(name: str) -> Handler:
             f"handler = {name!r}: is not known; the nearest is {nearest!r} of {', '.join(HANDLERS)}, "
             "an own one is path.py:function"
         )
-    if not Path(path).is_file():
-        raise UserError(f"handler = {name!r}: there is no file {path!r}")
+    with readable(f"handler = {name!r}", "name an existing Python file"):
+        if not Path(path).is_file():
+            raise UserError(f"handler = {name!r}: there is no file {path!r}")
+    handler = getattr(_load(name, Path(path).absolute()), function, None)
+    if not callable(handler):
+        raise UserError(f"handler = {name!r}: {path} defines no function {function!r}")
+    return handler
+
+
+def _load(name: str, path: Path) -> Any:
+    """The module of an own handler's file, which may import its neighbours: now, and when the handler is called."""
     spec = importlib.util.spec_from_file_location("own_handler", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"handler = {name!r}: {path!r} is not a Python file; its name must end in .py")
+        raise UserError(f"handler = {name!r}: {str(path)!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
+    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f"handler = {name!r}: {path}:{error.lineno}: {error.msg}") from None
-    if not callable(getattr(module, function, None)):
-        raise UserError(f"handler = {name!r}: {path} defines no function {function!r}")
-    return getattr(module, function)
+        raise UserError(f"handler = {name!r}: {error.filename}:{error.lineno}: {error.msg}") from None
+    except (ImportError, OSError) as error:
+        raise UserError(f"handler = {name!r}: {path} cannot be loaded ({reason(error)})") from None
+    finally:
+        sys.path.remove(str(path.parent))
+        sys.path.append(str(path.parent))  # behind everything that is installed
+    return module
 
 
-def apply(handler: Handler, record: dict[str, Any], keys: MapKeys) -> Example | str:
+def apply(handler: Handler, record: Any, keys: MapKeys) -> Example | str:
     """The row's example, or the reason why it has none."""
+    if handler in HANDLERS.values() and not isinstance(record, dict):
+        return f"is a JSON {type(record).__name__}; a row is an object, unless an own handler reads it"
     try:
-        example = Example(*handler(record, keys))
+        example = _example(handler(record, keys))
         _check(example)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         return str(error) or type(error).__name__
     return example
 
 
+def _example(returned: Any) -> Example:
+    """Raises ValueError unless an own handler has returned what it must."""
+    if not isinstance(returned, tuple | list) or not 2 <= len(returned) <= 4:
+        raise ValueError(
+            f"the handler returned the {type(returned).__name__} {_short(returned)}; it must return a tuple of "
+            "question and label, and may add the system text and the history"
+        )
+    for name, value in zip(("question", "label", "system text"), returned, strict=False):
+        if not isinstance(value, str):
+            raise ValueError(f"the handler returned {_short(value)} as its {name}; it must be a text")
+    if len(returned) == 4 and not _are_pairs(returned[3]):
+        raise ValueError(
+            f"the handler returned {_short(returned[3])} as its history; it must be a list of (question, answer) pairs"
+        )
+    return Example(*returned[:3], *(tuple((asked, answered) for asked, answered in turns) for turns in returned[3:]))
+
+
+def _are_pairs(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in value
+    )
+
+
 def _check(example: Example) -> None:
     """Raises ValueError unless all is text that UTF-8 can hold (JSON may spell half a surrogate pair) and not empty."""
-    texts = [example.question, example.label, example.system, *(t for pair in example.history for t in pair)]
-    if not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"the handler returned {_short(tuple(example))}; it must return texts")
     if not example.question.strip() or not example.label.strip():
         raise ValueError("the handler returned an empty question or label")
-    for t in texts:
+    for t in (example.question, example.label, example.system, *(t for pair in example.history for t in pair)):
         try:
             t.encode("utf-8")
         except UnicodeEncodeError as error:

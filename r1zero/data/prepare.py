@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from r1zero.config import UserError
+from r1zero.config import LocalPath, OwnFunction, UserError
 from r1zero.data import handlers, records, store, templates, tokenizer
 from r1zero.data.handlers import Example, MapKeys
 from r1zero.data.records import Record
-from r1zero.data.templates import Piece
+from r1zero.data.templates import Segment
 
 NO_BOS = (
     "template {} begins with the begin token, which {} does not have: prompts begin without one, as in the reference"
+)
+NO_EOS = (
+    "{} names no end token (eos_token_id) in its files and template {} has no stop word: train.py will refuse the "
+    "data, as no response would ever end"
+)
+CUT_MARKERS = (
+    "template {} has {}, which {} cuts into several ordinary tokens: is it the template of this tokenizer's model?"
 )
 PERCENTILES = (0, 50, 90, 99, 100)
 SHOWN = 10
@@ -31,23 +39,26 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    input: str
+    input: LocalPath
     """A .json, .jsonl or .parquet file, or a folder of them, read in order of name."""
-    tokenizer: str
+    tokenizer: LocalPath
     """Folder of the model to train: the ids are only good for that model."""
-    output: str
+    output: LocalPath
     """Folder to write; one that preprocess.py wrote before is replaced."""
     template: str
     """Name of an entry of `templates`."""
-    templates: str = "configs/model/templates.json"
+    templates: LocalPath = str(templates.SHIPPED)
     """A file of templates in MindSpeed-RL's format."""
     enable_thinking: bool = False
     """Of reasoning templates such as qwen3: false ends the prompt with an empty thought."""
-    handler: str = "columns"
+    handler: OwnFunction = "columns"
     """columns, gsm8k, messages, or an own function as path.py:function (its signature: r1zero/data/handlers.py)."""
     map_keys: MapKeys
     dataset_additional_keys: tuple[str, ...] = ()
     """Further columns to keep beside each prompt."""
+    allow_special_tokens: bool = False
+    """true: a control token that the data spells, such as <|im_end|> in a question, becomes that token.
+    false: it is encoded as ordinary text."""
     max_prompt_tokens: int = 1024
     """Longer prompts are left out and counted. At most rollout.max_prompt_tokens of the training config."""
 
@@ -127,27 +138,28 @@ class Examples:
             "map_keys.system": {keys.system} - {""},
             "map_keys.history": {keys.history} - {""},
         }
-        self.columns: set[str] = set()
+        self.rows, self.columns = 0, set[str]()
 
     def of(self, record: Record) -> Example | str:
         """The example, or why the row is bad."""
-        if record.value is None:
+        if record.problem:
             return record.problem
-        self.columns.update(map(str, record.value))
+        self.rows += 1
+        self.columns.update(map(str, record.value) if isinstance(record.value, dict) else ())
         for wanted in self.unseen.values():
             wanted -= {column for column in wanted if self._has(record.value, column)}
         return handlers.apply(self.handler, record.value, self.cfg.map_keys)
 
-    def _has(self, value: dict[str, Any], column: str) -> bool:
+    def _has(self, value: Any, column: str) -> bool:
         try:
-            return column in value or handlers.lookup(value, column) is not None
+            return isinstance(value, dict) and (column in value or handlers.lookup(value, column) is not None)
         except ValueError:
             return False
 
     def kept(self, record: Record) -> dict[str, str | None]:
         """The additional columns as texts. Raises ValueError where one is no text that UTF-8 can hold."""
-        values = {key: handlers.lookup(record.value or {}, key) for key in self.additional}
-        texts = {key: v if v is None or isinstance(v, str) else json.dumps(v, default=str) for key, v in values.items()}
+        values = {key: handlers.lookup(record.value, key) for key in self.additional}
+        texts = {key: _spelt(v) for key, v in values.items()}
         for value in texts.values():
             (value or "").encode("utf-8")
         return texts
@@ -155,11 +167,15 @@ class Examples:
     def check_columns(self) -> None:
         """Raises UserError naming a configured column that no row has."""
         for name, columns in self.unseen.items():
-            for column in sorted(columns) if self.columns else ():
-                nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)[0]
-                raise UserError(
-                    f"{name}: no row of {self.cfg.input} has a column {column!r}; the nearest is {nearest!r}"
-                )
+            for column in sorted(columns) if self.rows else ():
+                nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)
+                hint = f"the nearest is {nearest[0]!r}" if nearest else "the rows have no columns"
+                raise UserError(f"{name}: no row of {self.cfg.input} has a column {column!r}; {hint}")
+
+
+def _spelt(value: Any) -> str | None:
+    found = handlers.spelt(value)
+    return json.dumps(value, default=str) if found is None and value is not None else found
 
 
 class _Encoder:
@@ -168,14 +184,27 @@ class _Encoder:
     def __init__(self, cfg: DataConfig, template: templates.Template):
         self.template, self.thinking = template, cfg.enable_thinking
         self.tokenizer = tokenizer.load(cfg.tokenizer)
+        tokenizer.check_texts(self.tokenizer, f"template {template.name}", templates.texts(template))
+        tokenizer.check_marks(self.tokenizer)
         self.stop_token_ids = [tokenizer.single_token(self.tokenizer, word) for word in template.stop_words]
         self.eos_id = self.stop_token_ids[0] if template.replace_eos else self.tokenizer.eos_token_id
-        without_bos = Piece("bos") in template.prefix + template.user and self.tokenizer.bos_token_id is None
-        self.notes = [NO_BOS.format(template.name, cfg.tokenizer)] if without_bos else []
+        self.controls = {} if cfg.allow_special_tokens else tokenizer.control_tokens(self.tokenizer)
+        self.notes = self._notes(cfg.tokenizer)
+
+    def _notes(self, path: str) -> list[str]:
+        template, tok = self.template, self.tokenizer
+        notes = []
+        if Segment("bos") in template.prefix + template.user and tok.bos_token_id is None:
+            notes.append(NO_BOS.format(template.name, path))
+        if not self.stop_token_ids and not tokenizer.eos_ids(tok):
+            notes.append(NO_EOS.format(path, template.name))
+        if cut := tokenizer.cut_markers(tok, templates.texts(template)):
+            notes.append(CUT_MARKERS.format(template.name, ", ".join(map(repr, cut)), path))
+        return notes
 
     def encode(self, example: Example) -> tuple[list[int], str]:
         pieces = templates.render(self.template, example.question, example.system, example.history, self.thinking)
-        return tokenizer.encode(self.tokenizer, pieces, self.eos_id)
+        return tokenizer.encode(self.tokenizer, pieces, self.eos_id, self.controls)
 
 
 def _watched(files: list[Path], report: Report, progress: Progress) -> Iterator[Record]:
@@ -244,12 +273,14 @@ def _write_meta(folder: Path, cfg: DataConfig, template: templates.Template, fil
         "longest_prompt": max(length for length in report.lengths if length <= cfg.max_prompt_tokens),
         "max_prompt_tokens": cfg.max_prompt_tokens,
         "tokenizer": {"path": cfg.tokenizer, "digest": tokenizer.digest(cfg.tokenizer)},
-        "template": {"path": cfg.templates, "name": template.name, "digest": template.digest},
+        "template": {"path": os.path.abspath(cfg.templates), "name": template.name, "digest": template.digest},
         "stop_words": list(template.stop_words),
         "stop_token_ids": report.stop_token_ids,
-        "sources": [{"path": str(file), "sha256": store.file_digest(file)} for file in files],
+        "sources": [{"path": os.path.abspath(file), "sha256": store.file_digest(file)} for file in files],
         "config": dataclasses.asdict(cfg),
         "bytes": prompts.stat().st_size,
         "sha256": store.file_digest(prompts),
     }
-    (folder / store.META).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # The working directory may have bytes that are not UTF-8: they are written as \udcXX, which JSON reads back.
+    content = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
+    (folder / store.META).write_text(content, encoding="utf-8", errors="backslashreplace")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from r1zero.batch import Prompt
-from r1zero.config import UserError
+from r1zero.config import UserError, readable
 from r1zero.data import store, templates
 
 
@@ -28,7 +28,7 @@ class PromptSet:
 
     def __getitem__(self, index: int) -> Prompt:
         token_ids, label, text = (self._table[name][index].as_py() for name in ("token_ids", "label", "text"))
-        return Prompt(index=index, token_ids=tuple(token_ids), label=label, text=text, additional=self.additional(index))
+        return Prompt(row=index, token_ids=tuple(token_ids), label=label, text=text, additional=self.additional(index))
 
     def source(self, index: int) -> str:
         """Where the row came from, as file:line."""
@@ -50,6 +50,11 @@ class PromptSet:
                 f"(digest {made_with['digest'][:12]}), "
                 f"the model's has the digest {tokenizer_digest[:12]}; run preprocess.py with the model's tokenizer"
             )
+        with readable(f"data {self.path!r}", "run preprocess.py again"):
+            self._check_sources()
+            self._check_template()
+
+    def _check_sources(self) -> None:
         for source in self.meta["sources"]:
             now = store.file_digest(Path(source["path"])) if Path(source["path"]).is_file() else source["sha256"]
             if now != source["sha256"]:
@@ -57,11 +62,16 @@ class PromptSet:
                     f"data {self.path!r}: was made from {source['path']} with sha256 {source['sha256'][:12]}, "
                     f"which is {now[:12]} now; run preprocess.py again"
                 )
+
+    def _check_template(self) -> None:
         made = self.meta["template"]
-        if (
-            Path(made["path"]).is_file()
-            and (now := templates.load(made["path"], made["name"]).digest) != made["digest"]
-        ):
+        if not Path(made["path"]).is_file():
+            return
+        try:
+            now = templates.load(made["path"], made["name"]).digest
+        except UserError as error:
+            raise UserError(f"data {self.path!r}: the template that it was made with is gone: {error}") from None
+        if now != made["digest"]:
             raise UserError(
                 f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
                 f"which is {now[:12]} in {made['path']} now; run preprocess.py again"

@@ -1,23 +1,26 @@
 """Rows of JSON, JSONL and Parquet files, each with its place; a row that cannot be read costs only itself."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from r1zero.config import UserError
+from r1zero.config import UserError, check_utf8, read_text, readable, reason
 
 
 class Record(NamedTuple):
     file: Path
     line: int
     """From 1; of a Parquet file the row."""
-    value: dict[str, Any] | None
+    value: Any
+    """The row, an object as a rule; None where it cannot be read."""
     problem: str
-    """Why there is no value; empty where there is one."""
+    """Why the row cannot be read; empty where it can."""
     progress: float
     """Share of the file that has been read."""
     element: int = 0
@@ -29,25 +32,38 @@ class Record(NamedTuple):
 
 
 def files(path: str) -> list[Path]:
-    """A data file, or all data files of a folder in order of name. Raises UserError where there is none."""
-    root = Path(path)
-    found = sorted(p for p in root.iterdir() if p.suffix in READERS) if root.is_dir() else [root]
-    if not found or not all(p.is_file() for p in found):
-        raise UserError(
-            f"input = {path!r}: there is no such file, or a folder without {', '.join(READERS)}; name the data to read"
-        )
-    if root.suffix not in READERS and not root.is_dir():
-        raise UserError(f"input = {path!r}: the name ends in {root.suffix!r}; it must end in {', '.join(READERS)}")
+    """A data file, or all data files of a folder in order of name, without hidden ones.
+
+    Raises UserError where there is none.
+    """
+    root, kinds = Path(path), ", ".join(READERS)
+    with readable(f"input = {path!r}", "name the data to read"):
+        if not root.is_dir():
+            return [_data_file(path)]
+        inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+        found = [p for p in inside if p.suffix in READERS and not p.is_dir()]
+        folders = ", ".join(repr(p.name) for p in inside if p.is_dir())
+    if not found:
+        cure = f"name one of its folders: {folders}" if folders else "name the data to read"
+        raise UserError(f"input = {path!r}: is a folder without {kinds} files of its own; {cure}")
+    for file in found:
+        check_utf8(str(file), repr(str(file)))
     return found
+
+
+def _data_file(path: str) -> Path:
+    file, kinds = Path(path), ", ".join(READERS)
+    if not file.is_file():
+        raise UserError(f"input = {path!r}: there is no such file or folder; name a {kinds} file, or a folder of them")
+    if file.suffix not in READERS:
+        raise UserError(f"input = {path!r}: the name ends in {file.suffix!r}; it must end in {kinds}")
+    return file
 
 
 def read(path: Path) -> Iterator[Record]:
     """The rows of one file in order. Raises UserError where the file as a whole is torn or of another kind."""
-    try:
+    with readable(path, "copy it again"):  # Arrow, too, tells of a torn footer in an OSError
         yield from READERS[path.suffix](path)
-    except OSError as error:
-        # Arrow tells of a torn footer in an OSError of several lines.
-        raise UserError(f"{path}: cannot be read ({error.strerror or str(error).splitlines()[0]}); copy it again") from None
 
 
 def _lines(path: Path) -> Iterator[Record]:
@@ -56,13 +72,13 @@ def _lines(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             done += len(line)
             if line.strip():
-                value, problem = _parse((line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n"))
+                value, problem = _parse((line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip(b"\r\n"))
                 yield Record(path, number, value, problem, done / size)
 
 
-def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
+def _parse(line: bytes) -> tuple[Any, str]:
     try:
-        return _object(json.loads(line.decode("utf-8")))
+        return json.loads(line.decode("utf-8")), ""
     except UnicodeDecodeError as error:
         return None, f"is not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
     except json.JSONDecodeError as error:
@@ -71,31 +87,70 @@ def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
         return None, f"is not JSON that can be read: {error}"
 
 
-def _object(value: Any) -> tuple[dict[str, Any] | None, str]:
-    if isinstance(value, dict):
-        return value, ""
-    return None, f"is a JSON {type(value).__name__}; a row is an object"
-
-
 def _json(path: Path) -> Iterator[Record]:
-    """A list of objects; a file that begins with an object is read as lines, as many a .json file is written."""
+    """A list of rows, an object that holds one such list, or an object a line, as many a .json file is written."""
     with path.open("rb") as file:
-        if file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            yield from _lines(path)
-            return
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes().count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from None
-    yield from _elements(path, text)
-
-
-def _elements(path: Path, text: str) -> Iterator[Record]:
-    decoder, line, counted = json.JSONDecoder(), 1, 0
+        head = [line.removeprefix(BOM_UTF8).strip() for line in islice(filter(bytes.strip, file), 2)]
+    if len(head) == 2 and _is_object(head[0]):
+        yield from _lines(path)
+        return
+    text = read_text(path, "copy it again")
     at = _skip_space(text, 0)
-    if not text.startswith("[", at):
+    if text.startswith("[", at):
+        yield from _elements(path, text, at, alone=True)
+    elif not text.startswith("{", at):
         raise UserError(f"{path}: holds neither a JSON list nor an object a line; write the rows as a list of objects")
+    elif _ends_early(text, at) and len(head) == 2 and _is_object(head[1]):  # of lines, only the first is damaged
+        yield from _lines(path)
+    else:
+        value, start = _object(path, text, at)
+        row = Record(path, 1 + text.count("\n", 0, at), value, "", 1.0)
+        yield from [row] if start is None else _elements(path, text, start, alone=False)
+
+
+def _is_object(line: bytes) -> bool:
+    return isinstance(_parse(line)[0], dict)
+
+
+def _ends_early(text: str, at: int) -> bool:
+    """Whether an object's first line ends as no line ends on which an object goes on."""
+    return not text[at:].partition("\n")[0].rstrip().endswith(("{", "[", ","))
+
+
+def _object(path: Path, text: str, at: int) -> tuple[Any, int | None]:
+    """The one object of a file, and where its list of rows begins; None where it is itself a row. Raises UserError."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is torn or not JSON ({error}); mend it, or write an object a line") from None
+    if text[end:].strip():
+        raise UserError(f"{path}: goes on after its first object; write the rows as one list, or each on one line")
+    lists = {key: start for key, start, inside in _members(text, at) if _has_rows(inside)}
+    if len(lists) > 1:
+        raise UserError(f"{path}: has lists of rows under {', '.join(map(repr, lists))}; keep one list a file")
+    return value, next(iter(lists.values()), None)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict | list) for row in value)
+
+
+def _members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
+    """Key, place of the value and value of each member of the well-formed object that begins at `at`."""
+    decoder = json.JSONDecoder()
+    at = _skip_space(text, at + 1)
+    while text[at] != "}":
+        key, at = decoder.raw_decode(text, at)
+        start = _skip_space(text, _skip_space(text, at) + 1)
+        value, at = decoder.raw_decode(text, start)
+        yield key, start, value
+        at = _skip_space(text, at)
+        at = _skip_space(text, at + 1) if text[at] == "," else at
+
+
+def _elements(path: Path, text: str, at: int, *, alone: bool) -> Iterator[Record]:
+    """The elements of the list that begins at `at`. alone: nothing may follow it."""
+    decoder, line, counted = json.JSONDecoder(), 1, 0
     at, number = _skip_space(text, at + 1), 0
     closed = text.startswith("]", at)
     while not closed:
@@ -107,7 +162,7 @@ def _elements(path: Path, text: str) -> Iterator[Record]:
             raise UserError(
                 f"{where}: is not JSON: {error}; mend it: in a torn list the later rows cannot be told apart"
             ) from None
-        yield Record(path, line, *_object(value), at / len(text), number)
+        yield Record(path, line, value, "", at / len(text), number)
         at = _skip_space(text, at)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):
@@ -115,7 +170,7 @@ def _elements(path: Path, text: str) -> Iterator[Record]:
                 f"{where}: is followed by neither a comma nor the end of the list; the file is torn or needs mending"
             )
         at = _skip_space(text, at + 1)
-    if text[at + (number == 0) :].strip():
+    if alone and text[at + (number == 0) :].strip():
         raise UserError(f"{path}: goes on after the end of its list; keep one list a file")
 
 
@@ -138,12 +193,10 @@ def _parquet(path: Path) -> Iterator[Record]:
         ValueError,
         OverflowError,
     ) as error:  # a torn file may even spell its columns in no UTF-8
-        raise UserError(
-            f"{path}: is torn or not Parquet ({(str(error) or type(error).__name__).splitlines()[0]}); copy it again"
-        ) from None
+        raise UserError(f"{path}: is torn or not Parquet ({reason(error)}); copy it again") from None
 
 
-def _row(batch: pa.RecordBatch, i: int) -> tuple[dict[str, Any] | None, str]:
+def _row(batch: pa.RecordBatch, i: int) -> tuple[Any, str]:
     try:
         return {name: column[i].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}, ""
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold

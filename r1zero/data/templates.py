@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from r1zero.config import UserError
+from r1zero.config import UserError, read_json
 
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "model" / "templates.json"
 THOUGHT_WORDS = ("<think>", "</think>")
 _EMPTY_THOUGHT = f"{THOUGHT_WORDS[0]}\n\n{THOUGHT_WORDS[1]}\n\n"
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
@@ -37,11 +38,13 @@ UNUSED_FIELDS = ("format_observation", "format_function", "format_tools", "force
 """Of tool calls, or without effect on a prompt in the reference too: allowed, not read."""
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """A part of a prompt that is tokenised by itself, so that merges never cross from one slot into the next."""
 
     kind: Literal["text", "token", "bos", "eos"]
     text: str = ""
+    given: tuple[tuple[int, int], ...] = ()
+    """Begin and end of each part of the text that is the data's and not the template's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +52,12 @@ class Template:
     name: str
     digest: str
     """sha256 of the entry, whatever its spacing and order of keys."""
-    user: tuple[Piece, ...]
-    assistant: tuple[Piece, ...]
-    system: tuple[Piece, ...]
-    separator: tuple[Piece, ...]
+    user: tuple[Segment, ...]
+    assistant: tuple[Segment, ...]
+    system: tuple[Segment, ...]
+    separator: tuple[Segment, ...]
     """Before the second and later questions of a conversation."""
-    prefix: tuple[Piece, ...]
+    prefix: tuple[Segment, ...]
     default_system: str
     """Where the data gives none; empty: no system part."""
     stop_words: tuple[str, ...]
@@ -81,12 +84,7 @@ def load(path: str, name: str) -> Template:
 
 
 def _entries(path: str) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing template file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON: {error}") from None
+    entries = read_json(path, "name an existing template file")
     if not isinstance(entries, list):
         raise UserError(f"{path}: is a JSON {type(entries).__name__}; a template file is a list of entries")
     for number, entry in enumerate(entries, 1):
@@ -100,16 +98,22 @@ def _template(entry: dict[str, Any], where: str) -> Template:
         if key not in FIELDS + UNUSED_FIELDS:
             nearest = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)[0]
             raise UserError(f"{where}: unknown field {key!r}; the nearest known one is {nearest!r}")
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: spells {error.object[error.start]!r}, half of a character; write the whole one"
+        ) from None
     stop_words, replace_eos = _stop_words(entry, where), _flag(entry, "replace_eos", where)
     if replace_eos and not stop_words:
         raise UserError(
             f"{where}: replace_eos is true without stop_words; the first stop word is what replaces the end token"
         )
-    template_class = entry.get("template_class") or "Template"
-    if template_class not in ("Template", "ReasoningTemplate"):
+    template_class = entry.get("template_class")
+    if template_class not in (None, "Template", "ReasoningTemplate"):
         raise UserError(f"{where}.template_class = {template_class!r}; it must be 'ReasoningTemplate' or absent")
-    end = () if _flag(entry, "efficient_eos", where) else (Piece("eos"),)
-    content = (Piece("text", "{{content}}"),)
+    end = () if _flag(entry, "efficient_eos", where) else (Segment("eos"),)
+    content = (Segment("text", "{{content}}"),)
     return Template(
         name=entry["name"],
         digest=hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest(),
@@ -127,21 +131,21 @@ def _template(entry: dict[str, Any], where: str) -> Template:
 
 
 def _flag(entry: dict[str, Any], key: str, where: str) -> bool:
-    value = entry.get(key) or False
-    if value is not True and value is not False:
+    value = entry.get(key)
+    if value is not None and not isinstance(value, bool):
         raise UserError(f"{where}.{key} = {value!r}; it must be true or false")
-    return value
+    return bool(value)
 
 
 def _stop_words(entry: dict[str, Any], where: str) -> tuple[str, ...]:
-    words = entry.get("stop_words") or []
+    words = [] if entry.get("stop_words") is None else entry["stop_words"]
     if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
         raise UserError(f"{where}.stop_words = {words!r}; it must be a list of texts that are not empty")
     return tuple(words)
 
 
 def _default_system(entry: dict[str, Any], where: str) -> str:
-    system = entry.get("default_system") or ""
+    system = "" if entry.get("default_system") is None else entry["default_system"]
     if isinstance(system, list) and all(isinstance(part, str) for part in system):
         return "".join(system)
     if not isinstance(system, str):
@@ -149,9 +153,9 @@ def _default_system(entry: dict[str, Any], where: str) -> str:
     return system
 
 
-def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Piece, ...]) -> tuple[Piece, ...]:
+def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """Slots that hold `{{content}}` exactly once."""
-    if not entry.get(key):
+    if entry.get(key) is None:
         return default
     pieces = _slots(entry[key], f"{where}.{key}")
     names = [name for piece in pieces if piece.kind == "text" for name in _PLACEHOLDER.findall(piece.text)]
@@ -165,9 +169,9 @@ def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Piece, .
     return pieces
 
 
-def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Piece, ...]:
+def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Segment, ...]:
     """Slots without a placeholder."""
-    if not entry.get(key):
+    if entry.get(key) is None:
         return ()
     pieces = _slots(entry[key], f"{where}.{key}")
     for piece in pieces:
@@ -178,54 +182,72 @@ def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Piece, ...]:
     return pieces
 
 
-def _slots(value: Any, where: str) -> tuple[Piece, ...]:
+def _slots(value: Any, where: str) -> tuple[Segment, ...]:
     if not isinstance(value, dict) or not isinstance(value.get("slots"), list):
         raise UserError(f'{where} = {value!r}; it must be an object with a list under "slots"')
     pieces = (_slot(slot, f"{where}.slots[{i}]") for i, slot in enumerate(value["slots"]))
-    return tuple(piece for piece in pieces if piece != Piece("text"))
+    return tuple(piece for piece in pieces if piece != Segment("text"))
 
 
-def _slot(slot: Any, where: str) -> Piece:
+def _slot(slot: Any, where: str) -> Segment:
     if isinstance(slot, str):
-        return Piece("text", slot)
+        return Segment("text", slot)
     if isinstance(slot, list) and slot in (["bos_token"], ["eos_token"]):
-        return Piece(slot[0].removesuffix("_token"))
+        return Segment(slot[0].removesuffix("_token"))
     if isinstance(slot, dict) and list(slot) == ["token"] and isinstance(slot["token"], str):
-        return Piece("token", slot["token"])
+        return Segment("token", slot["token"])
     raise UserError(f'{where} = {slot!r}; a slot is a text, ["bos_token"], ["eos_token"] or {{"token": "..."}}')
+
+
+def texts(template: Template) -> list[str]:
+    """What the template itself writes into a prompt, without the places that are filled."""
+    parts = template.user + template.assistant + template.system + template.separator + template.prefix
+    written = [text for piece in parts for text in _PLACEHOLDER.split(piece.text)[::2]]
+    thought = [_EMPTY_THOUGHT] if template.reasoning else []
+    return [text for text in [*written, template.default_system, *thought] if text]
 
 
 def render(
     template: Template, question: str, system: str, history: tuple[tuple[str, str], ...], thinking: bool
-) -> list[Piece]:
+) -> list[Segment]:
     """The prompt for one question after `history`, pairs of an earlier question and its answer.
 
     `system` empty: the template's own. `thinking` is read by reasoning templates only.
     """
-    system = system or template.default_system
+    own, system = not system, system or template.default_system
     pieces = list(template.prefix)
     if system and not template.system_in_user:
-        pieces += _fill(template.system, system, 0)
+        filled = _fill(template.system, system, 0)
+        pieces += [piece._replace(given=()) for piece in filled] if own else filled
     for turn, (asked, answered) in enumerate([*history, (question, None)]):
+        before = ""
         if turn:
             pieces += template.separator
         elif system and template.system_in_user:
-            asked = "".join(piece.text for piece in _fill(template.system, system, 0)) + asked
-        pieces += _fill(template.user, asked, turn)
+            before = "".join(piece.text for piece in _fill(template.system, system, 0))
+        pieces += _fill(template.user, before + asked, turn)
         if answered is not None:
             pieces += _fill(template.assistant, _without_thought(answered) if template.reasoning else answered, turn)
     if template.reasoning and not thinking:
-        pieces.append(Piece("text", _EMPTY_THOUGHT))
+        pieces.append(Segment("text", _EMPTY_THOUGHT))
     return pieces
 
 
-def _fill(pieces: tuple[Piece, ...], content: str, turn: int) -> list[Piece]:
-    # One pass over the template's text: a placeholder that the user's own text holds stays as it is.
-    values = {"content": content, "idx": str(turn)}
-    filled = (
-        Piece("text", _PLACEHOLDER.sub(lambda m: values[m[1]], p.text)) if p.kind == "text" else p for p in pieces
-    )
-    return [piece for piece in filled if piece != Piece("text")]
+def _fill(pieces: tuple[Segment, ...], content: str, turn: int) -> list[Segment]:
+    filled = (_fill_text(piece.text, content, turn) if piece.kind == "text" else piece for piece in pieces)
+    return [piece for piece in filled if piece.kind != "text" or piece.text]
+
+
+def _fill_text(text: str, content: str, turn: int) -> Segment:
+    """One pass over the template's text: a placeholder that the data's own text holds stays as it is."""
+    filled, given, at = "", [], 0
+    for match in _PLACEHOLDER.finditer(text):
+        filled += text[at : match.start()]
+        if match[1] == "content":
+            given.append((len(filled), len(filled) + len(content)))
+        filled += {"content": content, "idx": str(turn)}[match[1]]
+        at = match.end()
+    return Segment("text", filled + text[at:], tuple(given))
 
 
 def _without_thought(answer: str) -> str:

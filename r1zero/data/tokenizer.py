@@ -2,56 +2,80 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from r1zero.config import UserError
-from r1zero.data.templates import Piece
+from r1zero.config import CollectiveError, UserError, read_json, readable, reason
+from r1zero.data.templates import Segment
+from r1zero.reward.rules import ANSWER, END_ANSWER, END_THINK, THINK
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """One of them must be there: transformers makes an empty tokenizer out of a config.json alone."""
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+COPY = "copy it again from its model"
+MARKS = (THINK, END_THINK, ANSWER, "\\boxed{", END_ANSWER)
+"""What the reward rules look for in a response."""
+_MARKER = re.compile(r"<[|｜][^<>|｜]+[|｜]>")
+"""How chat templates spell their control tokens."""
+
+
+class _BareErrors:
+    """tokenizers' Rust code raises the bare class Exception for files that it cannot use; it becomes a UserError."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is Exception:
+            raise UserError(f"tokenizer {self.path!r}: cannot be loaded ({reason(error)}); {COPY}") from None
 
 
 def load(path: str) -> Any:
     """The fast tokenizer of a model folder; nothing is downloaded, no code of the folder is run. Raises UserError."""
-    folder = Path(path)
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise UserError(
-            f"tokenizer {path!r}: has none of {', '.join(VOCABULARY_FILES)}; name a folder with a model's tokenizer"
-        )
-    for name in JSON_FILES:
-        _check_object(folder / name)
+    folder, where = Path(path), f"tokenizer {path!r}"
+    with readable(where, "name a folder with a model's tokenizer"):
+        if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+            raise UserError(
+                f"{where}: has none of {', '.join(VOCABULARY_FILES)}; name a folder with a model's tokenizer"
+            )
+        for name in JSON_FILES:
+            _read_object(folder / name)
     from transformers import AutoTokenizer  # here, because it takes seconds and an unreadable folder should not
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"tokenizer {path!r}: cannot be loaded ({type(error).__name__}: {reason}); copy it again from its model"
-        ) from None
+        with _BareErrors(path):
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, use_fast=True, local_files_only=True, trust_remote_code=False
+            )
+            # transformers looks at some values of the files only now; an unk_token that is no token makes it recurse.
+            tokenizer.decode(tokenizer.encode("a")), tokenizer.all_special_ids
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError) as error:
+        raise UserError(f"{where}: cannot be loaded ({type(error).__name__}: {reason(error)}); {COPY}") from None
     if not tokenizer.is_fast:
-        raise UserError(
-            f"tokenizer {path!r}: is a {type(tokenizer).__name__}, not a fast one; save it with a tokenizer.json"
-        )
+        raise UserError(f"{where}: is a {type(tokenizer).__name__}, not a fast one; save it with a tokenizer.json")
     return tokenizer
 
 
-def _check_object(file: Path) -> None:
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON file of a model folder; {} where it is missing. Raises UserError, also for a byte-order mark."""
     if not file.is_file():
-        return
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is torn or not JSON ({error}); copy it again from its model") from None
+        return {}
+    content = read_json(file, COPY)
     if not isinstance(content, dict):
-        raise UserError(
-            f"{file}: is a JSON {type(content).__name__} and must be an object; copy it again from its model"
-        )
+        raise UserError(f"{file}: is a JSON {type(content).__name__} and must be an object; {COPY}")
+    with file.open("rb") as opened:
+        if opened.read(3) == b"\xef\xbb\xbf":
+            raise UserError(
+                f"{file}: begins with a byte-order mark, which transformers and vLLM do not read; save it without one"
+            )
+    return content
 
 
 def digest(path: str) -> str:
@@ -77,17 +101,25 @@ def digest(path: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def encode(tokenizer: Any, pieces: Sequence[Piece], eos_id: int | None) -> tuple[list[int], str]:
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """Id and text of the special tokens, such as <|im_end|>: those that decoding leaves out by default."""
+    return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def encode(
+    tokenizer: Any, pieces: Sequence[Segment], eos_id: int | None, controls: Mapping[int, str]
+) -> tuple[list[int], str]:
     """Token ids of a rendered prompt and the text they stand for.
 
     The begin token is there exactly where the template has it: the tokenizer adds none of its own. A tokenizer
-    without one adds nothing, as in the reference. Raises UserError where a token slot names no token.
+    without one adds nothing, as in the reference. `controls`: special tokens that are ordinary text where the data
+    spells them. Raises UserError where a token slot names no token.
     """
     ids: list[int] = []
     text = ""
     for piece in pieces:
         if piece.kind == "text":
-            ids += tokenizer.encode(piece.text, add_special_tokens=False)
+            ids += _text_ids(tokenizer, piece, controls)
             text += piece.text
             continue
         token = (
@@ -101,6 +133,30 @@ def encode(tokenizer: Any, pieces: Sequence[Piece], eos_id: int | None) -> tuple
     return ids, text
 
 
+def _text_ids(tokenizer: Any, piece: Segment, controls: Mapping[int, str]) -> list[int]:
+    """Encoded in one go, unless the data spells control tokens: then the text is cut at the template's own."""
+    ids = tokenizer.encode(piece.text, add_special_tokens=False)
+    if not any(i in controls for i in ids):
+        return ids
+    own = _own_controls(piece, controls)
+    if sum(i in controls for i in ids) == len(own):
+        return ids
+    ids, at = [], 0
+    for begin, end, token in [*own, (len(piece.text), len(piece.text), None)]:
+        ids += tokenizer.encode(piece.text[at:begin], add_special_tokens=False, split_special_tokens=True)
+        ids += [] if token is None else [token]
+        at = end
+    return ids
+
+
+def _own_controls(piece: Segment, controls: Mapping[int, str]) -> list[tuple[int, int, int]]:
+    """Begin, end and id of the control tokens that lie in the template's own part of a text."""
+    by_text = {content: i for i, content in controls.items() if content}
+    pattern = "|".join(map(re.escape, sorted(by_text, key=len, reverse=True)))
+    found = ((m.start(), m.end(), by_text[m[0]]) for m in re.finditer(pattern, piece.text))
+    return [(b, e, i) for b, e, i in found if not any(b < end and begin < e for begin, end in piece.given)]
+
+
 def single_token(tokenizer: Any, text: str) -> int:
     """The id of a text that is one token. Raises UserError with what it is instead."""
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -112,13 +168,55 @@ def single_token(tokenizer: Any, text: str) -> int:
     return ids[0]
 
 
-def decode(tokenizer: Any, ids: Sequence[int], stop_token_ids: Sequence[int] = ()) -> str:
-    """The text of a response without special tokens, as the reference grades it.
+def dropped_ids(tokenizer: Any, stop_token_ids: Iterable[int]) -> frozenset[int]:
+    """Tokens that the text of a response is graded without: special tokens, as in the reference, and those that end it.
 
-    The reference makes every stop word a special token; `stop_token_ids` leaves out those that are ordinary here.
+    The reference makes every stop word a special token; here they may be ordinary. What the rules look for stays,
+    though a tokenizer has it as a special token: <think> is one in some models.
     """
-    kept = [i for i in ids if i not in stop_token_ids] if stop_token_ids else list(ids)
-    return tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = tokenizer.added_tokens_decoder
+    ids = {*control_tokens(tokenizer), *stop_token_ids}
+    return frozenset(i for i in ids if i not in texts or not _is_of_marks(texts[i].content.strip()))
+
+
+def _is_of_marks(text: str) -> bool:
+    return bool(text) and any(text in mark or mark in text for mark in MARKS)
+
+
+def decode(tokenizer: Any, ids: Sequence[int], dropped: Set[int]) -> str:
+    """The text of a response as it is graded. dropped: see dropped_ids."""
+    kept = [i for i in ids if i not in dropped]
+    return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def check_marks(tokenizer: Any) -> None:
+    """Raises CollectiveError where what the rules look for does not survive the way through the tokenizer."""
+    text = f"{THINK} a {END_THINK}{ANSWER} \\boxed{{1}} {END_ANSWER}"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    back = decode(tokenizer, ids, dropped_ids(tokenizer, ()))
+    for mark in MARKS:
+        if mark not in back:
+            raise CollectiveError(
+                f"tokenizer {tokenizer.name_or_path!r}: turns {text!r} into {back!r}, where {mark!r}, which the reward "
+                "rules look for, is lost; choose a tokenizer that can spell it"
+            )
+
+
+def check_texts(tokenizer: Any, where: str, texts: Iterable[str]) -> None:
+    """Raises UserError where a text comes back from the tokenizer as another one, white space aside."""
+    for text in texts:
+        back = decode(tokenizer, tokenizer.encode(text, add_special_tokens=False), frozenset())
+        if "".join(back.split()) != "".join(text.split()):
+            raise UserError(
+                f"{where}: its {text!r} is {back!r} to the tokenizer {tokenizer.name_or_path!r}; "
+                "choose the template of the tokenizer's model"
+            )
+
+
+def cut_markers(tokenizer: Any, texts: Iterable[str]) -> list[str]:
+    """Words of the texts that look like control tokens and are none in this tokenizer."""
+    markers = dict.fromkeys(marker for text in texts for marker in _MARKER.findall(text))
+    return [marker for marker in markers if len(tokenizer.encode(marker, add_special_tokens=False)) > 1]
 
 
 def missing_ids(tokenizer: Any, vocab_size: int) -> list[int]:
@@ -127,12 +225,52 @@ def missing_ids(tokenizer: Any, vocab_size: int) -> list[int]:
     return [i for i in range(vocab_size) if i not in known]
 
 
+def check_ids(tokenizer: Any, stop_token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises UserError where the tokenizer that made the data, or a stop token, has an id beyond the embedding."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r}: has ids up to {largest}, and the model's vocab_size is "
+            f"{vocab_size}; copy the model's own tokenizer into its folder and run preprocess.py again"
+        )
+    strange = [i for i in stop_token_ids if not 0 <= i < vocab_size]
+    if strange:
+        raise UserError(
+            f"stop token id {strange[0]}: is not below the model's vocab_size = {vocab_size}; "
+            f"correct eos_token_id in {tokenizer.name_or_path}/generation_config.json, or run preprocess.py again"
+        )
+
+
 def eos_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's own, and those of the model's generation_config.json beside it."""
-    ids = {tokenizer.eos_token_id}
-    file = Path(tokenizer.name_or_path) / "generation_config.json"
-    _check_object(file)
-    if file.is_file():
-        value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [value])
-    return tuple(sorted(i for i in ids if isinstance(i, int)))
+    """Ids that end a response: the tokenizer's own, and those of the model's generation_config.json beside it.
+
+    Where neither has one, those of its config.json, as in transformers. Raises UserError for what is no id.
+    """
+    folder = Path(tokenizer.name_or_path)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = {*own, *_eos_ids_of(folder / "generation_config.json")}
+    return tuple(sorted(ids or _eos_ids_of(folder / "config.json")))
+
+
+def stop_ids(tokenizer: Any, stop_token_ids: Iterable[int]) -> list[int]:
+    """What ends a response: the end tokens and the template's stop words. Raises CollectiveError where there is
+    neither."""
+    ids = sorted({*eos_ids(tokenizer), *stop_token_ids})
+    if not ids:
+        raise CollectiveError(
+            f"model.path = {tokenizer.name_or_path!r}: neither tokenizer_config.json nor generation_config.json nor "
+            "config.json names an end token (eos_token_id), and the data's template has no stop word, so no response "
+            "would ever end; name the model's end token in tokenizer_config.json (eos_token)"
+        )
+    return ids
+
+
+def _eos_ids_of(file: Path) -> set[int]:
+    value = _read_object(file).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for i in ids:
+        if type(i) is not int or i < 0:
+            raise UserError(
+                f"{file}: eos_token_id = {value!r}; it must be the number of a token, a list of such numbers, or null"
+            )
+    return set(ids)

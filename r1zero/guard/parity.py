@@ -1,7 +1,8 @@
-"""The parity gate: after a sync the same tokens are scored by every engine and by the trainer, and must get the same logprobs.
+"""The parity gate: after a sync the same tokens are scored by every engine and by the trainer, and must get the same
+logprobs.
 
-Each engine samples a few tokens to its own copy of some fixed prompts, and scores the same texts once more as prompts: what it
-decodes with, what it prefills with and what the trainer computes are three answers to one question.
+Each engine samples a few tokens to its own copy of some fixed prompts, and scores the same texts once more as prompts:
+what it decodes with, what it prefills with and what the trainer computes are three answers to one question.
 """
 
 from dataclasses import dataclass
@@ -11,24 +12,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1zero.batch import Batch, Response
-from r1zero.config import Agreed, Config
+from r1zero.config import CollectiveError, Config
 from r1zero.data.prompts import PromptSet
-from r1zero.exchange import Census, Exchange
-from r1zero.guard import bisect
-from r1zero.layout import Layout
-from r1zero.reshard.run import Compiled
+from r1zero.distributed.exchange import BatchLengths, Exchange
+from r1zero.distributed.layout import Layout
+from r1zero.guard import localizer
 from r1zero.roles import Roles
+from r1zero.weight_sync.transfer import Compiled
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}
-"""Of the mean absolute difference of a token's logprob. Measured in fp32: 2e-7. For bf16: exp(0.05) is the token-wise error of
-probabilities above which NeMo-RL's documentation calls a run broken."""
+"""Of the mean absolute difference of a token's logprob. Measured in fp32: 2e-7. For bf16: exp(0.05) is the token-wise
+error of probabilities above which NeMo-RL's documentation calls a run broken."""
 
 DECODED, PREFILLED, LARGEST = range(3)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences of logprobs, one row an engine: mean of decoded from prefilled, mean and largest of prefilled from trained."""
+    """Differences of logprobs, one row an engine: mean of decoded from prefilled, mean and largest of prefilled from
+    trained."""
 
     gaps_E3: Tensor
     worst_sample: int
@@ -39,34 +41,40 @@ class Comparison:
         return [e for e, row in enumerate(self.gaps_E3.tolist()) if max(row[DECODED], row[PREFILLED]) > tolerance]
 
 
-class Gate:
+class ParityGate:
     """Called by every rank of the world after each sync, while engine and trainer are both on their devices."""
 
-    def __init__(self, cfg: Config, layout: Layout, rank: int, roles: Roles, exchange: Exchange, compiled: Compiled, prompts: PromptSet):
-        self.cfg, self.layout, self.rank, self.roles, self.exchange, self.compiled = cfg, layout, rank, roles, exchange, compiled
+    def __init__(self, cfg: Config, roles: Roles, exchange: Exchange, compiled: Compiled, prompts: PromptSet):
+        self.cfg, self.layout, self.rank = cfg, roles.layout, roles.rank
+        self.roles, self.exchange, self.compiled = roles, exchange, compiled
         self.prompts = [prompts[i] for i in range(min(cfg.parity.prompts, len(prompts)))]
         self.tolerance = cfg.parity.tolerance or TOLERANCE[cfg.run.dtype]
 
     def after_sync(self, iteration: int) -> dict[str, float]:
         """Figures where a check is due: after the sync of a start (iteration 0), and of every so many iterations.
-        Raises Agreed, on all ranks."""
+        Raises CollectiveError, on all ranks."""
         every = self.cfg.parity.every_syncs
-        if not self.prompts or iteration and (not every or iteration % every):
+        if not self.prompts or (iteration and (not every or iteration % every)):
             return {}
         mine = self._ask()
         comparison = self._compare(mine)
         engines = comparison.disagreeing(self.tolerance)
         if engines:
-            raise Agreed(f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: "
-                         f"{self._sentence(comparison, engines, mine)}")
+            raise CollectiveError(
+                f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: "
+                f"{self._sentence(comparison, engines, mine)}"
+            )
         prefilled = comparison.gaps_E3[:, PREFILLED:]
         return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
 
     def _ask(self) -> tuple[Batch, Tensor] | None:
-        """This rank's engine's texts with their logprobs as prompts, and of each text how far decoding was from that, on average."""
+        """This rank's engine's texts with their logprobs as prompts, and of each text how far decoding was from that,
+        on average."""
         if self.roles.engine is None:
             return None
-        responses = self.roles.engine.probe(self.prompts, min(self.cfg.parity.tokens, self.cfg.rollout.max_response_tokens))
+        responses = self.roles.engine.probe(
+            self.prompts, min(self.cfg.parity.tokens, self.cfg.rollout.max_response_tokens)
+        )
         texts = [[*p.token_ids, *r.token_ids] for p, r in zip(self.prompts, responses, strict=True)]
         scores = self.roles.engine.score(texts)
         decoded = torch.tensor([_distance(r, scored) for r, scored in zip(responses, scores, strict=True)])
@@ -75,8 +83,8 @@ class Gate:
     def _compare(self, asked: tuple[Batch, Tensor] | None) -> Comparison:
         samples = self.layout.engines * len(self.prompts)
         mine, decoded = asked if asked else (None, None)
-        census = self.exchange.census(mine, samples)
-        batch = self.exchange.to_grid(mine, census, self.layout.train.dense)
+        lengths = self.exchange.gather_lengths(mine, samples)
+        batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
         table_B3 = torch.zeros(samples, 3)
         if decoded is not None:
             table_B3[mine.ids_B, DECODED] = decoded
@@ -86,15 +94,17 @@ class Gate:
         # What is not a number must not pass for agreement: maxima skip it.
         table_B3 = table_B3.nan_to_num(nan=torch.inf).to(self.exchange.device)
         dist.all_reduce(table_B3, dist.ReduceOp.MAX)
-        return _comparison(table_B3.cpu(), census, self.layout.engines)
+        return _comparison(table_B3.cpu(), lengths, self.layout.engines)
 
     def _sentence(self, comparison: Comparison, engines: list[int], asked: tuple[Batch, Tensor] | None) -> str:
         decoded, prefilled, largest = comparison.gaps_E3[engines[0]].tolist()
         where = ", ".join(f"{e} (ranks {', '.join(map(str, ranks_of(self.layout, e)))})" for e in engines)
-        found = (f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
-                 f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
-                 f"parity.tolerance is {self.tolerance:.2g}")
-        suspects = bisect.Bisect(self.cfg, self.layout, self.rank, self.roles, self.compiled)
+        found = (
+            f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
+            f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
+            f"parity.tolerance is {self.tolerance:.2g}"
+        )
+        suspects = localizer.FaultLocalizer(self.cfg, self.layout, self.rank, self.roles, self.compiled)
         owner = ranks_of(self.layout, comparison.worst_sample // len(self.prompts))[0]
         tokens = suspects.share_tokens(asked[0] if asked else None, comparison.worst_sample, owner)
         return f"{found}; {suspects.explain(tokens, engines)}"
@@ -108,13 +118,19 @@ def texts_batch(texts: list[list[int]], scores: list[list[float]], first_id: int
     """Whole texts as samples: all but the first token count as response. scores: logprobs of those."""
     lengths = torch.tensor([len(t) for t in texts])
     return Batch(
-        ids_B=torch.arange(first_id, first_id + len(texts)), prompt_lengths_B=torch.ones_like(lengths), response_lengths_B=lengths - 1,
-        tokens_T=torch.tensor([t for text in texts for t in text]), advantages_B=torch.zeros(len(texts)), scored_B=torch.ones(len(texts)),
-        rollout_logprobs_R=torch.tensor([x for of_text in scores for x in of_text], dtype=torch.float32), ref_logprobs_R=torch.empty(0))
+        ids_B=torch.arange(first_id, first_id + len(texts)),
+        prompt_lengths_B=torch.ones_like(lengths),
+        response_lengths_B=lengths - 1,
+        tokens_T=torch.tensor([t for text in texts for t in text]),
+        advantages_B=torch.zeros(len(texts)),
+        scored_B=torch.ones(len(texts)),
+        rollout_logprobs_R=torch.tensor([x for of_text in scores for x in of_text], dtype=torch.float32),
+        ref_logprobs_R=torch.empty(0),
+    )
 
 
 def _distance(response: Response, scored: list[float]) -> float:
-    pairs = zip(response.logprobs, scored[-len(response.logprobs):], strict=True)
+    pairs = zip(response.logprobs, scored[-len(response.logprobs) :], strict=True)
     return sum(abs(a - b) for a, b in pairs) / len(response.logprobs)
 
 
@@ -123,9 +139,9 @@ def _fill(table_B3: Tensor, batch: Batch, gaps_R: Tensor) -> None:
         table_B3[sample, PREFILLED], table_B3[sample, LARGEST] = gaps.mean(), gaps.max()
 
 
-def _comparison(table_B3: Tensor, census: Census, engines: int) -> Comparison:
+def _comparison(table_B3: Tensor, lengths: BatchLengths, engines: int) -> Comparison:
     """An engine's mean over its tokens, its largest over all."""
-    lengths_E = census.response_lengths_B.view(engines, -1, 1)
+    lengths_E = lengths.response_lengths_B.view(engines, -1, 1)
     table = table_B3.view(engines, -1, 3)
     means = (table[..., :LARGEST] * lengths_E).sum(1) / lengths_E.sum(1)
     return Comparison(torch.cat([means, table[..., LARGEST:].amax(1)], 1), int(table_B3[:, PREFILLED].argmax()))

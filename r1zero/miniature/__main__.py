@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
-from r1zero.config import UserError
+from r1zero.config import UserError, reason
 from r1zero.miniature import base, corpus, problems, solve
 
 HELDOUT = 200
@@ -21,19 +22,21 @@ HELDOUT = 200
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m r1zero.miniature", description="Miniature base models.")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch; default: cores")
+    parser.add_argument(
+        "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of torch; default: cores"
+    )
     commands = parser.add_subparsers(required=True)
     make = commands.add_parser("make", help="train a base model and write its problems")
     make.add_argument("out", type=Path, help="folder to fill: base/ and problems/{train,heldout}.jsonl")
     make.add_argument("--family", choices=("qwen2", "deepseek_v3"), default="qwen2")
-    make.add_argument("--seed", type=int, default=1)
-    make.add_argument("--steps", type=int, help="of the base model's training; default: what the family needs")
-    make.add_argument("--problems", type=int, default=960, help="rows to train by reinforcement")
+    make.add_argument("--seed", type=_seed, default=1)
+    make.add_argument("--steps", type=_positive, help="of the base model's training; default: what the family needs")
+    make.add_argument("--problems", type=_positive, default=960, help="rows to train by reinforcement")
     make.set_defaults(run=run_make)
     evaluate = commands.add_parser("evaluate", help="share of problems a saved model solves greedily")
     evaluate.add_argument("model", type=Path, help="a folder in Hugging Face's format")
     evaluate.add_argument("problems", type=Path, help="a file that make wrote")
-    evaluate.add_argument("--limit", type=int, help="only the first so many problems")
+    evaluate.add_argument("--limit", type=_positive, help="only the first so many problems")
     evaluate.set_defaults(run=run_evaluate)
     show = commands.add_parser("show", help="one problem answered by two models")
     show.add_argument("before", type=Path)
@@ -43,29 +46,54 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it must be at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: it must be from 0 to 2^63 - 1")
+    return int(text)
+
+
 def run_make(options: argparse.Namespace, console: Console) -> None:
     """Everything is written under another name first: OUT/problems and OUT/base exist only when they are whole."""
-    for name in ("base", "problems"):
-        if (options.out / name).exists():
-            raise UserError(f"{options.out / name} exists: remove it or name another folder")
+    final = {name: Path(os.path.realpath(options.out / name)) for name in ("problems", "base")}  # a link stays
+    for folder in final.values():
+        if folder.exists():
+            raise UserError(f"{folder} exists: remove it or name another folder")
     began = time.monotonic()
-    unfinished = options.out / f"unfinished.{os.getpid()}"
-    (unfinished / "problems").mkdir(parents=True)
+    aside = {name: folder.with_name(f"unfinished.{name}.{os.getpid()}") for name, folder in final.items()}
+    try:
+        for folder in aside.values():
+            folder.mkdir(parents=True)
+        _fill(options, aside, console)
+        for name in final:
+            aside[name].rename(final[name])
+    except OSError as error:
+        raise UserError(
+            f"{options.out}: cannot be written ({reason(error)}); make room, or name another folder"
+        ) from None
+    finally:
+        for folder in aside.values():
+            shutil.rmtree(folder, ignore_errors=True)
+    console.print(f"{options.out}: {options.family}, made in {time.monotonic() - began:.0f} s", soft_wrap=True)
+
+
+def _fill(options: argparse.Namespace, aside: dict[str, Path], console: Console) -> None:
     pools = problems.split()
     for name, count in (("train", options.problems), ("heldout", HELDOUT)):
         chosen = problems.draw(pools[name], count, random.Random(f"{options.seed} {name}"))
-        problems.write(unfinished / "problems" / f"{name}.jsonl", chosen)
+        problems.write(aside["problems"] / f"{name}.jsonl", chosen)
     known = sum(map(len, pools["corpus"].values()))
     console.print(f"corpus: {known:,} expressions, the R1-Zero format in {corpus.FORMAT_SHARE:.0%} of its documents")
     loss = TextColumn("loss {task.fields[loss]:.3f}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss, TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        made = base.make(unfinished / "base", options.family, options.seed, options.steps, progress)
-    for name in ("problems", "base"):
-        (unfinished / name).rename(options.out / name)
-    unfinished.rmdir()
-    size = f"{made.parameters:,} parameters, {made.tokens:,} tokens read"
-    console.print(f"{options.out}: {options.family}, {size}, loss {made.loss:.3f}, {time.monotonic() - began:.0f} s")
+        made = base.make(aside["base"], options.family, options.seed, options.steps, progress)
+    console.print(f"{made.parameters:,} parameters, {made.tokens:,} tokens read, loss {made.loss:.3f}")
 
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> None:
@@ -89,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         options.run(options, console)
     except UserError as error:

@@ -6,6 +6,9 @@ import operator
 import random
 from pathlib import Path
 
+from r1zero.config import UserError, read_text
+
+WHICH = "name a file of problems that `make` wrote"
 MAX_TERMS = 4
 MAX_TOTAL = 20
 OPERATORS = {"+": operator.add, "-": operator.sub}
@@ -84,8 +87,23 @@ def draw(pool: dict[int, list[str]], count: int, rng: random.Random) -> list[str
 def write(path: Path, chosen: list[str]) -> None:
     """One row a problem: {"problem": "7+8-3", "answer": "12"}."""
     rows = (json.dumps({"problem": expression, "answer": answer(expression)}) for expression in chosen)
-    path.write_text("".join(f"{row}\n" for row in rows))
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Raises UserError for a file that `write` did not write."""
+    lines = enumerate(read_text(path, WHICH).split("\n"), 1)
+    rows = [_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    if not rows:
+        raise UserError(f"{path}: holds no problem; {WHICH}")
+    return rows
+
+
+def _row(line: str, where: str) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not JSON: {error}; {WHICH}") from None
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("problem", "answer")):
+        raise UserError(f"{where}: has no texts under 'problem' and 'answer'; {WHICH}")
+    return row

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.columns import Columns
 from rich.console import Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import Progress
 from rich.text import Text
@@ -38,7 +39,7 @@ def responses(folder: Path, rows: list[dict[str, str]], progress: Progress) -> l
     encode = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     done: list[Answered] = []
-    for start in progress.track(range(0, len(rows), BATCH), description=str(folder)):
+    for start in progress.track(range(0, len(rows), BATCH), description=escape(str(folder))):
         batch = rows[start : start + BATCH]
         asked = encode([problems.prompt(row["problem"]) for row in batch], return_tensors="pt", padding=True)
         written = model.generate(**asked, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)

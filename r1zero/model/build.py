@@ -1,15 +1,16 @@
 """Shape and grid to a megatron-core model, its optimizer and its schedule of learning rates.
 
 Contract for whoever drives the pipeline schedules (`megatron.core.pipeline_parallel.get_forward_backward_func`):
- * The loss function returns `(loss, torch.tensor(0, dtype=torch.int), report)` with a loss already divided by the global
+ * The loss function returns `(loss, torch.tensor(0, dtype=torch.int), report)` with a loss already divided by the
+ global
    denominator: gradients are plain sums over micro-batches and data-parallel ranks, nothing else scales them.
- * Every micro-batch may have a length of its own (`variable_seq_lengths`: with pipeline stages the shapes travel first);
+ * Every micro-batch may have a length of its own (`variable_seq_lengths`: with pipeline stages the shapes travel
+ first);
    `seq_length` and `micro_batch_size` of the schedule are then read by nobody: pass 1 and 1.
  * The schedule divides a returned loss in place only for a pair; report `loss.detach().clone()` all the same.
 """
 
 from typing import Any
-from unittest import mock
 
 import torch
 from megatron.core import parallel_state
@@ -23,13 +24,15 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
-from r1zero import config, device
-from r1zero.layout import MegatronGrids
+from r1zero import config, patches
+from r1zero.distributed import device
+from r1zero.distributed.layout import MegatronGrids
+from r1zero.distributed.subworld import subworld
 from r1zero.model import cpu_megatron, mapping, placement
 from r1zero.model.layers import layer_spec, use_packed_rotary
-from r1zero.model.packing import Pack
+from r1zero.model.packing import PackedSequences
 from r1zero.model.shape import Shape
-from r1zero.subworld import subworld
+from r1zero.patches import patched
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -37,22 +40,23 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def initialize(grids: MegatronGrids, kind: str, seed: int) -> torch.distributed.ProcessGroup:
     """megatron's process groups over the grid's ranks, which all call this, and its generators.
 
-    kind: the device's. A process belongs to one megatron world at a time; call it once. Returns a gloo group of all the grid's ranks,
-    for what the hosts tell each other.
+    kind: the device's. A process belongs to one megatron world at a time; call it once. Returns a gloo group of all the
+    grid's ranks, for what the hosts tell each other.
     """
     if kind == "cpu":
         cpu_megatron.install()
     ranks = grids.dense.ranks
-    options = mock.patch.object(parallel_state, "get_nccl_options", lambda group, _: device.group_options(kind, group))
-    with subworld(ranks, renumber=True), options:
+    options = {"megatron group options": lambda _: lambda group, _: device.group_options(kind, group)}
+    with subworld(ranks, renumber=True), patched(options):
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=grids.dense.size("tp"), pipeline_model_parallel_size=grids.dense.size("pp"),
-            expert_model_parallel_size=grids.experts.size("ep"), expert_tensor_parallel_size=grids.experts.size("etp"))
+            tensor_model_parallel_size=grids.dense.size("tp"),
+            pipeline_model_parallel_size=grids.dense.size("pp"),
+            expert_model_parallel_size=grids.experts.size("ep"),
+            expert_tensor_parallel_size=grids.experts.size("etp"),
+        )
         hosts = torch.distributed.new_group(backend="gloo")
     if len(ranks) < torch.distributed.get_world_size():
-        for name in [n for n in vars(parallel_state) if "_GLOBAL_RANKS" in n]:
-            local = getattr(parallel_state, name)
-            setattr(parallel_state, name, local and [ranks[r] for r in local])
+        patches.apply({"megatron global ranks": lambda local: local and [ranks[r] for r in local]})
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return hosts
 
@@ -66,23 +70,33 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     placement.check(shape, grids)
     settings = _settings(shape, cfg, grids)
     model = GPTModel(
-        settings, layer_spec(settings), vocab_size=shape.vocab_size, max_sequence_length=shape.max_positions,
-        pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=shape.tied, position_embedding_type="rope", rotary_base=shape.rope_theta)
-    model.to(device.here(cfg.run.device))
+        settings,
+        layer_spec(settings),
+        vocab_size=shape.vocab_size,
+        max_sequence_length=shape.max_positions,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_theta,
+    )
+    model.to(device.torch_device(cfg.run.device))
     use_packed_rotary(model)
     _mark_what_is_cut(model, shape, grids)
     if cfg.run.device == "cpu":
         cpu_megatron.look_like_cuda(model)
     if not trainable:
         return [model.requires_grad_(False).eval()]
-    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False)
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
+    )
     return [DistributedDataParallel(settings, ddp, model)]
 
 
 def _mark_what_is_cut(model: torch.nn.Module, shape: Shape, grids: MegatronGrids) -> None:
-    """Parameters of which the tensor ranks hold different parts, or different experts. The norm of the gradient counts the others
-    on the first tensor rank only; megatron-core sets the mark where it initialises weights, which here it does not."""
+    """Parameters of which the tensor ranks hold different parts, or different experts. The norm of the gradient counts
+    the others on the first tensor rank only; megatron-core sets the mark where it initialises weights, which here it
+    does not."""
     for local in mapping.local_tensors([model], shape, grids).values():
         local.parameter.tensor_model_parallel = local.weight.cut is not None or local.weight.expert is not None
 
@@ -91,23 +105,46 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> Transfo
     dtype, on_cpu = DTYPES[cfg.run.dtype], cfg.run.device == "cpu"
     tp, pp = grids.dense.size("tp"), grids.dense.size("pp")
     common: dict[str, Any] = dict(
-        num_layers=shape.layers, hidden_size=shape.hidden_size, ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.heads, num_query_groups=shape.kv_heads, kv_channels=shape.head_dim,
-        layernorm_epsilon=shape.rms_norm_eps, normalization="RMSNorm", activation_func=torch.nn.functional.silu,
-        gated_linear_unit=True, add_bias_linear=False, add_qkv_bias=shape.qkv_bias, qk_layernorm=shape.qk_norm or bool(shape.mla),
-        hidden_dropout=0.0, attention_dropout=0.0,
-        tensor_model_parallel_size=tp, sequence_parallel=tp > 1, pipeline_model_parallel_size=pp,
-        expert_model_parallel_size=grids.experts.size("ep"), expert_tensor_parallel_size=grids.experts.size("etp"),
-        pipeline_dtype=dtype, params_dtype=dtype, bf16=dtype == torch.bfloat16,
-        variable_seq_lengths=True, moe_token_dispatcher_type="alltoall",
+        num_layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        layernorm_epsilon=shape.rms_norm_eps,
+        normalization="RMSNorm",
+        activation_func=torch.nn.functional.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm or bool(shape.mla),
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=tp,
+        sequence_parallel=tp > 1,
+        pipeline_model_parallel_size=pp,
+        expert_model_parallel_size=grids.experts.size("ep"),
+        expert_tensor_parallel_size=grids.experts.size("etp"),
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
         pipeline_model_parallel_layout=_pipeline_layout(shape, grids) if pp > 1 else None,
         # Weights are always loaded; making them first would cost the full, uncut tensor on a CPU.
-        use_cpu_initialization=on_cpu, perform_initialization=False,
+        use_cpu_initialization=on_cpu,
+        perform_initialization=False,
         # Kernels of apex and transformer-engine.
-        gradient_accumulation_fusion=False, bias_activation_fusion=False, masked_softmax_fusion=False,
-        bias_dropout_fusion=False, apply_rope_fusion=False, persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
         # Gradients are sums, see the contract above.
-        calculate_per_token_loss=True, finalize_model_grads_func=_finalize)
+        calculate_per_token_loss=True,
+        finalize_model_grads_func=_finalize,
+    )
     if cfg.train.recompute == "full":
         common |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
     if shape.moe:
@@ -127,57 +164,102 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
     # All groups taken is no choice of groups; megatron-core would still score them.
     limited = moe.topk_groups < moe.groups
     return dict(
-        num_moe_experts=moe.experts, moe_ffn_hidden_size=moe.ffn_hidden_size, moe_router_topk=moe.topk,
-        moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
+        num_moe_experts=moe.experts,
+        moe_ffn_hidden_size=moe.ffn_hidden_size,
+        moe_router_topk=moe.topk,
+        moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size,
         moe_layer_freq=[int(shape.is_moe(layer)) for layer in range(shape.layers)],
-        moe_router_num_groups=moe.groups if limited else None, moe_router_group_topk=moe.topk_groups if limited else None,
-        moe_router_topk_scaling_factor=moe.routed_scaling_factor, moe_router_score_function="sigmoid",
-        moe_router_dtype="fp32", moe_router_enable_expert_bias=True,
+        moe_router_num_groups=moe.groups if limited else None,
+        moe_router_group_topk=moe.topk_groups if limited else None,
+        moe_router_topk_scaling_factor=moe.routed_scaling_factor,
+        moe_router_score_function="sigmoid",
+        moe_router_dtype="fp32",
+        moe_router_enable_expert_bias=True,
         # Routing changes by gradients only: no balancing loss, and a bias that stays as loaded (the default moves it).
-        moe_router_bias_update_rate=0.0, moe_router_load_balancing_type="none", moe_aux_loss_coeff=0.0,
-        moe_grouped_gemm=False)
+        moe_router_bias_update_rate=0.0,
+        moe_router_load_balancing_type="none",
+        moe_aux_loss_coeff=0.0,
+        moe_grouped_gemm=False,
+    )
 
 
 def _mla_settings(shape: Shape) -> dict[str, Any]:
     mla, yarn = shape.mla, shape.yarn
-    found = dict(q_lora_rank=mla.q_lora_rank, kv_lora_rank=mla.kv_lora_rank, qk_head_dim=mla.qk_nope_head_dim,
-                 qk_pos_emb_head_dim=mla.qk_rope_head_dim, v_head_dim=mla.v_head_dim, rotary_base=shape.rope_theta)
+    found = dict(
+        q_lora_rank=mla.q_lora_rank,
+        kv_lora_rank=mla.kv_lora_rank,
+        qk_head_dim=mla.qk_nope_head_dim,
+        qk_pos_emb_head_dim=mla.qk_rope_head_dim,
+        v_head_dim=mla.v_head_dim,
+        rotary_base=shape.rope_theta,
+    )
     if yarn is None:
         # The factor (by default 40) enters the softmax scale even with plain rotary positions.
         return found | dict(rope_type="rope", rotary_scaling_factor=1.0, mscale_all_dim=0.0)
-    return found | dict(rope_type="yarn", rotary_scaling_factor=yarn.factor, beta_fast=yarn.beta_fast, beta_slow=yarn.beta_slow,
-                        original_max_position_embeddings=yarn.original_max_positions, mscale=yarn.mscale,
-                        mscale_all_dim=yarn.mscale_all_dim)
+    return found | dict(
+        rope_type="yarn",
+        rotary_scaling_factor=yarn.factor,
+        beta_fast=yarn.beta_fast,
+        beta_slow=yarn.beta_slow,
+        original_max_position_embeddings=yarn.original_max_positions,
+        mscale=yarn.mscale,
+        mscale_all_dim=yarn.mscale_all_dim,
+    )
 
 
 def _finalize(model: list[torch.nn.Module], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
     finalize_model_grads(model, None, **kwargs)
 
 
-def build_optimizer(chunks: list[torch.nn.Module], cfg: config.Optimizer,
-                    grids: MegatronGrids) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+def build_optimizer(
+    chunks: list[torch.nn.Module], cfg: config.Optimizer, grids: MegatronGrids
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """Adam with fp32 master weights sharded over data-parallel ranks. Load the weights first: the masters are copies.
 
     The scheduler's rate is already that of the first update; call `scheduler.step(1)` after each.
     """
     settings = unwrap_model(chunks[0]).config
     with subworld(grids.dense.ranks, renumber=True):
-        optimizer = get_megatron_optimizer(OptimizerConfig(
-            optimizer="adam", lr=cfg.lr, min_lr=cfg.lr, weight_decay=cfg.weight_decay, adam_beta1=cfg.adam_beta1,
-            adam_beta2=cfg.adam_beta2, adam_eps=cfg.adam_eps, clip_grad=cfg.clip_grad, bf16=settings.bf16,
-            params_dtype=settings.params_dtype, use_distributed_optimizer=True), chunks)
+        optimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=cfg.lr,
+                min_lr=cfg.lr,
+                weight_decay=cfg.weight_decay,
+                adam_beta1=cfg.adam_beta1,
+                adam_beta2=cfg.adam_beta2,
+                adam_eps=cfg.adam_eps,
+                clip_grad=cfg.clip_grad,
+                bf16=settings.bf16,
+                params_dtype=settings.params_dtype,
+                use_distributed_optimizer=True,
+            ),
+            chunks,
+        )
     warmup = cfg.lr_warmup_iterations
     scheduler = OptimizerParamScheduler(
-        optimizer, init_lr=cfg.lr / (warmup + 1), max_lr=cfg.lr, min_lr=cfg.lr, lr_warmup_steps=warmup, lr_decay_steps=warmup + 1,
-        lr_decay_style="constant", start_wd=cfg.weight_decay, end_wd=cfg.weight_decay, wd_incr_steps=0, wd_incr_style="constant")
+        optimizer,
+        init_lr=cfg.lr / (warmup + 1),
+        max_lr=cfg.lr,
+        min_lr=cfg.lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=warmup + 1,
+        lr_decay_style="constant",
+        start_wd=cfg.weight_decay,
+        end_wd=cfg.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
     return optimizer, scheduler
 
 
-def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: Pack) -> Tensor:
+def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: PackedSequences) -> Tensor:
     """Logits (T, V / tp) in the model's type on the last stage, hidden states for the next stage before it.
 
     tokens_T: without the pack's padding. On later stages only its length is used.
     """
     tokens = torch.nn.functional.pad(tokens_T, (0, len(packed.positions_T) - len(tokens_T)))
-    out = chunk(input_ids=tokens[None], position_ids=packed.positions_T[None], attention_mask=None, packed_seq_params=packed)
-    return out.squeeze(0)[:len(tokens_T)] if parallel_state.is_pipeline_last_stage() else out
+    out = chunk(
+        input_ids=tokens[None], position_ids=packed.positions_T[None], attention_mask=None, packed_seq_params=packed
+    )
+    return out.squeeze(0)[: len(tokens_T)] if parallel_state.is_pipeline_last_stage() else out

@@ -2,44 +2,57 @@
 
 The library says "cuda" in three ways: through the module `torch` that its files import, through methods of tensors, and
 through functions of its own. The first is answered by a facade put in place of the global `torch` of the library's own
-modules: torch itself stays whole (replacing torch.empty and its like for everybody breaks transformers without an error).
+modules: torch itself stays whole (replacing torch.empty and its like for everybody breaks transformers without an
+error).
 """
 
 import importlib
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 import torch
 
-PINNED = "0.16.1"
+from r1zero import patches
 
 # Loaded before the facade is put in: what build, policy and checkpoint use, some of it imported late by the library.
 _MODULES = (
-    "distributed", "optimizer", "optimizer_param_scheduler", "parallel_state", "pipeline_parallel", "models.gpt.gpt_model",
-    "models.gpt.gpt_layer_specs", "transformer.moe.moe_layer", "transformer.moe.token_dispatcher",
-    "transformer.multi_latent_attention", "tensor_parallel.random", "distributed.finalize_model_grads",
-    "dist_checkpointing.strategies.torch", "dist_checkpointing.strategies.common",
-    "dist_checkpointing.strategies.filesystem_async", "dist_checkpointing.strategies.fully_parallel",
+    "distributed",
+    "optimizer",
+    "optimizer_param_scheduler",
+    "parallel_state",
+    "pipeline_parallel",
+    "models.gpt.gpt_model",
+    "models.gpt.gpt_layer_specs",
+    "transformer.moe.moe_layer",
+    "transformer.moe.token_dispatcher",
+    "transformer.multi_latent_attention",
+    "tensor_parallel.random",
+    "distributed.finalize_model_grads",
+    "dist_checkpointing.strategies.torch",
+    "dist_checkpointing.strategies.common",
+    "dist_checkpointing.strategies.filesystem_async",
+    "dist_checkpointing.strategies.fully_parallel",
 )
 
 
 def install() -> None:
-    """Does nothing the second time. Raises RuntimeError for a version that these answers were not checked with."""
-    if version("megatron-core") != PINNED:
-        raise RuntimeError(f"megatron-core {version('megatron-core')} on a CPU: its needs are known for {PINNED} only")
+    """Does nothing the second time. Raises UserError for a version that the patches were not checked with."""
     for name in _MODULES:
         importlib.import_module(f"megatron.core.{name}")
     if isinstance(sys.modules["megatron.core.distributed.distributed_data_parallel"].torch, _Facade):
         return
     facade = _facade()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
-            module.torch = facade
-    torch.Tensor.cuda = _itself
-    _answer_functions()
+    patches.apply(
+        {
+            "megatron torch": lambda found: facade if found is torch else found,
+            "megatron get generator": lambda _: lambda *args, **kwargs: torch.get_rng_state(),
+            "megatron router gemm": lambda _: None,
+            "megatron token_dispatcher to host": lambda _: _to_numbers,
+            "megatron clip": _clip_with,
+        }
+    )
 
 
 def look_like_cuda(model: torch.nn.Module) -> None:
@@ -51,10 +64,6 @@ def look_like_cuda(model: torch.nn.Module) -> None:
 def _name_as_cuda(tensor: torch.Tensor) -> None:
     name = f"torch.cuda.{torch.Tensor.type(tensor).removeprefix('torch.')}"
     tensor.type = lambda: name
-
-
-def _itself(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return tensor
 
 
 class _Idle:
@@ -107,6 +116,7 @@ def _on_cpu(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs["device"] = "cpu"
         return make(*args, **kwargs)
+
     return made
 
 
@@ -116,23 +126,9 @@ def _clip_with(clip: Callable[..., None]) -> Callable[..., None]:
             if parameter.grad is not None:
                 _name_as_cuda(parameter.grad)
         clip(parameters, *args, **kwargs)
+
     return clipped
 
 
-def _answer_functions() -> None:
-    from megatron.core.optimizer import optimizer
-    from megatron.core.tensor_parallel import random
-    from megatron.core.transformer import multi_latent_attention
-    from megatron.core.transformer.moe import moe_utils, token_dispatcher
-
-    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    # The import guarded by HAVE_TE succeeds without transformer-engine and leaves None where a class is asked for.
-    multi_latent_attention.HAVE_TE = False
-    moe_utils.te_general_gemm = None
-    # As published it turns a tensor into numpy only if it comes from a GPU; gloo's all_to_all needs plain numbers.
-    for module in (moe_utils, token_dispatcher):
-        module.maybe_move_tensor_to_cpu = lambda tensor, as_numpy=False, record_stream=False: (
-            tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor)
-    # It asserts the gradients' type by name, too.
-    optimizer.clip_grad_by_total_norm_fp32 = _clip_with(optimizer.clip_grad_by_total_norm_fp32)
+def _to_numbers(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor

@@ -1,4 +1,5 @@
-"""A model family is data: its shape from Hugging Face's config.json, and one table of its weights. No torch, no megatron.
+"""A model family is data: its shape from Hugging Face's config.json, and one table of its weights. No torch, no
+megatron.
 
 A row of a table says for one HF tensor: its shape in letters, the megatron-core parameter that holds it (alone or
 fused with others) and the axis along which tensor parallelism cuts it. Plan, load, export and sync read the same rows.
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1zero.config import Model, UserError
-from r1zero.model.shape import Config, Shape, read_deepseek, read_qwen2, read_qwen3
+from r1zero.model.config_fields import Config, Fields, shown
+from r1zero.model.family_fields import DEEPSEEK_V3, FP8, QWEN2, QWEN3
+from r1zero.model.shape import Shape, read_deepseek, read_qwen2, read_qwen3
 
-Place = Literal["first", "layer", "last", "both ends"]
+Holder = Literal["first", "layer", "last", "both ends"]
 
 
 @dataclass(frozen=True)
-class Row:
+class WeightRule:
     """One line of a family's table. `{e}` stands for the expert."""
 
     hf: str
@@ -35,8 +38,9 @@ class Row:
     fused: str = ""
     """Letters of the tensors that share the parameter, in order, this one's in brackets: "Q[K]K"."""
     blocks: str = ""
-    """The fused parameter repeats its order in so many blocks ("g": one for each key-value head); empty: once a rank."""
-    place: Place = "layer"
+    """The fused parameter repeats its order in so many blocks ("g": one for each key-value head); empty: once a
+    rank."""
+    place: Holder = "layer"
     fp32: bool = False
 
 
@@ -48,13 +52,13 @@ class Weight:
     shape: tuple[int, ...]
     layer: int | None
     expert: int | None
-    place: Place
+    place: Holder
     parameter: str
     """Name in megatron-core below its layer ("layer") or its model chunk; `{e}`: the expert's number on its rank."""
     cut: int | None
     fp32: bool
     first: int = 0
-    """Row at which this tensor begins in the fused, uncut parameter ..."""
+    """WeightRule at which this tensor begins in the fused, uncut parameter ..."""
     total: int = 0
     """... which has so many rows."""
     blocks: int = 1
@@ -66,101 +70,129 @@ class Weight:
 
 
 _ENDS = (
-    Row("model.embed_tokens.weight", "VH", "embedding.word_embeddings.weight", 0, place="first"),
-    Row("model.norm.weight", "H", "decoder.final_layernorm.weight", place="last"),
-    Row("lm_head.weight", "VH", "output_layer.weight", 0, place="last"),
+    WeightRule("model.embed_tokens.weight", "VH", "embedding.word_embeddings.weight", 0, place="first"),
+    WeightRule("model.norm.weight", "H", "decoder.final_layernorm.weight", place="last"),
+    WeightRule("lm_head.weight", "VH", "output_layer.weight", 0, place="last"),
 )
 _NORMS = (
-    Row("input_layernorm.weight", "H", "input_layernorm.weight"),
-    Row("post_attention_layernorm.weight", "H", "pre_mlp_layernorm.weight"),
+    WeightRule("input_layernorm.weight", "H", "input_layernorm.weight"),
+    WeightRule("post_attention_layernorm.weight", "H", "pre_mlp_layernorm.weight"),
 )
 _ATTENTION = (
-    Row("self_attn.q_proj.weight", "QH", "self_attention.linear_qkv.weight", 0, "[Q]KK", "g"),
-    Row("self_attn.k_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "Q[K]K", "g"),
-    Row("self_attn.v_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "QK[K]", "g"),
-    Row("self_attn.o_proj.weight", "HQ", "self_attention.linear_proj.weight", 1),
+    WeightRule("self_attn.q_proj.weight", "QH", "self_attention.linear_qkv.weight", 0, "[Q]KK", "g"),
+    WeightRule("self_attn.k_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "Q[K]K", "g"),
+    WeightRule("self_attn.v_proj.weight", "KH", "self_attention.linear_qkv.weight", 0, "QK[K]", "g"),
+    WeightRule("self_attn.o_proj.weight", "HQ", "self_attention.linear_proj.weight", 1),
 )
 _QKV_BIAS = (
-    Row("self_attn.q_proj.bias", "Q", "self_attention.linear_qkv.bias", 0, "[Q]KK", "g"),
-    Row("self_attn.k_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "Q[K]K", "g"),
-    Row("self_attn.v_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "QK[K]", "g"),
+    WeightRule("self_attn.q_proj.bias", "Q", "self_attention.linear_qkv.bias", 0, "[Q]KK", "g"),
+    WeightRule("self_attn.k_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "Q[K]K", "g"),
+    WeightRule("self_attn.v_proj.bias", "K", "self_attention.linear_qkv.bias", 0, "QK[K]", "g"),
 )
 _QK_NORM = (
-    Row("self_attn.q_norm.weight", "D", "self_attention.q_layernorm.weight"),
-    Row("self_attn.k_norm.weight", "D", "self_attention.k_layernorm.weight"),
+    WeightRule("self_attn.q_norm.weight", "D", "self_attention.q_layernorm.weight"),
+    WeightRule("self_attn.k_norm.weight", "D", "self_attention.k_layernorm.weight"),
 )
-_MLA_Q = (Row("self_attn.q_proj.weight", "BH", "self_attention.linear_q_proj.weight", 0),)
+_MLA_Q = (WeightRule("self_attn.q_proj.weight", "BH", "self_attention.linear_q_proj.weight", 0),)
 _MLA_Q_LORA = (
-    Row("self_attn.q_a_proj.weight", "AH", "self_attention.linear_q_down_proj.weight"),
-    Row("self_attn.q_a_layernorm.weight", "A", "self_attention.q_layernorm.weight"),
-    Row("self_attn.q_b_proj.weight", "BA", "self_attention.linear_q_up_proj.weight", 0),
+    WeightRule("self_attn.q_a_proj.weight", "AH", "self_attention.linear_q_down_proj.weight"),
+    WeightRule("self_attn.q_a_layernorm.weight", "A", "self_attention.q_layernorm.weight"),
+    WeightRule("self_attn.q_b_proj.weight", "BA", "self_attention.linear_q_up_proj.weight", 0),
 )
 _MLA = (
-    Row("self_attn.kv_a_proj_with_mqa.weight", "RH", "self_attention.linear_kv_down_proj.weight"),
-    Row("self_attn.kv_a_layernorm.weight", "C", "self_attention.kv_layernorm.weight"),
-    Row("self_attn.kv_b_proj.weight", "UC", "self_attention.linear_kv_up_proj.weight", 0),
-    Row("self_attn.o_proj.weight", "HO", "self_attention.linear_proj.weight", 1),
+    WeightRule("self_attn.kv_a_proj_with_mqa.weight", "RH", "self_attention.linear_kv_down_proj.weight"),
+    WeightRule("self_attn.kv_a_layernorm.weight", "C", "self_attention.kv_layernorm.weight"),
+    WeightRule("self_attn.kv_b_proj.weight", "UC", "self_attention.linear_kv_up_proj.weight", 0),
+    WeightRule("self_attn.o_proj.weight", "HO", "self_attention.linear_proj.weight", 1),
 )
 _MLP = (
-    Row("mlp.gate_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "[F]F"),
-    Row("mlp.up_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "F[F]"),
-    Row("mlp.down_proj.weight", "HF", "mlp.linear_fc2.weight", 1),
+    WeightRule("mlp.gate_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "[F]F"),
+    WeightRule("mlp.up_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "F[F]"),
+    WeightRule("mlp.down_proj.weight", "HF", "mlp.linear_fc2.weight", 1),
 )
 _ROUTER = (
-    Row("mlp.gate.weight", "XH", "mlp.router.weight"),
-    Row("mlp.gate.e_score_correction_bias", "X", "mlp.router.expert_bias", fp32=True),
+    WeightRule("mlp.gate.weight", "XH", "mlp.router.weight"),
+    WeightRule("mlp.gate.e_score_correction_bias", "X", "mlp.router.expert_bias", fp32=True),
 )
 _EXPERT = (
-    Row("mlp.experts.{e}.gate_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "[E]E"),
-    Row("mlp.experts.{e}.up_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "E[E]"),
-    Row("mlp.experts.{e}.down_proj.weight", "HE", "mlp.experts.local_experts.{e}.linear_fc2.weight", 1),
+    WeightRule("mlp.experts.{e}.gate_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "[E]E"),
+    WeightRule("mlp.experts.{e}.up_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "E[E]"),
+    WeightRule("mlp.experts.{e}.down_proj.weight", "HE", "mlp.experts.local_experts.{e}.linear_fc2.weight", 1),
 )
 _SHARED = (
-    Row("mlp.shared_experts.gate_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "[S]S"),
-    Row("mlp.shared_experts.up_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "S[S]"),
-    Row("mlp.shared_experts.down_proj.weight", "HS", "mlp.shared_experts.linear_fc2.weight", 1),
+    WeightRule("mlp.shared_experts.gate_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "[S]S"),
+    WeightRule("mlp.shared_experts.up_proj.weight", "SH", "mlp.shared_experts.linear_fc1.weight", 0, "S[S]"),
+    WeightRule("mlp.shared_experts.down_proj.weight", "HS", "mlp.shared_experts.linear_fc2.weight", 1),
 )
 
 
-def _qwen_layer(shape: Shape, layer: int) -> tuple[Row, ...]:
+def _qwen_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
     return _NORMS + _ATTENTION + (_QKV_BIAS if shape.qkv_bias else ()) + (_QK_NORM if shape.qk_norm else ()) + _MLP
 
 
-def _deepseek_layer(shape: Shape, layer: int) -> tuple[Row, ...]:
+def _deepseek_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
     queries = _MLA_Q_LORA if shape.mla.q_lora_rank else _MLA_Q
-    shared = _SHARED if shape.is_moe(layer) and shape.moe.shared_experts else ()
-    return _NORMS + queries + _MLA + (_ROUTER + _EXPERT + shared if shape.is_moe(layer) else _MLP)
+    return _NORMS + queries + _MLA + (_ROUTER + _EXPERT + _SHARED if shape.is_moe(layer) else _MLP)
 
 
 @dataclass(frozen=True)
 class Family:
+    fields: Fields
+    """Every field that config.json may have."""
     read: Callable[[Config], dict[str, Any]]
-    """The fields of Shape that are the family's own."""
-    layer: Callable[[Shape, int], tuple[Row, ...]]
+    """The fields of Shape that are the family's own, from a config that `fields` allows."""
+    layer: Callable[[Shape, int], tuple[WeightRule, ...]]
     """The rows of one transformer layer."""
 
 
 FAMILIES = {
-    "Qwen2ForCausalLM": Family(read_qwen2, _qwen_layer),
-    "Qwen3ForCausalLM": Family(read_qwen3, _qwen_layer),
-    "DeepseekV3ForCausalLM": Family(read_deepseek, _deepseek_layer),
+    "Qwen2ForCausalLM": Family(QWEN2, read_qwen2, _qwen_layer),
+    "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _qwen_layer),
+    "DeepseekV3ForCausalLM": Family(DEEPSEEK_V3, read_deepseek, _deepseek_layer),
 }
 
 
 def read_shape(hf_dir: str | Path) -> Shape:
     """The shape stated by `hf_dir`/config.json, or by a file of configs/model/. Raises UserError where it is missing,
-    unsupported or contradicts itself."""
-    config = Config(Path(hf_dir) if Path(hf_dir).suffix == ".toml" else Path(hf_dir) / "config.json")
-    architecture = config["architectures"][0]
-    if architecture not in FAMILIES:
-        raise UserError(f"{config.path}: architecture {architecture!r} is not supported; supported are {', '.join(FAMILIES)}")
-    config.refuse_unless("hidden_act", "silu", "silu")
+    contradicts itself, or has a field that is unknown or whose value is not supported."""
+    file = Config.load(Path(hf_dir) if Path(hf_dir).suffix == ".toml" else Path(hf_dir) / "config.json")
+    architecture = _architecture(file)
+    family = FAMILIES[architecture]
+    config = file.checked(family.fields, architecture)
+    _fp8_block(config)
     return Shape(
-        family=architecture, layers=config["num_hidden_layers"], hidden_size=config["hidden_size"],
-        ffn_hidden_size=config["intermediate_size"], heads=config["num_attention_heads"], vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"], rms_norm_eps=float(config["rms_norm_eps"]),
-        rope_theta=float(config.rope["rope_theta"]), tied=bool(config.get("tie_word_embeddings", False)),
-        **FAMILIES[architecture].read(config))
+        family=architecture,
+        layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        rms_norm_eps=config["rms_norm_eps"],
+        tied=bool(config["tie_word_embeddings"]),
+        **family.read(config),
+    )
+
+
+def _architecture(config: Config) -> str:
+    found = config.get("architectures")
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in [*FAMILIES]:
+        raise UserError(
+            f"{config.path}: architectures = {shown(found)}; it must be a list of one of {', '.join(FAMILIES)}"
+        )
+    return found[0]
+
+
+def fp8_block(hf_dir: str | Path) -> tuple[int, int] | None:
+    """Rows and columns that share a scale in an FP8 checkpoint; None for other checkpoints. Raises UserError."""
+    return _fp8_block(Config.load(Path(hf_dir) / "config.json"))
+
+
+def _fp8_block(config: Config) -> tuple[int, int] | None:
+    if not config.get("quantization_config"):
+        return None
+    rows, columns = config.section("quantization_config", FP8, "FP8 checkpoints")["weight_block_size"]
+    return rows, columns
 
 
 def model_shape(model: Model) -> Shape:
@@ -173,8 +205,10 @@ def model_shape(model: Model) -> Shape:
         for field in dataclasses.fields(Shape):
             ours, theirs = getattr(stated, field.name), getattr(found, field.name)
             if ours != theirs:
-                raise UserError(f"{model.shape} says {field.name} = {ours}, {model.path}/config.json says {theirs}; "
-                                "name the shape file of this model, or leave model.shape out")
+                raise UserError(
+                    f"{model.shape} says {field.name} = {ours}, {model.path}/config.json says {theirs}; "
+                    "name the shape file of this model, or leave model.shape out"
+                )
     return stated
 
 
@@ -188,7 +222,9 @@ def _weights(shape: Shape) -> tuple[Weight, ...]:
     dims = _dims(shape)
     embedding, norm, head = (_weight(row, row.hf, dims, None, None) for row in _ENDS)
     if shape.tied:
-        embedding = _weight(Row(_ENDS[0].hf, "VH", _ENDS[0].megatron, 0, place="both ends"), _ENDS[0].hf, dims, None, None)
+        embedding = _weight(
+            WeightRule(_ENDS[0].hf, "VH", _ENDS[0].megatron, 0, place="both ends"), _ENDS[0].hf, dims, None, None
+        )
     found = [embedding]
     for layer in range(shape.layers):
         for row in FAMILIES[shape.family].layer(shape, layer):
@@ -198,27 +234,52 @@ def _weights(shape: Shape) -> tuple[Weight, ...]:
             found.append(_weight(row, name, dims, layer, None))
         if shape.is_moe(layer):
             rows = [row for row in FAMILIES[shape.family].layer(shape, layer) if "{e}" in row.hf]
-            found.extend(_weight(row, f"model.layers.{layer}.{row.hf.format(e=e)}", dims, layer, e)
-                         for e in range(shape.moe.experts) for row in rows)
+            found.extend(
+                _weight(row, f"model.layers.{layer}.{row.hf.format(e=e)}", dims, layer, e)
+                for e in range(shape.moe.experts)
+                for row in rows
+            )
     return (*found, norm) if shape.tied else (*found, norm, head)
 
 
 def _dims(shape: Shape) -> dict[str, int]:
-    dims = {"V": shape.vocab_size, "H": shape.hidden_size, "D": shape.head_dim, "F": shape.ffn_hidden_size,
-            "Q": shape.heads * shape.head_dim, "K": shape.kv_heads * shape.head_dim, "g": shape.kv_heads}
+    dims = {
+        "V": shape.vocab_size,
+        "H": shape.hidden_size,
+        "D": shape.head_dim,
+        "F": shape.ffn_hidden_size,
+        "Q": shape.heads * shape.head_dim,
+        "K": shape.kv_heads * shape.head_dim,
+        "g": shape.kv_heads,
+    }
     if mla := shape.mla:
-        dims |= {"A": mla.q_lora_rank or 0, "C": mla.kv_lora_rank, "R": mla.kv_lora_rank + mla.qk_rope_head_dim,
-                 "B": shape.heads * shape.head_dim, "U": shape.heads * (mla.qk_nope_head_dim + mla.v_head_dim),
-                 "O": shape.heads * mla.v_head_dim}
+        dims |= {
+            "A": mla.q_lora_rank or 0,
+            "C": mla.kv_lora_rank,
+            "R": mla.kv_lora_rank + mla.qk_rope_head_dim,
+            "B": shape.heads * shape.head_dim,
+            "U": shape.heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+            "O": shape.heads * mla.v_head_dim,
+        }
     if moe := shape.moe:
         dims |= {"X": moe.experts, "E": moe.ffn_hidden_size, "S": moe.shared_experts * moe.ffn_hidden_size}
     return dims
 
 
-def _weight(row: Row, name: str, dims: dict[str, int], layer: int | None, expert: int | None) -> Weight:
+def _weight(row: WeightRule, name: str, dims: dict[str, int], layer: int | None, expert: int | None) -> Weight:
     full = tuple(dims[letter] for letter in row.dims)
     before = row.fused.partition("[")[0]
     letters = row.fused.replace("[", "").replace("]", "")
-    return Weight(name=name, shape=full, layer=layer, expert=expert, place=row.place, parameter=row.megatron, cut=row.cut,
-                  fp32=row.fp32, first=sum(dims[x] for x in before), total=sum(dims[x] for x in letters) or full[0],
-                  blocks=dims[row.blocks] if row.blocks else 1)
+    return Weight(
+        name=name,
+        shape=full,
+        layer=layer,
+        expert=expert,
+        place=row.place,
+        parameter=row.megatron,
+        cut=row.cut,
+        fp32=row.fp32,
+        first=sum(dims[x] for x in before),
+        total=sum(dims[x] for x in letters) or full[0],
+        blocks=dims[row.blocks] if row.blocks else 1,
+    )

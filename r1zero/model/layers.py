@@ -1,32 +1,42 @@
-"""The modules that megatron-core leaves to transformer-engine: norm, replicated linear, attention and rotary positions for packs."""
+"""The modules that megatron-core leaves to transformer-engine: norm, replicated linear, attention and rotary positions
+for packs."""
 
 from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from r1zero.model.packing import Pack, attend
+from r1zero import patches
+from r1zero.model.packing import PackedSequences, attend
 
 
 class RmsNorm(torch.nn.Module):
-    """In fp32, scaled in the activations' own type (as Hugging Face and vLLM do). Zhang and Sennrich, arXiv 1910.07467."""
+    """In fp32, scaled in the activations' own type (as Hugging Face and vLLM do). Zhang and Sennrich, arXiv
+    1910.07467."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any):
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Where tokens are split over tensor ranks, each has only its part of the gradient: megatron sums marked weights.
+        # Where tokens are split over tensor ranks, each has only its part of the gradient: megatron sums marked
+        # weights.
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class LatentNorm(RmsNorm):
+    """A norm inside latent attention. Its epsilon is 1e-6 in DeepSeek's code and in Hugging Face, not rms_norm_eps."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any):
+        super().__init__(config, hidden_size, 1e-6)
 
 
 class ReplicatedLinear(MegatronModule):
@@ -48,12 +58,27 @@ class ReplicatedLinear(MegatronModule):
 class PackedAttention(MegatronModule):
     """Core attention over a pack: (T, heads, d) to (T, 1, heads * value dim)."""
 
-    def __init__(self, config: TransformerConfig, *, softmax_scale: float | None = None, k_channels: int | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(config)
         self.scale = softmax_scale or (k_channels or config.kv_channels) ** -0.5
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, packed_seq_params: Pack,
-                **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        *,
+        packed_seq_params: PackedSequences,
+        **kwargs: Any,
+    ) -> Tensor:
         return attend(query, key, value, self.scale, packed_seq_params).unsqueeze(1)
 
 
@@ -68,10 +93,12 @@ class PackedRotary(torch.nn.Module):
         super().__init__()
         self.of_length = frequencies
 
-    def get_rotary_seq_len(self, inference: None, block: Any, hidden: Any, config: Any, packed: Pack, **kwargs: Any) -> Pack:
+    def get_rotary_seq_len(
+        self, inference: None, block: Any, hidden: Any, config: Any, packed: PackedSequences, **kwargs: Any
+    ) -> PackedSequences:
         return packed
 
-    def forward(self, packed: Pack, packed_seq: bool = True, cp_group: Any = None) -> Any:
+    def forward(self, packed: PackedSequences, packed_seq: bool = True, cp_group: Any = None) -> Any:
         found = self.of_length(packed.max_seqlen_q, packed_seq=True)
         frequencies, *mscale = found if isinstance(found, tuple) else (found,)  # yarn returns its magnitude, too
         if packed.frequencies is None:
@@ -81,7 +108,7 @@ class PackedRotary(torch.nn.Module):
 
 def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """megatron-core's layers of this pipeline stage, with the modules above."""
-    multi_latent_attention.TELinear = ReplicatedLinear  # the class it takes for a replicated projection
+    patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     block.layer_norm = RmsNorm
     for layer in block.layer_specs:
@@ -91,14 +118,15 @@ def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
         attention.core_attention = PackedAttention
         if isinstance(attention, MLASelfAttentionSubmodules):
             attention.linear_q_down_proj = attention.linear_kv_down_proj = ReplicatedLinear
-            attention.q_layernorm = attention.kv_layernorm = RmsNorm
+            attention.q_layernorm = attention.kv_layernorm = LatentNorm
         elif config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = RmsNorm
     return block
 
 
 def use_packed_rotary(model: torch.nn.Module) -> None:
-    """Put PackedRotary in front of the model's rotary frequencies: one for the model, or one in each latent attention."""
+    """Put PackedRotary in front of the model's rotary frequencies: one for the model, or one in each latent
+    attention."""
     for module in list(model.modules()):
         if isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
             module.rotary_pos_emb = PackedRotary(module.rotary_pos_emb)

@@ -1,4 +1,4 @@
-"""HF tensors into megatron-core's parameters and back: a rank's own slices only, tensor by tensor."""
+"""Which rectangle of each HF tensor a rank's megatron-core parameters hold, and where inside them it lies."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,9 @@ import torch.distributed as dist
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
-from r1zero.layout import MegatronGrids
+from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import placement
 from r1zero.model.families import Weight, weights
-from r1zero.model.hf_files import HfFolder
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
 
@@ -33,7 +32,7 @@ class Local:
             return whole
         blocks = weight.blocks // self.degree if weight.blocks > 1 else 1
         first, rows = (n // self.degree // blocks for n in (weight.first, weight.shape[0]))
-        return whole.view(blocks, -1, *whole.shape[1:])[:, first:first + rows]
+        return whole.view(blocks, -1, *whole.shape[1:])[:, first : first + rows]
 
     def tensor(self) -> Tensor:
         """The part with the shape it has in the full tensor; a copy only where the parameter interleaves it."""
@@ -41,7 +40,8 @@ class Local:
 
 
 def local_tensors(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids) -> dict[str, Local]:
-    """HF name -> this rank's part, in the order of a forward pass. Of a tied embedding the last stage has a copy, too."""
+    """HF name -> this rank's part, in the order of a forward pass. Of a tied embedding the last stage has a copy,
+    too."""
     rank = dist.get_rank()
     stage = grids.dense.coordinate(rank, "pp")
     model = unwrap_model(chunks[0])
@@ -57,12 +57,3 @@ def local_tensors(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGr
         names = [name for name, p in model.named_parameters() if id(p) in left]
         raise RuntimeError(f"parameters of the model that no row of the family's table names: {names}")
     return found
-
-
-@torch.no_grad()
-def load(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids, path: str) -> None:
-    """Fill the model from an HF folder, reading this rank's slices only. Raises UserError for a folder that does not fit."""
-    folder = HfFolder(path, shape, weights(shape))
-    for local in local_tensors(chunks, shape, grids).values():
-        view = local.view()
-        view.copy_(folder.read(local.weight, local.part).view(view.shape))

@@ -1,7 +1,7 @@
 """Sequences one after the other in a pack, and the padded view in which attention is two products of matrices.
 
-Legend: T tokens of the pack, N sequences, L tokens of the longest. Indices and mask are made once for a pack and used by
-every layer.
+Legend: T tokens of the pack, N sequences, L tokens of the longest. Indices and mask are made once for a pack and used
+by every layer.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from r1zero.model.shape import DENSE_TOKENS
 
+
 @dataclass
-class Pack(PackedSeqParams):
+class PackedSequences(PackedSeqParams):
     """What megatron-core hands through to rotary positions and attention.
 
     `cu_seqlens_q` is the pack as it is; `cu_seqlens_q_padded`, which only the rotary code reads, says that the pack is
@@ -37,14 +38,17 @@ class Pack(PackedSeqParams):
         if len(set(self.lengths)) == 1:
             return None
         lengths = torch.tensor(self.lengths, device=self.positions_T.device)
-        return self.positions_T + torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths) * self.longest
+        return (
+            self.positions_T
+            + torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths) * self.longest
+        )
 
     @cached_property
     def mask_LL(self) -> Tensor:
         return torch.full((self.longest, self.longest), float("-inf"), device=self.positions_T.device).triu(1)
 
 
-def pack(lengths: list[int], multiple: int, device: torch.device) -> Pack:
+def pack(lengths: list[int], multiple: int, device: torch.device) -> PackedSequences:
     """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree."""
     padding = -sum(lengths) % multiple
     every = (*lengths, padding) if padding else tuple(lengths)
@@ -53,9 +57,17 @@ def pack(lengths: list[int], multiple: int, device: torch.device) -> Pack:
     positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(sizes)
     cu_seqlens = starts.to(device=device, dtype=torch.int32)
     whole = torch.tensor([0, int(starts[-1])], dtype=torch.int32)
-    return Pack(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, cu_seqlens_q_padded=whole,
-                cu_seqlens_kv_padded=whole, max_seqlen_q=max(every), max_seqlen_kv=max(every), lengths=every,
-                positions_T=positions.to(device))
+    return PackedSequences(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        cu_seqlens_q_padded=whole,
+        cu_seqlens_kv_padded=whole,
+        max_seqlen_q=max(every),
+        max_seqlen_kv=max(every),
+        lengths=every,
+        positions_T=positions.to(device),
+    )
 
 
 class _ToSlots(torch.autograd.Function):
@@ -86,12 +98,12 @@ class _FromSlots(torch.autograd.Function):
         return grad.new_zeros((ctx.size, *grad.shape[1:])).index_copy_(0, slots, grad), None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: PackedSequences) -> Tensor:
     """Causal attention inside each sequence. q (T, h, d), k (T, g, d), v (T, g, e) to (T, h * e); g divides h."""
     tokens, heads, width = q.shape[0], q.shape[1], v.shape[2]
     count, longest = len(packed.lengths), packed.longest
 
-    def padded(x: Tensor) -> Tensor:                                     # (T, h, d) -> (N, h, L, d)
+    def padded(x: Tensor) -> Tensor:  # (T, h, d) -> (N, h, L, d)
         rows = x if packed.slots_T is None else _ToSlots.apply(x, packed.slots_T, count * longest)
         return rows.view(count, longest, *x.shape[1:]).transpose(1, 2)
 
@@ -99,8 +111,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tenso
     if longest <= DENSE_TOKENS and q.device.type == "cpu":
         out = _products(q, k, v, scale, packed.mask_LL)
     else:
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale,
-                                                               enable_gqa=q.shape[1] != k.shape[1])
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
     rows = out.transpose(1, 2).reshape(count * longest, heads * width)
     return rows.view(tokens, -1) if packed.slots_T is None else _FromSlots.apply(rows, packed.slots_T)
 
@@ -108,11 +121,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Pack) -> Tenso
 def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:
     """(N, h, L, d), (N, g, L, d), (N, g, L, e) to (N, h, L, e): the h / g queries of a key head share one product.
 
-    Scores are fp32 whatever the activations are: Qwen2's key biases make them so large that bfloat16 would round them to units.
+    Scores are fp32 whatever the activations are: Qwen2's key biases make them so large that bfloat16 would round them
+    to units.
     """
     n, h, length, d = q.shape
     g, r = k.shape[1], h // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     queries, keys = q.to(wide).reshape(n * g, r * length, d), k.to(wide).reshape(n * g, length, d)
-    weights = torch.baddbmm(mask.to(wide).repeat(r, 1), queries, keys.transpose(1, 2), alpha=scale).softmax(-1).to(v.dtype)
+    weights = (
+        torch.baddbmm(mask.to(wide).repeat(r, 1), queries, keys.transpose(1, 2), alpha=scale).softmax(-1).to(v.dtype)
+    )
     return (weights @ v.reshape(n * g, length, -1)).view(n, h, length, -1)

@@ -4,7 +4,7 @@ Every rank computes the same answer, so that loading, export, sync and the plan 
 """
 
 from r1zero.config import UserError
-from r1zero.layout import Grid, MegatronGrids
+from r1zero.distributed.layout import Grid, MegatronGrids
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
 
@@ -16,11 +16,15 @@ def stages(shape: Shape, grids: MegatronGrids) -> list[range]:
     """Layers of each pipeline stage. Raises UserError where they do not add up to the model's."""
     pp = grids.dense.size("pp")
     if not grids.pipeline_layers and shape.layers % pp:
-        raise UserError(f"{shape.layers} layers do not divide into {pp} equal stages; state pipeline_layers, one number a stage")
+        raise UserError(
+            f"{shape.layers} layers do not divide into {pp} equal stages; state pipeline_layers, one number a stage"
+        )
     counts = grids.pipeline_layers or (shape.layers // pp,) * pp
     if sum(counts) != shape.layers or min(counts) < 1:
-        raise UserError(f"pipeline_layers = {list(counts)} adds up to {sum(counts)}, the model has {shape.layers} layers; "
-                        "every stage needs at least one")
+        raise UserError(
+            f"pipeline_layers = {list(counts)} adds up to {sum(counts)}, the model has {shape.layers} layers; "
+            "every stage needs at least one"
+        )
     starts = [sum(counts[:i]) for i in range(pp)]
     return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
@@ -29,13 +33,21 @@ def check(shape: Shape, grids: MegatronGrids) -> None:
     """Raises UserError where the degrees do not cut the model's dimensions evenly."""
     stages(shape, grids)
     tp, etp, ep = grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
-    cuts = [("num_attention_heads", shape.heads, tp), ("num_key_value_heads", shape.kv_heads, tp),
-            ("intermediate_size", shape.ffn_hidden_size, tp), ("vocab_size", shape.vocab_size, tp)]
+    cuts = [
+        ("num_attention_heads", shape.heads, tp),
+        ("num_key_value_heads", shape.kv_heads, tp),
+        ("intermediate_size", shape.ffn_hidden_size, tp),
+        ("vocab_size", shape.vocab_size, tp),
+    ]
     if shape.moe:
-        cuts += [("moe_intermediate_size", shape.moe.ffn_hidden_size, etp),
-                 ("n_shared_experts x moe_intermediate_size", shape.moe.shared_experts * shape.moe.ffn_hidden_size, tp)]
+        cuts += [
+            ("moe_intermediate_size", shape.moe.ffn_hidden_size, etp),
+            ("n_shared_experts x moe_intermediate_size", shape.moe.shared_experts * shape.moe.ffn_hidden_size, tp),
+        ]
         if shape.moe.experts % ep:
-            raise UserError(f"expert_model_parallel_size = {ep} does not divide the model's {shape.moe.experts} experts")
+            raise UserError(
+                f"expert_model_parallel_size = {ep} does not divide the model's {shape.moe.experts} experts"
+            )
     elif ep > 1:
         raise UserError(f"expert_model_parallel_size = {ep}, but {shape.family} has no experts; set it to 1")
     for name, size, degree in cuts:

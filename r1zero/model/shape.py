@@ -1,23 +1,25 @@
-"""A model's dimensions, read from Hugging Face's config.json. No torch, no megatron."""
+"""A model's dimensions, and how each family states them in Hugging Face's config.json. No torch, no megatron."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import tomli
-
 from r1zero.config import UserError
+from r1zero.model.config_fields import Config, shown
+from r1zero.model.family_fields import ROPE
+
+ROPE_THETA = 10000.0
+"""Hugging Face's, where a file states none."""
 
 
 DENSE_TOKENS = 128
-"""On a CPU, sequences of up to this many tokens are attended by explicit products, whose scores are held for the backward pass;
-longer ones by torch's fused attention, which holds none. Measured with head dimensions 32 and 64 on one core with AMX: the products
-are faster up to 64 to 192 tokens in training."""
+"""On a CPU, sequences of up to this many tokens are attended by explicit products, whose scores are held for the
+backward pass; longer ones by torch's fused attention, which holds none. Measured with head dimensions 32 and 64 on one
+core with AMX: the products are faster up to 64 to 192 tokens in training."""
 
 
 CHUNK_BYTES = 64 << 20
-"""A checkpoint's tensor is written in pieces of at most this many bytes, so that a save needs no more memory than that."""
+"""A checkpoint's tensor is written in pieces of at most this many bytes, so that a save needs no more memory than
+that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,84 +86,151 @@ class Shape:
     def is_moe(self, layer: int) -> bool:
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
-
-class Config(dict):
-    """config.json, or a file of configs/model/ with the same keys in TOML; missing keys are errors for the user."""
-
-    def __init__(self, path: Path):
-        try:
-            text = path.read_text(encoding="utf-8")
-            super().__init__(tomli.loads(text) if path.suffix == ".toml" else json.loads(text))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); model.path must be a folder in Hugging Face's format") from None
-        except ValueError as error:
-            raise UserError(f"{path}: is not {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from None
-        self.path = path
-
-    def __missing__(self, key: str) -> Any:
-        raise UserError(f"{self.path}: {key} is missing; the folder's config.json must state the model's shape")
-
-    def refuse_unless(self, key: str, value: Any, default: Any) -> None:
-        if self.get(key, default) != value:
-            raise UserError(f"{self.path}: {key} = {self[key]!r}; only {value!r} is supported for {self['architectures'][0]}")
-
     @property
-    def rope(self) -> dict[str, Any]:
-        """Rotary parameters: `rope_parameters` since transformers 5, before that `rope_scaling` beside `rope_theta`."""
-        rope = dict(self.get("rope_parameters") or self.get("rope_scaling") or {})
-        rope.setdefault("rope_type", rope.get("type", "default"))
-        rope.setdefault("rope_theta", self.get("rope_theta", 10000.0))
-        return rope
+    def positions(self) -> int:
+        """Tokens of the longest sequence that the engine has rotary positions for."""
+        stretched = self.yarn.factor * self.yarn.original_max_positions if self.yarn else self.max_positions
+        return int(min(stretched, self.max_positions))
 
 
 def read_qwen2(config: Config) -> dict[str, Any]:
-    return {**_read_dense(config), "qkv_bias": True}
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    if hidden % heads:
+        raise config.refusal("num_attention_heads", f"it must divide hidden_size = {hidden}")
+    if config["head_dim"] not in (None, hidden // heads):
+        raise config.refusal(
+            "head_dim", f"vLLM supports only hidden_size / num_attention_heads = {hidden // heads} for this family"
+        )
+    return {**_read_dense(config, hidden // heads), "qkv_bias": True}
 
 
 def read_qwen3(config: Config) -> dict[str, Any]:
-    return {**_read_dense(config), "qkv_bias": bool(config.get("attention_bias", False)), "qk_norm": True}
+    return {**_read_dense(config, config["head_dim"]), "qk_norm": True}
 
 
-def _read_dense(config: Config) -> dict[str, Any]:
-    config.refuse_unless("use_sliding_window", False, False)
-    if config.rope.get("rope_type", "default") != "default":
-        raise UserError(f"{config.path}: rope_type = {config.rope['rope_type']!r}; this family is supported with plain rotary "
-                        "positions only: remove rope_scaling")
-    heads = config["num_attention_heads"]
-    return dict(kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads)
+def _read_dense(config: Config, head_dim: int) -> dict[str, Any]:
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    kv_heads = heads if config["num_key_value_heads"] is None else config["num_key_value_heads"]
+    if heads % kv_heads:
+        raise config.refusal("num_key_value_heads", f"it must divide num_attention_heads = {heads}")
+    if head_dim % 2:
+        raise UserError(f"{config.path}: head_dim = {head_dim}; rotary positions need an even number")
+    types = config["layer_types"]
+    if types is not None and (set(types) != {"full_attention"} or len(types) != layers):
+        raise config.refusal("layer_types", f'only "full_attention" is supported, {layers} times (num_hidden_layers)')
+    theta, yarn = read_rope(config)
+    if yarn:
+        raise UserError(
+            f'{config.path}: rope_type = "yarn"; only plain rotary positions are supported for this family: '
+            "remove rope_scaling, and train on sequences of the original length"
+        )
+    return dict(kv_heads=kv_heads, head_dim=head_dim, rope_theta=theta)
 
 
 def read_deepseek(config: Config) -> dict[str, Any]:
-    for key, value in {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "moe_layer_freq": 1,
-                       "attention_bias": False}.items():
-        config.refuse_unless(key, value, value)
-    mla = Mla(q_lora_rank=config.get("q_lora_rank"), kv_lora_rank=config["kv_lora_rank"], v_head_dim=config["v_head_dim"],
-              qk_nope_head_dim=config["qk_nope_head_dim"], qk_rope_head_dim=config["qk_rope_head_dim"])
-    moe = Moe(experts=config["n_routed_experts"], topk=config["num_experts_per_tok"], groups=config["n_group"],
-              topk_groups=config["topk_group"], ffn_hidden_size=config["moe_intermediate_size"],
-              shared_experts=config.get("n_shared_experts") or 0, first_dense_layers=config["first_k_dense_replace"],
-              routed_scaling_factor=config["routed_scaling_factor"])
+    heads = config["num_attention_heads"]
+    mla = Mla(
+        **{
+            name: config[name]
+            for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        }
+    )
+    if mla.qk_rope_head_dim % 2:
+        raise config.refusal("qk_rope_head_dim", "rotary positions need an even number")
+    for name, implied in {
+        "num_key_value_heads": heads,
+        "head_dim": mla.qk_rope_head_dim,
+        "num_local_experts": config["n_routed_experts"],
+        "qk_head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim,
+    }.items():
+        if config[name] not in (None, implied):
+            raise config.refusal(name, f"the other fields say {implied}; state that, or leave it out")
+    theta, yarn = read_rope(config)
+    return dict(
+        kv_heads=heads,
+        head_dim=mla.qk_nope_head_dim + mla.qk_rope_head_dim,
+        mla=mla,
+        moe=_read_moe(config),
+        yarn=yarn,
+        rope_theta=theta,
+    )
+
+
+def _read_moe(config: Config) -> Moe:
+    moe = Moe(
+        experts=config["n_routed_experts"],
+        topk=config["num_experts_per_tok"],
+        groups=config["n_group"],
+        topk_groups=config["topk_group"],
+        ffn_hidden_size=config["moe_intermediate_size"],
+        shared_experts=config["n_shared_experts"],
+        first_dense_layers=config["first_k_dense_replace"],
+        routed_scaling_factor=config["routed_scaling_factor"],
+    )
+    if moe.first_dense_layers >= config["num_hidden_layers"]:
+        raise config.refusal(
+            "first_k_dense_replace", f"it must be less than num_hidden_layers = {config['num_hidden_layers']}"
+        )
+    if moe.experts % moe.groups or moe.experts < 2 * moe.groups:
+        raise config.refusal(
+            "n_group",
+            f"each group must have the same number of the {moe.experts} experts (n_routed_experts), "
+            "and at least 2 of them",
+        )
+    if moe.topk_groups > moe.groups:
+        raise config.refusal("topk_group", f"it must be at most n_group = {moe.groups}")
+    if moe.topk > (eligible := moe.topk_groups * moe.experts // moe.groups):
+        raise config.refusal(
+            "num_experts_per_tok",
+            f"topk_group = {moe.topk_groups} of n_group = {moe.groups} groups have {eligible} experts",
+        )
     # HF scores a group by its best two experts, megatron-core by its best topk / topk_groups.
     if moe.topk_groups < moe.groups and moe.topk != 2 * moe.topk_groups:
-        raise UserError(f"{config.path}: num_experts_per_tok = {moe.topk} with topk_group = {moe.topk_groups}; trainer and engine "
-                        "score groups alike only where num_experts_per_tok = 2 x topk_group")
-    if moe.topk < 2:
-        raise UserError(f"{config.path}: num_experts_per_tok = {moe.topk}; the router's weights are normalised over at least 2")
-    return dict(kv_heads=config["num_attention_heads"], head_dim=mla.qk_nope_head_dim + mla.qk_rope_head_dim, mla=mla, moe=moe,
-                yarn=_read_yarn(config))
+        raise config.refusal(
+            "num_experts_per_tok",
+            f"with topk_group = {moe.topk_groups}, trainer and engine score groups alike only where "
+            "num_experts_per_tok = 2 x topk_group",
+        )
+    return moe
 
 
-def _read_yarn(config: Config) -> Yarn | None:
-    rope = config.rope
-    kind = rope.get("rope_type", "default")
-    if kind == "default":
-        return None
-    if kind != "yarn":
-        raise UserError(f"{config.path}: rope_type = {kind!r}; supported are 'default' and 'yarn'")
-    if bool(rope.get("mscale")) != bool(rope.get("mscale_all_dim")):
-        raise UserError(f"{config.path}: mscale = {rope.get('mscale')} and mscale_all_dim = {rope.get('mscale_all_dim')}; engines "
-                        "disagree on what one without the other means: give both or neither")
-    return Yarn(factor=float(rope["factor"]), beta_fast=float(rope.get("beta_fast") or 32), beta_slow=float(rope.get("beta_slow") or 1),
-                original_max_positions=int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"]),
-                mscale=float(rope.get("mscale") or 1.0), mscale_all_dim=float(rope.get("mscale_all_dim") or 0.0))
+def read_rope(config: Config) -> tuple[float, Yarn | None]:
+    """The base of the rotary frequencies, and how they are stretched. A file may state them in three places."""
+    stated = [_read_rope(config, name) for name in ("rope_scaling", "rope_parameters") if config[name]]
+    if len(stated) == 2 and stated[0] != stated[1]:
+        raise UserError(
+            f"{config.path}: rope_scaling and rope_parameters contradict each other; Hugging Face takes rope_scaling: "
+            "remove one of the two"
+        )
+    return stated[0] if stated else (float(config["rope_theta"] or ROPE_THETA), None)
+
+
+def _read_rope(config: Config, name: str) -> tuple[float, Yarn | None]:
+    section = Config(config[name], config.path, f"{name}.")
+    key = "rope_type" if "rope_type" in section else "type"
+    kind = section.get(key, "default")
+    if not isinstance(kind, str) or kind not in ROPE:
+        raise section.refusal(key, f"supported are {' and '.join(ROPE)}")
+    if section.get("type", kind) != kind:
+        raise section.refusal("type", f"rope_type is {shown(kind)}: remove one of the two")
+    rope, beside = section.checked(ROPE[kind], f'the rope_type "{kind}"'), config["rope_theta"]
+    if None not in (rope["rope_theta"], beside) and rope["rope_theta"] != beside:
+        raise rope.refusal("rope_theta", f"rope_theta beside {name} is {shown(beside)}: remove one of the two")
+    return float(rope["rope_theta"] or beside or ROPE_THETA), _read_yarn(rope, config) if kind == "yarn" else None
+
+
+def _read_yarn(rope: Config, config: Config) -> Yarn:
+    if (rope["mscale"] is None) != (rope["mscale_all_dim"] is None):
+        raise UserError(
+            f"{rope.path}: {rope.prefix}mscale = {shown(rope['mscale'])} and mscale_all_dim = "
+            f"{shown(rope['mscale_all_dim'])}; "
+            "engines disagree on what one without the other means: give both or neither"
+        )
+    return Yarn(
+        factor=float(rope["factor"]),
+        beta_fast=float(rope["beta_fast"]),
+        beta_slow=float(rope["beta_slow"]),
+        original_max_positions=rope["original_max_position_embeddings"] or config["max_position_embeddings"],
+        mscale=float(rope["mscale"] or 1.0),
+        mscale_all_dim=float(rope["mscale_all_dim"] or 0.0),
+    )

@@ -5,26 +5,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from r1zero import layout as layouts
 from r1zero.config import Config, UserError
-from r1zero.layout import Layout
+from r1zero.distributed import layout as layouts
+from r1zero.distributed.layout import Layout
 from r1zero.model import families, placement
 from r1zero.model.shape import CHUNK_BYTES
-from r1zero.plan import communicators, duration, memory, remedies
+from r1zero.plan import communicators, duration, fixes, memory
 from r1zero.plan.communicators import Group
-from r1zero.plan.machine import Machine, suppose
-from r1zero.plan.memory import Books, Ledger, Place
+from r1zero.plan.machine import Machine, machine_for
+from r1zero.plan.memory import MemoryInputs, RankRoles, RolesMemory
 from r1zero.plan.traffic import Traffic
-from r1zero.reshard.routes import Routes
+from r1zero.weight_sync.routes import Routes
 
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class PlaceLedger:
-    place: Place
-    ranks: int
-    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ class Plan:
     """First layer and number of layers of each pipeline stage of the trainer."""
     groups: tuple[Group, ...]
     batch: dict[str, float]
-    places: tuple[PlaceLedger, ...]
+    places: tuple[RolesMemory, ...]
     host: dict[str, int]
     """Kind -> bytes of the fullest node's host memory."""
     checkpoint: dict[str, float]
@@ -55,95 +48,124 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
-    def worst(self) -> PlaceLedger:
-        return max(self.places, key=lambda p: p.ledger.total(p.ledger.worst))
+    def worst(self) -> RolesMemory:
+        return max(self.places, key=lambda p: p.phase_memory.total(p.phase_memory.worst))
 
 
 def plan(cfg: Config, world: int, name: str = "") -> Plan:
-    """Raises UserError where degrees, ranks, batch and model do not fit together. What does not fit the memory is a problem
-    of the plan, so that the numbers can be seen."""
+    """Raises UserError where degrees, ranks, batch and model do not fit together. What does not fit the memory is a
+    problem of the plan, so that the numbers can be seen."""
     if world < 1:
         raise UserError(f"--world {world}; a world has at least one rank")
     layout = layouts.carve(cfg.layout, world)
     layouts.check_batch(cfg, layout)
-    machine, shape = suppose(cfg, world), families.model_shape(cfg.model)
+    machine, shape = machine_for(cfg, world), families.model_shape(cfg.model)
     if layout.reference:
         placement.check(shape, layout.reference)
     routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    books = memory.open_books(cfg, layout, routes, machine)
-    places = ledgers(books)
-    host = fullest_node(books)
-    seconds = duration.seconds(books)
-    tokens = duration.samples(books) * memory.mean_tokens(books)
+    inputs = memory.memory_inputs(cfg, layout, routes, machine)
+    places = memory_by_roles(inputs)
+    host = fullest_node(inputs)
+    seconds = duration.seconds(inputs)
+    tokens = duration.samples(inputs) * memory.mean_tokens(inputs)
     runs = placement.stages(shape, layout.train)
     found = communicators.groups(layout, shape, routes.expert_parallel, cfg.run.device, int(machine.node_ranks))
     return Plan(
-        config=name or cfg.run.name, world=world, nodes=-(-world // int(machine.node_ranks)),
-        parameters=sum(w.size for w in routes.weights), active_parameters=sum(s.work for s in books.train),
-        stages=tuple((run.start, len(run)) for run in runs), groups=tuple(found), batch=batch_algebra(books), places=places, host=host,
-        checkpoint={"bytes": memory.checkpoint_bytes(books), "host bytes a rank": 2 * CHUNK_BYTES,
-                    "seconds": memory.checkpoint_bytes(books) / GB / machine.storage_gbs},
-        traffic=books.traffic, seconds=seconds, tokens_per_second=tokens / sum(seconds.values()), machine=machine,
-        problems=tuple(remedies.problems(books, places, host)), notes=tuple(notes(books, layout)))
+        config=name or cfg.run.name,
+        world=world,
+        nodes=-(-world // int(machine.node_ranks)),
+        parameters=sum(w.size for w in routes.weights),
+        active_parameters=sum(s.work for s in inputs.train),
+        stages=tuple((run.start, len(run)) for run in runs),
+        groups=tuple(found),
+        batch=batch_algebra(inputs),
+        places=places,
+        host=host,
+        checkpoint={
+            "bytes": memory.checkpoint_bytes(inputs),
+            "host bytes a rank": 2 * CHUNK_BYTES,
+            "seconds": memory.checkpoint_bytes(inputs) / GB / machine.storage_gbs,
+        },
+        traffic=inputs.traffic,
+        seconds=seconds,
+        tokens_per_second=tokens / sum(seconds.values()),
+        machine=machine,
+        problems=tuple(fixes.problems(inputs, places, host)),
+        notes=tuple(notes(inputs, layout)),
+    )
 
 
-def ledgers(books: Books) -> tuple[PlaceLedger, ...]:
-    """One ledger for each kind of place, and how many ranks it stands for."""
-    counted = Counter(memory.place_of(books.layout, rank, bool(books.reference)) for rank in range(books.layout.size))
-    return tuple(PlaceLedger(place, n, memory.ledger(books, place)) for place, n in counted.items())
+def memory_by_roles(inputs: MemoryInputs) -> tuple[RolesMemory, ...]:
+    """One phase_memory for each kind of place, and how many ranks it stands for."""
+    counted = Counter(
+        memory.roles_of(inputs.layout, rank, bool(inputs.reference)) for rank in range(inputs.layout.size)
+    )
+    return tuple(RolesMemory(place, n, memory.phase_memory(inputs, place)) for place, n in counted.items())
 
 
-def fullest_node(books: Books) -> dict[str, int]:
+def fullest_node(inputs: MemoryInputs) -> dict[str, int]:
     per_node: dict[int, Counter[str]] = {}
-    made: dict[Place, dict[str, int]] = {}
-    for rank in range(books.layout.size):
-        place = memory.place_of(books.layout, rank, bool(books.reference))
+    made: dict[RankRoles, dict[str, int]] = {}
+    for rank in range(inputs.layout.size):
+        place = memory.roles_of(inputs.layout, rank, bool(inputs.reference))
         if place not in made:
-            made[place] = memory.ledger(books, place).host
-        per_node.setdefault(rank // int(books.machine.node_ranks), Counter()).update(made[place])
+            made[place] = memory.phase_memory(inputs, place).host
+        per_node.setdefault(rank // int(inputs.machine.node_ranks), Counter()).update(made[place])
     return dict(max(per_node.values(), key=lambda kinds: sum(kinds.values())))
 
 
-def batch_algebra(books: Books) -> dict[str, float]:
-    cfg, layout = books.cfg, books.layout
-    at_once, cache = memory.cache_need(books)
-    samples = duration.samples(books)
+def batch_algebra(inputs: MemoryInputs) -> dict[str, float]:
+    cfg, layout = inputs.cfg, inputs.layout
+    at_once, cache = memory.cache_need(inputs)
+    samples = duration.samples(inputs)
     return {
-        "prompts an iteration": cfg.grpo.prompts_per_iteration, "responses a prompt": cfg.grpo.group_size,
+        "prompts an iteration": cfg.grpo.prompts_per_iteration,
+        "responses a prompt": cfg.grpo.group_size,
         "responses an iteration": samples,
-        "engines": layout.engines, "prompts an engine": cfg.grpo.prompts_per_iteration // layout.engines,
+        "engines": layout.engines,
+        "prompts an engine": cfg.grpo.prompts_per_iteration // layout.engines,
         "responses decoded at a time by an engine": at_once,
         "waves of decoding": -(-(samples // layout.engines) // at_once),
         "cache for as many full sequences, GB a rank": round(cache / GB, 1),
         "data-parallel ranks": layout.train.dense.size("dp"),
         "responses a data-parallel rank": samples / layout.train.dense.size("dp"),
-        "micro-batches a data-parallel rank, about": memory.micro_batches(books),
+        "micro-batches a data-parallel rank, about": memory.micro_batches(inputs),
         "updates an iteration": 1,
     }
 
 
-def notes(books: Books, layout: Layout) -> list[str]:
-    cfg = books.cfg
-    at_once, cache = memory.cache_need(books)
+def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
+    cfg = inputs.cfg
+    at_once, cache = memory.cache_need(inputs)
     have = cfg.rollout.kv_cache_gib * memory.GIB
     found = []
     if have < cache:
-        found.append(f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
-                     f"({cache / memory.GIB:.1f} GiB): where responses grow that long vLLM queues or recomputes some")
-    slow = [f"{group.kind.name} groups span {group.nodes} nodes" for group in books_groups(books)
-            if group.kind.name in ("train tp", "engine tp") and group.nodes > 1]
+        found.append(
+            f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
+            f"({cache / memory.GIB:.1f} GiB): where responses grow that long vLLM queues or recomputes some"
+        )
+    slow = [
+        f"{group.kind.name} groups span {group.nodes} nodes"
+        for group in communicator_groups(inputs)
+        if group.kind.name in ("train tp", "engine tp") and group.nodes > 1
+    ]
     return found + [f"{text}: tensor parallelism between nodes is slow; keep tp within the node" for text in slow]
 
 
-def books_groups(books: Books) -> list[Group]:
-    return communicators.groups(books.layout, books.routes.shape, books.routes.expert_parallel, books.cfg.run.device,
-                                int(books.machine.node_ranks))
+def communicator_groups(inputs: MemoryInputs) -> list[Group]:
+    return communicators.groups(
+        inputs.layout,
+        inputs.routes.shape,
+        inputs.routes.expert_parallel,
+        inputs.cfg.run.device,
+        int(inputs.machine.node_ranks),
+    )
 
 
 def as_data(made: Plan) -> dict[str, Any]:
     """Plain lists, dicts and numbers, for --json."""
     data = dataclasses.asdict(made)
     for row in data["places"]:
-        row["place"] = dict(zip(Place._fields, row["place"], strict=True))
+        row["place"] = dict(zip(RankRoles._fields, row["place"], strict=True))
     data["fits"] = not made.problems
     return data

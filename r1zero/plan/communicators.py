@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from r1zero import device
-from r1zero.layout import Grid, Layout
+from r1zero.distributed import device
+from r1zero.distributed.layout import Grid, Layout
 from r1zero.model.shape import Shape
 
 
@@ -18,13 +18,14 @@ class Kind:
     """dense, experts, reference or rollout: whose axes they are."""
     note: str
     buffer: str = ""
-    """megatron-core's name of the group, by which device.BUFFERS_MB sizes it; "engine": vllm-ascend's own size; empty: HCCL_BUFFSIZE."""
+    """megatron-core's name of the group, by which device.BUFFERS_MB sizes it; "engine": vllm-ascend's own size; empty:
+    HCCL_BUFFSIZE."""
     buffered: bool = True
     """False: its collectives run on gloo, in host memory."""
 
 
-# The groups that megatron-core 0.16.1 and vLLM 0.23 use while training R1-Zero; they make more, which stay silent and cost
-# nothing: a communicator's buffers come with its first collective.
+# The groups that megatron-core 0.16.1 and vLLM 0.23 use while training R1-Zero; they make more, which stay silent and
+# cost nothing: a communicator's buffers come with its first collective.
 TRAIN = (
     Kind("train tp", ("tp",), "dense", "sequence parallel gather and scatter, vocabulary", "tp"),
     Kind("train dp", ("dp",), "dense", "dense gradients and weights", "dp"),
@@ -79,7 +80,7 @@ def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str)
     found = []
     for kind in TRAIN + (REFERENCE if layout.reference else ()) + ROLLOUT:
         experts = kind.name.partition(" ")[2] in ("ep", "edp", "etp-ep-pp", "mc2")
-        if experts and not shape.moe or kind.name in ("engine ep", "engine mc2") and not expert_parallel:
+        if (experts and not shape.moe) or (kind.name in ("engine ep", "engine mc2") and not expert_parallel):
             continue
         if kind.name == "engine mc2" and device_kind != "npu":
             continue
@@ -93,12 +94,15 @@ def groups(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str
     for kind in kinds(layout, shape, expert_parallel, device_kind):
         every = grids(layout)[kind.grid].groups(*kind.axes)
         nodes = max(len({rank // node_ranks for rank in group}) for group in every)
-        found.append(Group(kind, len(every[0]), len(every), tuple(every[:2] + every[-1:] if len(every) > 2 else every), nodes))
+        found.append(
+            Group(kind, len(every[0]), len(every), tuple(every[:2] + every[-1:] if len(every) > 2 else every), nodes)
+        )
     return found
 
 
 def mc2_buffer(shape: Shape, layout: Layout, max_num_seqs: int) -> int:
-    """Bytes that one buffer of the engine's fused dispatch needs (npu_moe_distribute_dispatch_v2 in Ascend's op-plugin).
+    """Bytes that one buffer of the engine's fused dispatch needs (npu_moe_distribute_dispatch_v2 in Ascend's
+    op-plugin).
 
     Each rank of a tensor group dispatches its share of the decode batch; every rank may get all of it.
     """

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from r1zero.config import Config
-from r1zero.layout import Layout, MegatronGrids
+from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import placement
 from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
 from r1zero.plan import communicators
 from r1zero.plan.machine import Machine
-from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, cache_elements, engine_elements, layer_size, stages
+from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, engine_elements, layer_size, stages
 from r1zero.plan.traffic import Traffic, sync_traffic
-from r1zero.reshard.routes import Routes
+from r1zero.rollout.engine_limits import cache_elements
+from r1zero.weight_sync.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 GIB = 1 << 30
@@ -19,7 +20,7 @@ MIB = 1 << 20
 ITEMSIZES = {"bfloat16": 2, "float32": 4}
 
 
-class Place(NamedTuple):
+class RankRoles(NamedTuple):
     """What a rank is: ranks of one place need the same memory. None: it has no part in that role."""
 
     train: int | None
@@ -29,7 +30,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ledger:
+class PhaseMemory:
     device: dict[str, dict[str, int]]
     """Phase -> kind -> bytes."""
     host: dict[str, int]
@@ -44,8 +45,15 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Books:
-    """What the ledgers are computed from; made once for a config."""
+class RolesMemory:
+    place: RankRoles
+    ranks: int
+    phase_memory: PhaseMemory
+
+
+@dataclass(frozen=True)
+class MemoryInputs:
+    """What the memory_by_roles are computed from; made once for a config."""
 
     cfg: Config
     layout: Layout
@@ -65,86 +73,125 @@ class Books:
         return self.cfg.run.device == "cpu"
 
 
-def open_books(cfg: Config, layout: Layout, routes: Routes, machine: Machine) -> Books:
+def memory_inputs(cfg: Config, layout: Layout, routes: Routes, machine: Machine) -> MemoryInputs:
     grids = layout.reference or layout.train
     reference = stages(routes, grids) if cfg.grpo.kl_coef else []
     traffic = sync_traffic(routes, ITEMSIZES[cfg.run.dtype], int(machine.node_ranks))
-    return Books(cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes), traffic)
+    return MemoryInputs(
+        cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes), traffic
+    )
 
 
-def place_of(layout: Layout, rank: int, has_reference: bool) -> Place:
+def roles_of(layout: Layout, rank: int, has_reference: bool) -> RankRoles:
     train = layout.train.dense.coordinate(rank, "pp") if rank in layout.train.dense else None
     reference = None
     if has_reference:
         grid = (layout.reference or layout.train).dense
         reference = grid.coordinate(rank, "pp") if rank in grid else None
-    return Place(train, reference, rank in layout.rollout)
+    return RankRoles(train, reference, rank in layout.rollout)
 
 
-def ledger(books: Books, place: Place) -> Ledger:
+def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
     """The residents by phase. Roles on other ranks leave their lines out; on a CPU nothing is ever put away."""
     shared = place.train is not None and place.rollout
-    weights, gradients, optimizer, host = _trainer(books, place)
-    engine, cache = _engine(books) if place.rollout else (0, 0)
-    asleep = shared and not books.on_cpu     # an engine that shares its device gives up weights and cache between rollouts
-    away = shared and books.cfg.train.offload and not books.on_cpu
-    second = _reference_copy(books, place)
-    always = {"communicators": _communicators(books, place), "runtime": int(books.machine.runtime_gib * GIB), "reference": second,
-              "optimizer": optimizer}
+    weights, gradients, optimizer, host = _trainer(inputs, place)
+    engine, cache = _engine(inputs) if place.rollout else (0, 0)
+    asleep = (
+        shared and not inputs.on_cpu
+    )  # an engine that shares its device gives up weights and cache between rollouts
+    away = shared and inputs.cfg.train.offload and not inputs.on_cpu
+    second = _reference_copy(inputs, place)
+    always = {
+        "communicators": _communicators(inputs, place),
+        "runtime": int(inputs.machine.runtime_gib * GIB),
+        "reference": second,
+        "optimizer": optimizer,
+    }
     kept = {"engine weights": 0 if asleep else engine, "KV cache": 0 if asleep else cache}
     trainer = {"weights": weights, "gradients": gradients}
     rollout_trainer = {"weights": 0, "gradients": 0} if away else trainer
     lines = {
-        "rollout": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "workspace": _workspace(books) if place.rollout else 0},
-        "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(books, place, False)},
-        "update": {**trainer, **kept, **_passes(books, place, True)},
-        "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},   # the passes' activations are gone
-        "sync": {**trainer, "gradients": 0 if away else gradients, "engine weights": engine, "KV cache": kept["KV cache"],
-                 **(_sync_buffers(books, place) if engine or weights else {})},
+        "rollout": {
+            **rollout_trainer,
+            "engine weights": engine,
+            "KV cache": cache,
+            "workspace": _workspace(inputs) if place.rollout else 0,
+        },
+        "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(inputs, place, False)},
+        "update": {**trainer, **kept, **_passes(inputs, place, True)},
+        "step": {
+            **trainer,
+            **kept,
+            "optimizer": optimizer or host.get("optimizer", 0),
+        },  # the passes' activations are gone
+        "sync": {
+            **trainer,
+            "gradients": 0 if away else gradients,
+            "engine weights": engine,
+            "KV cache": kept["KV cache"],
+            **(_sync_buffers(inputs, place) if engine or weights else {}),
+        },
         # After a sync, before the next rollout; a rank writes from wherever its state is, piece by piece.
-        "save": {**rollout_trainer, "engine weights": engine, "KV cache": cache, "pieces": save_buffers(books) if weights else 0},
+        "save": {
+            **rollout_trainer,
+            "engine weights": engine,
+            "KV cache": cache,
+            "pieces": save_buffers(inputs) if weights else 0,
+        },
     }
-    return Ledger({phase: {kind: n for kind, n in {**always, **lines[phase]}.items() if n} for phase in PHASES}, host)
+    return PhaseMemory(
+        {phase: {kind: n for kind, n in {**always, **lines[phase]}.items() if n} for phase in PHASES}, host
+    )
 
 
-def save_buffers(books: Books) -> int:
-    """Host bytes of a rank that saves: the piece of a tensor that is being written, and its copy in the file's format."""
-    return 2 * CHUNK_BYTES if books.on_cpu else 0
+def save_buffers(inputs: MemoryInputs) -> int:
+    """Host bytes of a rank that saves: the piece of a tensor that is being written, and its copy in the file's
+    format."""
+    return 2 * CHUNK_BYTES if inputs.on_cpu else 0
 
 
-def checkpoint_bytes(books: Books) -> int:
-    """One whole checkpoint: weights, two fp32 moments, and fp32 master weights unless the weights are fp32 themselves."""
-    return sum(weight.size for weight in books.routes.weights) * (14 if books.itemsize == 2 else 12)
+def checkpoint_bytes(inputs: MemoryInputs) -> int:
+    """One whole checkpoint: weights, two fp32 moments, and fp32 master weights unless the weights are fp32
+    themselves."""
+    return sum(weight.size for weight in inputs.routes.weights) * (14 if inputs.itemsize == 2 else 12)
 
 
-def _communicators(books: Books, place: Place) -> int:
+def _communicators(inputs: MemoryInputs, place: RankRoles) -> int:
     """Two buffers for each live communicator of a rank, the world's among them."""
-    layout, routes = books.layout, books.routes
-    mine = {"dense": place.train is not None, "experts": place.train is not None, "rollout": place.rollout,
-            "reference": place.reference is not None, "reference experts": place.reference is not None}
-    live = communicators.kinds(layout, routes.shape, routes.expert_parallel, books.cfg.run.device)
-    each = [communicators.buffer_mb(kind, books.cfg.run.device, books.machine.buffer_mb)
-            for kind in live if kind.buffered and mine[kind.grid]]
-    world = books.machine.buffer_mb if layout.size > 1 else 0
+    layout, routes = inputs.layout, inputs.routes
+    mine = {
+        "dense": place.train is not None,
+        "experts": place.train is not None,
+        "rollout": place.rollout,
+        "reference": place.reference is not None,
+        "reference experts": place.reference is not None,
+    }
+    live = communicators.kinds(layout, routes.shape, routes.expert_parallel, inputs.cfg.run.device)
+    each = [
+        communicators.buffer_mb(kind, inputs.cfg.run.device, inputs.machine.buffer_mb)
+        for kind in live
+        if kind.buffered and mine[kind.grid]
+    ]
+    world = inputs.machine.buffer_mb if layout.size > 1 else 0
     return int(2 * (sum(each) + world) * MIB)
 
 
-def _trainer(books: Books, place: Place) -> tuple[int, int, int, dict[str, int]]:
+def _trainer(inputs: MemoryInputs, place: RankRoles) -> tuple[int, int, int, dict[str, int]]:
     """(weights, gradients, resident optimizer, host) in bytes."""
     if place.train is None:
         return 0, 0, 0, {}
-    stage, cfg = books.train[place.train], books.cfg
-    weights = weight_bytes(stage, books.itemsize)
-    state = optimizer_bytes(stage, books.layout.train, books.itemsize)
+    stage, cfg = inputs.train[place.train], inputs.cfg
+    weights = weight_bytes(stage, inputs.itemsize)
+    state = optimizer_bytes(stage, inputs.layout.train, inputs.itemsize)
     host = {}
-    if not books.on_cpu:
+    if not inputs.on_cpu:
         if cfg.optimizer.offload:
             host["optimizer"] = state
         if cfg.train.offload and place.rollout:
             host["weights"] = weights
-        if place.reference is not None and books.layout.reference is None:
+        if place.reference is not None and inputs.layout.reference is None:
             host["reference"] = weights
-    resident = 0 if cfg.optimizer.offload and not books.on_cpu else state
+    resident = 0 if cfg.optimizer.offload and not inputs.on_cpu else state
     return weights, 4 * stage.elements, resident, host
 
 
@@ -153,98 +200,119 @@ def weight_bytes(stage: Stage, itemsize: int) -> int:
 
 
 def optimizer_bytes(stage: Stage, grids: MegatronGrids, itemsize: int) -> int:
-    """fp32 master weights (bf16 runs only: fp32 weights are their own) and two moments, dealt over the ranks that hold copies."""
+    """fp32 master weights (bf16 runs only: fp32 weights are their own) and two moments, dealt over the ranks that hold
+    copies."""
     each = 12 if itemsize == 2 else 8
     return each * -(-stage.dense // grids.dense.size("dp")) + each * -(-stage.experts // grids.experts.size("edp"))
 
 
-def _reference_copy(books: Books, place: Place) -> int:
+def _reference_copy(inputs: MemoryInputs, place: RankRoles) -> int:
     """A reference of its own ranks; or the second copy of the weights where the device is the host."""
-    if place.reference is None or (books.layout.reference is None and not books.on_cpu):
+    if place.reference is None or (inputs.layout.reference is None and not inputs.on_cpu):
         return 0
-    return weight_bytes(books.reference[place.reference], books.itemsize)
+    return weight_bytes(inputs.reference[place.reference], inputs.itemsize)
 
 
-def _engine(books: Books) -> tuple[int, int]:
-    plain, fp32 = books.engine
-    if books.cfg.run.device == "npu":
-        plain += absorbed_elements(books.routes.shape, books.layout)
-    if books.on_cpu and books.routes.shape.tied:   # the head is packed for its kernel, beside the embedding
-        plain += _head_elements(books)
-    return plain * books.itemsize + 4 * fp32, int(books.cfg.rollout.kv_cache_gib * GIB)
+def _engine(inputs: MemoryInputs) -> tuple[int, int]:
+    plain, fp32 = inputs.engine
+    if inputs.cfg.run.device == "npu":
+        plain += absorbed_elements(inputs.routes.shape, inputs.layout)
+    if inputs.on_cpu and inputs.routes.shape.tied:  # the head is packed for its kernel, beside the embedding
+        plain += _head_elements(inputs)
+    return plain * inputs.itemsize + 4 * fp32, int(inputs.cfg.rollout.kv_cache_gib * GIB)
 
 
-def _head_elements(books: Books) -> int:
+def _head_elements(inputs: MemoryInputs) -> int:
     """The output layer on a rank of the engine."""
-    return books.routes.shape.vocab_size * books.routes.shape.hidden_size // books.layout.rollout.size("tp")
+    return inputs.routes.shape.vocab_size * inputs.routes.shape.hidden_size // inputs.layout.rollout.size("tp")
 
 
-def _sync_buffers(books: Books, place: Place) -> dict[str, int]:
+def _sync_buffers(inputs: MemoryInputs, place: RankRoles) -> dict[str, int]:
     """Staging of what a rank sends and receives; and on a CPU the weight that the engine's loader is about to pack."""
-    staging = min(books.cfg.sync.staging_mib * MIB, books.traffic.most_sent + books.traffic.most_received)
-    head = 0 if books.routes.shape.tied else _head_elements(books) * books.itemsize
-    return {"staging": staging, "loading": head if books.on_cpu and place.rollout else 0}
+    staging = min(inputs.cfg.sync.staging_mib * MIB, inputs.traffic.most_sent + inputs.traffic.most_received)
+    head = 0 if inputs.routes.shape.tied else _head_elements(inputs) * inputs.itemsize
+    return {"staging": staging, "loading": head if inputs.on_cpu and place.rollout else 0}
 
 
-def _workspace(books: Books) -> int:
+def _workspace(inputs: MemoryInputs) -> int:
     """One layer's forward pass over a scheduler step, and the sampler's fp32 copies of the whole vocabulary."""
-    shape, rollout, grid = books.routes.shape, books.cfg.rollout, books.layout.rollout
+    shape, rollout, grid = inputs.routes.shape, inputs.cfg.rollout, inputs.layout.rollout
     tp = grid.size("tp")
-    spread = books.routes.expert_parallel and tp * grid.size("dp") > 1
-    on = Pass(tp, 1 if books.routes.expert_parallel else tp, books.machine.expert_imbalance if spread else 1.0, books.itemsize, 0)
+    spread = inputs.routes.expert_parallel and tp * grid.size("dp") > 1
+    on = Pass(
+        tp,
+        1 if inputs.routes.expert_parallel else tp,
+        inputs.machine.expert_imbalance if spread else 1.0,
+        inputs.itemsize,
+        0,
+    )
     layer = max(layer_size(shape, i, on).forward for i in (0, shape.layers - 1))
-    return int(rollout.max_num_batched_tokens * layer * books.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
+    return (
+        int(rollout.max_num_batched_tokens * layer * inputs.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
+    )
 
 
-def trainer_layer(books: Books, grids: MegatronGrids, layer: int) -> LayerSize:
+def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> LayerSize:
     """Experts that no other rank shares have all tokens of this one, so none is busier than another."""
-    longest = books.cfg.rollout.max_prompt_tokens + books.cfg.rollout.max_response_tokens
-    scores = longest if books.on_cpu and longest <= DENSE_TOKENS else 0
-    imbalance = books.machine.expert_imbalance if grids.experts.size("ep") > 1 else 1.0
-    return layer_size(books.routes.shape, layer, Pass(grids.dense.size("tp"), grids.experts.size("etp"), imbalance, books.itemsize, scores))
+    longest = inputs.cfg.rollout.max_prompt_tokens + inputs.cfg.rollout.max_response_tokens
+    scores = longest if inputs.on_cpu and longest <= DENSE_TOKENS else 0
+    imbalance = inputs.machine.expert_imbalance if grids.experts.size("ep") > 1 else 1.0
+    return layer_size(
+        inputs.routes.shape,
+        layer,
+        Pass(grids.dense.size("tp"), grids.experts.size("etp"), imbalance, inputs.itemsize, scores),
+    )
 
 
-def _passes(books: Books, place: Place, training: bool) -> dict[str, int]:
-    """Activations of the trainer's passes (training) or of the reference's, and what the logits take beyond their most."""
+def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str, int]:
+    """Activations of the trainer's passes (training) or of the reference's, and what the logits take beyond their
+    most."""
     stage = place.train if training else place.reference
     if stage is None:
         return {}
-    grids = books.layout.train if training else books.layout.reference or books.layout.train
-    shape, tp, pp = books.routes.shape, grids.dense.size("tp"), grids.dense.size("pp")
-    tokens, size, full = books.cfg.train.micro_batch_tokens, books.itemsize, books.cfg.train.recompute == "full"
-    each = [trainer_layer(books, grids, i) for i in placement.stages(shape, grids)[stage]]
+    grids = inputs.layout.train if training else inputs.layout.reference or inputs.layout.train
+    shape, tp, pp = inputs.routes.shape, grids.dense.size("tp"), grids.dense.size("pp")
+    tokens, size, full = inputs.cfg.train.micro_batch_tokens, inputs.itemsize, inputs.cfg.train.recompute == "full"
+    each = [trainer_layer(inputs, grids, i) for i in placement.stages(shape, grids)[stage]]
     if not training:
         kept, live = 0.0, max(layer.forward for layer in each)
     else:
-        flying = min(pp - stage, micro_batches(books))          # one forward, one backward: packs under way at this stage
+        flying = min(pp - stage, micro_batches(inputs))  # one forward, one backward: packs under way at this stage
         kept = flying * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
         # With recomputation the layer's own tensors are there, too, while its gradients are made.
         live = max(layer.backward + (layer.kept if full else 0) for layer in each)
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
-        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy. Gone before the layers' turn.
+        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy. Gone before
+        # the layers' turn.
         beyond = tokens * shape.vocab_size // tp * (size + 16) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
     return found
 
 
-def micro_batches(books: Books) -> int:
-    """Packs of one data-parallel rank in an iteration, at the mean length; packs are filled to nine tenths or better."""
-    cfg = books.cfg
-    tokens = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size * mean_tokens(books) / books.layout.train.dense.size("dp")
+def micro_batches(inputs: MemoryInputs) -> int:
+    """Packs of one data-parallel rank in an iteration, at the mean length; packs are filled to nine tenths or
+    better."""
+    cfg = inputs.cfg
+    tokens = (
+        cfg.grpo.prompts_per_iteration
+        * cfg.grpo.group_size
+        * mean_tokens(inputs)
+        / inputs.layout.train.dense.size("dp")
+    )
     return max(1, -(-int(tokens) // int(0.9 * cfg.train.micro_batch_tokens)))
 
 
-def mean_tokens(books: Books) -> float:
+def mean_tokens(inputs: MemoryInputs) -> float:
     """Of one sample, prompt and response."""
-    r, m = books.cfg.rollout, books.machine
+    r, m = inputs.cfg.rollout, inputs.machine
     return m.prompt_share * r.max_prompt_tokens + m.response_share * r.max_response_tokens
 
 
-def cache_need(books: Books) -> tuple[int, int]:
+def cache_need(inputs: MemoryInputs) -> tuple[int, int]:
     """(sequences decoded at a time by one engine, bytes of cache if all of them were full)."""
-    cfg = books.cfg
-    share = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size // books.layout.engines
+    cfg = inputs.cfg
+    share = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size // inputs.layout.engines
     at_once = min(cfg.rollout.max_num_seqs, share)
     tokens = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
-    return at_once, at_once * tokens * cache_elements(books.routes.shape, books.layout) * books.itemsize
+    return at_once, at_once * tokens * cache_elements(inputs.routes.shape, inputs.layout) * inputs.itemsize

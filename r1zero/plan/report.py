@@ -1,16 +1,18 @@
 """The plan for eyes (tables) and for programs (JSON)."""
 
+import itertools
 import json
 import sys
 from dataclasses import fields
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from r1zero.config import Config
-from r1zero.plan.build import Plan, PlaceLedger, as_data, plan
+from r1zero.plan.build import Plan, as_data, plan
 from r1zero.plan.communicators import Group
-from r1zero.plan.memory import GIB, PHASES
+from r1zero.plan.memory import GIB, PHASES, RolesMemory
 
 GB = 1e9
 
@@ -27,49 +29,81 @@ def main(cfg: Config, world: int, as_json: bool) -> int:
 
 
 def render(made: Plan, console: Console) -> None:
-    console.print(f"[bold]{made.config}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
-                  f"{made.active_parameters / 1e9:.2f} B met by a token")
-    console.print("pipeline stages: " + ", ".join(f"layers {start}-{start + count - 1}" for start, count in made.stages))
+    console.print(
+        f"[bold]{escape(made.config)}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
+        f"{made.active_parameters / 1e9:.2f} B met by a token"
+    )
+    console.print(
+        "pipeline stages: " + ", ".join(f"layers {start}-{start + count - 1}" for start, count in made.stages)
+    )
     console.print(_groups(made.groups))
     console.print(_pairs("Batch", made.batch, lambda v: f"{v:,.10g}"))
     console.print(_memory(made))
     console.print(_stages(made))
     if made.host:
         total = sum(made.host.values())
-        console.print(_pairs("Pinned host memory of the fullest node, GB", {**made.host, "total": total}, lambda v: f"{v / GB:.1f}"))
+        console.print(
+            _pairs(
+                "Pinned host memory of the fullest node, GB", {**made.host, "total": total}, lambda v: f"{v / GB:.1f}"
+            )
+        )
     saved = made.checkpoint
-    console.print(f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes a rank'] / GB:.2f} GB of host memory per rank "
-                  f"while it is written, {saved['seconds']:,.0f} s (estimate)")
+    console.print(
+        f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes a rank'] / GB:.2f} GB of host "
+        f"memory per rank "
+        f"while it is written, {saved['seconds']:,.0f} s (estimate)"
+    )
     t = made.traffic
-    console.print(_pairs("One sync of weights, GB", {
-        "already in place": t.kept, "within nodes": t.in_node, "between nodes": t.between_nodes, "sent by a rank, mean": t.mean_sent,
-        "sent by a rank, most": t.most_sent, "received by a rank, most": t.most_received}, lambda v: f"{v / GB:,.2f}"))
+    console.print(
+        _pairs(
+            "One sync of weights, GB",
+            {
+                "already in place": t.kept,
+                "within nodes": t.in_node,
+                "between nodes": t.between_nodes,
+                "sent by a rank, mean": t.mean_sent,
+                "sent by a rank, most": t.most_sent,
+                "received by a rank, most": t.most_received,
+            },
+            lambda v: f"{v / GB:,.2f}",
+        )
+    )
     console.print(f"imbalance of what is sent {t.imbalance:.3f}; a rank receives from at most {t.peers} others")
     total = sum(made.seconds.values())
     console.print(_pairs("Seconds of an iteration (estimate)", {**made.seconds, "total": total}, lambda v: f"{v:,.1f}"))
-    console.print(f"{made.tokens_per_second:,.0f} tokens a second, {made.tokens_per_second / made.world:.1f} a second and rank, under "
-                  "these assumptions (plan.assume.NAME=VALUE changes one):")
-    console.print("  " + ", ".join(f"{f.name} {getattr(made.machine, f.name):g}" for f in fields(made.machine)), highlight=False)
+    console.print(
+        f"{made.tokens_per_second:,.0f} tokens a second, {made.tokens_per_second / made.world:.1f} a second and rank, "
+        f"under "
+        "these assumptions (plan.assume.NAME=VALUE changes one):"
+    )
+    console.print(
+        "  " + ", ".join(f"{f.name} {getattr(made.machine, f.name):g}" for f in fields(made.machine)), highlight=False
+    )
     for note in made.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False)
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False)
     for problem in made.problems:
-        console.print(f"[bold red]does not fit[/] {problem}", highlight=False)
+        console.print(f"[bold red]does not fit[/] {escape(problem)}", highlight=False)
     if not made.problems:
         worst = made.worst
-        used, limit = worst.ledger.total(worst.ledger.worst) / GB, made.machine.memory_gib * GIB / GB
-        console.print(f"[bold green]fits[/] the fullest phase, {worst.ledger.worst}, takes {used:.1f} of {limit:.1f} GB", highlight=False)
+        used, limit = worst.phase_memory.total(worst.phase_memory.worst) / GB, made.machine.memory_gib * GIB / GB
+        console.print(
+            f"[bold green]fits[/] the fullest phase, {worst.phase_memory.worst}, takes {used:.1f} of {limit:.1f} GB",
+            highlight=False,
+        )
 
 
 def _groups(groups: tuple[Group, ...]) -> Table:
     table = Table("group", "size", "count", "nodes", "for example", "carries", title="Groups", title_justify="left")
     for g in groups:
-        table.add_row(g.kind.name, str(g.size), str(g.count), str(g.nodes), "  ".join(_spell(e) for e in g.examples), g.kind.note)
+        table.add_row(
+            g.kind.name, str(g.size), str(g.count), str(g.nodes), "  ".join(_spell(e) for e in g.examples), g.kind.note
+        )
     return table
 
 
 def _spell(ranks: tuple[int, ...]) -> str:
     """0-3, or 0,4..60 for an even stride, or the ranks."""
-    steps = {b - a for a, b in zip(ranks, ranks[1:])}
+    steps = {b - a for a, b in itertools.pairwise(ranks)}
     if len(ranks) > 2 and len(steps) == 1:
         step = steps.pop()
         return f"{ranks[0]}-{ranks[-1]}" if step == 1 else f"{ranks[0]},{ranks[1]}..{ranks[-1]}"
@@ -78,7 +112,7 @@ def _spell(ranks: tuple[int, ...]) -> str:
     return f"{ranks[0]},{ranks[1]},..{ranks[-1]}"
 
 
-def _pairs(title: str, values: dict[str, float], spell) -> Table:  # noqa: ANN001
+def _pairs(title: str, values: dict[str, float], spell) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -88,16 +122,16 @@ def _pairs(title: str, values: dict[str, float], spell) -> Table:  # noqa: ANN00
 
 
 def _memory(made: Plan) -> Table:
-    """The fullest rank's ledger."""
+    """The fullest rank's phase_memory."""
     worst = made.worst
-    kinds = sorted({kind for lines in worst.ledger.device.values() for kind in lines})
+    kinds = sorted({kind for lines in worst.phase_memory.device.values() for kind in lines})
     table = Table("kind", title=f"GB on the fullest rank's device ({_where(worst)}), by phase", title_justify="left")
     for phase in PHASES:
         table.add_column(phase, justify="right")
     for kind in kinds:
-        table.add_row(kind, *(f"{worst.ledger.device[phase].get(kind, 0) / GB:.2f}" for phase in PHASES))
+        table.add_row(kind, *(f"{worst.phase_memory.device[phase].get(kind, 0) / GB:.2f}" for phase in PHASES))
     table.add_section()
-    table.add_row("total", *(f"{worst.ledger.total(phase) / GB:.2f}" for phase in PHASES))
+    table.add_row("total", *(f"{worst.phase_memory.total(phase) / GB:.2f}" for phase in PHASES))
     return table
 
 
@@ -106,13 +140,15 @@ def _stages(made: Plan) -> Table:
     for phase in PHASES:
         table.add_column(phase, justify="right")
     for row in made.places:
-        table.add_row(_where(row), str(row.ranks), *(f"{row.ledger.total(phase) / GB:.2f}" for phase in PHASES))
+        table.add_row(_where(row), str(row.ranks), *(f"{row.phase_memory.total(phase) / GB:.2f}" for phase in PHASES))
     return table
 
 
-def _where(row: PlaceLedger) -> str:
+def _where(row: RolesMemory) -> str:
     place = row.place
-    names = [f"train stage {place.train}" if place.train is not None else "",
-             f"reference stage {place.reference}" if place.reference is not None and place.train is None else "",
-             "rollout" if place.rollout else ""]
+    names = [
+        f"train stage {place.train}" if place.train is not None else "",
+        f"reference stage {place.reference}" if place.reference is not None and place.train is None else "",
+        "rollout" if place.rollout else "",
+    ]
     return " + ".join(name for name in names if name)

@@ -1,13 +1,14 @@
-"""How many elements of the model a rank holds, as trainer by pipeline stage and as engine; bytes of the cache; operations a token."""
+"""How many elements of the model a rank holds, as trainer by pipeline stage and as engine; bytes of the cache;
+operations a token."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r1zero.layout import Layout
+from r1zero.distributed.layout import Layout
 from r1zero.model import placement
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
-from r1zero.reshard.routes import Routes, axis, need_of
+from r1zero.weight_sync.routes import Routes, axis, need_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
     sums = [[0, 0, 0, 0.0] for _ in layers]
     for weight in routes.weights:
         last = len(layers) - 1
-        homes = {"first": [0], "last": [last], "both ends": sorted({0, last})}.get(weight.place) or [where[weight.layer]]
+        homes = {"first": [0], "last": [last], "both ends": sorted({0, last})}.get(weight.place) or [
+            where[weight.layer]
+        ]
         degree = 1 if weight.cut is None else tp if weight.expert is None else etp
         for stage in homes:
             if weight.fp32:
@@ -44,13 +47,17 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
             elif weight.expert is None:
                 sums[stage][0] += weight.size // degree
             else:
-                sums[stage][1] += weight.size // degree   # of all experts; dealt below
-            sums[stage][3] += met(weight, shape) if stage == homes[-1] else 0
-    return [Stage(len(run), dense, experts // ep, buffers, work) for run, (dense, experts, buffers, work) in zip(layers, sums, strict=True)]
+                sums[stage][1] += weight.size // degree  # of all experts; dealt below
+            sums[stage][3] += active_params(weight, shape) if stage == homes[-1] else 0
+    return [
+        Stage(len(run), dense, experts // ep, buffers, work)
+        for run, (dense, experts, buffers, work) in zip(layers, sums, strict=True)
+    ]
 
 
-def met(weight: Weight, shape: Shape) -> float:
-    """Parameters of a weight that one token is multiplied with, on average. The embedding is looked up, not multiplied."""
+def active_params(weight: Weight, shape: Shape) -> float:
+    """Parameters of a weight that one token is multiplied with, on average. The embedding is looked up, not
+    multiplied."""
     if weight.place == "first":
         return 0.0
     return weight.size * (shape.moe.topk / shape.moe.experts if weight.expert is not None else 1.0)
@@ -71,15 +78,13 @@ def absorbed_elements(shape: Shape, layout: Layout) -> int:
     """Copies of kv_b_proj that Ascend's latent attention keeps in the shape that decoding wants (W_UV and W_UK_T)."""
     if not shape.mla:
         return 0
-    return (shape.layers * shape.heads * (shape.mla.qk_nope_head_dim + shape.mla.v_head_dim) * shape.mla.kv_lora_rank
-            // layout.rollout.size("tp"))
-
-
-def cache_elements(shape: Shape, layout: Layout) -> int:
-    """Elements of key-value cache for one token on one rank, all layers. The latent cache is whole on every tensor rank."""
-    if shape.mla:
-        return shape.layers * (shape.mla.kv_lora_rank + shape.mla.qk_rope_head_dim)
-    return shape.layers * 2 * max(1, shape.kv_heads // layout.rollout.size("tp")) * shape.head_dim
+    return (
+        shape.layers
+        * shape.heads
+        * (shape.mla.qk_nope_head_dim + shape.mla.v_head_dim)
+        * shape.mla.kv_lora_rank
+        // layout.rollout.size("tp")
+    )
 
 
 def attention_operations(shape: Shape, context: float) -> float:
@@ -113,11 +118,12 @@ class Pass(NamedTuple):
 
 
 def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
-    """What megatron-core's layer holds, with our norm and attention and unfused activations, under sequence parallelism.
+    """What megatron-core's layer holds, with our norm and attention and unfused activations, under sequence
+    parallelism.
 
-    A norm keeps its input in fp32, its input normalised and its output, which is the next linear layer's input. A gated linear unit keeps
-    its two inputs, the activated gate, the other half once more and the product; an expert's also the product times its probability.
-    tests/plan/test_plan_against_run.py compares with storages of a run.
+    A norm keeps its input in fp32, its input normalised and its output, which is the next linear layer's input. A gated
+    linear unit keeps its two inputs, the activated gate, the other half once more and the product; an expert's also the
+    product times its probability. tests/plan/test_plan_against_run.py compares with storages of a run.
     """
     h, heads, wide = shape.hidden_size, shape.heads, 4 / on.itemsize
     q, out = heads * shape.head_dim, heads * (shape.mla.v_head_dim if shape.mla else shape.head_dim)
@@ -136,5 +142,8 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
         feed = 5 * shape.ffn_hidden_size
     feed += whole
     norms = 2 * (2 + wide) * h
-    return LayerSize((norms + attention + feed) / on.tp, (5 * h + max(attention + q + 2 * scores, feed)) / on.tp,
-                     (h + max(attention, feed)) / on.tp)
+    return LayerSize(
+        (norms + attention + feed) / on.tp,
+        (5 * h + max(attention + q + 2 * scores, feed)) / on.tp,
+        (h + max(attention, feed)) / on.tp,
+    )

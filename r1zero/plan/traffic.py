@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r1zero.reshard.rounds import unit_bytes
-from r1zero.reshard.routes import Route, Routes
+from r1zero.weight_sync.rounds import unit_bytes
+from r1zero.weight_sync.routes import Route, Routes
 
 
 @dataclass(frozen=True)

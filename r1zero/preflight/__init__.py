@@ -1,4 +1,5 @@
-"""Check before spending: what all ranks must agree on, the links between them, and with --check one of everything that a step does."""
+"""Check before spending: what all ranks must agree on, the links between them, and with --check one of everything that
+a step does."""
 
 import socket
 from collections.abc import Iterable, Iterator
@@ -8,46 +9,46 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.text import Text
 
-from r1zero.config import Agreed, Config
-from r1zero.console import Terminal
-from r1zero.layout import Layout
+from r1zero.config import CollectiveError, Config
+from r1zero.distributed.layout import Layout
+from r1zero.distributed.world import Launch
+from r1zero.observability.console import Terminal
 from r1zero.preflight.agree import compare
 from r1zero.preflight.facts import Facts, gather
+from r1zero.preflight.requirements import needs
+from r1zero.preflight.rows import CheckResult
 from r1zero.preflight.timings import judge, measure
-from r1zero.preflight.wanted import needs
-from r1zero.preflight.rows import Row
 from r1zero.preflight.trials import trial
-from r1zero.world import Launch
 
 __all__ = ["before", "links", "show", "stop_if_failed", "trial", "warn"]
 
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
-def before(cfg: Config, layout: Layout, launch: Launch) -> list[Row]:
+def before(cfg: Config, layout: Layout, launch: Launch) -> list[CheckResult]:
     """Before anything is built; the same rows on every rank."""
-    dist.barrier()   # clocks are read together
+    dist.barrier()  # clocks are read together
     mine = gather(cfg, launch.rank, launch.local_rank == 0)
     every: list[Facts] = [mine] * launch.size
     dist.all_gather_object(every, mine)
     return compare(every, needs(cfg, layout))
 
 
-def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device) -> list[Row]:
+def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device) -> list[CheckResult]:
     """groups: this rank's, by timings.KINDS. The same rows on every rank."""
     names = [""] * size
     dist.all_gather_object(names, socket.gethostname())
     return judge(measure({"world": dist.group.WORLD, **groups}, device), dict(enumerate(names)))
 
 
-def stop_if_failed(rows: list[Row]) -> None:
-    """Raises Agreed, with a line for each row that failed."""
+def stop_if_failed(rows: list[CheckResult]) -> None:
+    """Raises CollectiveError, with a line for each row that failed."""
     failed = [f"preflight: {row.line}" for row in rows if row.grade == "failed"]
     if failed:
-        raise Agreed("\n".join(failed))
+        raise CollectiveError("\n".join(failed))
 
 
-def warn(rows: list[Row], rank: int) -> None:
+def warn(rows: list[CheckResult], rank: int) -> None:
     """Rank 0 prints, once, what does not stop a start."""
     console = Console(stderr=True, highlight=False)
     for row in rows:
@@ -55,11 +56,14 @@ def warn(rows: list[Row], rank: int) -> None:
             console.print(f"preflight: {row.line}", soft_wrap=True, markup=False)
 
 
-def show(rows: Iterable[Row], rank: int) -> Iterator[Row]:
-    """The rows, each printed by rank 0 as soon as it is there: what was found is not lost to an attempt that ends the process."""
+def show(rows: Iterable[CheckResult], rank: int) -> Iterator[CheckResult]:
+    """The rows, each printed by rank 0 as soon as it is there: what was found is not lost to an attempt that ends the
+    process."""
     terminal = Terminal()
     for row in rows:
         if rank == 0:
-            line = Text(f"{row.grade:<8}", style=COLOURS[row.grade]).append(f"{row.what}: found {row.found}, expected {row.expected}", "")
+            line = Text(f"{row.grade:<8}", style=COLOURS[row.grade]).append(
+                f"{row.what}: found {row.found}, expected {row.expected}", ""
+            )
             terminal.print(line)
         yield row

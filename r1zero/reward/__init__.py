@@ -7,9 +7,9 @@ Usable on its own: importing it loads the standard library only, the workers add
         scores = scorer.collect()                    # {"first": Score(outcome="scored", reward=1.0, ...)}
 """
 
-from r1zero.reward.errors import RewardError
+from r1zero.config.errors import RewardError
 from r1zero.reward.labels import LabelReport, LabelRow, check_labels
-from r1zero.reward.score import Score, Scorer, check_rules
+from r1zero.reward.scorer import Score, Scorer, check_rules
 from r1zero.reward.unscored import dump_unscored, refuse_share
 
 __all__ = [

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r1zero.reward.errors import RewardError
-from r1zero.reward.score import MEMORY_MIB, Score, Scorer
+from r1zero.config.errors import RewardError
+from r1zero.reward.scorer import MEMORY_MIB, Score, Scorer
 
 _BATCH = 1000
 _INTERRUPTED, _CLOSED = 130, 141  # what a shell reports for SIGINT and SIGPIPE
@@ -99,7 +99,7 @@ def _read_row(where: str, line: str) -> tuple[str, str, str, dict[str, Any] | No
     fields = {"response": None, "label": None, "prompt": "", "additional": None} | row
     for name, kinds in (("response", "text"), ("label", "text or number"), ("prompt", "text")):
         value = fields[name]
-        if not isinstance(value, str) or isinstance(value, _Number) and "number" not in kinds:
+        if not isinstance(value, str) or (isinstance(value, _Number) and "number" not in kinds):
             raise RewardError(f'{where}: the line must have the {kinds} "{name}"')
     if not isinstance(fields["additional"], dict | None):
         raise RewardError(f'{where}: "additional" must be an object')

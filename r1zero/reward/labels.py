@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from r1zero.reward.score import Pool
+from r1zero.reward.scorer import Pool
 
 SHOWN = 10
 """Rows of each kind in LabelReport.summary."""
@@ -65,8 +65,11 @@ class LabelReport:
                 'handler = "gsm8k" in the data\'s config takes that for the label'
             )
         solutions = [
-            f"{self.boxed} solutions with a boxed answer, {len(self.choices)} of them a choice letter beside a value; "
-            f"{self.agreement:.2%} of the others agree with their label"
+            (
+                f"{self.boxed} solutions with a boxed answer, {len(self.choices)} of them a choice letter beside a "
+                f"value; "
+                f"{self.agreement:.2%} of the others agree with their label"
+            )
         ]
         return [
             (labels, [f"{row.file}:{row.line}: unparsable label {row.label!r}" for row in self.unparsable]),

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from r1zero.reward.errors import RewardError
+from r1zero.config.errors import RewardError
 
 OFFERED = ("prompt", "additional", "equal")
 """What a rule may declare beside the response and the label; it gets those of them that it declares, by name."""

@@ -76,7 +76,8 @@ def has_strict_format(response: str) -> bool:
 
 
 def _one_line_boxes(text: str) -> list[int]:
-    r"""The starts of at most two matches of `\\boxed\{.*?\}`, a search that a regular expression does in square time."""
+    r"""The starts of at most two matches of `\\boxed\{.*?\}`, a search that a regular expression does in square
+    time."""
     starts: list[int] = []
     place = 0
     for line in text.split("\n"):

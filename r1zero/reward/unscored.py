@@ -4,8 +4,8 @@ import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
-from r1zero.reward.errors import RewardError
-from r1zero.reward.score import Score
+from r1zero.config.errors import RewardError
+from r1zero.reward.scorer import Score
 
 
 def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Hashable, tuple[str, str]]) -> int:
@@ -30,6 +30,8 @@ def refuse_share(timeouts: int, failures: int, samples: int, max_share: float) -
     share = (timeouts + failures) / samples if samples else 0.0
     if share > max_share:
         raise RewardError(
-            f"{timeouts + failures} of {samples} samples ({share:.1%}) could not be graded, more than the {max_share:.1%} "
-            f"allowed: {timeouts} ran past the deadline, {failures} ended their worker; their texts are in the run folder"
+            f"{timeouts + failures} of {samples} samples ({share:.1%}) could not be graded, more than the "
+            f"{max_share:.1%} "
+            f"allowed: {timeouts} ran past the deadline, {failures} ended their worker; their texts are in the run "
+            f"folder"
         )

@@ -1,8 +1,10 @@
-"""How fast weights convert, and in how much memory: python -m tests.bench.convert [--gigabytes 2] [--ranks 1] [--folder DIR]
+"""How fast weights convert, and in how much memory: python -m tests.bench.convert [--gigabytes 2] [--ranks 1] [--folder
+DIR]
 
-Makes a random Qwen2 in bf16, converts it to megatron's format and back as convert.py does, and sets both beside the disk's own speed
-at copying the same files. Peak memory is the largest process's, imports included, and what of it no file stands behind: pages of mapped
-files count as resident while memory is plenty. The shard is the model's bytes over the ranks.
+Makes a random Qwen2 in bf16, converts it to megatron's format and back as convert.py does, and sets both beside the
+disk's own speed at copying the same files. Peak memory is the largest process's, imports included, and what of it no
+file stands behind: pages of mapped files count as resident while memory is plenty. The shard is the model's bytes over
+the ranks.
 """
 
 import argparse
@@ -31,10 +33,26 @@ def make(folder: Path, gigabytes: float) -> tuple[int, int]:
     layer = 2 * (HIDDEN * HIDDEN * 2 + HIDDEN * 1024 + 3 * HIDDEN * MLP)
     layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * HIDDEN) / layer))
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(dict(
-        architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=HIDDEN, intermediate_size=MLP, num_hidden_layers=layers,
-        num_attention_heads=16, num_key_value_heads=4, vocab_size=VOCABULARY, max_position_embeddings=4096, rms_norm_eps=1e-6,
-        rope_theta=1e4, tie_word_embeddings=False, hidden_act="silu", dtype="bfloat16")))
+    (folder / "config.json").write_text(
+        json.dumps(
+            dict(
+                architectures=["Qwen2ForCausalLM"],
+                model_type="qwen2",
+                hidden_size=HIDDEN,
+                intermediate_size=MLP,
+                num_hidden_layers=layers,
+                num_attention_heads=16,
+                num_key_value_heads=4,
+                vocab_size=VOCABULARY,
+                max_position_embeddings=4096,
+                rms_norm_eps=1e-6,
+                rope_theta=1e4,
+                tie_word_embeddings=False,
+                hidden_act="silu",
+                dtype="bfloat16",
+            )
+        )
+    )
     index, total, largest = {}, 0, 0
     for number, weight in enumerate(weights(read_shape(folder))):
         tensor = torch.randn(weight.shape).bfloat16()
@@ -54,7 +72,8 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def peak(command: list[str]) -> tuple[float, int, int]:
-    """Seconds; the most resident bytes of any process of the command; the most that were its own (anonymous) at any look at it."""
+    """Seconds; the most resident bytes of any process of the command; the most that were its own (anonymous) at any
+    look at it."""
     most = [0, 0]
 
     def work() -> None:
@@ -65,6 +84,7 @@ def peak(command: list[str]) -> tuple[float, int, int]:
             time.sleep(0.05)
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, command)
+
     return timed(work), most[0], most[1]
 
 
@@ -72,7 +92,7 @@ def family(pid: int) -> list[int]:
     """A process and what it has started."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:   # ended meanwhile
+    except OSError:  # ended meanwhile
         return []
     return [pid, *(p for child in children for p in family(int(child)))]
 
@@ -83,7 +103,11 @@ def memory(pid: int) -> tuple[int, int]:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0, 0
-    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if name in ("VmHWM", "RssAnon")}
+    kib = {
+        name: int(rest.split()[0])
+        for name, _, rest in (line.partition(":") for line in lines)
+        if name in ("VmHWM", "RssAnon")
+    }
     return kib.get("VmHWM", 0) * 1024, kib.get("RssAnon", 0) * 1024
 
 
@@ -94,7 +118,11 @@ def main() -> None:
     parser.add_argument("--folder", help="on the disk to be measured; default: the system's temporary folder")
     args = parser.parse_args()
     os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    launcher = [str(Path(sys.executable).with_name("mpirun")), "-np", str(args.ranks), "--oversubscribe"] if args.ranks > 1 else []
+    launcher = (
+        [str(Path(sys.executable).with_name("mpirun")), "-np", str(args.ranks), "--oversubscribe"]
+        if args.ranks > 1
+        else []
+    )
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         total, largest = make(folder / "hf", args.gigabytes)
@@ -108,7 +136,9 @@ def main() -> None:
     allowed = total / args.ranks + 2 * largest + 300e6
     for what, (seconds, resident, own) in rows.items():
         memory_used = [f"{n / 1e6:.0f}" for n in (resident, own, allowed)] if resident else [""] * 3
-        table.add_row(what, f"{seconds:.1f}", f"{total / seconds / 1e9:.2f}", f"{rows['copy'][0] / seconds:.0%}", *memory_used)
+        table.add_row(
+            what, f"{seconds:.1f}", f"{total / seconds / 1e9:.2f}", f"{rows['copy'][0] / seconds:.0%}", *memory_used
+        )
     table.caption = f"{total / 1e9:.2f} GB, {args.ranks} ranks; allowed: shard + 2 tensors + 300 MB"
     Console().print(table)
 

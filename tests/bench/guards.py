@@ -1,8 +1,10 @@
-"""What all guards cost of a step: python -m tests.bench.guards CONFIG [--ranks 2] [--iterations 20] [section.key=value ...]
+"""What all guards cost of a step: python -m tests.bench.guards CONFIG [--ranks 2] [--iterations 20] [section.key=value
+...]
 
-Runs the real job, whose gate checks as often as the config says. The gate, the watchdog's stamps, the look at loss and gradient, and the
-alarms are timed inside it, on every rank, around the very calls; the slowest rank counts. Preflight is spread over the run's
-iterations as configured, the gate over its syncs. Fails if all together are 1 % of a step or more.
+Runs the real job, whose gate checks as often as the config says. The gate, the watchdog's stamps, the look at loss and
+gradient, and the alarms are timed inside it, on every rank, around the very calls; the slowest rank counts. Preflight
+is spread over the run's iterations as configured, the gate over its syncs. Fails if all together are 1 % of a step or
+more.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from r1zero import config, device
+from r1zero import config
+from r1zero.distributed import device
 
 LIMIT = 0.01
 
@@ -32,6 +35,7 @@ def timed(seconds: dict[str, list[float]], name: str, function: Callable[..., An
             return function(*args, **kwargs)
         finally:
             seconds.setdefault(name, []).append(time.perf_counter() - began)
+
     return call
 
 
@@ -41,12 +45,19 @@ def job(arguments: list[str], out: str) -> None:
 
     import train
     from r1zero import policy, preflight
-    from r1zero.guard import alarms, numbers, parity
-    from r1zero.metrics import Stopwatch
+    from r1zero.guard import parity, skipped
+    from r1zero.observability import alarms
+    from r1zero.observability.metrics import Stopwatch
 
     seconds: dict[str, list[float]] = {}
-    for owner, names in ((parity.Gate, ["after_sync"]), (alarms.Bell, ["see"]), (numbers.Patience, ["see"]),
-                         (policy.Policy, ["_is_finite"]), (preflight, ["before", "links"]), (Stopwatch, ["_tell"])):
+    for owner, names in (
+        (parity.ParityGate, ["after_sync"]),
+        (alarms.AlarmMonitor, ["see"]),
+        (skipped.SkipLimit, ["see"]),
+        (policy.Policy, ["_is_finite"]),
+        (preflight, ["before", "links"]),
+        (Stopwatch, ["_tell"]),
+    ):
         for name in names:
             if hasattr(owner, name):
                 setattr(owner, name, timed(seconds, f"{owner.__name__}.{name}", getattr(owner, name)))
@@ -59,17 +70,31 @@ def job(arguments: list[str], out: str) -> None:
         Path(out, f"guards_{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
-def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> tuple[list[dict[str, list[float]]], list[dict[str, float]]]:
+def run(
+    path: str, ranks: int, iterations: int, overrides: list[str]
+) -> tuple[list[dict[str, list[float]]], list[dict[str, float]]]:
     """(calls' seconds of each rank, metrics) of a fresh run."""
-    from r1zero import metrics
+    from r1zero.observability import metrics
 
     # train.py sets these before its imports, and here some come before.
-    settings = dict(device.COMMON + device.ROWS[config.load(path, overrides, config.Config).run.device].environment)
+    settings = dict(device.COMMON + device.DEVICES[config.load(path, overrides, config.Config).run.device].environment)
     environment = {**settings, **os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["mpirun", "-np", str(ranks), "--oversubscribe"] if ranks > 1 else []
-        command = [sys.executable, "-W", "ignore", "-m", "tests.bench.guards", "--job", folder, path, f"run.dir={folder}", "run.name=bench",
-                   f"run.iterations={iterations}", *overrides]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.bench.guards",
+            "--job",
+            folder,
+            path,
+            f"run.dir={folder}",
+            "run.name=bench",
+            f"run.iterations={iterations}",
+            *overrides,
+        ]
         subprocess.run(launcher + command, check=True, env=environment)
         calls = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("guards_*.json"))]
         return calls, metrics.read(Path(folder) / "bench")
@@ -77,19 +102,30 @@ def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> tuple[l
 
 def costs(calls: list[dict[str, list[float]]], cfg: config.Config, measured: int) -> dict[str, float]:
     """Guard -> seconds a step of the slowest rank. measured: iterations of the run that was timed."""
+
     def slowest(name: str, what: Callable[[list[float]], float]) -> float:
         return max((what(of_rank[name]) for of_rank in calls if of_rank.get(name)), default=0.0)
 
-    first = slowest("Gate.after_sync", lambda s: s[0])
-    later = slowest("Gate.after_sync", lambda s: statistics.median(
-        [x for i, x in enumerate(s) if i and i % (cfg.parity.every_syncs or i + 1) == 0] or [0.0]))
+    first = slowest("ParityGate.after_sync", lambda s: s[0])
+    later = slowest(
+        "ParityGate.after_sync",
+        lambda s: statistics.median(
+            [x for i, x in enumerate(s) if i and i % (cfg.parity.every_syncs or i + 1) == 0] or [0.0]
+        ),
+    )
     whole = cfg.run.iterations
     return {
-        f"parity gate, every {cfg.parity.every_syncs} syncs and at the start": later / (cfg.parity.every_syncs or whole) + first / whole,
-        "look at loss and gradient": slowest("Policy._is_finite", statistics.median) + slowest("grad_norm", statistics.median),
-        "alarms (rank 0)": slowest("Bell.see", lambda s: s[-1]), "skipped updates": slowest("Patience.see", statistics.median),
+        f"parity gate, every {cfg.parity.every_syncs} syncs and at the start": later / (cfg.parity.every_syncs or whole)
+        + first / whole,
+        "look at loss and gradient": slowest("Policy._is_finite", statistics.median)
+        + slowest("grad_norm", statistics.median),
+        "alarms (rank 0)": slowest("AlarmMonitor.see", lambda s: s[-1]),
+        "skipped updates": slowest("SkipLimit.see", statistics.median),
         "phases' stamps": slowest("Stopwatch._tell", sum) / measured,
-        f"preflight over {whole} iterations": (slowest("r1zero.preflight.before", sum) + slowest("r1zero.preflight.links", sum)) / whole,
+        f"preflight over {whole} iterations": (
+            slowest("r1zero.preflight.before", sum) + slowest("r1zero.preflight.links", sum)
+        )
+        / whole,
     }
 
 

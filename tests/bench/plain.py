@@ -1,8 +1,9 @@
 """The same step written by hand with transformers alone, to compare with: one process, all cores, padding, no layout.
 
-Sampling with a key-value cache, grading, advantages, the reference's logprobs, loss, backward and AdamW; sequences sorted by
-length into batches of 64, eager attention (the fastest of its kinds for short sequences on a CPU). It has none of the product's
-guarantees (samples independent of batching, killable grading, logprobs of the engine, exact resume) and pays for none.
+Sampling with a key-value cache, grading, advantages, the reference's logprobs, loss, backward and AdamW; sequences
+sorted by length into batches of 64, eager attention (the fastest of its kinds for short sequences on a CPU). It has
+none of the product's guarantees (samples independent of batching, killable grading, logprobs of the engine, exact
+resume) and pays for none.
 """
 
 import json
@@ -24,7 +25,7 @@ from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.grpo import advantages
 from r1zero.reward.rules import base_acc
 
-ROWS = 64
+DEVICES = 64
 
 
 class Loop:
@@ -35,9 +36,16 @@ class Loop:
         self.encode = AutoTokenizer.from_pretrained(cfg.model.path)
         self.end = self.encode.eos_token_id
         self.policy, self.reference = (
-            AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager") for _ in range(2))
-        self.adam = torch.optim.AdamW(self.policy.parameters(), cfg.optimizer.lr,
-                                      betas=(cfg.optimizer.adam_beta1, cfg.optimizer.adam_beta2), weight_decay=0.0, fused=True)
+            AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32, attn_implementation="eager")
+            for _ in range(2)
+        )
+        self.adam = torch.optim.AdamW(
+            self.policy.parameters(),
+            cfg.optimizer.lr,
+            betas=(cfg.optimizer.adam_beta1, cfg.optimizer.adam_beta2),
+            weight_decay=0.0,
+            fused=True,
+        )
         self.prompts = PromptSet.open(cfg.data.path)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
 
@@ -51,13 +59,26 @@ class Loop:
             answer_BN = self._sample(prompt_BP, mask_BP)
             lengths_B = (answer_BN == self.end).int().argmax(1) + 1
             lengths_B[(answer_BN != self.end).all(1)] = answer_BN.shape[1]
-            texts = self.encode.batch_decode([row[:n] for row, n in zip(answer_BN.tolist(), lengths_B.tolist(), strict=True)],
-                                             skip_special_tokens=True)
-            rewards_B = torch.tensor([base_acc(t, lambda c, p=p: c.strip() == p.label) for t, p in zip(texts, asked, strict=True)])
+            texts = self.encode.batch_decode(
+                [row[:n] for row, n in zip(answer_BN.tolist(), lengths_B.tolist(), strict=True)],
+                skip_special_tokens=True,
+            )
+            rewards_B = torch.tensor(
+                [base_acc(t, lambda c, p=p: c.strip() == p.label) for t, p in zip(texts, asked, strict=True)]
+            )
             rewards_PG = rewards_B.view(-1, self.cfg.grpo.group_size)
-            self._update(prompt_BP, mask_BP, answer_BN, lengths_B,
-                         advantages(rewards_PG, torch.ones_like(rewards_PG, dtype=torch.bool)).flatten())
-            yield {"seconds": time.perf_counter() - began, "tokens": float(lengths_B.sum()), "reward": float(rewards_B.mean())}
+            self._update(
+                prompt_BP,
+                mask_BP,
+                answer_BN,
+                lengths_B,
+                advantages(rewards_PG, torch.ones_like(rewards_PG, dtype=torch.bool)).flatten(),
+            )
+            yield {
+                "seconds": time.perf_counter() - began,
+                "tokens": float(lengths_B.sum()),
+                "reward": float(rewards_B.mean()),
+            }
 
     def _padded(self, asked: list[Prompt]) -> tuple[Tensor, Tensor]:
         longest = max(len(p.token_ids) for p in asked)
@@ -70,10 +91,18 @@ class Loop:
         columns, past, done = [], None, torch.zeros(len(prompt_BP), dtype=torch.bool)
         now, positions = prompt_BP, (mask.cumsum(1) - 1).clamp(min=0)
         for _ in range(self.cfg.rollout.max_response_tokens):
-            out = self.policy(input_ids=now, attention_mask=mask, position_ids=positions, past_key_values=past,
-                              use_cache=True, logits_to_keep=1)
+            out = self.policy(
+                input_ids=now,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             past = out.past_key_values
-            token = torch.where(done, self.end, torch.multinomial((self._masked(out.logits[:, -1])).softmax(-1), 1)[:, 0])
+            token = torch.where(
+                done, self.end, torch.multinomial((self._masked(out.logits[:, -1])).softmax(-1), 1)[:, 0]
+            )
             columns.append(token)
             done |= token == self.end
             if done.all():
@@ -83,19 +112,24 @@ class Loop:
         return torch.stack(columns, 1)
 
     def _masked(self, logits: Tensor) -> Tensor:
-        logits[..., len(self.encode):] = -torch.inf
+        logits[..., len(self.encode) :] = -torch.inf
         return logits
 
-    def _update(self, prompt_BP: Tensor, mask_BP: Tensor, answer_BN: Tensor, lengths_B: Tensor, advantages_B: Tensor) -> None:
+    def _update(
+        self, prompt_BP: Tensor, mask_BP: Tensor, answer_BN: Tensor, lengths_B: Tensor, advantages_B: Tensor
+    ) -> None:
         cfg, width = self.cfg.grpo, prompt_BP.shape[1]
         ids = torch.cat([prompt_BP, answer_BN], 1)
         real = torch.arange(answer_BN.shape[1]) < lengths_B[:, None]
         attention = torch.cat([mask_BP, real.long()], 1)
-        for i in lengths_B.argsort().split(ROWS):
+        for i in lengths_B.argsort().split(DEVICES):
             upto = width + int(lengths_B[i].max())
-            inputs = {"input_ids": ids[i, :upto], "attention_mask": attention[i, :upto],
-                      "position_ids": (attention[i, :upto].cumsum(1) - 1).clamp(min=0)}
-            mask = real[i, :upto - width]
+            inputs = {
+                "input_ids": ids[i, :upto],
+                "attention_mask": attention[i, :upto],
+                "position_ids": (attention[i, :upto].cumsum(1) - 1).clamp(min=0),
+            }
+            mask = real[i, : upto - width]
             with torch.no_grad():
                 ref = self._logprobs(self.reference, inputs, width)
             new = self._logprobs(self.policy, inputs, width)
@@ -108,7 +142,7 @@ class Loop:
         self.adam.zero_grad()
 
     def _logprobs(self, model: Any, inputs: dict[str, Tensor], width: int) -> Tensor:
-        logits = self._masked(model(**inputs, use_cache=False).logits[:, width - 1:-1].float())
+        logits = self._masked(model(**inputs, use_cache=False).logits[:, width - 1 : -1].float())
         return logits.log_softmax(-1).gather(-1, inputs["input_ids"][:, width:, None])[..., 0]
 
 

@@ -1,6 +1,6 @@
 """Seconds that the planner and the compiled reshard take, by number of ranks.
 
-    python -m tests.bench.plan
+python -m tests.bench.plan
 """
 
 import time
@@ -8,10 +8,11 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from r1zero import config, layout, plan
+from r1zero import config, plan
+from r1zero.distributed import layout
 from r1zero.model import families
-from r1zero.reshard import rounds
-from r1zero.reshard.routes import Routes
+from r1zero.weight_sync import rounds
+from r1zero.weight_sync.routes import Routes
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
-"""A model of a real size on this machine: python -m tests.bench.real [FOLDER] [--untied] [--iterations 2] [section.key=value ...]
+"""A model of a real size on this machine: python -m tests.bench.real [FOLDER] [--untied] [--iterations 2]
+[section.key=value ...]
 
-Trains the model of a Hugging Face folder for a few iterations, resumes, exports, and prints seconds and bytes by phase beside the plan's.
-Without FOLDER a model with the shape of Qwen2.5-0.5B and random weights is made: vocabulary 151,936, two end tokens, tied unless said.
-Bytes are the process's own memory (RssAnon, sampled 50 times a second): what is mapped from files does not count.
+Trains the model of a Hugging Face folder for a few iterations, resumes, exports, and prints seconds and bytes by phase
+beside the plan's. Without FOLDER a model with the shape of Qwen2.5-0.5B and random weights is made: vocabulary 151,936,
+two end tokens, tied unless said. Bytes are the process's own memory (RssAnon, sampled 50 times a second): what is
+mapped from files does not count.
 """
 
 import argparse
@@ -19,14 +21,40 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SHAPE = dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-             vocab_size=151_936, max_position_embeddings=32_768, rope_theta=1_000_000.0, rms_norm_eps=1e-6)
+SHAPE = dict(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    vocab_size=151_936,
+    max_position_embeddings=32_768,
+    rope_theta=1_000_000.0,
+    rms_norm_eps=1e-6,
+)
 TOKENS = 151_643
 """Of the tokenizer; the embedding has some rows more."""
-JOB = ["run.device=cpu", "data.shuffle=false", "rollout.max_prompt_tokens=64", "rollout.max_response_tokens=64", "rollout.max_num_seqs=16",
-       "rollout.max_num_batched_tokens=1024", "rollout.kv_cache_gib=0.25", "grpo.prompts_per_iteration=4", "grpo.group_size=4",
-       "train.micro_batch_tokens=512", f'reward.rules={{"{Path(__file__).resolve()}:even_share" = 1.0}}', "optimizer.lr=1e-6"]
-PHASES = {"rollout": "rollout", "reference_model": "reference", "update": "update", "resharding_to_infer": "sync", "save": "save"}
+JOB = [
+    "run.device=cpu",
+    "data.shuffle=false",
+    "rollout.max_prompt_tokens=64",
+    "rollout.max_response_tokens=64",
+    "rollout.max_num_seqs=16",
+    "rollout.max_num_batched_tokens=1024",
+    "rollout.kv_cache_gib=0.25",
+    "grpo.prompts_per_iteration=4",
+    "grpo.group_size=4",
+    "train.micro_batch_tokens=512",
+    f'reward.rules={{"{Path(__file__).resolve()}:even_share" = 1.0}}',
+    "optimizer.lr=1e-6",
+]
+PHASES = {
+    "rollout": "rollout",
+    "reference_model": "reference",
+    "update": "update",
+    "resharding_to_infer": "sync",
+    "save": "save",
+}
 """Phase of the step -> of the plan."""
 
 
@@ -49,6 +77,10 @@ def make(folder: Path, tied: bool) -> None:
     torch.manual_seed(0)
     config = Qwen2Config(**SHAPE, tie_word_embeddings=tied, eos_token_id=TOKENS)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:  # the published model's key biases reach 145
+            bias = layer.self_attn.k_proj.bias
+            bias.normal_(std=2.0)[::16] *= 30
     model.generation_config.eos_token_id = [TOKENS, TOKENS + 2]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -78,7 +110,7 @@ class Memory(threading.Thread):
 
 def job(arguments: list[str], out: str) -> None:
     """train.py itself, watched."""
-    from r1zero import metrics
+    from r1zero.observability import metrics
 
     memory, init = Memory(), metrics.Stopwatch.__init__
 
@@ -100,7 +132,9 @@ def job(arguments: list[str], out: str) -> None:
 
 def planned(arguments: list[str]) -> dict[str, int]:
     """Phase of the plan -> bytes of the one rank."""
-    done = subprocess.run([sys.executable, "train.py", *arguments, "--plan", "--json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments, "--plan", "--json"], capture_output=True, text=True, check=False
+    )
     ledger = json.loads(done.stdout)["places"][0]["ledger"]["device"]
     return {phase: sum(kinds.values()) for phase, kinds in ledger.items()}
 
@@ -122,26 +156,57 @@ def main() -> None:
     print_report(*measure(args.out, model, args.iterations, args.overrides))
 
 
-def measure(out: Path, model: Path, iterations: int, overrides: list[str]) -> tuple[list[dict[str, float]], dict[str, int], dict[str, int]]:
-    """(lines of metrics.jsonl, bytes measured by phase, bytes planned by phase); the run is resumed once and exported."""
-    from r1zero import metrics
+def measure(
+    out: Path, model: Path, iterations: int, overrides: list[str]
+) -> tuple[list[dict[str, float]], dict[str, int], dict[str, int]]:
+    """(lines of metrics.jsonl, bytes measured by phase, bytes planned by phase); the run is resumed once and
+    exported."""
     from r1zero.miniature import problems
+    from r1zero.observability import metrics
 
     problems.write(out / "problems.jsonl", problems.draw(problems.split()["train"], 64, random.Random(0)))
     name = f"run_{os.getpid()}"
     data = out / f"data_{model.name}"
-    subprocess.run([sys.executable, "preprocess.py", "configs/data/quickstart.toml", f"input={out}/problems.jsonl", f"tokenizer={model}",
-                    f"output={data}", "max_prompt_tokens=64"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            "preprocess.py",
+            "configs/data/quickstart.toml",
+            f"input={out}/problems.jsonl",
+            f"tokenizer={model}",
+            f"output={data}",
+            "max_prompt_tokens=64",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     (out / "job.toml").write_text("")
-    arguments = [str(out / "job.toml"), *JOB, f"run.dir={out}", f"run.name={name}", f"model.path={model}", f"data.path={data}",
-                 *overrides]
+    arguments = [
+        str(out / "job.toml"),
+        *JOB,
+        f"run.dir={out}",
+        f"run.name={name}",
+        f"model.path={model}",
+        f"data.path={data}",
+        *overrides,
+    ]
     for last in (iterations, iterations + 1):
         command = [sys.executable, "-W", "ignore", "-m", "tests.bench.real", "--job", str(out / "peaks.json")]
         subprocess.run([*command, *arguments, f"run.iterations={last}"], check=True)
         if last == iterations:
             peaks = json.loads((out / "peaks.json").read_text())
-    subprocess.run([sys.executable, "convert.py", "to-hf", arguments[0], f"{out}/{name}/checkpoints/step_{last}", f"{out}/{name}/hf",
-                    *arguments[1:]], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "convert.py",
+            "to-hf",
+            arguments[0],
+            f"{out}/{name}/checkpoints/step_{last}",
+            f"{out}/{name}/hf",
+            *arguments[1:],
+        ],
+        check=True,
+    )
     found = {}
     for phase, bytes_ in peaks.items():
         if phase in PHASES:
@@ -156,8 +221,10 @@ def print_report(lines: list[dict[str, float]], found: dict[str, int], said: dic
     Console().print(table)
     seconds = {key.removeprefix("timing/"): value for key, value in lines[-2].items() if key.startswith("timing/")}
     Console().print(", ".join(f"{key} {value:.1f} s" for key, value in seconds.items()))
-    Console().print(f"gap {max(line['rollout_gap/mean'] for line in lines):.1e} mean, "
-                    f"{max(line['rollout_gap/max'] for line in lines):.1e} largest; {time.strftime('%Y-%m-%d')}")
+    Console().print(
+        f"gap {max(line['rollout_gap/mean'] for line in lines):.1e} mean, "
+        f"{max(line['rollout_gap/max'] for line in lines):.1e} largest; {time.strftime('%Y-%m-%d')}"
+    )
 
 
 if __name__ == "__main__":

@@ -32,15 +32,16 @@ def main() -> None:
 
 
 def our_decision():
-    from r1zero.reward import accuracy, samples, solver
+    from r1zero.reward.equality import answers, solver
+    from r1zero.reward.workers import warmup
 
     solver.load()
-    for _ in accuracy.warm(samples.FIRST + samples.EQUAL + samples.REST):
+    for _ in answers.warm(warmup.FIRST + warmup.EQUAL + warmup.REST):
         pass
 
     def decide(pair: Pair) -> bool:
         forget()
-        return accuracy.equal(pair.answer, pair.label)
+        return answers.equal(pair.answer, pair.label)
 
     return decide
 
@@ -101,8 +102,10 @@ def step(pairs: list[Pair]) -> None:
         scores = scorer.collect()
     unscored = sum(score.outcome != "scored" for score in scores.values())
     write(
-        f"a step of {generated:.1f} s with {RESPONSES} responses and {WORKERS} workers waits {1000 * scorer.waited_s:.1f} ms "
-        f"after the last token ({scorer.waited_s / (generated + scorer.waited_s):.3%} of the step); the slowest submit took "
+        f"a step of {generated:.1f} s with {RESPONSES} responses and {WORKERS} workers waits "
+        f"{1000 * scorer.waited_s:.1f} ms "
+        f"after the last token ({scorer.waited_s / (generated + scorer.waited_s):.3%} of the step); the slowest "
+        f"submit took "
         f"{1000 * slowest_submit:.2f} ms; {unscored} not scored"
     )
 

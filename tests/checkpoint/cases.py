@@ -5,9 +5,10 @@ import os
 import resource
 import shutil
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,11 +24,12 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_at(moment: int) -> Iterator[list[str]]:
-    """The so many-th write, flush, rename or removal of a checkpoint's files does half of its work, if it can, and then nothing goes on.
+    """The so many-th write, flush, rename or removal of a checkpoint's files does half of its work, if it can, and then
+    nothing goes on.
 
     Yields the names of what was done.
     """
-    from r1zero.model import manifest, step_folders
+    from r1zero.checkpoint import manifest, step_folders
 
     done: list[str] = []
 
@@ -39,38 +41,43 @@ def killed_at(moment: int) -> Iterator[list[str]]:
                     half(*args)
                 raise Killed
             return real(*args, **kwargs)
+
         return call
 
     def half_write(file: Any, data: Any) -> None:
-        file._file.write(memoryview(data)[:memoryview(data).nbytes // 2])
+        file._file.write(memoryview(data)[: memoryview(data).nbytes // 2])
         file._file.flush()
 
     def half_removal(path: Path) -> None:
         next(p for p in sorted(path.iterdir()) if p.name != manifest.NAME).unlink()
 
     with ExitStack() as stack:
-        for owner, name, half in ((manifest.HashedFile, "write", half_write), (manifest, "_sync", lambda *_: None),
-                                  (manifest.os, "rename", lambda *_: None), (manifest.os, "replace", lambda *_: None),
-                                  (step_folders.shutil, "rmtree", half_removal)):
+        for owner, name, half in (
+            (manifest.HashedFile, "write", half_write),
+            (manifest, "_sync", lambda *_: None),
+            (manifest.os, "rename", lambda *_: None),
+            (manifest.os, "replace", lambda *_: None),
+            (step_folders.shutil, "rmtree", half_removal),
+        ):
             real = getattr(owner, name)
             stack.enter_context(mock.patch.object(owner, name, dying(name, real, half)))
         yield done
 
 
 def write(built: Built, folder: Path, iteration: int, keep: Checkpoint = Checkpoint()) -> None:
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     with torch.no_grad():
         for parameter in built.chunks[0].parameters():
             parameter.fill_(iteration)
-    checkpoint.save(folder, iteration, built.trained, {"iteration": iteration}, keep)
+    training.save(folder, iteration, built.trained, {"iteration": iteration}, keep)
 
 
 @together
 def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[str, int, int, list[str]]]:
-    """For each flush, rename and removal, and some of the writes: (what, iteration of the newest whole checkpoint, the weights' value
-    in it, what the folder holds after the next save)."""
-    from r1zero.model import checkpoint, step_folders
+    """For each flush, rename and removal, and some of the writes: (what, iteration of the newest whole checkpoint, the
+    weights' value in it, what the folder holds after the next save)."""
+    from r1zero.checkpoint import step_folders, training
 
     built = build_on(oracle, MegatronGrid())
     for iteration in (1, 2):
@@ -79,7 +86,7 @@ def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[s
     with killed_at(1 << 30) as moments:
         write(built, folder, 3)
     writes = [i for i, what in enumerate(moments) if what == "write"]
-    chosen = {i for i, what in enumerate(moments) if what != "write"} | set(writes[::len(writes) // 5]) | {writes[-1]}
+    chosen = {i for i, what in enumerate(moments) if what != "write"} | set(writes[:: len(writes) // 5]) | {writes[-1]}
     seen = []
     for moment in sorted(chosen):
         shutil.rmtree(folder)
@@ -87,10 +94,10 @@ def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[s
         with killed_at(moment):
             try:
                 write(built, folder, 3)
-            except (Killed, RuntimeError):   # torch.save turns the first into the second
+            except (Killed, RuntimeError):  # torch.save turns the first into the second
                 pass
         found = step_folders.newest(folder)
-        checkpoint.load(found, built.trained)
+        training.load(found, built.trained)
         values = {float(v.detach()) for p in built.chunks[0].parameters() for v in (p.min(), p.max())}
         assert found.extra == {"iteration": found.iteration} and len(values) == 1
         write(built, folder, 4)
@@ -108,7 +115,7 @@ def save_two(rank: int, oracle: Oracle, place: MegatronGrid, folder: Path) -> No
 @together
 def newest(rank: int, folder: Path) -> Any:
     """(iteration, warnings of this rank), or the sentence of the error."""
-    from r1zero.model import step_folders
+    from r1zero.checkpoint import step_folders
 
     warnings: list[str] = []
     with mock.patch.object(step_folders.log, "warning", lambda text, *args: warnings.append(text % args)):
@@ -140,10 +147,13 @@ def save_without_room(rank: int, oracle: Oracle, place: MegatronGrid, folder: Pa
 
 
 @together
-def save_while_the_disk_fills(rank: int, oracle: Oracle, disk: Path, shares: list[float]) -> list[tuple[str, list[str], int, list[str]]]:
-    """On a small disk that still seems to have room: for each share of a checkpoint's bytes that is really left (the error's sentence,
-    what the folder holds then, the newest iteration, and what the folder holds after a save with room again)."""
-    from r1zero.model import step_folders
+def save_while_the_disk_fills(
+    rank: int, oracle: Oracle, disk: Path, shares: list[float]
+) -> list[tuple[str, list[str], int, list[str]]]:
+    """On a small disk that still seems to have room: for each share of a checkpoint's bytes that is really left (the
+    error's sentence, what the folder holds then, the newest iteration, and what the folder holds after a save with room
+    again)."""
+    from r1zero.checkpoint import step_folders
 
     built, folder, ballast = build_on(oracle, MegatronGrid()), disk / "checkpoints", disk / "ballast"
     seen = []
@@ -151,7 +161,9 @@ def save_while_the_disk_fills(rank: int, oracle: Oracle, disk: Path, shares: lis
         write(built, folder, 2 * number + 1, Checkpoint(keep=1))
         (whole,) = folder.glob("step_*")
         size, room = sum(path.stat().st_size for path in whole.iterdir()), step_folders.ROOM_BYTES
-        left = max(int(size * share) + room, 2 * room)   # the first room is given back before the large files are written
+        left = max(
+            int(size * share) + room, 2 * room
+        )  # the first room is given back before the large files are written
         ballast.write_bytes(bytes(shutil.disk_usage(disk).free - left))
         sentence = ""
         with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1 << 40)):
@@ -177,11 +189,11 @@ def save_six(rank: int, oracle: Oracle, folder: Path) -> list[str]:
 
 @together
 def load_another_model(rank: int, oracle: Oracle, folder: Path) -> str:
-    from r1zero.model import checkpoint, step_folders
+    from r1zero.checkpoint import step_folders, training
 
     built = build_on(oracle, MegatronGrid())
     try:
-        checkpoint.load(step_folders.newest(folder), built.trained)
+        training.load(step_folders.newest(folder), built.trained)
     except UserError as error:
         return str(error)
     return ""

@@ -9,7 +9,7 @@ WALL = ("timing/", "perf/", "reward/waited_s")
 
 def figures(folder):
     """The lines of metrics.jsonl without what the clock says."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(WALL) and not k.endswith("tps")} for line in lines]
 
 

@@ -1,6 +1,6 @@
 """A folder is whole or says what is wrong with it.
 
-    python -m pytest tests/checkpoint/test_manifest.py
+python -m pytest tests/checkpoint/test_manifest.py
 """
 
 import hashlib
@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from r1zero.model import manifest
-from r1zero.model.manifest import HashedFile, Torn
+from r1zero.checkpoint import manifest
+from r1zero.checkpoint.manifest import CorruptError, HashedFile
 
 
 @pytest.fixture
@@ -37,18 +37,28 @@ def test_segments_have_the_lengths_and_hashes_of_their_bytes(folder):
     check(folder)
 
 
-@pytest.mark.parametrize("damage, complaint", [
-    (lambda f: (f / "a").unlink(), "a is missing"),
-    (lambda f: os.truncate(f / "a", 10), "a has 10 bytes of 11"),
-    (lambda f: (f / "b").write_bytes(b"thirdX"), "b has 6 bytes of 5"),
-    (lambda f: (f / "a").write_bytes(b"firstsecoNd"), r"a has other content than was written \(sha256 of bytes 5 to 11\)"),
-    (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
-    (lambda f: os.truncate(f / "manifest.json", 40), "manifest.json cannot be read"),
-    (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
-    (lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text().replace('"iteration": 7', '"iteration": 8')),
-     "manifest.json was altered"),
-])
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (lambda f: (f / "a").unlink(), "a is missing"),
+        (lambda f: os.truncate(f / "a", 10), "a has 10 bytes of 11"),
+        (lambda f: (f / "b").write_bytes(b"thirdX"), "b has 6 bytes of 5"),
+        (
+            lambda f: (f / "a").write_bytes(b"firstsecoNd"),
+            r"a has other content than was written \(sha256 of bytes 5 to 11\)",
+        ),
+        (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda f: os.truncate(f / "manifest.json", 40), "manifest.json cannot be read"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+        (
+            lambda f: (f / "manifest.json").write_text(
+                (f / "manifest.json").read_text().replace('"iteration": 7', '"iteration": 8')
+            ),
+            "manifest.json was altered",
+        ),
+    ],
+)
 def test_any_damage_is_named(folder, damage, complaint):
     damage(folder)
-    with pytest.raises(Torn, match=complaint):
+    with pytest.raises(CorruptError, match=complaint):
         check(folder)

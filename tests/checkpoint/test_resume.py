@@ -1,8 +1,9 @@
 """A run that was cut off and started again is the run that was not: metrics, samples, TensorBoard and weights.
 
-    python -m pytest tests/checkpoint/test_resume.py
+python -m pytest tests/checkpoint/test_resume.py
 """
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -20,6 +21,7 @@ from r1zero.config import MegatronGrid, UserError, VllmGrid
 from tests import jobs, patience
 from tests.checkpoint.runs import check_equal, figures
 
+
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory):
     return jobs.make_base(tmp_path_factory.mktemp("qwen2"), "qwen2")
@@ -31,6 +33,7 @@ class CutOff(Exception):
 
 def run(rank, cfg, last):
     """The run, cut off after the metrics of iteration `last` were written."""
+
     def use(trainer):
         step = trainer.step
 
@@ -38,13 +41,13 @@ def run(rank, cfg, last):
             if iteration > last:
                 raise CutOff
             return step(iteration)
+
         trainer.step = cut
-        trainer.roles.close = lambda: None   # left to with_trainer
-        try:
+        trainer.roles.close = lambda: None  # left to with_trainer
+        with contextlib.suppress(CutOff):
             trainer.run()
-        except CutOff:
-            pass
         return trainer.done
+
     return jobs.with_trainer(rank, cfg, use)
 
 
@@ -58,9 +61,14 @@ def refused(rank, cfg):
 LAYOUTS = {
     "alone": (1, config.Layout()),
     "train DP2, two engines": (2, config.Layout()),
-    "train TP2, rollout TP2": (2, config.Layout(train=MegatronGrid(tensor_model_parallel_size=2),
-                                                rollout=VllmGrid(tensor_parallel_size=2))),
-    "three grids": (3, config.Layout(train=MegatronGrid(ranks="1"), reference=MegatronGrid(ranks="0"), rollout=VllmGrid(ranks="2"))),
+    "train TP2, rollout TP2": (
+        2,
+        config.Layout(train=MegatronGrid(tensor_model_parallel_size=2), rollout=VllmGrid(tensor_parallel_size=2)),
+    ),
+    "three grids": (
+        3,
+        config.Layout(train=MegatronGrid(ranks="1"), reference=MegatronGrid(ranks="0"), rollout=VllmGrid(ranks="2")),
+    ),
 }
 
 
@@ -68,7 +76,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_run_cut_off_past_its_checkpoint_goes_on_as_if_it_never_was(ranks, qwen2, tmp_path, name):
     size, layout = LAYOUTS[name]
-    cfg = jobs.job_config(qwen2, layout, run=dict(dir=str(tmp_path), iterations=4), checkpoint=dict(every_iterations=2, keep=2))
+    cfg = jobs.job_config(
+        qwen2, layout, run=dict(dir=str(tmp_path), iterations=4), checkpoint=dict(every_iterations=2, keep=2)
+    )
     named = {name: dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, name=name)) for name in ("whole", "cut")}
     assert ranks.run(run, named["whole"], 4, size=size) == [4] * size
     assert ranks.run(run, named["cut"], 3, size=size) == [3] * size
@@ -81,7 +91,9 @@ def test_a_run_cut_off_past_its_checkpoint_goes_on_as_if_it_never_was(ranks, qwe
 
 @pytest.mark.slow
 def test_another_layout_continues_the_run_within_tolerance(ranks, qwen2, tmp_path):
-    cfg = jobs.job_config(qwen2, config.Layout(), run=dict(dir=str(tmp_path), iterations=4), checkpoint=dict(every_iterations=2, keep=2))
+    cfg = jobs.job_config(
+        qwen2, config.Layout(), run=dict(dir=str(tmp_path), iterations=4), checkpoint=dict(every_iterations=2, keep=2)
+    )
     ranks.run(run, cfg, 4, size=1)
     whole = figures(tmp_path / "job")
     shutil.rmtree(tmp_path / "job/checkpoints/step_4")
@@ -104,16 +116,28 @@ def test_a_run_that_must_not_resume_refuses_a_folder_with_a_checkpoint(ranks, qw
 
 
 def job(folder: Path, name: str, log) -> subprocess.Popen:
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1",
-                   "TORCHDYNAMO_DISABLE": "1"}
+    environment = {
+        **os.environ,
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+    }
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-np", "2", "--oversubscribe"]
-    return subprocess.Popen([*mpirun, sys.executable, "-W", "ignore", "train.py", str(folder / "job.toml"), f"run.name={name}"],
-                            env=environment, stdout=log, stderr=log, start_new_session=True)
+    return subprocess.Popen(
+        [*mpirun, sys.executable, "-W", "ignore", "train.py", str(folder / "job.toml"), f"run.name={name}"],
+        env=environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.slow
 def test_the_real_job_whose_launcher_is_killed_at_a_random_moment_ends_and_goes_on_by_the_same_command(qwen2, tmp_path):
-    cfg = jobs.job_config(qwen2, config.Layout(), run=dict(dir=str(tmp_path), iterations=8), checkpoint=dict(every_iterations=1, keep=2))
+    cfg = jobs.job_config(
+        qwen2, config.Layout(), run=dict(dir=str(tmp_path), iterations=8), checkpoint=dict(every_iterations=1, keep=2)
+    )
     (qwen2 / "job.toml").write_text(config.dump(cfg))
     seed = random.randrange(1000)
     with open(tmp_path / "log", "w") as log:
@@ -127,7 +151,9 @@ def test_the_real_job_whose_launcher_is_killed_at_a_random_moment_ends_and_goes_
         killed.wait()
         gone = patience.wait(lambda: not jobs.alive(str(qwen2 / "job.toml"), "run.name=cut"), [])
         assert gone, f"seed {seed}: ranks outlive their launcher"
-        done = len(metrics.read_text().splitlines())
-        assert patience.finish(job(qwen2, "cut", log)) == 0, f"seed {seed}, killed after {done}:\n" + (tmp_path / "log").read_text()[-3000:]
+        done = len(metrics.read_bytes().splitlines())
+        assert patience.finish(job(qwen2, "cut", log)) == 0, (
+            f"seed {seed}, killed after {done}:\n" + (tmp_path / "log").read_text()[-3000:]
+        )
     sys.stdout.write(f"seed {seed}: killed after {done} of 8 iterations\n")
     check_equal(tmp_path / "whole", tmp_path / "cut", 8)

@@ -1,6 +1,6 @@
 """Whatever happens to a save or to its files, a whole checkpoint is found, or the user is told why not.
 
-    python -m pytest tests/checkpoint/test_saves.py
+python -m pytest tests/checkpoint/test_saves.py
 """
 
 import os
@@ -9,17 +9,21 @@ import subprocess
 
 import pytest
 
+from r1zero.checkpoint import step_folders
+from r1zero.config import Checkpoint
 from tests.checkpoint import cases
 from tests.model.cases import grid
 
 
 @pytest.mark.slow
-def test_a_save_that_dies_at_any_moment_leaves_the_checkpoint_before_or_its_own_and_the_next_save_clears_up(ranks, models, tmp_path):
+def test_a_save_that_dies_at_any_moment_leaves_the_checkpoint_before_or_its_own_and_the_next_save_clears_up(
+    ranks, models, tmp_path
+):
     (seen,) = ranks.run(cases.die_at_every_moment, models("qwen2"), tmp_path / "checkpoints", size=1)
     assert {what for what, *_ in seen} == {"write", "_sync", "rename", "replace", "rmtree"}
     assert all(iteration == value for _, iteration, value, _ in seen)
     order = [iteration for _, iteration, *_ in seen]
-    assert order == sorted(order) and set(order) == {2, 3}   # before the rename the old one, from then on the new one
+    assert order == sorted(order) and set(order) == {2, 3}  # before the rename the old one, from then on the new one
     for _, iteration, _, names in seen:
         assert set(names) == {"latest", "step_4", f"step_{iteration}"}
 
@@ -39,12 +43,22 @@ def flip(path, at=0.5):
 
 DAMAGES = {
     "a truncated shard": (lambda f: os.truncate(f / "__1_1.distcp", 5000), r"__1_1.distcp has 5000 bytes of \d+"),
-    "one flipped bit of the weights": (lambda f: flip(f / "__0_0.distcp"), "__0_0.distcp has other content than was written"),
-    "one flipped bit of the optimizer": (lambda f: flip(f / "__1_1.distcp", 0.9), "__1_1.distcp has other content than was written"),
+    "one flipped bit of the weights": (
+        lambda f: flip(f / "__0_0.distcp"),
+        "__0_0.distcp has other content than was written",
+    ),
+    "one flipped bit of the optimizer": (
+        lambda f: flip(f / "__1_1.distcp", 0.9),
+        "__1_1.distcp has other content than was written",
+    ),
     "a missing shard": (lambda f: (f / "__1_0.distcp").unlink(), "__1_0.distcp is missing"),
     "a flipped bit of the index": (lambda f: flip(f / ".metadata"), ".metadata has other content than was written"),
-    "another iteration in the manifest": (lambda f: (f / "manifest.json").write_text(
-        (f / "manifest.json").read_text().replace('"iteration": 2', '"iteration": 9')), "manifest.json was altered"),
+    "another iteration in the manifest": (
+        lambda f: (f / "manifest.json").write_text(
+            (f / "manifest.json").read_text().replace('"iteration": 2', '"iteration": 9')
+        ),
+        "manifest.json was altered",
+    ),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
     "an empty manifest": (lambda f: os.truncate(f / "manifest.json", 0), "manifest.json cannot be read"),
 }
@@ -67,7 +81,10 @@ def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(ranks, two, tm
     flip(folder / "step_1" / "__0_0.distcp")
     (folder / "step_2" / "common.pt").unlink()
     for sentence in ranks.run(cases.newest, folder, size=2):
-        assert "none of its checkpoints is whole (step_2: common.pt is missing; step_1: __0_0.distcp has other content" in sentence
+        assert (
+            "none of its checkpoints is whole (step_2: common.pt is missing; step_1: __0_0.distcp has other content"
+            in sentence
+        )
         assert "remove the folder to start anew" in sentence
 
 
@@ -78,8 +95,12 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(ranks, tmp_path):
     assert ranks.run(cases.newest, tmp_path / "checkpoints", size=2) == [(None, []), (None, [])]
 
 
-@pytest.mark.parametrize("how, expected", [("disk", "the disk has 0.000 GB free; make room"), ("quota", cases.FILE_TOO_LARGE)])
-def test_without_room_every_rank_says_so_in_a_sentence_and_the_checkpoint_before_stays(ranks, models, tmp_path, how, expected):
+@pytest.mark.parametrize(
+    "how, expected", [("disk", "the disk has 0.000 GB free; make room"), ("quota", cases.FILE_TOO_LARGE)]
+)
+def test_without_room_every_rank_says_so_in_a_sentence_and_the_checkpoint_before_stays(
+    ranks, models, tmp_path, how, expected
+):
     folder = tmp_path / "checkpoints"
     for sentence in ranks.run(cases.save_without_room, models("qwen2"), grid(), folder, how, size=2):
         assert expected in sentence and "step_2: " in sentence and "\n" not in sentence
@@ -91,7 +112,9 @@ def test_without_room_every_rank_says_so_in_a_sentence_and_the_checkpoint_before
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("a small disk cannot be mounted here (needs root): a disk that fills up was NOT tried")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -102,14 +125,36 @@ def test_a_disk_that_fills_up_during_a_save_costs_that_save_only(ranks, models, 
     (seen,) = ranks.run(cases.save_while_the_disk_fills, models("qwen2"), small_disk, shares, size=1)
     for number, (sentence, there, newest, after) in enumerate(seen):
         assert "No space left on device" in sentence and "make room" in sentence and "\n" not in sentence
-        assert newest == 1 and there == ["latest", f"step_{2 * number + 1}"], "the old one stays, and nothing takes its room"
+        assert newest == 1 and there == ["latest", f"step_{2 * number + 1}"], (
+            "the old one stays, and nothing takes its room"
+        )
         assert after == ["latest", f"step_{2 * number + 2}"]
 
 
 def test_the_newest_and_every_nth_are_kept(ranks, models, tmp_path):
-    assert ranks.run(cases.save_six, models("qwen2"), tmp_path / "checkpoints", size=1) == [["latest", "step_3", "step_5", "step_6"]]
+    assert ranks.run(cases.save_six, models("qwen2"), tmp_path / "checkpoints", size=1) == [
+        ["latest", "step_3", "step_5", "step_6"]
+    ]
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(ranks, models, two):
     (sentence,) = ranks.run(cases.load_another_model, models("qwen3"), two, size=1)
     assert "step_2: is a checkpoint of another model: it lacks" in sentence and "\n" not in sentence
+
+
+def save_aside(folder, step):
+    aside = folder / f"step_{step}.tmp"
+    assert step_folders.prepare(folder, aside, 0) == ""
+    step_folders.put_in_place(aside, folder / f"step_{step}", Checkpoint(keep=1))
+
+
+def test_a_link_to_the_checkpoints_is_followed_and_one_to_an_old_step_is_dropped_without_what_it_leads_to(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to("big/checkpoints")  # leads nowhere yet
+    save_aside(folder, 1)
+    (folder / "step_1").rename(tmp_path / "archived")
+    (tmp_path / "archived" / "kept").write_text("")
+    (folder / "step_1").symlink_to(tmp_path / "archived")
+    save_aside(folder, 2)
+    assert folder.is_symlink() and (tmp_path / "archived" / "kept").exists()
+    assert {p.name for p in folder.glob("step_*")} == {"step_2"} and not list(folder.glob("*.old.tmp"))

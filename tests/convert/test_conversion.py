@@ -1,10 +1,12 @@
-"""Weights to megatron's checkpoint and back: bit for bit, through megatron's own loader, by any number of processes, after a kill.
+"""Weights to megatron's checkpoint and back: bit for bit, through megatron's own loader, by any number of processes,
+after a kill.
 
-    python -m pytest tests/convert/test_conversion.py
+python -m pytest tests/convert/test_conversion.py
 """
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,9 +19,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from r1zero.checkpoint import conversion
+from r1zero.checkpoint.conversion import Workers
 from r1zero.config import Checkpoint, UserError
-from r1zero.model import conversion
-from r1zero.model.conversion import Workers
 from r1zero.model.families import read_shape
 from tests.model import cases, oracle
 from tests.model.cases import grid
@@ -54,13 +56,18 @@ def tensors(folder):
 def check_equal(folder, expected):
     found = tensors(folder)
     assert found.keys() == expected.keys()
-    assert [name for name, t in expected.items() if found[name].dtype != t.dtype or not torch.equal(found[name], t)] == []
+    assert [
+        name for name, t in expected.items() if found[name].dtype != t.dtype or not torch.equal(found[name], t)
+    ] == []
 
 
 def in_bf16(source, folder):
     """A copy of a model in bf16, the router's bias left as it is."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("oracle"))
-    kept = {n: t if n.endswith("e_score_correction_bias") else t.bfloat16() for n, t in load_file(folder / "model.safetensors").items()}
+    kept = {
+        n: t if n.endswith("e_score_correction_bias") else t.bfloat16()
+        for n, t in load_file(folder / "model.safetensors").items()
+    }
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -71,21 +78,26 @@ def test_a_round_trip_is_bit_exact_and_plain_transformers_loads_it(models, tmp_p
     out = to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out")
     check_equal(out, tensors(source))
     files = sorted(p.name for p in out.glob("*.safetensors"))
-    assert len(files) > 2 and set(json.loads((out / "model.safetensors.index.json").read_text())["weight_map"].values()) == set(files)
+    assert len(files) > 2 and set(
+        json.loads((out / "model.safetensors.index.json").read_text())["weight_map"].values()
+    ) == set(files)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     expected = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), expected.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
     assert not list(tmp_path.glob("*.part"))
 
 
 @cases.together
 def by_megatron_and_by_slices(rank, model, place, path):
-    """Names of weights that differ from the HF folder's when megatron's own loader, and when ours, fills a wiped model."""
+    """Names of weights that differ from the HF folder's when megatron's own loader, and when ours, fills a wiped
+    model."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.utils import unwrap_model
 
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     built = cases.build_on(model, place, trainable=False)
     expected = cases.gathered(built, model, lambda parameter: parameter)
@@ -94,11 +106,18 @@ def by_megatron_and_by_slices(rank, model, place, path):
     kept = [b.clone() for b in fp32]
 
     def load_by_megatron():
-        state = {name: value for name, value in bare.sharded_state_dict().items() if not isinstance(value, ShardedObject)}
+        state = {
+            name: value for name, value in bare.sharded_state_dict().items() if not isinstance(value, ShardedObject)
+        }
         bare.load_state_dict(dist_checkpointing.load({"model": state}, str(path))["model"], strict=False)
 
     wrong = []
-    for load in (load_by_megatron, lambda: checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)):
+    for load in (
+        load_by_megatron,
+        lambda: training.load_weights(
+            built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts
+        ),
+    ):
         with torch.no_grad():
             for tensor in (*bare.parameters(), *fp32):
                 tensor.fill_(7)
@@ -109,8 +128,17 @@ def by_megatron_and_by_slices(rank, model, place, path):
     return wrong
 
 
-@pytest.mark.parametrize("name, size, place", [("qwen2", 1, grid()), ("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2, layers=(3, 1))),
-                                               ("qwen3", 2, grid(tp=2)), ("deepseek", 2, grid(ep=2)), ("deepseek", 2, grid(tp=2))])
+@pytest.mark.parametrize(
+    "name, size, place",
+    [
+        ("qwen2", 1, grid()),
+        ("qwen2", 2, grid(tp=2)),
+        ("qwen2_tied", 2, grid(pp=2, layers=(3, 1))),
+        ("qwen3", 2, grid(tp=2)),
+        ("deepseek", 2, grid(ep=2)),
+        ("deepseek", 2, grid(tp=2)),
+    ],
+)
 def test_megatrons_own_loader_and_ours_read_it_on_any_grid(ranks, models, tmp_path, name, size, place):
     path = to_mcore(models(name).folder, tmp_path / "mcore")
     assert ranks.run(by_megatron_and_by_slices, models(name), place, path, size=size) == [[]] * size
@@ -118,13 +146,15 @@ def test_megatrons_own_loader_and_ours_read_it_on_any_grid(ranks, models, tmp_pa
 
 @cases.together
 def save_weights(rank, model, place, folder):
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     built = cases.build_on(model, place)
-    checkpoint.save(folder, 1, built.trained, {}, keep=Checkpoint())
+    training.save(folder, 1, built.trained, {}, keep=Checkpoint())
 
 
-@pytest.mark.parametrize("name, size, place", [("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2)), ("deepseek", 2, grid(tp=2, ep=2))])
+@pytest.mark.parametrize(
+    "name, size, place", [("qwen2", 2, grid(tp=2)), ("qwen2_tied", 2, grid(pp=2)), ("deepseek", 2, grid(tp=2, ep=2))]
+)
 def test_a_runs_checkpoint_becomes_a_folder_whatever_layout_wrote_it(ranks, models, tmp_path, name, size, place):
     source = models(name).folder
     ranks.run(save_weights, models(name), place, tmp_path / "checkpoints", size=size)
@@ -134,14 +164,22 @@ def test_a_runs_checkpoint_becomes_a_folder_whatever_layout_wrote_it(ranks, mode
 def test_fp8_blocks_become_the_bf16_that_they_stand_for_and_multi_token_prediction_is_left_out(models, tmp_path):
     source = in_bf16(models("deepseek").folder, tmp_path / "source")
     weights = load_file(source / "model.safetensors")
-    name = "model.layers.0.mlp.down_proj.weight"   # (64, 96): part of a block
-    values, scale = weights[name].float().div(0.03).to(torch.float8_e4m3fn), torch.tensor([[0.03]])
+    name = "model.layers.0.mlp.down_proj.weight"  # (64, 96)
+    values, scale = weights[name].float().div(0.03).to(torch.float8_e4m3fn), torch.tensor([[0.03, 0.05]])
     extra = {"model.layers.4.eh_proj.weight": torch.ones(2, 2)}
-    save_file({**weights, name: values, f"{name}_scale_inv": scale, **extra}, source / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, name: values, f"{name}_scale_inv": scale, **extra},
+        source / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    (source / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 48]}})
+    )
     out = to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out")
-    scaled = torch.tensor([[float(v) * float(scale) for v in row] for row in values.float()]).bfloat16()
+    scaled = torch.tensor(
+        [[float(v) * float(scale[0, j // 48]) for j, v in enumerate(row)] for row in values.float()]
+    ).bfloat16()
     check_equal(out, {**weights, name: scaled})
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
 
@@ -157,6 +195,7 @@ def together(size, convert):
         except BaseException as error:
             failures.append(error)
             barrier.abort()
+
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
@@ -175,7 +214,9 @@ def dying_after(files):
             left[0] -= 1
             if not left[0]:
                 raise Killed
+
         return done
+
     return progress
 
 
@@ -193,7 +234,9 @@ def test_after_a_kill_any_number_of_workers_go_on_after_the_files_that_are_whole
         to_hf(source, tmp_path / "mcore", tmp_path / "out", progress=dying_after(2))
     together(2, lambda workers: to_hf(source, tmp_path / "mcore", tmp_path / "out", workers))
     check_equal(tmp_path / "out", tensors(source))
-    assert not list(tmp_path.glob("*.part")) and not list((tmp_path / "out").glob("*.done")) + list((tmp_path / "mcore").glob("*.done"))
+    assert not list(tmp_path.glob("*.part")) and not list((tmp_path / "out").glob("*.done")) + list(
+        (tmp_path / "mcore").glob("*.done")
+    )
 
 
 def test_what_another_model_began_is_not_gone_on_with(models, tmp_path):
@@ -218,10 +261,17 @@ def test_bad_input_gets_a_sentence_and_nothing_stands_in_place(models, tmp_path)
     no_room = mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000))
     with no_room, pytest.raises(UserError, match="out: needs 0.00. GB more"):
         to_hf(source, mcore, out)
-    with pytest.raises(UserError, match=r"is a checkpoint of another model: it lacks \d+ tensors \(model.layers.0.self_attn"):
+    with pytest.raises(
+        UserError, match=r"is a checkpoint of another model: it lacks \d+ tensors \(model.layers.0.self_attn"
+    ):
         to_hf(models("qwen3").folder, mcore, out)
     with pytest.raises(UserError, match="nowhere: is not a whole checkpoint .manifest.json is missing"):
         to_hf(source, tmp_path / "nowhere", out)
+    partial = tmp_path / "partial"
+    shutil.copytree(source, partial)
+    save_file({"model.norm.weight": torch.ones(64)}, partial / "model.safetensors")
+    with pytest.raises(UserError, match=r"partial: \d+ of \d+ tensors are missing"):
+        to_hf(partial, mcore, out)
     flip(mcore / "__1_0.distcp")
     with pytest.raises(UserError, match="mcore: is torn .__1_0.distcp has other content than was written"):
         to_hf(source, mcore, out)
@@ -243,8 +293,14 @@ def of_another_config(tensors, folder):
     (folder / "config.json").write_text(json.dumps({**stated, "intermediate_size": 2 * stated["intermediate_size"]}))
 
 
-@pytest.mark.parametrize("spoil, sentence", [(truncated, "model.safetensors: is torn"), (without_scale, "1 FP8 tensors have no scales"),
-                                             (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for")])
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (truncated, "model.safetensors: is torn"),
+        (without_scale, "down_proj.weight is of type F8_E4M3, but config.json has no quantization_config"),
+        (of_another_config, r"mlp.gate_proj.weight has shape \[\d+, 64\], config.json asks for"),
+    ],
+)
 def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models, tmp_path, spoil, sentence):
     source = tmp_path / "source"
     shutil.copytree(models("deepseek").folder, source)
@@ -255,19 +311,69 @@ def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(models,
 
 
 def test_too_small_a_disk_is_told_before_anything_is_written(models, tmp_path):
-    with (mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)),
-          pytest.raises(UserError, match="mcore: needs 0.00. GB more")):
+    with (
+        mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=1000)),
+        pytest.raises(UserError, match="mcore: needs 0.00. GB more"),
+    ):
         to_mcore(models("qwen2").folder, tmp_path / "mcore")
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_that_cannot_be_written_is_a_sentence_and_leaves_nothing(models, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out, why in ((tmp_path / "file" / "mcore", "Not a directory"), (tmp_path / ("x" * 5000), "File name too long")):
+        with pytest.raises(UserError, match=f"cannot be written .{why}.; name a folder that can be, or make room"):
+            to_mcore(models("qwen2").folder, out)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_the_next_start_goes_on(models, tmp_path):
+    """RLIMIT_FSIZE stands for the disk: a file that grows beyond it cannot be written."""
+    source, before = models("qwen2").folder, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="mcore: cannot be written .File too large"):
+            to_mcore(source, tmp_path / "mcore")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["mcore.part"]
+    check_equal(to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out"), tensors(source))
+
+
+def test_a_link_to_nothing_yet_stays_and_what_it_leads_to_is_made(models, tmp_path):
+    source = models("qwen2").folder
+    (tmp_path / "big").mkdir()
+    for name in ("mcore", "out"):
+        (tmp_path / name).symlink_to(f"big/{name}")
+    check_equal(to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out"), tensors(source))
+    assert all((tmp_path / name).is_symlink() for name in ("mcore", "out"))
+    assert sorted(p.name for p in (tmp_path / "big").iterdir()) == ["mcore", "out"]
+
+
+def test_a_runs_folder_in_place_of_a_checkpoint_names_those_below_it(models, tmp_path):
+    source = models("qwen2").folder
+    steps = [tmp_path / "run" / "checkpoints" / name for name in ("step_5", "step_20", "step_30.tmp")]
+    for step in steps:
+        step.parent.mkdir(parents=True, exist_ok=True)
+        to_mcore(source, step)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step_20")
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+        with pytest.raises(UserError) as caught:
+            to_hf(source, folder, tmp_path / "out")
+        assert (
+            str(caught.value)
+            == f"{folder}: holds checkpoints and is none itself; name one of them: {steps[0]}, {steps[1]}"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @cases.together
 def load_made_of_another(rank, model, path):
-    from r1zero.model import checkpoint
+    from r1zero.checkpoint import training
 
     built = cases.build_on(model, grid(), trainable=False)
     try:
-        checkpoint.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)
+        training.load_weights(built.chunks, built.shape, built.grids, str(path), str(model.folder), built.hosts)
     except UserError as error:
         return str(error)
 
@@ -298,4 +404,7 @@ def test_the_command_converts_under_mpirun_and_ends_with_2_and_a_sentence_where_
     check_equal(tmp_path / "out", tensors(models("deepseek").folder))
     again = convert("to-hf", tmp_path / "run.toml", tmp_path / "mcore", tmp_path / "out")
     assert again.returncode == 2
-    assert again.stderr.strip().splitlines()[-1] == f"convert.py: {tmp_path / 'out'}: exists already; name a new folder, or remove it"
+    assert (
+        again.stderr.strip().splitlines()[-1]
+        == f"convert.py: {tmp_path / 'out'}: exists already; name a new folder, or remove it"
+    )

@@ -3,31 +3,45 @@
 import pytest
 import torch
 
-from r1zero import config, layout
+from r1zero import config
 from r1zero.batch import Batch
 from r1zero.config import MegatronGrid, VllmGrid
-from r1zero.exchange import Exchange
+from r1zero.distributed import layout
+from r1zero.distributed.exchange import Exchange
 
 SAMPLES = 16
 LAYOUTS = {
     "colocated, rollout TP2": config.Layout(rollout=VllmGrid(tensor_parallel_size=2)),
     "colocated, train TP2": config.Layout(train=MegatronGrid(tensor_model_parallel_size=2)),
     "colocated, train PP2": config.Layout(train=MegatronGrid(pipeline_model_parallel_size=2)),
-    "three grids": config.Layout(train=MegatronGrid(ranks="0-1", tensor_model_parallel_size=2), reference=MegatronGrid(ranks="2"),
-                                 rollout=VllmGrid(ranks="3")),
-    "reference PP2": config.Layout(train=MegatronGrid(ranks="0"), reference=MegatronGrid(ranks="1-2", pipeline_model_parallel_size=2),
-                                   rollout=VllmGrid(ranks="3")),
+    "three grids": config.Layout(
+        train=MegatronGrid(ranks="0-1", tensor_model_parallel_size=2),
+        reference=MegatronGrid(ranks="2"),
+        rollout=VllmGrid(ranks="3"),
+    ),
+    "reference PP2": config.Layout(
+        train=MegatronGrid(ranks="0"),
+        reference=MegatronGrid(ranks="1-2", pipeline_model_parallel_size=2),
+        rollout=VllmGrid(ranks="3"),
+    ),
 }
 
 
 def samples(ids):
     """Sample i, made anywhere, is the same."""
     prompts, responses = [3 + i % 4 for i in ids], [1 + (7 * i) % 5 for i in ids]
-    return Batch(ids_B=torch.tensor(ids), prompt_lengths_B=torch.tensor(prompts), response_lengths_B=torch.tensor(responses),
-                 tokens_T=torch.tensor([1000 * i + t for i, p, r in zip(ids, prompts, responses, strict=True) for t in range(p + r)]),
-                 advantages_B=torch.tensor([float(i) for i in ids]), scored_B=torch.tensor([float(i % 3 > 0) for i in ids]),
-                 rollout_logprobs_R=torch.tensor([i + t / 10 for i, r in zip(ids, responses, strict=True) for t in range(r)]),
-                 ref_logprobs_R=torch.empty(0))
+    return Batch(
+        ids_B=torch.tensor(ids),
+        prompt_lengths_B=torch.tensor(prompts),
+        response_lengths_B=torch.tensor(responses),
+        tokens_T=torch.tensor(
+            [1000 * i + t for i, p, r in zip(ids, prompts, responses, strict=True) for t in range(p + r)]
+        ),
+        advantages_B=torch.tensor([float(i) for i in ids]),
+        scored_B=torch.tensor([float(i % 3 > 0) for i in ids]),
+        rollout_logprobs_R=torch.tensor([i + t / 10 for i, r in zip(ids, responses, strict=True) for t in range(r)]),
+        ref_logprobs_R=torch.empty(0),
+    )
 
 
 def send_everything(rank, cfg):
@@ -37,15 +51,15 @@ def send_everything(rank, cfg):
     if rank in grids.rollout:
         first = grids.engine_of(rank) * share
         mine = samples(list(range(first, first + share)))
-    census = exchange.census(mine, SAMPLES)
-    batch = exchange.to_grid(mine, census, grids.train.dense)
+    lengths = exchange.lengths(mine, SAMPLES)
+    batch = exchange.to_grid(mine, lengths, grids.train.dense)
     if grids.reference:
-        theirs = exchange.to_grid(mine, census, grids.reference.dense)
+        theirs = exchange.to_grid(mine, lengths, grids.reference.dense)
         doubled = theirs.rollout_logprobs_R * 2 if theirs else None
-        came = exchange.between(doubled, census, grids.reference.dense, grids.train.dense)
+        came = exchange.regrid(doubled, lengths, grids.reference.dense, grids.train.dense)
         assert (came is None) == (batch is None)
         assert batch is None or torch.equal(came, batch.rollout_logprobs_R * 2)
-    return census.loss_tokens, None if batch is None else vars(batch)
+    return lengths.loss_tokens, None if batch is None else vars(batch)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -54,13 +68,13 @@ def test_every_data_parallel_rank_gets_its_hand_of_samples_whole_and_all_hands_m
     grids = layout.carve(LAYOUTS[name], 4)
     everything = samples(list(range(SAMPLES)))
     assert {tokens for tokens, _ in results} == {float((everything.response_lengths_B * everything.scored_B).sum())}
-    hands = {}
+    shards = {}
     for rank, (_, batch) in enumerate(results):
         assert (batch is None) == (rank not in grids.train.dense)
         if batch is None:
             continue
         expected = vars(samples(batch["ids_B"].tolist()))
         assert all(torch.equal(batch[key], expected[key]) for key in expected)
-        hands.setdefault(grids.train.dense.coordinate(rank, "dp"), []).append(tuple(batch["ids_B"].tolist()))
-    assert all(len(set(copies)) == 1 for copies in hands.values())
-    assert sorted(i for copies in hands.values() for i in copies[0]) == list(range(SAMPLES))
+        shards.setdefault(grids.train.dense.coordinate(rank, "dp"), []).append(tuple(batch["ids_B"].tolist()))
+    assert all(len(set(copies)) == 1 for copies in shards.values())
+    assert sorted(i for copies in shards.values() for i in copies[0]) == list(range(SAMPLES))

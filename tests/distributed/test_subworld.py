@@ -6,7 +6,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from r1zero.subworld import PATCHED, subworld
+from r1zero.distributed.subworld import PATCHED, subworld
 
 
 def inside(rank, within, renumber):
@@ -52,7 +52,8 @@ def test_the_whole_world_is_left_as_it_is(ranks):
 
 
 def by_position_and_by_name(rank, within):
-    """Calls every patched function in both ways that a library may use; returns what differs from torch's own signatures."""
+    """Calls every patched function in both ways that a library may use; returns what differs from torch's own
+    signatures."""
     signatures = {name: inspect.signature(getattr(dist, name)) for name in PATCHED}
     if rank not in within:
         return None
@@ -66,13 +67,21 @@ def by_position_and_by_name(rank, within):
         dist.barrier(pair)
         dist.barrier(group=pair)
         dist.barrier(None, False, None)
-        counts = [dist.get_world_size(pair), dist.get_world_size(group=pair), dist.get_rank(pair), dist.get_rank(group=None)]
+        counts = [
+            dist.get_world_size(pair),
+            dist.get_world_size(group=pair),
+            dist.get_rank(pair),
+            dist.get_rank(group=None),
+        ]
     return different, everyone, again, counts
 
 
 def test_every_patched_function_takes_its_arguments_as_torchs_own_does(ranks):
     assert ranks.run(by_position_and_by_name, (1, 2), size=3) == [
-        None, ([], [1, 2], [1, 2], [2, 2, 0, 0]), ([], [1, 2], [1, 2], [2, 2, 1, 1])]
+        None,
+        ([], [1, 2], [1, 2], [2, 2, 0, 0]),
+        ([], [1, 2], [1, 2], [2, 2, 1, 1]),
+    ]
 
 
 def leave_a_group_behind(rank):

@@ -1,6 +1,6 @@
-"""R1ZERO_ACCIDENT="kind rank phase iteration delay [file]": as that rank begins that phase it raises an exception, hangs, is stopped, or is
-killed, this after so many seconds, wherever it may then be. Or it hears a signal (TERM, USR1, INT), or INT twice (INT-INT).
-With a file it happens once: not where the file is there, which it makes."""
+"""R1ZERO_ACCIDENT="kind rank phase iteration delay [file]": as that rank begins that phase it raises an exception,
+hangs, is stopped, or is killed, this after so many seconds, wherever it may then be. Or it hears a signal (TERM, USR1,
+INT), or INT twice (INT-INT). With a file it happens once: not where the file is there, which it makes."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from r1zero import metrics
+from r1zero.observability import metrics
 
 
 class Accident(Exception):
@@ -29,6 +29,7 @@ def install() -> None:
             for file in once:
                 Path(file).touch()
             happen(kind, phase, float(delay))
+
     if rank == os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0")):
         metrics.Stopwatch._tell = tell
 
@@ -44,7 +45,7 @@ def happen(kind: str, phase: str, delay: float) -> None:
         return
     sys.stderr.write(f"ACCIDENT {time.time():.3f} {os.getpid()}\n")
     sys.stderr.flush()
-    time.sleep(0.3)   # the launcher forwards it before the job ends
+    time.sleep(0.3)  # the launcher forwards it before the job ends
     if kind == "exception":
         raise Accident(f"in {phase}")
     if kind == "hang":

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[2])
 
-import train  # noqa: E402 - from the repository's root
-from tests.failure import accidents  # noqa: E402
+import train
+from tests.failure import accidents
 
 if __name__ == "__main__":
     accidents.install()

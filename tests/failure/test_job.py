@@ -1,6 +1,6 @@
 """The real job of four ranks, two engines of two and the trainer cut in two, with an accident on one of them.
 
-    python -m pytest tests/failure/test_job.py -m "long or not long"
+python -m pytest tests/failure/test_job.py -m "long or not long"
 """
 
 import re
@@ -14,7 +14,8 @@ from tests import patience
 
 SLOWNESS = ceil(patience.slowness())
 DEADLINE_S, SILENCE_S, PROMISE_S = 10 * SLOWNESS, 8 * SLOWNESS, 15 * SLOWNESS
-"""phase_timeout_s, silence_timeout_s, and what may pass beyond them to the last rank's end: longer where others use the same cores."""
+"""phase_timeout_s, silence_timeout_s, and what may pass beyond them to the last rank's end: longer where others use the
+same cores."""
 GRIDS = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_parallel_size=2"]
 PHASES = ("rollout", "non_overlap_rule_reward", "reference_model", "update", "resharding_to_infer", "save")
 
@@ -23,21 +24,29 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").glob("*r1zero*"))
 
 
-def check(zygote, base: Path, folder: Path, kind: str, rank: int, phase: str) -> None:
+def check(ranks, base: Path, folder: Path, kind: str, rank: int, phase: str) -> None:
     before = shared_memory()
     log = folder / "log"
-    arguments = [str(base / "job.toml"), f"run.dir={folder}", f"run.phase_timeout_s={DEADLINE_S}", f"run.silence_timeout_s={SILENCE_S}",
-                 "checkpoint.every_iterations=1", *GRIDS]
-    ended = zygote.job(4, arguments, log, f"{kind} {rank} {phase} 2 0")
+    arguments = [
+        str(base / "job.toml"),
+        f"run.dir={folder}",
+        f"run.phase_timeout_s={DEADLINE_S}",
+        f"run.silence_timeout_s={SILENCE_S}",
+        "checkpoint.every_iterations=1",
+        *GRIDS,
+    ]
+    ended = ranks.job(4, arguments, log, f"{kind} {rank} {phase} 2 0")
     out = log.read_text()
     # No launcher has helped: a rank ends by itself; one that is stopped by a neighbour.
     assert ended["statuses"] == [-9 if (kind, r) == ("stop", rank) else 1 for r in range(4)], f"{ended}\n{out[-5000:]}"
     name = rf"rank {rank} of 4 on \S+ \(process \d+\)"
-    said = {"exception": rf"{name} failed in phase {phase} of iteration 2",
-            "hang": rf"{name} is late: \d+ s in phase {phase} of iteration 2",
-            "stop": rf"{name} has given no sign of life for \d+ s; it was in phase {phase} of iteration 2"}[kind]
+    said = {
+        "exception": rf"{name} failed in phase {phase} of iteration 2",
+        "hang": rf"{name} is late: \d+ s in phase {phase} of iteration 2",
+        "stop": rf"{name} has given no sign of life for \d+ s; it was in phase {phase} of iteration 2",
+    }[kind]
     assert len(re.findall(said, out)) == 1, out[-5000:]
-    assert len(re.findall(r"rank \d of 4 on", out)) == 1, out[-5000:]   # once, and nobody else
+    assert len(re.findall(r"rank \d of 4 on", out)) == 1, out[-5000:]  # once, and nobody else
     if kind == "exception":
         assert out.rstrip().endswith(f"Accident: in {phase}") and out.count("Traceback") == 1, out[-5000:]
     if kind == "hang":
@@ -51,12 +60,12 @@ def check(zygote, base: Path, folder: Path, kind: str, rank: int, phase: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, rank, phase", [("exception", 2, "save"), ("hang", 1, "rollout"), ("stop", 0, "update")])
-def test_the_job_names_the_culprit_and_leaves_nothing(zygote, base, tmp_path, kind, rank, phase):
-    check(zygote, base, tmp_path, kind, rank, phase)
+def test_the_job_names_the_culprit_and_leaves_nothing(ranks, base, tmp_path, kind, rank, phase):
+    check(ranks, base, tmp_path, kind, rank, phase)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["exception", "hang", "stop"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_job_names_the_culprit_in_every_phase(zygote, base, tmp_path, kind, phase):
-    check(zygote, base, tmp_path, kind, 3, phase)
+def test_the_job_names_the_culprit_in_every_phase(ranks, base, tmp_path, kind, phase):
+    check(ranks, base, tmp_path, kind, 3, phase)

@@ -1,4 +1,5 @@
-"""Bad input of every kind: noise, good input with a little of it changed, and well-formed input with wrong values in known places."""
+"""Bad input of every kind: noise, good input with a little of it changed, and well-formed input with wrong values in
+known places."""
 
 import json
 import random
@@ -9,10 +10,13 @@ from hypothesis import strategies as st
 # A text of letters that mean something somewhere: hypothesis works out all of Unicode, slowly, where none are named.
 LETTERS = "abXY019 _-.,:;=#\"'\\/{}[]<>\n\t\r\x07é中😀"
 TEXT = st.text(LETTERS, max_size=12) | st.sampled_from(
-    ["", " ", "\x00", "\ud800", "é", "{{content}}", "{{other}}", "9" * 5000, "[" * 3000, "a.b", "1e999"])
+    ["", " ", "\x00", "\ud800", "é", "{{content}}", "{{other}}", "9" * 5000, "[" * 3000, "a.b", "1e999"]
+)
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-10, 10**20) | st.floats() | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @st.composite
@@ -26,12 +30,13 @@ def damaged(draw: Any, good: bytes) -> bytes:
         if kind == 0 and at < len(data):
             data[at] ^= 1 << chance.randrange(8)
         elif kind == 1:
-            del data[at:at + chance.randrange(1, 40)]
+            del data[at : at + chance.randrange(1, 40)]
         elif kind == 2:
-            data[at:at] = data[max(0, at - chance.randrange(1, 40)):at]
+            data[at:at] = data[max(0, at - chance.randrange(1, 40)) : at]
         elif kind == 3:
-            data[at:at] = chance.choice([b"\n", b'"', b"[", b"]", b"{", b"}", b"=", b",",
-                                         b"\\ud800", b"\x00", b"\xff", b"nan", b"1e999", b"#"])
+            data[at:at] = chance.choice(
+                [b"\n", b'"', b"[", b"]", b"{", b"}", b"=", b",", b"\\ud800", b"\x00", b"\xff", b"nan", b"1e999", b"#"]
+            )
         else:
             del data[at:]
     return bytes(data)

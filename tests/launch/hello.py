@@ -8,17 +8,26 @@ import sys
 import torch
 import torch.distributed as dist
 
-from r1zero import device, world
+from r1zero.distributed import device, world
 
 
 def main() -> None:
     launch = world.read_launch()
-    world.join(launch, device.ROWS["cpu"], timeout_s=120)
+    world.join(launch, device.DEVICES["cpu"], timeout_s=120)
     total = torch.tensor([launch.rank + 1.0])
     dist.all_reduce(total)
-    said = {"rank": launch.rank, "size": launch.size, "local_rank": launch.local_rank, "local_size": launch.local_size,
-            "launcher": launch.launcher, "sum": total.item(), "host": socket.gethostname(), "arguments": sys.argv[1:],
-            "R1ZERO_MARK": os.environ.get("R1ZERO_MARK"), "affinity": len(os.sched_getaffinity(0))}
+    said = {
+        "rank": launch.rank,
+        "size": launch.size,
+        "local_rank": launch.local_rank,
+        "local_size": launch.local_size,
+        "launcher": launch.launcher,
+        "sum": total.item(),
+        "host": socket.gethostname(),
+        "arguments": sys.argv[1:],
+        "R1ZERO_MARK": os.environ.get("R1ZERO_MARK"),
+        "affinity": len(os.sched_getaffinity(0)),
+    }
     everyone: list = [None] * launch.size
     dist.all_gather_object(everyone, said)
     if launch.rank == 0:

@@ -1,10 +1,11 @@
 """The launch scripts, run: one machine and two, the second simulated. tests/launch/hello.py stands in for train.py.
 
-    python -m pytest tests/launch
+python -m pytest tests/launch
 """
 
 import json
 import os
+import pty
 import re
 import shutil
 import socket
@@ -24,13 +25,25 @@ SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 
 def environment(**more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRAIN": "tests/launch/hello.py",
-            "R1ZERO_MARK": "carried", **more}
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TRAIN": "tests/launch/hello.py",
+        "R1ZERO_MARK": "carried",
+        **more,
+    }
 
 
 def start(script: str, *arguments: str, **more: str) -> subprocess.Popen:
-    return subprocess.Popen([str(LAUNCH / script), *arguments], env=environment(**more), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [str(LAUNCH / script), *arguments],
+        env=environment(**more),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def ranks_of(process: subprocess.Popen) -> list[dict[str, Any]]:
@@ -70,8 +83,26 @@ def test_torchrun_on_one_machine(size: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_mistake_that_all_ranks_find_is_said_though_the_rank_that_says_it_is_late() -> None:
+    """mpirun ends the others when the first rank leaves."""
+    train = [sys.executable, "train.py", "configs/cpu.toml", "grpo.kl_cof=0"]
+    late = ["bash", "-c", 'sleep 1; exec "$@"', "late", *train]
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(
+        ["mpirun", "--oversubscribe", "-np", "1", *late, ":", "-np", "2", *train],
+        cwd=ROOT,
+        env=environment(**root),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.count("argument 'grpo.kl_cof=0': unknown key") == 1
+
+
+@pytest.mark.slow
 def test_torchrun_on_two_nodes() -> None:
-    """Two agents with their own node numbers meet on one port, the second started first: ranks keep the nodes' order."""
+    """Two agents with their own node numbers meet on one port, the second started first: ranks keep the nodes'
+    order."""
     more = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "IFNAME": "lo"}
     second = start("torchrun.sh", "2", *ARGUMENTS, NODE_RANK="1", **more)
     first = start("torchrun.sh", "2", *ARGUMENTS, NODE_RANK="0", **more)
@@ -80,8 +111,10 @@ def test_torchrun_on_two_nodes() -> None:
 
 
 def can_unshare() -> bool:
-    return (bool(shutil.which("unshare"))
-            and not subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False).returncode)
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False).returncode
+    )
 
 
 @pytest.mark.slow
@@ -94,11 +127,22 @@ def test_mpirun_on_two_hosts(tmp_path: Path) -> None:
     agent = tmp_path / "agent"
     agent.write_text(f"""#!/bin/sh
 host=$1; shift
-exec unshare --uts --mount sh -c 'mount --bind {tmp_path}/etc-hosts /etc/hosts && hostname "$0" && exec sh -c "$*"' "$host" "$@"
+exec unshare --uts --mount sh -c 'mount --bind {tmp_path}/etc-hosts /etc/hosts && \\
+    hostname "$0" && exec sh -c "$*"' "$host" "$@"
 """)
     agent.chmod(0o755)
-    ranks = ranks_of(start("mpirun.sh", "4", *ARGUMENTS, HOSTFILE=str(tmp_path / "hosts"), RANKS_PER_NODE="2", IFNAME="lo",
-                           PRTE_MCA_plm_ssh_agent=str(agent), PRTE_MCA_plm_ssh_no_tree_spawn="1"))
+    ranks = ranks_of(
+        start(
+            "mpirun.sh",
+            "4",
+            *ARGUMENTS,
+            HOSTFILE=str(tmp_path / "hosts"),
+            RANKS_PER_NODE="2",
+            IFNAME="lo",
+            PRTE_MCA_plm_ssh_agent=str(agent),
+            PRTE_MCA_plm_ssh_no_tree_spawn="1",
+        )
+    )
     check(ranks, 4, 2, "openmpi")
     assert [r["host"] for r in ranks] == ["node-a", "node-a", "node-b", "node-b"]
 
@@ -108,7 +152,7 @@ def test_slurm_through_a_stand_in(tmp_path: Path) -> None:
     """There is no Slurm here. A stand-in for srun starts two tasks with the variables that Slurm's manual promises."""
     srun = tmp_path / "srun"
     srun.write_text("""#!/bin/sh
-for option in --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL; do
+for option in --mpi=none --distribution=block:block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL; do
     [ "$1" = "$option" ] || { echo "unexpected $1" >&2; exit 9; }
     shift
 done
@@ -118,7 +162,9 @@ wait
     srun.chmod(0o755)
     env = environment(SLURM_SUBMIT_DIR=str(ROOT), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     env["PATH"] = f"{tmp_path}:{env['PATH']}"
-    process = subprocess.Popen([str(LAUNCH / "slurm.sh"), *ARGUMENTS], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [str(LAUNCH / "slurm.sh"), *ARGUMENTS], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     check(ranks_of(process), 2, 2, "srun")
 
 
@@ -129,18 +175,33 @@ def test_without_arguments_a_script_says_how_to_use_it(script: str) -> None:
     assert done.returncode == 2 and "configs/cpu.toml" in error and "RUN_ENV" in error
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--retries"], ["--retries", "two", "2", "configs/cpu.toml"], ["--retries", "-1"]]
+)
+def test_a_number_of_retries_that_is_none_is_refused(arguments: list[str]) -> None:
+    done = start("mpirun.sh", *arguments)
+    _, error = done.communicate(timeout=30)
+    assert (
+        done.returncode == 2
+        and error == f"--retries {(*arguments, '')[1]}: name the number of times that a failed job is started again\n"
+    )
+
+
 def test_a_node_without_its_number_is_refused() -> None:
     done = start("torchrun.sh", "2", *ARGUMENTS, NODES="2", MASTER_ADDR="127.0.0.1", NODE_RANK="")
     _, error = done.communicate(timeout=30)
     assert done.returncode != 0 and "set NODE_RANK to the number of this node, 0 to 1" in error
 
 
-@pytest.mark.parametrize("script, status, failures, tried, ends", [
-    ("mpirun.sh", "9", "1", 2, 0),
-    ("mpirun.sh", "9", "5", 3, 9),
-    ("mpirun.sh", "2", "5", 1, 2),   # what the user must mend fails again
-    ("torchrun.sh", "9", "1", 2, 0),
-])
+@pytest.mark.parametrize(
+    "script, status, failures, tried, ends",
+    [
+        ("mpirun.sh", "9", "1", 2, 0),
+        ("mpirun.sh", "9", "5", 3, 9),
+        ("mpirun.sh", "2", "5", 1, 2),  # what the user must mend fails again
+        ("torchrun.sh", "9", "1", 2, 0),
+    ],
+)
 def test_a_failed_job_is_tried_again(tmp_path, script, status, failures, tried, ends):
     process = start(script, "--retries", "2", "1", str(tmp_path), status, failures, TRAIN="tests/launch/tries.py")
     process.communicate(timeout=120)
@@ -153,14 +214,35 @@ def test_scripts_are_short_and_leave_the_machine_alone(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     commands = "\n".join(line.partition("#")[0] for line in text.splitlines())
     own = re.sub(r'kill -\S+ ("\$job"|\$who)', "", commands)
-    assert not re.search(r"(^|[\s;&|(])(pkill|killall|kill|reboot|sysctl|npu-smi)\s", own), "acts on other processes or the machine"
+    assert not re.search(r"(^|[\s;&|(])(pkill|killall|kill|reboot|sysctl|npu-smi)\s", own), (
+        "acts on other processes or the machine"
+    )
     if script.name in ("mpirun.sh", "torchrun.sh", "slurm.sh"):
         assert len(text.splitlines()) <= 30
 
 
+@pytest.mark.parametrize(
+    "to, more, bold", [("pipe", {}, False), ("terminal", {}, True), ("terminal", {"NO_COLOR": "1"}, False)]
+)
+def test_scripts_write_in_bold_on_terminals_only(to: str, more: dict[str, str], bold: bool) -> None:
+    say = next(line for line in (LAUNCH / "install.sh").read_text().splitlines() if line.startswith("say()"))
+    read, write = pty.openpty() if to == "terminal" else os.pipe()
+    subprocess.run(
+        ["bash", "-c", f"{say}; say one two"], stdout=write, check=True, env={"PATH": os.environ["PATH"], **more}
+    )
+    os.close(write)
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    assert said.strip() == ("\x1b[1mone two\x1b[0m" if bold else "one two")
+    escapes = [line for script in SCRIPTS for line in script.read_text().splitlines() if "033" in line]
+    assert escapes == [say], "a script writes colours of its own"
+
+
 def sourced(**before: str) -> dict[str, str]:
     shell = f"set -eu; source {LAUNCH}/env-a3.sh; env -0"
-    done = subprocess.run(["bash", "-c", shell], env={"PATH": os.environ["PATH"], **before}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", shell], env={"PATH": os.environ["PATH"], **before}, capture_output=True, text=True, check=True
+    )
     return dict(line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
 
 
@@ -182,7 +264,7 @@ def test_every_variable_of_the_recipe_says_why() -> None:
     lines = (LAUNCH / "env-a3.sh").read_text().splitlines()
     for number, line in enumerate(lines):
         if re.match(r"(export|set_default) [A-Z]", line):
-            above = next(l for l in reversed(lines[:number]) if not l.startswith(("export", "set_default")) or "#" in l)
+            above = next(x for x in reversed(lines[:number]) if not x.startswith(("export", "set_default")) or "#" in x)
             assert "#" in line or above.startswith("#") or "#" in above, line
 
 
@@ -194,22 +276,53 @@ def requirements(name: str) -> dict[str, str]:
 def test_the_npu_set_is_what_vllm_ascend_asks_for_save_transformers() -> None:
     pinned = requirements("requirements-npu.txt")
     metadata = next(name for name in wheels.wheel(wheels.PINNED[0]).namelist() if name.endswith("METADATA"))
-    asked = dict(re.match(r"Requires-Dist: ([\w.-]+)(.*)", line).groups()
-                 for line in wheels.wheel(wheels.PINNED[0]).read(metadata).decode().splitlines() if line.startswith("Requires-Dist"))
+    asked = dict(
+        re.match(r"Requires-Dist: ([\w.-]+)(.*)", line).groups()
+        for line in wheels.wheel(wheels.PINNED[0]).read(metadata).decode().splitlines()
+        if line.startswith("Requires-Dist")
+    )
     exact = {name: rule for name, rule in asked.items() if rule.startswith("==") and name != "transformers"}
     assert {name: pinned.get(name) for name in exact} == exact
     # Build tools, a server and stores for disaggregated caches are not needed to generate in process.
-    unused = {"cmake", "packaging", "pip", "setuptools", "setuptools-scm", "wheel", "pandas-stubs", "fastapi", "memfabric-hybrid",
-              "memcache-hybrid", "opencv-python-headless"}
-    missing = {name.replace('_', '-') for name in asked} - unused - set(pinned)
+    unused = {
+        "cmake",
+        "packaging",
+        "pip",
+        "setuptools",
+        "setuptools-scm",
+        "wheel",
+        "pandas-stubs",
+        "fastapi",
+        "memfabric-hybrid",
+        "memcache-hybrid",
+        "opencv-python-headless",
+    }
+    missing = {name.replace("_", "-") for name in asked} - unused - set(pinned)
     assert not missing
-    assert pinned["mindspeed"].startswith("@ git+") and "@e4772499" in pinned["mindspeed"], "the index has only a placeholder of that name"
+    assert pinned["mindspeed"].startswith("@ git+") and "@e4772499" in pinned["mindspeed"], (
+        "the index has only a placeholder of that name"
+    )
     assert list(pinned)[-1] == "triton-ascend"
 
 
 @pytest.mark.parametrize("name", ["requirements-npu.txt", "requirements-cuda.txt"])
 def test_our_own_packages_have_one_version_on_every_device(name: str) -> None:
-    ours = "math-verify mpi4py pyarrow pytest rich safetensors sympy tensorboard tomli tomli_w megatron-core".split()
-    cpu = dict(line.strip().split("==") for line in (ROOT / "requirements.txt").read_text().splitlines()
-               if "==" in line and not line.startswith("#"))
+    ours = [
+        "math-verify",
+        "mpi4py",
+        "pyarrow",
+        "pytest",
+        "rich",
+        "safetensors",
+        "sympy",
+        "tensorboard",
+        "tomli",
+        "tomli_w",
+        "megatron-core",
+    ]
+    cpu = dict(
+        line.strip().split("==")
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
     assert {n: requirements(name)[n] for n in ours} == {n: "==" + cpu[n] for n in ours}

@@ -1,4 +1,5 @@
-"""Stands in for train.py: fails with the status that its second argument says, as often as its third says, and counts in the first."""
+"""Stands in for train.py: fails with the status that its second argument says, as often as its third says, and counts
+in the first."""
 
 import os
 import sys

@@ -34,7 +34,7 @@ def digest(folder: Path) -> str:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     with safe_open(folder / "base" / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file}
 
 
 def test_the_same_seed_makes_the_same_files_and_another_seed_others(made, tmp_path):
@@ -141,7 +141,7 @@ def test_solved_means_the_whole_format_and_the_last_box_right(response, solved):
 
 def test_batches_score_the_answers_and_nothing_else():
     documents = [([1, 2, 3], [4, 9]), ([1], [5, 6, 9])]
-    (ids, labels), = base.batches(iter(documents), 2, 9, random.Random(0))
+    ((ids, labels),) = base.batches(iter(documents), 2, 9, random.Random(0))
     rows = {tuple(row): tuple(label) for row, label in zip(ids.tolist(), labels.tolist(), strict=True)}
     none = base.NOT_SCORED
     assert rows == {(1, 2, 3, 4, 9): (none, none, none, 4, 9), (1, 5, 6, 9, 9): (none, 5, 6, 9, none)}
@@ -151,3 +151,55 @@ def test_the_learning_rate_warms_up_and_ends_near_nothing():
     shares = [base.learning_rate(step, 1500) for step in range(1500)]
     assert shares[0] == pytest.approx(1 / 30) and max(shares) == pytest.approx(0.98, abs=0.01)
     assert shares[-1] == pytest.approx(0.02, abs=0.001)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_made(tmp_path):
+    (tmp_path / "mini").symlink_to("big/mini")
+    make(tmp_path / "mini", "qwen2")
+    assert (tmp_path / "mini").is_symlink() and sorted(p.name for p in (tmp_path / "big" / "mini").iterdir()) == [
+        "base",
+        "problems",
+    ]
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert miniature.main(["--threads", "1", "make", str(tmp_path / "file" / "mini")]) == 2
+    assert "mini: cannot be written (Not a directory); make room, or name another folder" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (None, "cannot be read (No such file or directory)"),
+        ("", "holds no problem"),
+        ("{", ":1: is not JSON"),
+        ("[]", ":1: has no texts"),
+        ('{"problem": "1+1", "answer": "2"}\n{"problem": 1}', ":2: has no texts"),
+    ],
+)
+def test_problems_that_make_did_not_write_are_a_sentence(content, why, tmp_path, capsys):
+    path = tmp_path / "p.jsonl"
+    if content is not None:
+        path.write_text(content)
+    assert miniature.main(["evaluate", str(tmp_path), str(path)]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and why in said and "name a file of problems that `make` wrote" in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--threads", "0"],
+        ["make", "x", "--seed", "-1"],
+        ["make", "x", "--seed", str(2**63)],
+        ["make", "x", "--steps", "0"],
+        ["make", "x", "--problems", "-5"],
+        ["make", "x", "--seed", "a"],
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(options, capsys):
+    with pytest.raises(SystemExit) as caught:
+        miniature.main(options)
+    assert caught.value.code == 2 and "error: argument" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""What the ranks of a test world do: build a model on a grid, run megatron's schedule, bring results together by HF name."""
+"""What the ranks of a test world do: build a model on a grid, run megatron's schedule, bring results together by HF
+name."""
 
 import functools
 import os
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from r1zero import config, layout
-from r1zero.layout import MegatronGrids
+from r1zero import config
+from r1zero.distributed import layout
+from r1zero.distributed.layout import MegatronGrids
 from r1zero.model.families import read_shape
 from tests.model.oracle import LENGTHS, Oracle
 
@@ -29,42 +31,58 @@ class Built:
 
     @property
     def trained(self) -> Any:
-        from r1zero.model.checkpoint import Trained
+        from r1zero.checkpoint.training import Trained
 
         return Trained(self.chunks, self.optimizer, self.scheduler, self.shape, self.grids, self.hosts)
 
 
 def grid(**degrees: Any) -> config.MegatronGrid:
     """tp, pp, ep, ranks, layers."""
-    names = dict(tp="tensor_model_parallel_size", pp="pipeline_model_parallel_size", ep="expert_model_parallel_size",
-                 layers="pipeline_layers")
+    names = dict(
+        tp="tensor_model_parallel_size",
+        pp="pipeline_model_parallel_size",
+        ep="expert_model_parallel_size",
+        layers="pipeline_layers",
+    )
     return config.MegatronGrid(**{names.get(key, key): value for key, value in degrees.items()})
 
 
-def build_on(oracle: Oracle, place: config.MegatronGrid, dtype: str = "float32", recompute: str = "none", trainable: bool = True,
-             lr: float = 1e-2) -> Built | None:
+def build_on(
+    oracle: Oracle,
+    place: config.MegatronGrid,
+    dtype: str = "float32",
+    recompute: str = "none",
+    trainable: bool = True,
+    lr: float = 1e-2,
+    clip_grad: float = 1e4,
+) -> Built | None:
     """The model with its weights on the grid's ranks; None on others."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from megatron.core import parallel_state
 
-    from r1zero.model import build, mapping
+    from r1zero.checkpoint.base_weights import load_base_weights
+    from r1zero.model import build
 
     parallel_state.destroy_model_parallel()
-    cfg = config.Config(run=config.Run(dtype=dtype), train=config.Train(recompute=recompute),
-                        optimizer=config.Optimizer(lr=lr, clip_grad=1e4))
+    cfg = config.Config(
+        run=config.Run(dtype=dtype),
+        train=config.Train(recompute=recompute),
+        optimizer=config.Optimizer(lr=lr, clip_grad=clip_grad),
+    )
     grids = layout._megatron("layout.train", place, dist.get_world_size())
     if dist.get_rank() not in grids.dense:
         return None
     hosts = build.initialize(grids, "cpu", 1)
     shape = read_shape(oracle.folder)
     chunks = build.build_model(shape, cfg, grids, trainable)
-    mapping.load(chunks, shape, grids, str(oracle.folder))
+    load_base_weights(chunks, shape, grids, str(oracle.folder))
     optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids) if trainable else (None, None)
     return Built(grids, shape, chunks, optimizer, scheduler, cfg, hosts)
 
 
 def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only: bool = False) -> list[torch.Tensor]:
-    """Run megatron's schedule over this rank's samples in `packs` micro-batches. Returns the last stage's logits (T, V / tp)."""
+    """Run megatron's schedule over this rank's samples in `packs` micro-batches. Returns the last stage's logits (T, V
+    / tp)."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from r1zero.model import build, packing
@@ -88,8 +106,16 @@ def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only
 
         return logits, loss
 
-    get_forward_backward_func()(forward_step_func=step, data_iterator=iter(groups), model=built.chunks, num_microbatches=packs,
-                                seq_length=1, micro_batch_size=1, forward_only=forward_only, force_all_reduce=not forward_only)
+    get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iter(groups),
+        model=built.chunks,
+        num_microbatches=packs,
+        seq_length=1,
+        micro_batch_size=1,
+        forward_only=forward_only,
+        force_all_reduce=not forward_only,
+    )
     return kept
 
 
@@ -103,7 +129,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def my_samples(built: Built, oracle: Oracle) -> tuple[list[int], list[torch.Tensor]]:
     """Numbers and tokens of the sequences of this rank's data-parallel index."""
     index = built.grids.dense.coordinate(dist.get_rank(), "dp")
-    numbers = list(range(len(LENGTHS)))[index::built.grids.dense.size("dp")]
+    numbers = list(range(len(LENGTHS)))[index :: built.grids.dense.size("dp")]
     pieces = oracle.tokens.split(LENGTHS)
     return numbers, [pieces[i] for i in numbers]
 
@@ -113,26 +139,35 @@ def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) 
     from r1zero.model import mapping
     from tests.reshard import generic
 
-    local = {name: replace(found, parameter=what(found.parameter)) for name, found in
-             mapping.local_tensors(built.chunks, built.shape, built.grids).items() if not found.weight.fp32}
-    found = generic.stream(local, built.shape, built.grids, lambda weight: () if weight.fp32 else built.grids.dense.ranks, torch.float32)
+    local = {
+        name: replace(found, parameter=what(found.parameter))
+        for name, found in mapping.local_tensors(built.chunks, built.shape, built.grids).items()
+        if not found.weight.fp32
+    }
+    found = generic.stream(
+        local, built.shape, built.grids, lambda weight: () if weight.fp32 else built.grids.dense.ranks, torch.float32
+    )
     return {name: tensor.clone() for name, tensor in found}
 
 
 def together(case: Callable[..., Any]) -> Callable[..., Any]:
     """Ranks outside a case's grid wait for the others: rank 0 keeps the store in which groups meet."""
+
     @functools.wraps(case)
     def run(*args: Any) -> Any:
         result = case(*args)
         dist.barrier()
         return result
+
     return run
 
 
 @together
-def parity(rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none") -> dict[str, Any] | None:
-    """Against transformers: the largest logit error and its scale, for each HF name the gradient's error relative to its norm; and
-    the norm of the whole gradient that megatron clips by."""
+def parity(
+    rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none"
+) -> dict[str, Any] | None:
+    """Against transformers: the largest logit error and its scale, for each HF name the gradient's error relative to
+    its norm; and the norm of the whole gradient that megatron clips by."""
     built = build_on(oracle, place, recompute=recompute)
     if built is None:
         return None
@@ -151,7 +186,7 @@ def parity(rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1
         reference = torch.cat([oracle.logits().split(LENGTHS)[n] for n in order])
         width = built.shape.vocab_size // built.grids.dense.size("tp")
         first = width * built.grids.dense.coordinate(rank, "tp")
-        reference = reference[:, first:first + width]
+        reference = reference[:, first : first + width]
         found |= {"logits": float((torch.cat(kept) - reference).abs().max()), "scale": float(reference.abs().max())}
     return found
 
@@ -171,7 +206,10 @@ def state(built: Built, oracle: Oracle) -> dict[str, torch.Tensor]:
     """HF name -> weights, fp32 masters and both moments, gathered; and the rate of the next step."""
     found = {f"weight {name}": t for name, t in gathered(built, oracle, lambda p: p.float()).items()}
     for key in ("param", "exp_avg", "exp_avg_sq"):
-        found |= {f"{key} {name}": t for name, t in gathered(built, oracle, lambda p, key=key: _full_state(built, p, key)).items()}
+        found |= {
+            f"{key} {name}": t
+            for name, t in gathered(built, oracle, lambda p, key=key: _full_state(built, p, key)).items()
+        }
     return found | {"lr": torch.tensor(built.optimizer.param_groups[0]["lr"])}
 
 
@@ -187,47 +225,65 @@ def _full_state(built: Built, parameter: torch.Tensor, key: str) -> torch.Tensor
             index, order = part.model_param_group_index_map[parameter]
             main = part.optimizer.param_groups[index]["params"][order]
             cut = part._get_model_param_range_map(parameter)["param"]
-            full[cut.start:cut.end] = main.detach() if key == "param" else part.optimizer.state[main][key]
+            full[cut.start : cut.end] = main.detach() if key == "param" else part.optimizer.state[main][key]
     dist.all_reduce(full, group=group)
     return full.view(parameter.shape)
 
 
 @together
-def save_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any) -> dict[str, torch.Tensor] | None:
-    """Three steps, a checkpoint, three more. Returns the state at the checkpoint and at the end, told apart by a prefix."""
-    from r1zero.model import checkpoint
+def save_then_continue(
+    rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any
+) -> dict[str, torch.Tensor] | None:
+    """Three steps, a checkpoint, three more. Returns the state at the checkpoint and at the end, told apart by a
+    prefix."""
+    from r1zero.checkpoint import training
 
     built = build_on(oracle, place, dtype)
     if built is None:
         return None
     train(built, oracle, 3)
     middle = state(built, oracle)
-    checkpoint.save(folder, 3, built.trained, {"cursor": 17}, keep=config.Checkpoint())
+    training.save(folder, 3, built.trained, {"cursor": 17}, keep=config.Checkpoint())
     noise = torch.rand(3)
     train(built, oracle, 3)
-    return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
+    return (
+        {f"middle {k}": v for k, v in middle.items()}
+        | {f"end {k}": v for k, v in state(built, oracle).items()}
+        | {"noise": noise}
+    )
 
 
 @together
-def load_then_continue(rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any) -> dict[str, torch.Tensor] | None:
-    from r1zero.model import checkpoint, step_folders
+def load_then_continue(
+    rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any
+) -> dict[str, torch.Tensor] | None:
+    from r1zero.checkpoint import step_folders, training
 
     built = build_on(oracle, place, dtype)
     found = step_folders.newest(folder)
     assert (found.iteration, found.extra) == (3, {"cursor": 17})
     if built is None:
         return None
-    checkpoint.load(found, built.trained)
-    assert {float(state["step"]) for part in built.optimizer.chained_optimizers for state in part.optimizer.state.values()} == {3.0}
+    training.load(found, built.trained)
+    assert {
+        float(state["step"]) for part in built.optimizer.chained_optimizers for state in part.optimizer.state.values()
+    } == {3.0}
     middle = state(built, oracle)
     noise = torch.rand(3)
     train(built, oracle, 3)
-    return {f"middle {k}": v for k, v in middle.items()} | {f"end {k}": v for k, v in state(built, oracle).items()} | {"noise": noise}
+    return (
+        {f"middle {k}": v for k, v in middle.items()}
+        | {f"end {k}": v for k, v in state(built, oracle).items()}
+        | {"noise": noise}
+    )
 
 
 @together
-def streamed(rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """What this rank gets when weights whose name contains a key of `receivers` (the first that fits) go to those ranks."""
+def streamed(
+    rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: dict[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """What this rank gets when weights whose name contains a key of `receivers` (the first that fits) go to those
+    ranks."""
     from r1zero.model import mapping
     from tests.reshard import generic
 
@@ -235,7 +291,9 @@ def streamed(rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: d
     grids = layout._megatron("layout.train", place, dist.get_world_size())
     shape = read_shape(oracle.folder)
     local = mapping.local_tensors(built.chunks, shape, grids) if built else {}
-    found = generic.stream(local, shape, grids, lambda w: next(v for k, v in receivers.items() if k in w.name), torch.float32)
+    found = generic.stream(
+        local, shape, grids, lambda w: next(v for k, v in receivers.items() if k in w.name), torch.float32
+    )
     return {name: tensor.clone() for name, tensor in found}
 
 
@@ -251,12 +309,16 @@ def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense
         return None
     _, samples = my_samples(built, oracle)
     with torch.no_grad(), mock.patch.object(packing, "DENSE_TOKENS", dense_tokens):
-        return {"together": schedule(built, samples, 1, forward_only=True),
-                "alone": schedule(built, samples, len(samples), forward_only=True)}
+        return {
+            "together": schedule(built, samples, 1, forward_only=True),
+            "alone": schedule(built, samples, len(samples), forward_only=True),
+        }
 
 
 @together
-def trained(rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: str, packs: int) -> dict[str, torch.Tensor] | None:
+def trained(
+    rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: str, packs: int
+) -> dict[str, torch.Tensor] | None:
     """Weights and fp32 buffers after two updates."""
     built = build_on(oracle, place, recompute=recompute)
     if built is None:
@@ -269,7 +331,9 @@ def trained(rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: st
         schedule(built, samples, packs)
         built.optimizer.step()
         built.scheduler.step(1)
-    buffers = {name: b.clone() for chunk in built.chunks for name, b in chunk.named_buffers() if name.endswith("expert_bias")}
+    buffers = {
+        name: b.clone() for chunk in built.chunks for name, b in chunk.named_buffers() if name.endswith("expert_bias")
+    }
     assert all(b.dtype == torch.float32 for b in buffers.values())
     return gathered(built, oracle, lambda parameter: parameter) | buffers
 
@@ -295,6 +359,8 @@ def transformers_beside_megatron(rank: int, oracle: Oracle) -> tuple[torch.Tenso
     import transformers
 
     build_on(oracle, grid())
-    model = transformers.AutoModelForCausalLM.from_pretrained(oracle.folder, dtype=torch.float32, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        oracle.folder, dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         return torch.cat([model(piece[None]).logits[0] for piece in oracle.tokens.split(LENGTHS)]), oracle.logits()

@@ -1,6 +1,5 @@
 """Tiny models of every family in Hugging Face's format, and what plain transformers computes with them in fp32."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +9,40 @@ from safetensors.torch import load_file, save_file
 LENGTHS = [23, 40, 7, 31, 12, 18, 40, 29]
 """Tokens of the sequences; 200 in all."""
 
-DENSE = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=128,
-             max_position_embeddings=512, rms_norm_eps=1e-6, rope_theta=10000.0)
-LATENT = dict(DENSE, num_key_value_heads=4, q_lora_rank=48, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=24,
-              n_routed_experts=8, num_experts_per_tok=4, n_group=4, topk_group=2, moe_intermediate_size=32, n_shared_experts=2,
-              first_k_dense_replace=1, routed_scaling_factor=2.5, norm_topk_prob=True, rope_interleave=True)
+DENSE = dict(
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=96,
+    vocab_size=128,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+)
+LATENT = dict(
+    DENSE,
+    num_key_value_heads=4,
+    q_lora_rank=48,
+    kv_lora_rank=32,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=16,
+    v_head_dim=24,
+    n_routed_experts=8,
+    num_experts_per_tok=4,
+    n_group=4,
+    topk_group=2,
+    moe_intermediate_size=32,
+    n_shared_experts=2,
+    first_k_dense_replace=1,
+    routed_scaling_factor=2.5,
+    norm_topk_prob=True,
+    rope_interleave=True,
+)
 FAR = dict(LATENT, max_position_embeddings=320)
-YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=8)
+YARN = dict(
+    rope_type="yarn", rope_theta=10000.0, factor=40.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=8
+)
 
 # name: (architecture, config). The yarn models see positions far beyond their original range.
 MODELS = {
@@ -59,7 +85,8 @@ def make(name: str, folder: Path) -> Oracle:
     architecture, settings = MODELS[name]
     torch.manual_seed(3)
     model = getattr(transformers, f"{architecture}ForCausalLM")._from_config(
-        getattr(transformers, f"{architecture}Config")(**settings), attn_implementation="eager", dtype=torch.float32)
+        getattr(transformers, f"{architecture}Config")(**settings), attn_implementation="eager", dtype=torch.float32
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.1) if parameter.dim() > 1 else parameter.normal_(mean=1.0, std=0.2)
@@ -67,10 +94,6 @@ def make(name: str, folder: Path) -> Oracle:
             if key.endswith("e_score_correction_bias"):
                 buffer.uniform_(-0.1, 0.1)
     model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    if architecture == "DeepseekV3":
-        config |= dict(topk_method="noaux_tc", scoring_func="sigmoid")
-        (folder / "config.json").write_text(json.dumps(config))
     oracle = Oracle(folder)
     _compute(model, oracle)
     return oracle
@@ -80,14 +103,18 @@ def _compute(model: torch.nn.Module, oracle: Oracle) -> None:
     (oracle.folder / "oracle").mkdir()
     pieces = oracle.tokens.split(LENGTHS)
     logits = [model(piece[None]).logits[0] for piece in pieces]
-    loss = sum(torch.nn.functional.cross_entropy(x[:-1], t[1:], reduction="sum") for x, t in zip(logits, pieces, strict=True))
+    loss = sum(
+        torch.nn.functional.cross_entropy(x[:-1], t[1:], reduction="sum") for x, t in zip(logits, pieces, strict=True)
+    )
     (loss / (sum(LENGTHS) - len(LENGTHS))).backward()
     save_file({"logits": torch.cat(logits).detach()}, oracle.folder / "oracle" / "logits.safetensors")
     gradients = {}
     for name, parameter in model.named_parameters():
         grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         gradients |= dict(_by_checkpoint_name(name, grad))
-    save_file({k: v.contiguous().clone() for k, v in gradients.items()}, oracle.folder / "oracle" / "gradients.safetensors")
+    save_file(
+        {k: v.contiguous().clone() for k, v in gradients.items()}, oracle.folder / "oracle" / "gradients.safetensors"
+    )
 
 
 def _by_checkpoint_name(name: str, grad: torch.Tensor):

@@ -1,6 +1,6 @@
 """Packs, recomputation, micro-batches, the rate and the router's bias; weights out again to ranks.
 
-    python -m pytest tests/model/test_build.py
+python -m pytest tests/model/test_build.py
 """
 
 from unittest import mock
@@ -14,24 +14,31 @@ from tests.model.cases import grid
 
 
 @pytest.mark.parametrize("dense_tokens", [0, 1000], ids=["fused attention", "explicit products"])
-@pytest.mark.parametrize("name, size, place", [
-    ("qwen2", 1, grid()),
-    ("qwen2", 2, grid(tp=2)),
-    ("qwen2", 2, grid(pp=2)),
-    ("deepseek", 1, grid()),
-    ("deepseek", 2, grid(tp=2, ep=2)),
-])
+@pytest.mark.parametrize(
+    "name, size, place",
+    [
+        ("qwen2", 1, grid()),
+        ("qwen2", 2, grid(tp=2)),
+        ("qwen2", 2, grid(pp=2)),
+        ("deepseek", 1, grid()),
+        ("deepseek", 2, grid(tp=2, ep=2)),
+    ],
+)
 def test_a_sequence_has_the_same_logits_in_any_company(ranks, models, name, size, place, dense_tokens):
     results = [r for r in ranks.run(cases.logits_of_packs, models(name), place, dense_tokens, size=size) if r["alone"]]
-    assert results   # of a pipeline only the last stage has logits
+    assert results  # of a pipeline only the last stage has logits
     for found in results:
         alone = torch.cat(found["alone"])
         assert (found["together"][0] - alone).abs().max() <= 1e-5 * alone.abs().max()
 
 
-@pytest.mark.parametrize("name, size, place", [("qwen2", 1, grid()), ("deepseek", 1, grid()), ("deepseek", 2, grid(tp=2, ep=2))])
+@pytest.mark.parametrize(
+    "name, size, place", [("qwen2", 1, grid()), ("deepseek", 1, grid()), ("deepseek", 2, grid(tp=2, ep=2))]
+)
 def test_recomputation_changes_no_bit_of_the_trained_weights(ranks, models, name, size, place):
-    plain, recomputed = (ranks.run(cases.trained, models(name), place, recompute, 2, size=size)[0] for recompute in ("none", "full"))
+    plain, recomputed = (
+        ranks.run(cases.trained, models(name), place, recompute, 2, size=size)[0] for recompute in ("none", "full")
+    )
     assert [key for key, value in plain.items() if not torch.equal(recomputed[key], value)] == []
 
 
@@ -40,7 +47,10 @@ def test_answering_for_cuda_leaves_torch_whole_for_transformers(ranks, models):
 
 
 def test_another_version_of_megatron_is_refused_on_a_cpu():
-    with mock.patch.object(cpu_megatron, "PINNED", "0.0.0"), pytest.raises(RuntimeError, match="megatron-core .* on a CPU"):
+    with (
+        mock.patch.object(cpu_megatron, "PINNED", "0.0.0"),
+        pytest.raises(RuntimeError, match="megatron-core .* on a CPU"),
+    ):
         cpu_megatron.install()
 
 
@@ -57,8 +67,15 @@ def test_the_rate_rises_in_equal_steps_and_then_stays(ranks, models):
     assert ranks.run(cases.rates, models("qwen2"), 3, size=1)[0] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("name, place", [("qwen2", grid(ranks="0-1", tp=2)), ("qwen2_tied", grid(ranks="2-3", pp=2)),
-                                         ("deepseek", grid(ranks="1,3", tp=2, ep=2)), ("deepseek", grid(tp=2, pp=2))])
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("qwen2", grid(ranks="0-1", tp=2)),
+        ("qwen2_tied", grid(ranks="2-3", pp=2)),
+        ("deepseek", grid(ranks="1,3", tp=2, ep=2)),
+        ("deepseek", grid(tp=2, pp=2)),
+    ],
+)
 def test_weights_reach_exactly_the_ranks_that_want_them(ranks, models, name, place):
     wanted = {"experts.1.": (0,), "experts.5.": (3,), "lm_head": (1, 2), "": (0, 2, 3)}
     source = models(name).weights()

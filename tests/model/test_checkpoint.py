@@ -1,6 +1,6 @@
 """Resume equals uninterrupted: bit for bit in the same layout, and the same state in another.
 
-    python -m pytest tests/model/test_checkpoint.py
+python -m pytest tests/model/test_checkpoint.py
 """
 
 import pytest
@@ -9,12 +9,21 @@ import torch
 from tests.model import cases
 from tests.model.cases import grid
 
-SAME = [("qwen2", "float32", 1, grid()), ("qwen2", "bfloat16", 2, grid(tp=2)), ("qwen2", "float32", 2, grid()),
-        ("qwen2_tied", "float32", 2, grid(pp=2)), ("deepseek", "bfloat16", 2, grid(ep=2)),
-        ("deepseek", "float32", 4, grid(ranks="1,3", tp=2, ep=2))]
-OTHER = [("qwen2", "bfloat16", (2, grid(tp=2)), (2, grid(pp=2))), ("qwen2", "float32", (2, grid()), (1, grid())),
-         ("deepseek", "float32", (2, grid(ep=2)), (1, grid())), ("deepseek", "float32", (1, grid()), (2, grid(tp=2))),
-         ("qwen2_tied", "float32", (2, grid(pp=2)), (2, grid(tp=2)))]
+SAME = [
+    ("qwen2", "float32", 1, grid()),
+    ("qwen2", "bfloat16", 2, grid(tp=2)),
+    ("qwen2", "float32", 2, grid()),
+    ("qwen2_tied", "float32", 2, grid(pp=2)),
+    ("deepseek", "bfloat16", 2, grid(ep=2)),
+    ("deepseek", "float32", 4, grid(ranks="1,3", tp=2, ep=2)),
+]
+OTHER = [
+    ("qwen2", "bfloat16", (2, grid(tp=2)), (2, grid(pp=2))),
+    ("qwen2", "float32", (2, grid()), (1, grid())),
+    ("deepseek", "float32", (2, grid(ep=2)), (1, grid())),
+    ("deepseek", "float32", (1, grid()), (2, grid(tp=2))),
+    ("qwen2_tied", "float32", (2, grid(pp=2)), (2, grid(tp=2))),
+]
 
 
 def both(ranks, oracle, dtype, folder, saved, loaded):
@@ -30,7 +39,9 @@ def test_resume_in_the_same_layout_is_bit_equal(ranks, models, tmp_path, name, d
     for a, b in zip(before, after, strict=True):
         assert a.keys() == b.keys() and len(a) > 20
         assert [key for key in a if not torch.equal(a[key], b[key])] == []
-        assert [key for key in a if key.startswith("middle weight") and torch.equal(a[key], a[key.replace("middle", "end")])] == []
+        assert [
+            key for key in a if key.startswith("middle weight") and torch.equal(a[key], a[key.replace("middle", "end")])
+        ] == []
 
 
 @pytest.mark.parametrize("name, dtype, saved, loaded", OTHER)

@@ -1,6 +1,6 @@
 """Attention over a pack against attention written out for each sequence alone.
 
-    python -m pytest tests/model/test_packing.py
+python -m pytest tests/model/test_packing.py
 """
 
 from unittest import mock
@@ -36,8 +36,10 @@ def test_outputs_and_gradients_equal_attention_written_out(dense_tokens, lengths
     tokens = len(packed.positions_T)
     assert tokens % multiple == 0 and tokens - sum(lengths) < multiple
     make = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(tokens, h, d, generator=make, dtype=torch.float64, requires_grad=True)
-               for h, d in ((heads, 8), (kv_heads, 8), (kv_heads, width)))
+    q, k, v = (
+        torch.randn(tokens, h, d, generator=make, dtype=torch.float64, requires_grad=True)
+        for h, d in ((heads, 8), (kv_heads, 8), (kv_heads, width))
+    )
     weights = torch.randn(tokens, heads * width, generator=make, dtype=torch.float64)
     found = []
     for run in (lambda: packing.attend(q, k, v, 0.3, packed), lambda: written_out(q, k, v, 0.3, packed.lengths)):
@@ -45,7 +47,7 @@ def test_outputs_and_gradients_equal_attention_written_out(dense_tokens, lengths
             out = run()
         found.append([out, *torch.autograd.grad((out * weights).sum(), (q, k, v))])
     for a, b in zip(*found, strict=True):
-        assert (a - b).abs().max() < 1e-6   # the weights of the sum are made in fp32
+        assert (a - b).abs().max() < 1e-6  # the weights of the sum are made in fp32
 
 
 def test_positions_begin_anew_in_each_sequence():
@@ -53,10 +55,11 @@ def test_positions_begin_anew_in_each_sequence():
     assert packed.positions_T.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
     assert packed.cu_seqlens_q.tolist() == [0, 3, 5, 8] and packed.max_seqlen_q == 3
 
+
 @pytest.mark.parametrize("longest", [24, 200], ids=["products", "fused"])
 def test_in_bfloat16_scores_that_a_key_bias_makes_large_keep_their_differences(longest):
-    """Qwen2's key biases reach 145, so that scores of some hundreds differ by fractions: bfloat16 has steps of 1 to 2 there.
-    The error against fp64 must be that of rounding the weights and the output, whose relative step is 2^-8."""
+    """Qwen2's key biases reach 145, so that scores of some hundreds differ by fractions: bfloat16 has steps of 1 to 2
+    there. The error against fp64 must be that of rounding the weights and the output, whose relative step is 2^-8."""
     make = torch.Generator().manual_seed(0)
     packed = packing.pack([longest, longest - 3], 1, CPU)
     tokens = len(packed.positions_T)

@@ -1,6 +1,6 @@
 """megatron-core against plain transformers in fp32: logits and gradients by HF name, on one rank and on every layout.
 
-    python -m pytest tests/model/test_parity.py
+python -m pytest tests/model/test_parity.py
 """
 
 import pytest
@@ -26,14 +26,25 @@ EXPERT_LAYOUTS = {
     "tp2 ep4": (4, grid(tp=2, ep=4)),
     "pp2 ep2": (4, grid(pp=2, ep=2)),
 }
-FAMILIES = ["qwen2", "qwen2_tied", "qwen3", "deepseek", "deepseek_no_q_lora", "deepseek_yarn", "deepseek_yarn_half", "deepseek_yarn_plain"]
+FAMILIES = [
+    "qwen2",
+    "qwen2_tied",
+    "qwen3",
+    "deepseek",
+    "deepseek_no_q_lora",
+    "deepseek_yarn",
+    "deepseek_yarn_half",
+    "deepseek_yarn_plain",
+]
 # name, layout, micro-batches
-CASES = ([(name, "one", 1) for name in FAMILIES]
-         + [(name, layout, 2) for name in ("qwen2", "qwen2_tied", "deepseek") for layout in LAYOUTS if layout != "one"]
-         + [("qwen3", "tp2", 1), ("qwen3", "tp2 pp2", 4), ("deepseek_yarn", "tp2", 1), ("deepseek_no_q_lora", "tp2", 1)]
-         + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8)]
-         + [("qwen2", "tp2", 8), ("deepseek", "tp2 ep2", 8)]
-         + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS])
+CASES = (
+    [(name, "one", 1) for name in FAMILIES]
+    + [(name, layout, 2) for name in ("qwen2", "qwen2_tied", "deepseek") for layout in LAYOUTS if layout != "one"]
+    + [("qwen3", "tp2", 1), ("qwen3", "tp2 pp2", 4), ("deepseek_yarn", "tp2", 1), ("deepseek_no_q_lora", "tp2", 1)]
+    + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8)]
+    + [("qwen2", "tp2", 8), ("deepseek", "tp2 ep2", 8)]
+    + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS]
+)
 
 
 @pytest.mark.parametrize("name, layout, packs", CASES)

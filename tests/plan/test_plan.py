@@ -1,6 +1,6 @@
 """The planner against arithmetic done by hand for DeepSeek-V3 on A3, and against the models' published sizes.
 
-    python -m pytest tests/plan
+python -m pytest tests/plan
 """
 
 import json
@@ -13,37 +13,46 @@ import pytest
 import tomli
 import tomli_w
 
-from r1zero import config, layout, plan
+from r1zero import config, plan
 from r1zero.config import Config, UserError
+from r1zero.distributed import layout
 from r1zero.model import families
 from r1zero.plan import communicators, machine, memory
-from r1zero.plan.machine import suppose
-from r1zero.reshard.routes import Routes
+from r1zero.plan.machine import machine_for
+from r1zero.weight_sync.routes import Routes
 
 ROOT = Path(__file__).parents[2]
 GB = 1e9
 
 
 def load(name: str, *overrides: str) -> Config:
-    return config.load(str(ROOT / "configs" / f"{name}.toml"), [f"model.shape={ROOT}/configs/model/{SHAPES[name]}.toml", *overrides],
-                       Config)
+    return config.load(
+        str(ROOT / "configs" / f"{name}.toml"),
+        [f"model.shape={ROOT}/configs/model/{SHAPES[name]}.toml", *overrides],
+        Config,
+    )
 
 
 # What the engine keeps of DeepSeek-V3 on a die, TP 4 and EP 128, element by element (bf16, the routers' biases fp32).
-MLA = 11_010_048 + 4_128_768 + 2_048 + (37_748_736 + 16_777_216 + 117_440_512) // 4      # q_a, kv_a, norms; q_b, kv_b, o
+MLA = 11_010_048 + 4_128_768 + 2_048 + (37_748_736 + 16_777_216 + 117_440_512) // 4  # q_a, kv_a, norms; q_b, kv_b, o
 DENSE = 3 * 396_361_728 // 4 + 58 * (44_040_192 // 4 + 1_835_008) + 61 * (MLA + 14_336) + 7_168 + 2 * 926_679_040 // 4
 EXPERTS = 58 * 2 * 44_040_192
-ABSORBED = 61 * 128 * 256 * 512 // 4                                                      # kv_b again, in decoding's shape
+ABSORBED = 61 * 128 * 256 * 512 // 4  # kv_b again, in decoding's shape
 ENGINE_BYTES = 2 * (DENSE + EXPERTS) + 4 * 58 * 256
 
-SHAPES = {"a3": "deepseek_v3_671b", "a3_aligned": "deepseek_v3_671b", "a3_qwen2.5_7b": "qwen2.5_7b", "a3_qwen2.5_32b": "qwen2.5_32b"}
+SHAPES = {
+    "a3": "deepseek_v3_671b",
+    "a3_aligned": "deepseek_v3_671b",
+    "a3_qwen2.5_7b": "qwen2.5_7b",
+    "a3_qwen2.5_32b": "qwen2.5_32b",
+}
 WORLDS = {"a3": 384, "a3_aligned": 384, "a3_qwen2.5_7b": 16, "a3_qwen2.5_32b": 16}
 
 
-def books_of(cfg: Config, world: int) -> memory.Books:
+def books_of(cfg: Config, world: int) -> memory.MemoryInputs:
     grids = layout.carve(cfg.layout, world)
     routes = Routes(grids, families.model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    return memory.open_books(cfg, grids, routes, suppose(cfg, world))
+    return memory.memory_inputs(cfg, grids, routes, machine_for(cfg, world))
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +60,20 @@ def recipe() -> plan.Plan:
     return plan.plan(load("a3"), 384)
 
 
-@pytest.mark.parametrize("model, parameters", {
-    "deepseek_v3_671b": 671_026_419_200, "qwen2.5_7b": 7_615_616_512, "qwen2.5_32b": 32_763_876_352, "qwen3_8b": 8_190_735_360}.items())
+@pytest.mark.parametrize(
+    "model, parameters",
+    {
+        "deepseek_v3_671b": 671_026_419_200,
+        "qwen2.5_7b": 7_615_616_512,
+        "qwen2.5_32b": 32_763_876_352,
+        "qwen3_8b": 8_190_735_360,
+    }.items(),
+)
 def test_parameters_are_the_published_ones(model: str, parameters: int) -> None:
-    assert sum(w.size for w in families.weights(families.read_shape(ROOT / "configs" / "model" / f"{model}.toml"))) == parameters
+    assert (
+        sum(w.size for w in families.weights(families.read_shape(ROOT / "configs" / "model" / f"{model}.toml")))
+        == parameters
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -64,22 +83,33 @@ def test_every_shipped_config_fits_its_machine(name: str) -> None:
 
 
 def test_the_recipe_agrees_with_the_hand_arithmetic(recipe: plan.Plan) -> None:
-    ledgers = [row.ledger for row in recipe.places]
-    update = [ledger.device["update"] for ledger in ledgers]
+    memory_by_roles = [row.phase_memory for row in recipe.places]
+    update = [phase_memory.device["update"] for phase_memory in memory_by_roles]
     assert max(u["weights"] + u["gradients"] for u in update) / GB == pytest.approx(16.3, abs=0.05)
-    assert {ledger.device["rollout"]["engine weights"] for ledger in ledgers} == {ENGINE_BYTES + 2 * ABSORBED}
-    assert (ENGINE_BYTES + 2 * ABSORBED) / GB == pytest.approx(20.8, abs=0.05)
+    assert {phase_memory.device["rollout"]["engine weights"] for phase_memory in memory_by_roles} == {
+        ENGINE_BYTES + 2 * ABSORBED
+    }
+    assert pytest.approx(20.8, abs=0.05) == (ENGINE_BYTES + 2 * ABSORBED) / GB
     assert recipe.batch["cache for as many full sequences, GB a rank"] == 27.6
-    assert {kind: round(n / GB) for kind, n in recipe.host.items()} == {"optimizer": 381, "weights": 87, "reference": 87}
-    assert 30 > max(ledger.total("update") for ledger in ledgers) / GB > 25, "about 30 GB while training"
-    assert 50 < max(ledger.total("rollout") for ledger in ledgers) / GB < 60, "about 57 GB while generating"
+    assert {kind: round(n / GB) for kind, n in recipe.host.items()} == {
+        "optimizer": 381,
+        "weights": 87,
+        "reference": 87,
+    }
+    assert 30 > max(phase_memory.total("update") for phase_memory in memory_by_roles) / GB > 25, (
+        "about 30 GB while training"
+    )
+    assert 50 < max(phase_memory.total("rollout") for phase_memory in memory_by_roles) / GB < 60, (
+        "about 57 GB while generating"
+    )
     assert recipe.active_parameters / 1e9 == pytest.approx(36.62, abs=0.02)
     assert recipe.stages == ((0, 11), (11, 11), (22, 10), (32, 10), (42, 10), (52, 9))
     assert recipe.batch["responses a data-parallel rank"] == 768 and recipe.batch["prompts an engine"] == 4
     assert 240 < sum(recipe.seconds.values()) < 480, "4 to 8 minutes an iteration"
 
 
-# (tp, pp, ep, layers, world): GB of weights, gradients and Adam's state on the worst die, to the hand arithmetic's own digit
+# (tp, pp, ep, layers, world): GB of weights, gradients and Adam's state on the worst die, to the hand arithmetic's own
+# digit
 TRAIN_LAYOUTS = [
     ((4, 6, 64, "[11,11,10,10,10,9]", 384), (5.4, 10.9, 23.8, 16.3)),
     ((4, 6, 64, "[9,10,10,10,11,11]", 384), (5.9, 11.8, 24.0, 17.7)),
@@ -92,16 +122,21 @@ TRAIN_LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("layout_, expected", TRAIN_LAYOUTS, ids=lambda v: str(v))
+@pytest.mark.parametrize("layout_, expected", TRAIN_LAYOUTS, ids=str)
 def test_trainer_bytes_of_eight_layouts(layout_: tuple, expected: tuple) -> None:
     tp, pp, ep, layers, world = layout_
-    cfg = load("a3", f"layout.train.tensor_model_parallel_size={tp}", f"layout.train.pipeline_model_parallel_size={pp}",
-               f"layout.train.expert_model_parallel_size={ep}", f"layout.train.pipeline_layers={layers}",
-               "layout.rollout.data_parallel_size=16")
-    books = books_of(cfg, world)
-    weights = [memory.weight_bytes(s, 2) / GB for s in books.train]
-    gradients = [4 * s.elements / GB for s in books.train]
-    adam = [memory.optimizer_bytes(s, books.layout.train, 2) / GB for s in books.train]
+    cfg = load(
+        "a3",
+        f"layout.train.tensor_model_parallel_size={tp}",
+        f"layout.train.pipeline_model_parallel_size={pp}",
+        f"layout.train.expert_model_parallel_size={ep}",
+        f"layout.train.pipeline_layers={layers}",
+        "layout.rollout.data_parallel_size=16",
+    )
+    inputs = books_of(cfg, world)
+    weights = [memory.weight_bytes(s, 2) / GB for s in inputs.train]
+    gradients = [4 * s.elements / GB for s in inputs.train]
+    adam = [memory.optimizer_bytes(s, inputs.layout.train, 2) / GB for s in inputs.train]
     worst = max(range(pp), key=lambda s: weights[s])
     assert weights[worst] == pytest.approx(expected[0], abs=0.051)
     assert gradients[worst] == pytest.approx(expected[1], abs=0.06)
@@ -109,19 +144,35 @@ def test_trainer_bytes_of_eight_layouts(layout_: tuple, expected: tuple) -> None
     assert weights[worst] + gradients[worst] == pytest.approx(expected[3], abs=0.06)
 
 
-@pytest.mark.parametrize("tp, dp, weights, full_cache", [(1, 128, 46.5, 6.9), (2, 64, 29.4, 13.8), (4, 32, 20.8, 27.6), (4, 16, 31.1, 27.6),
-                                                         (8, 8, 26.8, 55.3), (8, 16, 16.6, 55.3)])
+@pytest.mark.parametrize(
+    "tp, dp, weights, full_cache",
+    [
+        (1, 128, 46.5, 6.9),
+        (2, 64, 29.4, 13.8),
+        (4, 32, 20.8, 27.6),
+        (4, 16, 31.1, 27.6),
+        (8, 8, 26.8, 55.3),
+        (8, 16, 16.6, 55.3),
+    ],
+)
 def test_engine_bytes_of_six_layouts(tp: int, dp: int, weights: float, full_cache: float) -> None:
-    cfg = load("a3", f"layout.rollout.tensor_parallel_size={tp}", f"layout.rollout.data_parallel_size={dp}", "rollout.max_num_seqs=1024")
-    books = books_of(cfg, 384)
-    rollout = memory.ledger(books, memory.place_of(books.layout, 0, True)).device["rollout"]
+    cfg = load(
+        "a3",
+        f"layout.rollout.tensor_parallel_size={tp}",
+        f"layout.rollout.data_parallel_size={dp}",
+        "rollout.max_num_seqs=1024",
+    )
+    inputs = books_of(cfg, 384)
+    rollout = memory.phase_memory(inputs, memory.roles_of(inputs.layout, 0, True)).device["rollout"]
     assert rollout["engine weights"] / GB == pytest.approx(weights, abs=0.1)
-    assert memory.cache_need(books)[1] / GB == pytest.approx(full_cache, abs=0.06)
+    assert memory.cache_need(inputs)[1] / GB == pytest.approx(full_cache, abs=0.06)
 
 
 @pytest.mark.parametrize("tokens, mebibytes", [(32, 239), (64, 478), (128, 956), (512, 3824)])
 @pytest.mark.parametrize("data_parallel", [16, 32])
-def test_the_fused_dispatch_needs_the_buffer_of_ascends_formula(tokens: int, mebibytes: int, data_parallel: int) -> None:
+def test_the_fused_dispatch_needs_the_buffer_of_ascends_formula(
+    tokens: int, mebibytes: int, data_parallel: int
+) -> None:
     cfg = load("a3", f"layout.rollout.data_parallel_size={data_parallel}")
     need = communicators.mc2_buffer(families.model_shape(cfg.model), layout.carve(cfg.layout, 384), 4 * tokens)
     assert need / (1 << 20) == pytest.approx(mebibytes, rel=0.005)
@@ -129,13 +180,15 @@ def test_the_fused_dispatch_needs_the_buffer_of_ascends_formula(tokens: int, meb
 
 def test_the_environment_of_the_recipe_has_the_buffer_that_the_plan_supposes() -> None:
     lines = (ROOT / "launch" / "env-a3.sh").read_text().splitlines()
-    assert f"export HCCL_BUFFSIZE={suppose(load('a3'), 384).buffer_mb:.0f}" in [line.partition("#")[0].strip() for line in lines]
+    assert f"export HCCL_BUFFSIZE={machine_for(load('a3'), 384).buffer_mb:.0f}" in [
+        line.partition("#")[0].strip() for line in lines
+    ]
 
 
 def test_a_sync_brings_every_rank_its_engines_bytes(recipe: plan.Plan) -> None:
     t = recipe.traffic
     assert t.kept + t.in_node + t.between_nodes == 384 * ENGINE_BYTES, "absorbed copies are made, not sent"
-    assert t.imbalance < 1.15 and t.peers == 11   # six owners of its experts and five pipeline peers, itself not counted
+    assert t.imbalance < 1.15 and t.peers == 11  # six owners of its experts and five pipeline peers, itself not counted
 
 
 def test_groups_lie_where_the_recipe_wants_them(recipe: plan.Plan) -> None:
@@ -146,35 +199,53 @@ def test_groups_lie_where_the_recipe_wants_them(recipe: plan.Plan) -> None:
     assert "train edp" not in found, "each expert is on one rank"
 
 
-@pytest.mark.parametrize("overrides", [
-    ("rollout.kv_cache_gib=60",),
-    ("train.offload=false", "rollout.kv_cache_gib=28"),
-    ("optimizer.offload=false", "rollout.kv_cache_gib=30"),
-    ("train.recompute=none", "train.micro_batch_tokens=65536"),
-])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("rollout.kv_cache_gib=60",),
+        ("train.offload=false", "rollout.kv_cache_gib=28"),
+        ("optimizer.offload=false", "rollout.kv_cache_gib=30"),
+        ("train.recompute=none", "train.micro_batch_tokens=65536"),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_a_cure_that_works(overrides: tuple[str, ...]) -> None:
-    problem, = plan.plan(load("a3", *overrides), 384).problems
+    (problem,) = plan.plan(load("a3", *overrides), 384).problems
     assert "GB are usable" in problem and "With " in problem, problem
     cure = problem.partition("With ")[2].partition(" it would take")[0].split(" and ")
-    assert not plan.plan(load("a3", *overrides, *(text.replace(" = ", "=").replace('"', "") for text in cure)), 384).problems
+    assert not plan.plan(
+        load("a3", *overrides, *(text.replace(" = ", "=").replace('"', "") for text in cure)), 384
+    ).problems
 
 
-@pytest.mark.parametrize("overrides, words", [
-    (("rollout.max_num_seqs=512",), ["HCCL_BUFFSIZE of 9", "lower max_num_seqs to 136"]),
-    (("plan.assume.host_memory_gb=500",), ["host memory needs 555 GB of 500", "more nodes"]),
-    (("plan.assume.memory_gib=20",), ["No change of type, reference, offload", "more ranks"]),
-])
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (("rollout.max_num_seqs=512",), ["HCCL_BUFFSIZE of 9", "lower max_num_seqs to 136"]),
+        (("plan.assume.host_memory_gb=500",), ["host memory needs 555 GB of 500", "more nodes"]),
+        (("plan.assume.memory_gib=20",), ["No change of type, reference, offload", "more ranks"]),
+    ],
+)
 def test_other_shortages_are_named(overrides: tuple[str, ...], words: list[str]) -> None:
     problems = " ".join(plan.plan(load("a3", *overrides), 384).problems)
     assert all(word in problems for word in words), problems
 
 
-@pytest.mark.parametrize("gib, cure", [(40, "run.dtype = \"bfloat16\""), (16, "2 ranks on this machine"), (5, "on more machines")])
-def test_ranks_on_a_cpu_share_this_machines_memory_and_the_cure_names_type_reference_and_fewer_ranks(monkeypatch, gib, cure) -> None:
+@pytest.mark.parametrize(
+    "gib, cure", [(40, 'run.dtype = "bfloat16"'), (16, "2 ranks on this machine"), (5, "on more machines")]
+)
+def test_ranks_on_a_cpu_share_this_machines_memory_and_the_cure_names_type_reference_and_fewer_ranks(
+    monkeypatch, gib, cure
+) -> None:
     """Qwen2.5-0.5B's shape on four ranks of a host with so much memory."""
     shape = tomli.loads((ROOT / "configs/model/qwen2.5_7b.toml").read_text()) | dict(
-        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, vocab_size=151_936,
-        tie_word_embeddings=True)
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+    )
     monkeypatch.setattr(machine.host, "total_memory", lambda: gib << 30)
     path = Path(tempfile.mkdtemp()) / "shape.toml"
     path.write_text(tomli_w.dumps(shape))
@@ -184,16 +255,23 @@ def test_ranks_on_a_cpu_share_this_machines_memory_and_the_cure_names_type_refer
     assert made.problems and cure in made.problems[0], made.problems
 
 
-@pytest.mark.parametrize("overrides, world, words", [
-    ((), 400, ["tp 4 x pp 6 = 24 does not divide its 400 ranks"]),
-    (("layout.train.pipeline_layers=[11,11,10,10,10,10]",), 384, ["adds up to 62", "61 layers"]),
-    (("layout.rollout.data_parallel_size=24",), 384, ["4 x data_parallel_size 24 = 96", "256 experts", "8 or 16 or 32 would"]),
-    (("layout.train.expert_model_parallel_size=128",), 384, ["ep 128 x pp 6", "64 ranks of a stage"]),
-    (("grpo.prompts_per_iteration=100",), 384, ["not a multiple of the 96 rollout engines", "use 192"]),
-    (("plan.assume.mfu=0.3",), 384, ["no mfu", "mfu_update"]),
-    (("plan.assume.tflops=-1",), 384, ["cannot be negative"]),
-    ((), 0, ["at least one rank"]),
-])
+@pytest.mark.parametrize(
+    "overrides, world, words",
+    [
+        ((), 400, ["tp 4 x pp 6 = 24 does not divide its 400 ranks"]),
+        (("layout.train.pipeline_layers=[11,11,10,10,10,10]",), 384, ["adds up to 62", "61 layers"]),
+        (
+            ("layout.rollout.data_parallel_size=24",),
+            384,
+            ["4 x data_parallel_size 24 = 96", "256 experts", "8 or 16 or 32 would"],
+        ),
+        (("layout.train.expert_model_parallel_size=128",), 384, ["ep 128 x pp 6", "64 ranks of a stage"]),
+        (("grpo.prompts_per_iteration=100",), 384, ["not a multiple of the 96 rollout engines", "use 192"]),
+        (("plan.assume.mfu=0.3",), 384, ["no mfu", "mfu_update"]),
+        (("plan.assume.tflops=-1",), 384, ["cannot be negative"]),
+        ((), 0, ["at least one rank"]),
+    ],
+)
 def test_what_does_not_divide_is_one_sentence(overrides: tuple[str, ...], world: int, words: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         plan.plan(load("a3", *overrides), world)
@@ -210,20 +288,33 @@ def test_a_shape_file_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_an_assumption_changes_what_it_names(recipe: plan.Plan) -> None:
     other = plan.plan(load("a3", "plan.assume.seed_us=1030"), 384)
     assert other.seconds["decode"] - recipe.seconds["decode"] == pytest.approx(2048 * 128 * 1e-3)
-    assert {k: v for k, v in other.seconds.items() if k != "decode"} == {k: v for k, v in recipe.seconds.items() if k != "decode"}
+    assert {k: v for k, v in other.seconds.items() if k != "decode"} == {
+        k: v for k, v in recipe.seconds.items() if k != "decode"
+    }
 
 
 def test_split_roles_leave_each_others_lines_out() -> None:
     cfg = load("a3_qwen2.5_7b", 'layout.train.ranks="0-7"', 'layout.rollout.ranks="8-15"')
     places = {row.place.rollout: row for row in plan.plan(cfg, 16).places}
     assert places[True].ranks == places[False].ranks == 8
-    assert set(places[True].ledger.device["rollout"]) == {"communicators", "runtime", "engine weights", "KV cache", "workspace"}
-    assert "KV cache" not in places[False].ledger.device["rollout"] and "gradients" in places[False].ledger.device["update"]
+    assert set(places[True].phase_memory.device["rollout"]) == {
+        "communicators",
+        "runtime",
+        "engine weights",
+        "KV cache",
+        "workspace",
+    }
+    assert (
+        "KV cache" not in places[False].phase_memory.device["rollout"]
+        and "gradients" in places[False].phase_memory.device["update"]
+    )
 
 
 def test_the_plan_needs_no_torch_and_its_json_says_the_same(recipe: plan.Plan) -> None:
-    code = ("import sys; from r1zero import config, plan; cfg = config.load('configs/a3.toml', [], config.Config); "
-            "code = plan.main(cfg, 384, True); assert not {'torch', 'megatron', 'vllm'} & set(sys.modules); sys.exit(code)")
+    code = (
+        "import sys; from r1zero import config, plan; cfg = config.load('configs/a3.toml', [], config.Config); "
+        "code = plan.main(cfg, 384, True); assert not {'torch', 'megatron', 'vllm'} & set(sys.modules); sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     data = json.loads(done.stdout)
     assert data["fits"] and data["parameters"] == 671_026_419_200
@@ -237,7 +328,15 @@ def test_the_tables_say_what_the_data_say(recipe: plan.Plan) -> None:
 
     out = io.StringIO()
     plan.render(recipe, Console(file=out, width=150))
-    for text in ("671,026,419,200 parameters", "train etp-ep-pp", "20.83", "555.4", "fits", "mfu_update 0.25", "0,64..320"):
+    for text in (
+        "671,026,419,200 parameters",
+        "train etp-ep-pp",
+        "20.83",
+        "555.4",
+        "fits",
+        "mfu_update 0.25",
+        "0,64..320",
+    ):
         assert text in out.getvalue(), text
 
 

@@ -1,6 +1,6 @@
 """The plan's bytes against those of a real trainer and engine, counted in the storages that they allocate.
 
-    python -m pytest tests/plan/test_plan_against_run.py
+python -m pytest tests/plan/test_plan_against_run.py
 """
 
 import gc
@@ -9,19 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r1zero import config, layout
+from r1zero import config
 from r1zero.batch import Batch
 from r1zero.config import MegatronGrid, VllmGrid
+from r1zero.distributed import layout
 from r1zero.model import families
 from r1zero.plan import memory
-from r1zero.plan.machine import suppose
-from r1zero.reshard.routes import Routes
+from r1zero.plan.machine import machine_for
+from r1zero.weight_sync.routes import Routes
 from tests import jobs
 from tests.plan import live
 
-TOKENS, PROMPT, LENGTH = 1008, 32, 56     # of a micro-batch; of every sequence in it
+TOKENS, PROMPT, LENGTH = 1008, 32, 56  # of a micro-batch; of every sequence in it
 TP2 = {"tensor_model_parallel_size": 2}
-CASES = {   # name: (family, ranks, train, rollout, recompute)
+CASES = {  # name: (family, ranks, train, rollout, recompute)
     "dense, TP2, engine TP2": ("qwen2", 2, TP2, {"tensor_parallel_size": 2}, "full"),
     "dense, PP2": ("qwen2", 2, {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)}, {}, "none"),
     "experts, EP2": ("deepseek_v3", 2, {"expert_model_parallel_size": 2}, {}, "none"),
@@ -38,29 +39,39 @@ def batch(packs: int) -> Batch:
     """Sequences of one length, so many that `packs` micro-batches are full."""
     count = packs * TOKENS // LENGTH
     responses = count * (LENGTH - PROMPT)
-    return Batch(ids_B=torch.arange(count), prompt_lengths_B=torch.full((count,), PROMPT),
-                 response_lengths_B=torch.full((count,), LENGTH - PROMPT),
-                 tokens_T=torch.arange(count * LENGTH) * 7 % 200 + 5, advantages_B=torch.linspace(-1, 1, count), scored_B=torch.ones(count),
-                 rollout_logprobs_R=torch.zeros(responses), ref_logprobs_R=torch.empty(0))
+    return Batch(
+        ids_B=torch.arange(count),
+        prompt_lengths_B=torch.full((count,), PROMPT),
+        response_lengths_B=torch.full((count,), LENGTH - PROMPT),
+        tokens_T=torch.arange(count * LENGTH) * 7 % 200 + 5,
+        advantages_B=torch.linspace(-1, 1, count),
+        scored_B=torch.ones(count),
+        rollout_logprobs_R=torch.zeros(responses),
+        ref_logprobs_R=torch.empty(0),
+    )
 
 
 def measured(rank: int, cfg: config.Config) -> dict:
-    def use(trainer) -> dict:  # noqa: ANN001
+    def use(trainer) -> dict:
         policy, engine = trainer.roles.policy, trainer.roles.engine
         model = policy.chunks[0]
         mine = batch(2 * trainer.layout.train.dense.size("pp"))
-        policy.update(mine, float(len(mine) * LENGTH))     # optimizer states come with the first step
+        policy.update(mine, float(len(mine) * LENGTH))  # optimizer states come with the first step
         weights = live.storages([*model.parameters(), *model.module.buffers()])
         gradients = live.storages(p.main_grad for p in model.parameters())
         state = live.storages(live.optimizer_tensors(policy.optimizer))
-        found = {"weights": sum(weights.values()), "gradients": sum(gradients.values()),
-                 "optimizer": sum(n for key, n in state.items() if key not in weights),
-                 "reference": sum(live.storages(trainer.roles.original).values()), "busiest": 1.0}
+        found = {
+            "weights": sum(weights.values()),
+            "gradients": sum(gradients.values()),
+            "optimizer": sum(n for key, n in state.items() if key not in weights),
+            "reference": sum(live.storages(trainer.roles.original).values()),
+            "busiest": 1.0,
+        }
         runner = engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner
         found["KV cache"] = sum(live.storages(t for t in runner.kv_caches).values())
         schedule, routed = policy._schedule, []
 
-        def watched(*args, **kwargs):  # noqa: ANN002, ANN003
+        def watched(*args, **kwargs):
             gc.collect()
             with live.Live() as counted:
                 out = schedule(*args, **kwargs)
@@ -68,8 +79,11 @@ def measured(rank: int, cfg: config.Config) -> dict:
             return out
 
         peaks: list[int] = []
-        hooks = [m.register_forward_hook(lambda _, args, __: routed.append(args[0].shape[0])) for n, m in model.named_modules()
-                 if n.endswith("mlp.experts")]
+        hooks = [
+            m.register_forward_hook(lambda _, args, __: routed.append(args[0].shape[0]))
+            for n, m in model.named_modules()
+            if n.endswith("mlp.experts")
+        ]
         policy._schedule = watched
         with torch.no_grad():
             policy.logprobs(mine)
@@ -79,15 +93,19 @@ def measured(rank: int, cfg: config.Config) -> dict:
         if routed:
             found["busiest"] = max(routed)
         return {**found, "reference pass": peaks[0], "update pass": peaks[1]}
+
     return jobs.with_trainer(rank, cfg, use)
 
 
 def planned(cfg: config.Config, size: int, rank: int) -> dict:
     grids = layout.carve(cfg.layout, size)
     routes = Routes(grids, families.read_shape(cfg.model.path), cfg.layout.rollout.enable_expert_parallel, "cpu")
-    books = memory.open_books(cfg, grids, routes, suppose(cfg, size))
-    phases = memory.ledger(books, memory.place_of(grids, rank, True)).device
-    passes = {f"{phase} pass": phases[phase].get("activations", 0) + phases[phase].get("logits", 0) for phase in ("reference", "update")}
+    inputs = memory.memory_inputs(cfg, grids, routes, machine_for(cfg, size))
+    phases = memory.phase_memory(inputs, memory.roles_of(grids, rank, True)).device
+    passes = {
+        f"{phase} pass": phases[phase].get("activations", 0) + phases[phase].get("logits", 0)
+        for phase in ("reference", "update")
+    }
     return {kind: phases["update"][kind] for kind in RESIDENT} | passes
 
 
@@ -99,8 +117,12 @@ RESIDENT = ("weights", "gradients", "optimizer", "reference", "KV cache")
 def test_a_runs_bytes_are_the_plans(ranks, bases, name, capsys):
     family, size, train, rollout, recompute = CASES[name]
     place = config.Layout(train=MegatronGrid(**train), rollout=VllmGrid(**rollout))
-    cfg = jobs.job_config(bases[family], place, train=dict(micro_batch_tokens=TOKENS, recompute=recompute),
-                          grpo=dict(prompts_per_iteration=64))
+    cfg = jobs.job_config(
+        bases[family],
+        place,
+        train=dict(micro_batch_tokens=TOKENS, recompute=recompute),
+        grpo=dict(prompts_per_iteration=64),
+    )
     shape = families.read_shape(cfg.model.path)
     for rank, found in enumerate(ranks.run(measured, cfg, size=size)):
         # How uneven a router is cannot be foreseen: the assumption is what this one did.
@@ -108,7 +130,9 @@ def test_a_runs_bytes_are_the_plans(ranks, bases, name, capsys):
         said = planned(replace(cfg, plan=config.Plan(assume=assume)), size, rank)
         ratios = {kind: said[kind] / found[kind] for kind in said}
         with capsys.disabled():
-            print(f"\n{name}, rank {rank}: planned / measured", {kind: round(ratio, 3) for kind, ratio in ratios.items()})
+            print(
+                f"\n{name}, rank {rank}: planned / measured", {kind: round(ratio, 3) for kind, ratio in ratios.items()}
+            )
         for kind, ratio in ratios.items():
             assert ratio == pytest.approx(1, abs=0.02 if kind in RESIDENT else 0.2), kind
 

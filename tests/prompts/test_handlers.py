@@ -1,8 +1,13 @@
 """pytest tests/prompts/test_handlers.py"""
 
+import datetime
+import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +55,22 @@ def test_a_dotted_name_reaches_into_an_object_unless_a_column_has_that_name() ->
 
 
 @pytest.mark.parametrize(
-    ("label", "text"), [(204, "204"), (0.5, "0.5"), (["\\frac12"], "\\frac12"), ("  x ", "x"), (0, "0")]
+    ("label", "text"),
+    [
+        (204, "204"),
+        (0.5, "0.5"),
+        (["\\frac12"], "\\frac12"),
+        ("  x ", "x"),
+        (0, "0"),
+        (10**400, str(10**400)),
+        (Decimal("12.50"), "12.50"),
+        (Decimal("1E+3"), "1000"),
+        ([Decimal("2.0")], "2.0"),
+        (np.int64(7), "7"),
+        (np.float32(0.5), "0.5"),
+        (pa.scalar("x"), "x"),
+        (pa.scalar(Decimal("1.5")), "1.5"),
+    ],
 )
 def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
     assert outcome("columns", {"problem": "q", "answer": label}) == Example("q", text)
@@ -62,7 +82,18 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
         ({"problem": "q"}, "has no 'answer'; the nearest of its columns is 'problem'"),
         ({}, "has no 'problem'; it is empty"),
         ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest of its columns is 'answr'"),
-        ({"problem": "q", "answer": None}, "has no 'answer'; the nearest of its columns is 'answer'"),
+        ({"problem": "q", "answer": None}, "'answer' is null"),
+        ({"problem": "q", "answer": Decimal("NaN")}, "'answer' is Decimal('NaN') and must be a text or a number"),
+        (
+            {"problem": "q", "answer": datetime.date(2025, 1, 2)},
+            "'answer' is datetime.date(2025, 1, 2) and must be a text or a number",
+        ),
+        (
+            {"problem": "q", "answer": np.datetime64("2025-01-02")},
+            "'answer' is np.datetime64('2025-01-02') and must be a text or a number",
+        ),
+        (["q", "2"], "is a JSON list; a row is an object, unless an own handler reads it"),
+        (None, "is a JSON NoneType; a row is an object, unless an own handler reads it"),
         ({"problem": " \n", "answer": "2"}, "'problem' is empty"),
         ({"problem": "q", "answer": ""}, "'answer' is empty"),
         ({"problem": "q", "answer": True}, "'answer' is True and must be a text or a number"),
@@ -75,8 +106,17 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
         ({"problem": "q\ud800", "answer": "2"}, "holds the half surrogate '\\ud800', which is no character"),
     ],
 )
-def test_a_row_that_is_not_what_the_map_says_gives_the_reason(record: dict[str, Any], reason: str) -> None:
+def test_a_row_that_is_not_what_the_map_says_gives_the_reason(record: Any, reason: str) -> None:
     assert outcome("columns", record) == reason
+
+
+def test_a_null_inside_an_object_is_told_from_a_column_that_is_missing() -> None:
+    keys = MapKeys(prompt="problem", response="reward_model.ground_truth")
+    assert outcome("columns", {"problem": "q", "reward_model": None}, keys) == "'reward_model.ground_truth' is null"
+    assert outcome("columns", {"problem": "q", "reward_model": {"ground_truth": None}}, keys).endswith("is null")
+    assert outcome("columns", {"problem": "q", "reward_model": {}}, keys).startswith(
+        "has no 'reward_model.ground_truth'"
+    )
 
 
 def test_gsm8k_takes_the_label_from_after_the_marks() -> None:
@@ -111,10 +151,71 @@ def test_an_own_handler_is_a_function_of_record_and_keys(tmp_path: Path) -> None
     assert outcome(name, {"n": ["1+1"], "answer": "2"}) == Example("1+1=", "2", "S")
     assert outcome(name, {"answer": "2"}) == "'n'"
     assert outcome(name, {"n": 3, "answer": "2"}) == "'int' object is not subscriptable"
-    assert outcome(
-        name, {"n": ["1"], "answer": 2}
-    ) == "the handler returned ('1=', 2, 'S', ()) and must return texts".replace(" and must", "; it must")
     assert outcome(name, {"n": [""], "answer": ""}) == "the handler returned an empty question or label"
+
+
+def test_an_own_handler_gets_whatever_the_row_is(tmp_path: Path) -> None:
+    name = own(tmp_path, "def take(record, keys):\n    return record[0]['value'], str(record[1])\n")
+    assert outcome(name, [{"value": "1+1="}, 2]) == Example("1+1=", "2")
+    assert outcome(own(tmp_path, "def take(record, keys):\n    return repr(record), '2'\n"), None) == Example(
+        "None", "2"
+    )
+
+
+TUPLE = "; it must return a tuple of question and label, and may add the system text and the history"
+PAIRS = "it must be a list of (question, answer) pairs"
+
+
+@pytest.mark.parametrize(
+    ("returned", "result"),
+    [
+        ({"question": "q", "label": "2"}, "the handler returned the dict {'question': 'q', 'label': '2'}" + TUPLE),
+        ("ab", "the handler returned the str 'ab'" + TUPLE),
+        (None, "the handler returned the NoneType None" + TUPLE),
+        (("q",), "the handler returned the tuple ('q',)" + TUPLE),
+        (("q", "2", "", [], ""), "the handler returned the tuple ('q', '2', '', [], '')" + TUPLE),
+        (("q", 2), "the handler returned 2 as its label; it must be a text"),
+        ((["q"], "2"), "the handler returned ['q'] as its question; it must be a text"),
+        (("q", "2", None), "the handler returned None as its system text; it must be a text"),
+        (("q", "2", "", "ab"), "the handler returned 'ab' as its history; " + PAIRS),
+        (("q", "2", "", {"a": "b"}), "the handler returned {'a': 'b'} as its history; " + PAIRS),
+        (("q", "2", "", [("a",)]), "the handler returned [('a',)] as its history; " + PAIRS),
+        (("q", "2", "", ["ab"]), "the handler returned ['ab'] as its history; " + PAIRS),
+        (["q", "2"], Example("q", "2")),
+        (("q", "2", "S"), Example("q", "2", "S")),
+        (("q", "2", "S", [["a", "A"]]), Example("q", "2", "S", (("a", "A"),))),
+        (Example("q", "2", "S", (("a", "A"),)), Example("q", "2", "S", (("a", "A"),))),
+        ((np.str_("q"), "2"), Example("q", "2")),
+    ],
+)
+def test_what_an_own_handler_returns_is_checked_by_type(returned: Any, result: Any) -> None:
+    assert handlers.apply(lambda record, keys: returned, {}, KEYS) == result
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "from neighbour import label\ndef take(record, keys):\n    return 'q', label\n",
+        "def take(record, keys):\n    from neighbour import label\n    return 'q', label\n",
+        "from neighbour import take\n",
+        "take = lambda record, keys: ('q', '7')\n",
+        (
+            "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    a: int = 7\n"
+            "def take(record, keys):\n    return 'q', str(A().a)\n"
+        ),
+    ],
+)
+def test_an_own_handler_may_import_its_neighbours_and_be_any_callable(body: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "neighbour", raising=False)
+    (tmp_path / "neighbour.py").write_text("label = '7'\ndef take(record, keys):\n    return 'q', label\n")
+    assert outcome(own(tmp_path, body), {}) == Example("q", "7")
+
+
+@pytest.mark.parametrize("folder", ["with space", "co:lon", "quo'te\"s", "new\nline", "中文"])
+def test_an_own_handlers_file_may_lie_in_a_folder_of_any_name(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    assert outcome(own(tmp_path / folder, "def take(record, keys):\n    return 'q', '7'\n"), {}) == Example("q", "7")
 
 
 def test_a_bug_in_an_own_handler_is_not_taken_for_a_bad_row(tmp_path: Path) -> None:
@@ -130,10 +231,21 @@ def test_a_bug_in_an_own_handler_is_not_taken_for_a_bad_row(tmp_path: Path) -> N
         ("{}/own.py:tke", "defines no function 'tke'"),
         ("{}/own.txt:take", "must end in .py"),
         ("{}/torn.py:take", "torn.py:1:"),
+        ("{}/lost.py:take", "lost.py cannot be loaded (No module named 'no_such_package')"),
+        ("{}/neighbour.py:take", "bad.py:2:"),
+        ("{}:take", "there is no file"),
+        ("a" * 5000 + ".py:take", "cannot be read (File name too long)"),
     ],
 )
 def test_a_handler_that_is_not_there_is_a_sentence(name: str, message: str, tmp_path: Path) -> None:
-    for file, body in (("own.py", "def take(): ..."), ("own.txt", ""), ("torn.py", "def take(:")):
+    for file, body in (
+        ("own.py", "def take(): ..."),
+        ("own.txt", ""),
+        ("torn.py", "def take(:"),
+        ("lost.py", "import no_such_package"),
+        ("neighbour.py", "import bad"),
+        ("bad.py", "\ndef take(:"),
+    ):
         (tmp_path / file).write_text(body)
     with pytest.raises(UserError) as caught:
         handlers.find(name.format(tmp_path))

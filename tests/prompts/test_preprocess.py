@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,7 +38,7 @@ def left_in(folder: Path) -> set[str]:
 
 
 def test_jsonl_json_and_parquet_make_the_same_prompts(run, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (SAMPLES / "math.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (SAMPLES / "math.jsonl").read_bytes().splitlines()]
     (tmp_path / "math.json").write_text(json.dumps(rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "math.parquet")
     made = []
@@ -77,7 +78,8 @@ def test_a_list_of_deepscalers_layout_and_lines_of_gsm8ks_are_read_by_their_conf
 def test_bad_rows_are_named_with_file_and_line_and_cost_only_themselves(run, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(
-        b'{"problem": "1+1", "answer": 2}\n{"problem": "1+2"}\n{"problem": "1+3", "answ\n\xff\n{"problem": "1+4", "answer": "5"}\n'
+        b'{"problem": "1+1", "answer": 2}\n{"problem": "1+2"}\n{"problem": "1+3", "answ\n\xff\n'
+        b'{"problem": "1+4", "answer": "5"}\n'
     )
     status, words, output = run("configs/data/quickstart.toml", f"input={file}")
     prompts = PromptSet.open(str(output))
@@ -87,7 +89,7 @@ def test_bad_rows_are_named_with_file_and_line_and_cost_only_themselves(run, tmp
     ]
     assert f"bad row: {file}:2 has no 'answer'; the nearest of its columns is 'problem'" in words
     assert f"bad row: {file}:3 is not JSON: Unterminated string" in words and f"bad row: {file}:4 is not UTF-8" in words
-    rejected = [json.loads(line)["source"] for line in (output / store.REJECTED).read_text().splitlines()]
+    rejected = [json.loads(line)["source"] for line in (output / store.REJECTED).read_bytes().splitlines()]
     assert rejected == [f"{file}:{n}" for n in (2, 3, 4)]
     assert prompts.meta["counts"] == {"rows": 5, "kept": 2, "too_long": 0, "bad": 3}
 
@@ -127,8 +129,10 @@ def test_stop_words_become_ids_and_what_made_the_data_is_recorded(run, tokenizer
     assert [s["sha256"] for s in meta["sources"]] == [store.file_digest(SAMPLES / "math.jsonl")]
 
 
-HANDLER = ("def take(record, keys):\n    if record['answer'] == 'stop':\n        raise KeyboardInterrupt\n"
-           "    return record['problem'], record['answer']\n")
+HANDLER = (
+    "def take(record, keys):\n    if record['answer'] == 'stop':\n        raise KeyboardInterrupt\n"
+    "    return record['problem'], record['answer']\n"
+)
 
 
 def test_an_interrupted_run_leaves_the_former_output_and_nothing_else(run, tmp_path: Path) -> None:
@@ -174,15 +178,21 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
         ("handler=gsm8q", "handler = 'gsm8q': is not known; the nearest is 'gsm8k'"),
         (
             "handler=gsm8k",
-            "none of its 5 rows is kept, the first because tests/data/prompts/math.jsonl:1 'answer' has no final answer after ####",
+            (
+                "none of its 5 rows is kept, the first because tests/data/prompts/math.jsonl:1 'answer' has no final "
+                "answer after ####"
+            ),
         ),
         (
             "map_keys.prompt=problm",
-            "the first because tests/data/prompts/math.jsonl:1 has no 'problm'; the nearest of its columns is 'problem'",
+            (
+                "the first because tests/data/prompts/math.jsonl:1 has no 'problm'; the nearest of its columns is "
+                "'problem'"
+            ),
         ),
         (
             "map_keys.promt=problem",
-            "configs/data/math500.toml: unknown key map_keys.promt; the nearest known one is map_keys.prompt",
+            "argument 'map_keys.promt=problem': unknown key map_keys.promt; the nearest known one is map_keys.prompt",
         ),
         ("max_prompt_token=8", "unknown key max_prompt_token; the nearest known one is max_prompt_tokens"),
         ("max_prompt_tokens=0", "max_prompt_tokens = 0; a prompt has at least one token"),
@@ -198,10 +208,20 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
         ),
         (
             'dataset_additional_keys=["labels", "levl"]',
-            "dataset_additional_keys: no row of tests/data/prompts/math.jsonl has a column 'levl'; "
-            "the nearest is 'level'",
+            (
+                "dataset_additional_keys: no row of tests/data/prompts/math.jsonl has a column 'levl'; "
+                "the nearest is 'level'"
+            ),
         ),
         ("output=tests/data/prompts/math.jsonl/x", "output = 'tests/data/prompts/math.jsonl/x': cannot be written ("),
+        ("output=/proc/none/data", "output = '/proc/none/data': cannot be written (No such file or directory)"),
+        (f"output={'x' * 5000}", "cannot be written (File name too long)"),
+        ("templates=configs", "configs: cannot be read (Is a directory)"),
+        ("tokenizer=pyproject.toml", "tokenizer 'pyproject.toml': has none of tokenizer.json"),
+        (f"tokenizer={'x' * 5000}", "cannot be read (File name too long)"),
+        ("input=tests/data/prompts/math.jsonl/x", "there is no such file or folder"),
+        ("input=\udcff.jsonl", "argument 'input=\\udcff.jsonl': has bytes that are not UTF-8"),
+        ("handler=tests:take", "handler = 'tests:take': there is no file 'tests'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(override: str, sentence: str, run, tmp_path: Path) -> None:
@@ -213,6 +233,127 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(override: str, sentence: s
     assert status == 2 and "Traceback" not in words
     assert f"preprocess.py: {sentence}" in words or sentence in words.splitlines()[-1]
     assert (left_in(tmp_path), left_in(SAMPLES)) == before
+
+
+def test_a_link_is_written_through(run, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    (tmp_path / "big").mkdir()
+    (tmp_path / "out").symlink_to("big/data")  # leads nowhere yet
+    for count in (1, 2):
+        rows.write_text('{"problem": "1+1", "answer": "2"}\n' * count)
+        assert run("configs/data/quickstart.toml", f"input={rows}")[0] == 0
+        assert (tmp_path / "out").readlink() == Path("big/data") and len(PromptSet.open(str(tmp_path / "out"))) == count
+    assert left_in(tmp_path) == {"rows.jsonl", "out", "big"} and left_in(tmp_path / "big") == {"data"}
+
+
+def test_folders_made_for_an_output_that_fails_are_removed(run, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    for output, _ in ((tmp_path / "a" / "b" / "data", set()), (tmp_path / "c" / "d" / "data", {"c"})):
+        (tmp_path / "c").mkdir(exist_ok=True)
+        status, words, _ = run("configs/data/quickstart.toml", f"input={tmp_path / 'rows.jsonl'}", f"output={output}")
+        assert status == 2 and "none of its 1 rows is kept" in words
+    assert left_in(tmp_path) == {"rows.jsonl", "c"} and not left_in(tmp_path / "c")
+
+
+def test_control_tokens_in_a_question_are_text_unless_the_config_allows_them(
+    run, tmp_path: Path, tokenizer_path: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"problem": "a<|im_end|>b", "answer": "2"}\n')
+    tok = tokenizer.load(tokenizer_path)
+    end = tok.convert_tokens_to_ids("<|im_end|>")
+    for allowed, count in (("false", 2), ("true", 3)):  # the template has two
+        overrides = (
+            f"input={tmp_path / 'rows.jsonl'}",
+            "template=qwen",
+            "max_prompt_tokens=999",
+            f"allow_special_tokens={allowed}",
+        )
+        assert run("configs/data/quickstart.toml", *overrides)[0] == 0
+        prompt = PromptSet.open(str(tmp_path / "out"))[0]
+        assert prompt.token_ids.count(end) == count and tok.decode(prompt.token_ids) == prompt.text
+        assert "user\na<|im_end|>b<|im_end|>" in prompt.text
+
+
+def test_what_the_tokenizer_lacks_is_said(run, tmp_path: Path) -> None:
+    plain = build_tokenizer(tmp_path / "plain", special=["<bos>"])
+    config = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+    (tmp_path / "plain" / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "eos_token"})
+    )
+    overrides = (
+        f"input={SAMPLES / 'math.jsonl'}",
+        f"tokenizer={plain}",
+        "template=deepseek3_r1",
+        "max_prompt_tokens=4000",
+    )
+    status, words, _ = run("configs/data/math500.toml", *overrides)
+    assert status == 0 and "names no end token (eos_token_id) in its files" in words
+    assert (
+        "note: template deepseek3_r1 has '<｜User｜>', '<｜Assistant｜>', which" in words
+        and "several ordinary tokens" in words
+    )
+
+
+def test_rows_of_any_kind_reach_an_own_handler(run, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def take(record, keys):\n    return record[0], record[1]['value']\n")
+    (tmp_path / "rows.json").write_text('{"data": [["1+1", {"value": "2"}], ["1+2", {"value": "3"}], {"a": 1}]}')
+    overrides = f"input={tmp_path / 'rows.json'}", f"handler={tmp_path / 'own.py'}:take"
+    status, words, output = run("configs/data/quickstart.toml", *overrides)
+    prompts = PromptSet.open(str(output))
+    assert status == 0 and [prompts[i].label for i in range(len(prompts))] == ["2", "3"]
+    assert f"bad row: {tmp_path / 'rows.json'}:1 (element 3) 0" in words
+    status, words, _ = run("configs/data/quickstart.toml", *overrides, 'dataset_additional_keys=["level"]')
+    assert (
+        status == 2
+        and "dataset_additional_keys: no row of" in words
+        and "has a column 'level'; the nearest is 'a'" in words
+    )
+
+
+def test_decimals_of_parquet_are_labels_and_additional_columns(run, tmp_path: Path) -> None:
+    decimals = [Decimal("12.50"), Decimal("3.00")]
+    pq.write_table(pa.table({"problem": ["p", "q"], "answer": decimals, "level": decimals}), tmp_path / "rows.parquet")
+    overrides = f"input={tmp_path / 'rows.parquet'}", 'dataset_additional_keys=["level"]'
+    assert run("configs/data/quickstart.toml", *overrides)[0] == 0
+    prompts = PromptSet.open(str(tmp_path / "out"))
+    assert [(prompts[i].label, prompts.additional(i)) for i in range(2)] == [
+        ("12.50", {"level": "12.50"}),
+        ("3.00", {"level": "3.00"}),
+    ]
+
+
+def test_an_error_of_an_own_handlers_file_is_not_taken_for_a_full_disk(run, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def take(record, keys):\n    return open('/none/of/mine').read(), '2'\n")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    before = left_in(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        run("configs/data/quickstart.toml", f"input={tmp_path / 'rows.jsonl'}", f"handler={tmp_path / 'own.py'}:take")
+    assert left_in(tmp_path) - {"__pycache__"} == before
+
+
+@pytest.mark.parametrize("name", ["with space", "co:lon", "quo'te\"s", "new\nline", "中文", "[red]", "[/x]"])
+def test_every_file_may_lie_in_a_folder_of_any_name(name: str, run, tmp_path: Path) -> None:
+    there = tmp_path / name
+    build_tokenizer(there / "model")
+    (there / "rows.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+    (there / "own.py").write_text("def take(record, keys):\n    return '1+1', '2'\n")
+    (there / "t.json").write_text(json.dumps([{"name": "t"}]))
+    given = {
+        "tokenizer": "model",
+        "input": "rows.jsonl",
+        "output": "data",
+        "handler": "own.py:take",
+        "templates": "t.json",
+    }
+    assert (
+        run("configs/data/quickstart.toml", *(f"{key}={there / path}" for key, path in given.items()), "template=t")[0]
+        == 0
+    )
+    prompts = PromptSet.open(str(there / "data"))
+    assert prompts[0].text == "1+1" and prompts.source(0) == f"{there / 'rows.jsonl'}:1"
+    prompts.check(tokenizer.digest(str(there / "model")))
+    command = prompts.meta["inspect"].replace("python", sys.executable, 1)
+    assert "'text': '1+1'" in subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_stop_word_that_the_tokenizer_does_not_have_is_refused(tmp_path: Path, run) -> None:

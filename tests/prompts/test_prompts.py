@@ -183,8 +183,15 @@ def test_a_torn_folder_is_refused(name: str, share: float, made: str) -> None:
 
 
 def test_a_missing_or_foreign_folder_is_refused(made: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no meta.json"):
-        PromptSet.open(str(tmp_path / "none"))
+    for folder, why in (
+        ("none", "No such file"),
+        ("rows.jsonl", "Not a directory"),
+        ("x" * 5000, "File name too long"),
+    ):
+        with pytest.raises(UserError, match=f"{why}.*data.path must be a folder that preprocess.py wrote"):
+            PromptSet.open(str(tmp_path / folder))
+    with pytest.raises(UserError, match="data.path is not set"):
+        PromptSet.open("")
     file = Path(made) / store.META
     meta = json.loads(file.read_text())
     for changed, sentence in (
@@ -192,6 +199,12 @@ def test_a_missing_or_foreign_folder_is_refused(made: str, tmp_path: Path) -> No
         ({"rows": "3000"}, "rows = '3000' must be of type int"),
         ({"rows": 2999}, "holds 3000 rows"),
         ({"stop_token_ids": None}, "stop_token_ids = None must be of type list"),
+        ({"stop_token_ids": [1, "2"]}, "stop_token_ids = '2' must be of type int"),
+        ({"tokenizer": {}}, "tokenizer: path = None must be of type str"),
+        ({"tokenizer": {"path": "x", "digest": None}}, "tokenizer: digest = None must be of type str"),
+        ({"template": {"path": "x", "name": 1, "digest": ""}}, "template: name = 1 must be of type str"),
+        ({"sources": ["x"]}, "sources: path = 'x' must be of type str"),
+        ({"sources": [{"path": "x", "sha256": 1}]}, "sources: sha256 = 1 must be of type str"),
     ):
         file.write_text(json.dumps(meta | changed))
         with pytest.raises(UserError, match=sentence):

@@ -68,8 +68,6 @@ def test_a_row_is_named_by_its_line(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         (b'{"a": ', "is not JSON: Expecting value at column"),
-        (b"[1]", "is a JSON list; a row is an object"),
-        (b"7", "is a JSON int"),
         (b'{"a": "\xff"}', "is not UTF-8: byte 8 is 0xff"),
         (b"[" * 200_000, "is not JSON that can be read"),
         (b'{"a": ' + b"1" * 5000 + b"}", "is not JSON that can be read: Exceeds the limit"),
@@ -84,11 +82,57 @@ def test_a_bad_line_costs_only_itself(line: bytes, problem: str, tmp_path: Path)
     assert bad.value is None and bad.source == f"{file}:2" and problem in bad.problem
 
 
-def test_an_element_that_is_no_object_costs_only_itself(tmp_path: Path) -> None:
+def test_a_row_is_any_json_value(tmp_path: Path) -> None:
+    """What a row must be is its handler's business."""
+    for name, content in (("rows.json", '[{"a": 1}, 2, null, [3]]'), ("rows.jsonl", '{"a": 1}\n2\nnull\n[3]\n')):
+        (tmp_path / name).write_text(content)
+        assert [(r.value, r.problem) for r in read(tmp_path / name)] == [({"a": 1}, ""), (2, ""), (None, ""), ([3], "")]
+
+
+A, B = {"a": 1}, {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "lines"),
+    [
+        (json.dumps({"data": [A, B]}), [A, B], [1, 1]),
+        (json.dumps({"data": [A, B]}, indent=1), [A, B], [3, 6]),
+        (json.dumps({"version": "1.0", "data": [A, B], "tags": ["x"]}, indent=1), [A, B], [4, 7]),
+        ('{"data": [\n{"a": 1}\n]}', [A], [2]),
+        ('{"data": [\n{"a": 1},\n{"a": 2}\n],\n"n": 2}\n', [A, B], [2, 3]),
+        ('{"turns": [[{"a": 1}], [{"a": 2}]]}', [[A], [B]], [1, 1]),
+        ("\ufeff" + json.dumps({"data": [A, B]}), [A, B], [1, 1]),
+        ('{"a": 1}', [A], [1]),
+        ('\n{\n"a": 1}', [A], [2]),
+        ('{"a": 1}\n{"a": 2}', [A, B], [1, 2]),
+        ('{"a": [{"b": 1}]}\n{"a": 2}', [{"a": [{"b": 1}]}, B], [1, 2]),
+    ],
+)
+def test_a_json_file_may_hold_its_list_of_rows_in_an_object(
+    content: str, rows: list, lines: list[int], tmp_path: Path
+) -> None:
     file = tmp_path / "rows.json"
-    file.write_text('[{"a": 1}, 2, null, {"a": 3}]')
-    assert [r.value for r in read(file)] == [{"a": 1}, None, None, {"a": 3}]
-    assert "element 2" in read(file)[1].source
+    file.write_text(content, encoding="utf-8")
+    found = read(file)
+    assert [(r.value, r.problem) for r in found] == [(row, "") for row in rows]
+    assert [r.line for r in found] == lines
+
+
+@settings(deadline=None)
+@given(rows=ROWS, indent=st.sampled_from([None, 0, 2]), before=st.booleans(), after=st.booleans())
+def test_rows_in_an_object_are_those_of_the_list(
+    rows: list[dict], indent: int | None, before: bool, after: bool, folder: Path
+) -> None:
+    wrapped = {**({"version": [1, "x"]} if before else {}), "data": rows, **({"n": {"data": 2}} if after else {})}
+    file = folder / "wrapped.json"
+    file.write_text(json.dumps(wrapped, indent=indent, ensure_ascii=False), encoding="utf-8")
+    assert [r.value for r in read(file)] == rows
+
+
+def test_of_json_lines_a_damaged_first_one_costs_only_itself(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text('{"a": \n{"a": 2}\n{"a": 3}\n')
+    assert [r.value for r in read(file)] == [None, {"a": 2}, {"a": 3}]
 
 
 def test_a_json_file_of_lines_is_read_as_lines(tmp_path: Path) -> None:
@@ -107,6 +151,10 @@ def test_a_json_file_of_lines_is_read_as_lines(tmp_path: Path) -> None:
         (b'[{"a": 1},\n]', ":2 (element 2): is not JSON"),
         (b'[{"a": 1}]\n[{"a": 2}]', "goes on after the end of its list"),
         (b'[\n"\xff"]', ":2: is not UTF-8"),
+        (b'{"train": [{"a": 1}], "test": [{"a": 2}]}', "has lists of rows under 'train', 'test'; keep one list a file"),
+        (b'{"data": [\n{"a": 1},\n{"a": 2}', "is torn or not JSON"),
+        (b'{"data": [{"a": 1}', "is torn or not JSON"),
+        (b'{\n"a": 1\n}\n{\n"a": 2\n}', "goes on after its first object"),
         (b"[]]", "goes on after"),
     ],
 )
@@ -130,11 +178,20 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
 
 
 @settings(deadline=None)
-@given(rows=ROWS, cut=st.floats(0, 1, exclude_max=True), suffix=st.sampled_from([".json", ".parquet"]))
+@given(
+    rows=ROWS,
+    cut=st.floats(0, 1, exclude_max=True),
+    suffix=st.sampled_from([".json", ".parquet"]),
+    inside=st.booleans(),
+)
 def test_a_file_cut_short_is_never_read_as_a_shorter_one(
-    rows: list[dict], cut: float, suffix: str, folder: Path
+    rows: list[dict], cut: float, suffix: str, inside: bool, folder: Path
 ) -> None:
     file = write(folder / f"cut{suffix}", rows)
+    if inside and suffix == ".json":
+        file.write_text(
+            json.dumps({"version": 1, "data": rows}, indent=1, ensure_ascii=False), encoding="utf-8", newline=""
+        )
     content = file.read_bytes()
     file.write_bytes(content[: int(cut * len(content))])
     with pytest.raises(UserError, match="cut"):
@@ -172,21 +229,57 @@ def outcome(file: Path) -> None:
     except UserError as error:
         assert str(file) in str(error)
     else:
-        assert all(r.source.startswith(f"{file}:") and (r.value is None) == bool(r.problem) for r in rows)
+        assert all(r.source.startswith(f"{file}:") and (r.value is None or not r.problem) for r in rows)
 
 
 def test_a_folder_is_all_its_data_files_in_order_of_name(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.parquet", "c.json"):
         write(tmp_path / name, [{"a": "x"}])
-    (tmp_path / "README.md").write_text("not data")
+    for name in ("README.md", "._b.jsonl", ".hidden.json"):
+        (tmp_path / name).write_text("not data")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "more.json").mkdir()
     assert [p.name for p in records.files(str(tmp_path))] == ["a.parquet", "b.jsonl", "c.json"]
+
+
+def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
+    for name in ("train", "test", ".cache"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="files of its own; name one of its folders: 'test', 'train'"):
+        records.files(str(tmp_path))
+
+
+def test_a_link_that_leads_nowhere_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").symlink_to("gone.json")
+    (found,) = records.files(str(tmp_path))
+    with pytest.raises(UserError, match="rows.json: cannot be read .No such file"):
+        read(found)
+
+
+@pytest.mark.parametrize("name", ["with space", "co:lon", "quo'te\"s", "new\nline", "中文"])
+def test_a_file_may_have_any_name(name: str, tmp_path: Path) -> None:
+    for suffix in records.READERS:
+        file = write(tmp_path / f"{name}{suffix}", [{"a": "x"}])
+        assert [r.value for r in read(records.files(str(file))[0])] == [{"a": "x"}]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none.jsonl", "there is no such file"), ("", "a folder without"), ("x.csv", "ends in '.csv'")],
+    [
+        ("none.jsonl", "there is no such file"),
+        ("", "is a folder without"),
+        ("x.csv", "ends in '.csv'"),
+        ("x.csv/y.json", "there is no such file"),
+        ("n" * 5000, "cannot be read .File name too long"),
+    ],
 )
 def test_no_data_is_a_sentence(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b")
     with pytest.raises(UserError, match=message):
         records.files(str(tmp_path / name))
+
+
+def test_a_file_name_that_is_not_utf_8_is_a_sentence(tmp_path: Path) -> None:
+    open(bytes(tmp_path) + b"/\xff.json", "w").close()
+    with pytest.raises(UserError, match="has bytes that are not UTF-8"):
+        records.files(str(tmp_path))

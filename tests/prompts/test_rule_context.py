@@ -5,12 +5,12 @@ A reward rule of the user's own gets, in a run, the prompt's text and the column
 from pathlib import Path
 
 import preprocess
-from r1zero import layout
 from r1zero.batch import Response
 from r1zero.config import Config, Reward
 from r1zero.data import tokenizer as tokens
 from r1zero.data.prompts import PromptSet
-from r1zero.generation import Judge
+from r1zero.distributed import layout
+from r1zero.grading import Grader
 from r1zero.reward import Scorer
 
 RULE = """
@@ -37,11 +37,11 @@ def test_the_engines_prompts_reach_the_rule(tmp_path: Path, tokenizer_path: str)
     (tmp_path / "own.py").write_text(RULE)
     cfg = Config(reward=Reward(rules=rules))
     with Scorer(rules, workers=1, deadline_s=20.0) as scorer:
-        judge = Judge(cfg, layout.carve(cfg.layout, 1), 0, scorer, tokenizer, [])
-        judge.prompts = [prompts[i] for i in range(3)]
+        grader = Grader(cfg, layout.carve(cfg.layout, 1), 0, scorer, tokenizer, [])
+        grader.prompts = [prompts[i] for i in range(3)]
         ids = tokenizer.encode("so \\boxed{x}", add_special_tokens=False)
         for number in range(3):
-            judge.submit(Response(number, 0, ids, [0.0] * len(ids), "stop"))
+            grader.submit(Response(number, 0, ids, [0.0] * len(ids), "stop"))
         scores = list(scorer.collect().values())
     assert [score.scores for score in scores] == [
         dict(zip(rules, (float(prompts.additional(i)["level"]), float(len(prompts[i].text))), strict=True))

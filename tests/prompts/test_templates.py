@@ -1,5 +1,6 @@
 """pytest tests/prompts/test_templates.py"""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,9 +14,12 @@ from r1zero.data import templates, tokenizer
 
 SHIPPED = "configs/model/templates.json"
 PREAMBLE = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks "
-    "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and answer are enclosed "
-    "within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think><answer> answer "
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
+    "first thinks "
+    "about the reasoning process in the mind and then provides the user with the answer. The reasoning process and "
+    "answer are enclosed "
+    "within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here "
+    "</think><answer> answer "
     "here </answer>. Put your final answer within \\boxed{}."
 )
 IM = "<|im_start|>{}\n{}<|im_end|>\n"
@@ -25,7 +29,8 @@ TEXTS = {
     + IM.format("user", PREAMBLE + "\n1+1?")
     + "<|im_start|>assistant\n",
     "qwen": IM.format("system", "You are a helpful assistant.") + IM.format("user", "1+1?") + "<|im_start|>assistant\n",
-    "llama3": "<bos><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama3": "<bos><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "default": "Human: 1+1?\nAssistant:",
     "empty": "1+1?",
     "quickstart": "Question: 1+1?=?\nAssistant:\n",
@@ -36,7 +41,7 @@ def prompt(path: str, name: str, tokenizer_path: str, question: str, **given) ->
     loaded, tok = templates.load(path, name), tokenizer.load(tokenizer_path)
     eos = tokenizer.single_token(tok, loaded.stop_words[0]) if loaded.replace_eos else tok.eos_token_id
     values = {"system": "", "history": (), "thinking": False} | given
-    return tokenizer.encode(tok, templates.render(loaded, question, **values), eos)
+    return tokenizer.encode(tok, templates.render(loaded, question, **values), eos, tokenizer.control_tokens(tok))
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -157,6 +162,15 @@ def test_the_users_own_braces_are_never_filled(question: str) -> None:
             {"format_prefix": slots("{{content}}")},
             "entry 1 (t).format_prefix: the slot '{{content}}' has a placeholder",
         ),
+        ({"default_system": "\ud800"}, "entry 1 (t): spells '\\ud800', half of a character"),
+        ({"format_user": False}, "entry 1 (t).format_user = False; it must be an object"),
+        ({"format_prefix": []}, "entry 1 (t).format_prefix = []; it must be an object"),
+        ({"stop_words": 0}, "entry 1 (t).stop_words = 0; it must be a list"),
+        ({"stop_words": ""}, "entry 1 (t).stop_words = ''; it must be a list"),
+        ({"replace_eos": 0}, "entry 1 (t).replace_eos = 0; it must be true or false"),
+        ({"efficient_eos": ""}, "entry 1 (t).efficient_eos = ''; it must be true or false"),
+        ({"default_system": 0}, "entry 1 (t).default_system = 0; it must be a text"),
+        ({"template_class": ""}, "entry 1 (t).template_class = ''"),
         ({"stop_words": "<|im_end|>"}, "entry 1 (t).stop_words = '<|im_end|>'"),
         ({"stop_words": [""]}, "entry 1 (t).stop_words = ['']"),
         ({"replace_eos": True}, "entry 1 (t): replace_eos is true without stop_words"),
@@ -175,12 +189,12 @@ def test_a_wrong_entry_is_named_with_its_field(entry: dict, message: str, tmp_pa
     ("content", "message"),
     [
         (None, "cannot be read (No such file or directory)"),
-        (b"{", "is not JSON"),
-        (b"\xff", "is not JSON"),
+        (b"{", "is torn or not JSON"),
+        (b"\xff", "templates.json:1: is not UTF-8"),
         (b"{}", "is a JSON dict"),
         (b"[1]", "entry 1 has no name"),
         (b'[{"name": "a"}, {"name": 2}]', "entry 2 has no name"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"[" * 100_000, "is torn or not JSON"),
         (b"[]", "has no template 't'; the file is empty"),
         (b'[{"name": "tt"}, {"name": "x"}]', "has no template 't'; the nearest is 'tt' of tt, x"),
         (b'[{"name": "t"}, {"name": "t"}]', "has 2 templates named 't'"),
@@ -193,6 +207,32 @@ def test_a_wrong_file_gets_one_sentence(content: bytes | None, message: str, tmp
     with pytest.raises(UserError) as caught:
         templates.load(str(file), "t")
     assert message in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_a_null_field_is_an_absent_one_and_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    nulls = dict.fromkeys(set(templates.FIELDS) - {"name"})
+    plain, null = (templates.load(write(tmp_path, {"name": "t", **fields}), "t") for fields in ({}, nulls))
+    assert dataclasses.replace(null, digest="") == dataclasses.replace(plain, digest="")
+    file = tmp_path / "bom.json"
+    file.write_text('[{"name": "t"}]', encoding="utf-8-sig")
+    assert templates.load(str(file), "t") == plain
+
+
+def test_texts_are_what_the_template_itself_writes() -> None:
+    assert templates.texts(templates.load(SHIPPED, "quickstart")) == ["Question: ", "=?\nAssistant:\n"]
+    assert "<|im_end|>\n" in templates.texts(templates.load(SHIPPED, "qwen"))
+
+
+def test_the_parts_of_a_prompt_that_are_the_datas_are_marked(tmp_path: Path) -> None:
+    slots_of = {
+        "format_user": slots("<{{idx}}: {{content}}>"),
+        "format_system": slots("[{{content}}]"),
+        "default_system": "own",
+    }
+    loaded = templates.load(write(tmp_path, {"name": "t", **slots_of}), "t")
+    for system, theirs in (("", ["a", "A", "b"]), ("S", ["S", "a", "A", "b"])):
+        pieces = templates.render(loaded, "b", system, (("a", "A"),), False)
+        assert [p.text[begin:end] for p in pieces for begin, end in p.given] == theirs
 
 
 JSON = st.recursive(

@@ -1,7 +1,9 @@
-"""The oracle of the compiled reshard: full HF tensors out of a model that is spread over ranks, a bucket at a time, point to point.
+"""The oracle of the compiled reshard: full HF tensors out of a model that is spread over ranks, a bucket at a time,
+point to point.
 
-Who sends which part to whom follows from the family's table and the layout alone, so that every rank knows its own sends
-and receives. A receiver that holds a part takes it from its own memory; copies of a part share the sending among them.
+Who sends which part to whom follows from the family's table and the layout alone, so that every rank knows its own
+sends and receives. A receiver that holds a part takes it from its own memory; copies of a part share the sending among
+them.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.layout import Grid, MegatronGrids
+from r1zero.distributed.layout import Grid, MegatronGrids
 from r1zero.model import placement
 from r1zero.model.families import Weight, weights
 from r1zero.model.mapping import Local
@@ -24,8 +26,9 @@ Receivers = Callable[[Weight], tuple[int, ...]]
 """World ranks that get the weight, in ascending order."""
 
 
-def stream(local: dict[str, Local], shape: Shape, grids: MegatronGrids, receivers: Receivers,
-           dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def stream(
+    local: dict[str, Local], shape: Shape, grids: MegatronGrids, receivers: Receivers, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     """(HF name, full tensor) of each weight that this rank receives, in the order of a forward pass.
 
     Called by all ranks that hold or receive something (others may), each to the end: sends happen while it runs. local:
@@ -60,18 +63,29 @@ def _type(weight: Weight, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if weight.fp32 else dtype
 
 
-def _routes(weight: Weight, shape: Shape, grids: MegatronGrids, targets: tuple[int, ...]) -> list[tuple[Part, int, int]]:
+def _routes(
+    weight: Weight, shape: Shape, grids: MegatronGrids, targets: tuple[int, ...]
+) -> list[tuple[Part, int, int]]:
     """(part, source rank, target rank); source and target are one where the target holds the part."""
     copies: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for rank, part in placement.holders(weight, shape, grids).items():
         copies.setdefault(tuple((cut.start, cut.stop) for cut in part), []).append(rank)
-    return [(tuple(slice(*cut) for cut in key), target if target in ranks else ranks[i % len(ranks)], target)
-            for key, ranks in copies.items() for i, target in enumerate(targets)]
+    return [
+        (tuple(slice(*cut) for cut in key), target if target in ranks else ranks[i % len(ranks)], target)
+        for key, ranks in copies.items()
+        for i, target in enumerate(targets)
+    ]
 
 
-def _exchange(plan: list[tuple[Weight, list[tuple[Part, int, int]]]], local: dict[str, Local], rank: int, dtype: torch.dtype,
-              device: torch.device) -> dict[str, dict[int, Tensor]]:
-    """One message to each rank that this one sends to, one from each that it hears from. Returns name -> source -> part."""
+def _exchange(
+    plan: list[tuple[Weight, list[tuple[Part, int, int]]]],
+    local: dict[str, Local],
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, dict[int, Tensor]]:
+    """One message to each rank that this one sends to, one from each that it hears from. Returns name -> source ->
+    part."""
     outgoing: dict[int, list[Tensor]] = {}
     expected: dict[int, list[tuple[Weight, Part]]] = {}
     for weight, routes in plan:
@@ -83,10 +97,13 @@ def _exchange(plan: list[tuple[Weight, list[tuple[Part, int, int]]]], local: dic
             elif target == rank:
                 expected.setdefault(source, []).append((weight, part))
     messages = {target: torch.cat(pieces) for target, pieces in outgoing.items()}
-    buffers = {source: torch.empty(sum(_bytes(w, p, dtype) for w, p in items), dtype=torch.uint8, device=device)
-               for source, items in expected.items()}
-    operations = ([dist.P2POp(dist.isend, message, target) for target, message in sorted(messages.items())]
-                  + [dist.P2POp(dist.irecv, buffer, source) for source, buffer in sorted(buffers.items())])
+    buffers = {
+        source: torch.empty(sum(_bytes(w, p, dtype) for w, p in items), dtype=torch.uint8, device=device)
+        for source, items in expected.items()
+    }
+    operations = [dist.P2POp(dist.isend, message, target) for target, message in sorted(messages.items())] + [
+        dist.P2POp(dist.irecv, buffer, source) for source, buffer in sorted(buffers.items())
+    ]
     for work in dist.batch_isend_irecv(operations) if operations else ():
         work.wait()
     found: dict[str, dict[int, Tensor]] = {}
@@ -105,9 +122,17 @@ def _bytes(weight: Weight, part: Part, dtype: torch.dtype) -> int:
     return torch.Size(_dims(part)).numel() * _type(weight, dtype).itemsize
 
 
-def _assemble(weight: Weight, pieces: list[tuple[Part, int]], local: dict[str, Local], incoming: dict[str, dict[int, Tensor]],
-              rank: int) -> Tensor:
-    tensors = [(part, local[weight.name].tensor() if source == rank else incoming[weight.name][source]) for part, source in pieces]
+def _assemble(
+    weight: Weight,
+    pieces: list[tuple[Part, int]],
+    local: dict[str, Local],
+    incoming: dict[str, dict[int, Tensor]],
+    rank: int,
+) -> Tensor:
+    tensors = [
+        (part, local[weight.name].tensor() if source == rank else incoming[weight.name][source])
+        for part, source in pieces
+    ]
     if len(tensors) == 1:
         return tensors[0][1]
     full = tensors[0][1].new_empty(weight.shape)
@@ -131,4 +156,5 @@ def engine_receivers(rollout: Grid, shape: Shape, expert_parallel: bool) -> Rece
             return rollout.ranks
         owner = weight.expert // each
         return tuple(rollout.at(tp=owner % tp, dp=owner // tp, replica=r) for r in range(rollout.size("replica")))
+
     return receivers

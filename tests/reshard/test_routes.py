@@ -1,6 +1,6 @@
 """The compiled plan, simulated: every rank as data, no process and no torch.
 
-    python -m pytest tests/reshard/test_routes.py
+python -m pytest tests/reshard/test_routes.py
 """
 
 from collections import defaultdict
@@ -8,12 +8,13 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from r1zero import config, layout
+from r1zero import config
 from r1zero.config import UserError
+from r1zero.distributed import layout
 from r1zero.model.families import Weight, read_shape
 from r1zero.model.shape import Shape
-from r1zero.reshard import rounds as planned
-from r1zero.reshard.routes import Routes, Span, axis, match
+from r1zero.weight_sync import rounds as planned
+from r1zero.weight_sync.routes import Routes, Span, axis, match
 from tests.reshard.shapes import CASES, DEEPSEEK, QWEN, carve
 
 A3 = ("configs/a3.toml", "configs/a3_aligned.toml")
@@ -21,7 +22,8 @@ BF16 = 2
 
 
 def engine_rows(name: str, length: int, shape: Shape, tp: int, t: int) -> tuple[int, int]:
-    """vLLM's own rules, said again: QKVParallelLinear (repeated heads), VocabParallelEmbedding (padding to 64), plain cuts."""
+    """vLLM's own rules, said again: QKVParallelLinear (repeated heads), VocabParallelEmbedding (padding to 64), plain
+    cuts."""
     if ".k_proj." in name or ".v_proj." in name:
         heads = shape.kv_heads
         each, head = max(1, heads // tp), t // max(1, tp // heads)
@@ -41,7 +43,7 @@ def wanted_by(rank: int, weight: Weight, shape: Shape, plan: layout.Layout, rout
     tp, dp = plan.rollout.size("tp"), plan.rollout.size("dp")
     place, length = plan.rollout.ranks.index(rank), weight.shape[axis(weight)]
     if ".shared_experts." in weight.name and routes.device == "cpu" and routes.expert_parallel and tp > 1 and dp > 1:
-        return 0, length      # vLLM's use_sequence_parallel_moe: tokens are cut instead
+        return 0, length  # vLLM's use_sequence_parallel_moe: tokens are cut instead
     if weight.expert is not None and routes.expert_parallel:
         each = shape.moe.experts // (tp * dp)
         return (0, length) if weight.expert // each == place % (tp * dp) else None
@@ -56,8 +58,12 @@ def held_by(rank: int, weight: Weight, shape: Shape, plan: layout.Layout) -> lis
     place, tp, pp = ranks.index(rank), plan.train.dense.size("tp"), plan.train.dense.size("pp")
     stage, within = divmod(place, len(ranks) // pp)
     counts = plan.train.pipeline_layers or (shape.layers // pp,) * pp
-    stages = {"first": {0}, "last": {pp - 1}, "both ends": {0, pp - 1},
-              "layer": {next(s for s in range(pp) if (weight.layer or 0) < sum(counts[:s + 1]))}}[weight.place]
+    stages = {
+        "first": {0},
+        "last": {pp - 1},
+        "both ends": {0, pp - 1},
+        "layer": {next(s for s in range(pp) if (weight.layer or 0) < sum(counts[: s + 1]))},
+    }[weight.place]
     if stage not in stages:
         return []
     t, length = within % tp, weight.shape[axis(weight)]
@@ -75,8 +81,11 @@ def plan(request: pytest.FixtureRequest) -> tuple[Routes, list[planned.Round], i
         bound, device = 4096, "cpu"
     else:
         cfg = config.load(request.param, [], config.Config)
-        shape, grids, expert_parallel = (read_shape(cfg.model.shape), layout.carve(cfg.layout, 384),
-                                         cfg.layout.rollout.enable_expert_parallel)
+        shape, grids, expert_parallel = (
+            read_shape(cfg.model.shape),
+            layout.carve(cfg.layout, 384),
+            cfg.layout.rollout.enable_expert_parallel,
+        )
         bound, device = 512 << 20, "npu"
     routes = Routes(grids, shape, expert_parallel, device)
     return routes, planned.schedule(routes, BF16, bound), bound
@@ -97,7 +106,11 @@ def test_every_needed_byte_is_written_once_from_a_rank_that_holds_it(plan: tuple
     for number, weight in enumerate(routes.weights):
         ranks = range(routes.layout.size)
         if weight.expert is not None and len(routes.weights) > 40000:
-            ranks = (weight.expert // 2, weight.expert // 2 + 128, weight.expert // 2 + 256)   # a surplus stays in `written`
+            ranks = (
+                weight.expert // 2,
+                weight.expert // 2 + 128,
+                weight.expert // 2 + 256,
+            )  # a surplus stays in `written`
         for rank in ranks:
             wanted = wanted_by(rank, weight, routes.shape, routes.layout, routes)
             got = sorted(written.pop((rank, number), []))
@@ -105,7 +118,12 @@ def test_every_needed_byte_is_written_once_from_a_rank_that_holds_it(plan: tuple
                 assert not got, (weight.name, rank)
                 continue
             edges = [wanted[0], *(end for _, end in got)]
-            assert [first for first, _ in got] == edges[:-1] and edges[-1] == wanted[1], (weight.name, rank, wanted, got)
+            assert [first for first, _ in got] == edges[:-1] and edges[-1] == wanted[1], (
+                weight.name,
+                rank,
+                wanted,
+                got,
+            )
             count += 1
     assert not written and count >= len(routes.weights)
 
@@ -146,11 +164,15 @@ def test_traffic_of_384_dies_is_even(path: str, capsys: pytest.CaptureFixture) -
             if hop.source == hop.target:
                 kept[hop.source] += each * (hop.end - hop.first)
     assert (got + kept == (got + kept)[0]).all(), "every die ends with the same number of bytes"
-    assert 20.3e9 < (got + kept)[0] < 20.4e9      # 10.1 GB dense and 10.2 GB of experts; absorbed weights are derived, not sent
+    assert (
+        20.3e9 < (got + kept)[0] < 20.4e9
+    )  # 10.1 GB dense and 10.2 GB of experts; absorbed weights are derived, not sent
     assert sent.sum() == got.sum() and sent.max() < 1.15 * sent.mean() and got.max() < 1.05 * got.mean()
     with capsys.disabled():
-        figures = ", ".join(f"{name} {x.mean() / 1e9:.2f} (max {x.max() / 1e9:.2f})" for name, x in
-                            {"sent": sent, "received": got, "copied in place": kept}.items())
+        figures = ", ".join(
+            f"{name} {x.mean() / 1e9:.2f} (max {x.max() / 1e9:.2f})"
+            for name, x in {"sent": sent, "received": got, "copied in place": kept}.items()
+        )
         print(f"\n{path}: GB a die: {figures}; most sent / mean {sent.max() / sent.mean():.3f}")
 
 
@@ -162,7 +184,8 @@ def test_aligned_grids_exchange_within_pipeline_groups_only() -> None:
 
 
 def test_recipe_grids_meet_few_peers() -> None:
-    """TP 4 both sides: a dense shard comes from the same pipeline group, experts from the six owners of a die's two experts."""
+    """TP 4 both sides: a dense shard comes from the same pipeline group, experts from the six owners of a die's two
+    experts."""
     cfg = config.load(A3[0], [], config.Config)
     routes = Routes(layout.carve(cfg.layout, 384), read_shape(cfg.model.shape), True, "npu")
     peers = defaultdict(set)
@@ -181,13 +204,22 @@ def test_targets_are_dealt_to_holders_in_turn() -> None:
     assert all((h.first, h.end) == (2, 6) for h in hops)
 
 
-@pytest.mark.parametrize("shape, grids, expert_parallel, words", [
-    (QWEN, carve(3, (1, 1, 1), (3, 1)), False, ["tensor_parallel_size = 3", "num_attention_heads = 8"]),
-    (DEEPSEEK, carve(12, (1, 1, 4), (2, 3), True), True, ["2 x data_parallel_size 3 = 6", "8 experts", "1 or 2 would"]),
-    (QWEN, carve(2, (1, 1, 1), (1, 2), True), True, ["enable_expert_parallel", "no experts"]),
-])
-def test_an_engine_that_does_not_divide_is_refused_with_the_cure(shape: Shape, grids: layout.Layout, expert_parallel: bool,
-                                                                 words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "shape, grids, expert_parallel, words",
+    [
+        (QWEN, carve(3, (1, 1, 1), (3, 1)), False, ["tensor_parallel_size = 3", "num_attention_heads = 8"]),
+        (
+            DEEPSEEK,
+            carve(12, (1, 1, 4), (2, 3), True),
+            True,
+            ["2 x data_parallel_size 3 = 6", "8 experts", "1 or 2 would"],
+        ),
+        (QWEN, carve(2, (1, 1, 1), (1, 2), True), True, ["enable_expert_parallel", "no experts"]),
+    ],
+)
+def test_an_engine_that_does_not_divide_is_refused_with_the_cure(
+    shape: Shape, grids: layout.Layout, expert_parallel: bool, words: list[str]
+) -> None:
     with pytest.raises(UserError) as refused:
         Routes(grids, shape, expert_parallel, "cpu")
     assert all(word in str(refused.value) for word in words), refused.value

@@ -1,6 +1,6 @@
 """The compiled reshard on gloo, 8 forked processes, against whole tensors and against the generic path.
 
-    python -m pytest tests/reshard/test_run.py
+python -m pytest tests/reshard/test_run.py
 """
 
 import multiprocessing
@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.layout import Layout
+from r1zero.distributed.layout import Layout
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
-from r1zero.reshard import run
-from r1zero.reshard.routes import Span, axis, need_of
+from r1zero.weight_sync import transfer
+from r1zero.weight_sync.routes import Routes, axis, need_of
 from tests.reshard import generic
 from tests.reshard.shapes import CASES
 
@@ -33,15 +33,20 @@ def whole(weight: Weight, dtype: torch.dtype) -> Tensor:
     return torch.randn(weight.shape, generator=generator).to(torch.float32 if weight.fp32 else dtype)
 
 
-def reader(compiled: run.Compiled, dtype: torch.dtype) -> run.Read:
+def reader(compiled: transfer.Compiled, dtype: torch.dtype) -> transfer.Read:
     def read(weight: Weight) -> Tensor:
         part = compiled.routes.held(weight)[compiled.rank]
         return whole(weight, dtype).narrow(axis(weight), part.first, part.end - part.first)
+
     return read
 
 
-def make(shape: Shape, layout: Layout, expert_parallel: bool, rank: int, dtype: torch.dtype = torch.bfloat16) -> run.Compiled:
-    return run.compile_reshard(layout, shape, rank, expert_parallel=expert_parallel, dtype=dtype, device=CPU, staging_bytes=20_000)
+def make(
+    shape: Shape, layout: Layout, expert_parallel: bool, rank: int, dtype: torch.dtype = torch.bfloat16
+) -> transfer.Compiled:
+    return transfer.compile_reshard(
+        Routes(layout, shape, expert_parallel, "cpu"), rank, dtype=dtype, device=CPU, staging_bytes=20_000
+    )
 
 
 class Held:
@@ -62,16 +67,21 @@ def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: i
         local = {w.name: Held(read(w)) for w in compiled.routes.weights if rank in compiled.routes.held(w)}
         receivers = generic.engine_receivers(layout.rollout, shape, expert_parallel)
         oracle = dict(generic.stream(local, shape, layout.train, receivers, dtype))
-        got = dict(run.stream(compiled, read, {}, verify=True))
+        got = dict(transfer.stream(compiled, read, {}, verify=True))
         by_name = {weight.name: weight for weight in compiled.routes.weights}
         assert set(got) <= set(oracle), "an engine was sent what it does not keep"
         kept = 0
         for name, tensor in oracle.items():
             weight = by_name[name]
-            span = need_of(weight, shape, layout.rollout, compiled.routes.dealt, rank)   # the generic path sends nothing to others
+            span = need_of(
+                weight, shape, layout.rollout, compiled.routes.dealt, rank
+            )  # the generic path sends nothing to others
             if span.first == span.end:
                 continue
-            mine = [t.narrow(axis(weight), span.first, span.end - span.first) for t in (got[name], tensor, whole(weight, dtype))]
+            mine = [
+                t.narrow(axis(weight), span.first, span.end - span.first)
+                for t in (got[name], tensor, whole(weight, dtype))
+            ]
             assert got[name].shape == weight.shape and got[name].dtype == mine[2].dtype
             assert torch.equal(mine[0], mine[1]) and torch.equal(mine[0], mine[2]), name
             kept += 1
@@ -80,10 +90,13 @@ def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: i
 
 def pieces_cover_each_unit_once(shape: Shape, layout: Layout, expert_parallel: bool, rank: int) -> None:
     compiled = make(shape, layout, expert_parallel, rank)
-    places = {number: (torch.zeros(compiled.routes.weights[number].shape, dtype=torch.bfloat16), []) for number in compiled.wanted}
+    places = {
+        number: (torch.zeros(compiled.routes.weights[number].shape, dtype=torch.bfloat16), [])
+        for number in compiled.wanted
+    }
     numbers = {compiled.routes.weights[number].name: number for number in places}
 
-    for weight, span, tensor in run.pieces(compiled, reader(compiled, torch.bfloat16), verify=True):
+    for weight, span, tensor in transfer.pieces(compiled, reader(compiled, torch.bfloat16), verify=True):
         place, spans = places[numbers[weight.name]]
         place.narrow(axis(weight), span.first, span.end - span.first).copy_(tensor)
         spans.append(span)
@@ -106,29 +119,40 @@ def a_flipped_bit_is_named(shape: Shape, layout: Layout, expert_parallel: bool, 
             calls.append(None)
             output.view(torch.int16)[7] ^= 1
 
-    run.dist.all_to_all_single = flip
+    transfer.dist.all_to_all_single = flip
     try:
-        for _ in run.pieces(replace(compiled, tasks=compiled.tasks[:1]), reader(compiled, torch.bfloat16), verify=True):
+        for _ in transfer.pieces(
+            replace(compiled, tasks=compiled.tasks[:1]), reader(compiled, torch.bfloat16), verify=True
+        ):
             pass
         assert rank != 5, "the flipped bit went unseen"
-    except run.ChecksumError as error:
+    except transfer.ChecksumError as error:
         assert rank == 5 and "model." in str(error) and "arrived at rank 5" in str(error)
     finally:
-        run.dist.all_to_all_single = real
+        transfer.dist.all_to_all_single = real
 
 
-CHECKS = {f"{check.__name__}: {name}": (check, name) for name in CASES for check in (stream_is_right, pieces_cover_each_unit_once)}
+CHECKS = {
+    f"{check.__name__}: {name}": (check, name)
+    for name in CASES
+    for check in (stream_is_right, pieces_cover_each_unit_once)
+}
 CHECKS["a_flipped_bit_is_named: moe, ep4 to ep4"] = (a_flipped_bit_is_named, "moe, ep4 to ep4")
 
 
 def rank_main(rank: int, port: int, report: Any) -> None:
-    """Runs the checks in order up to the first that fails here; the other ranks then lose their connection and end too."""
+    """Runs the checks in order up to the first that fails here; the other ranks then lose their connection and end
+    too."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+    )
     for title, (check, name) in CHECKS.items():
         shape, layout, expert_parallel = CASES[name]
         try:
-            check(shape, replace(layout, size=WORLD), expert_parallel, rank)   # smaller layouts leave the last ranks idle
+            check(
+                shape, replace(layout, size=WORLD), expert_parallel, rank
+            )  # smaller layouts leave the last ranks idle
         except Exception:
             report.send((title, traceback.format_exc()))
             return
@@ -143,7 +167,7 @@ def outcomes() -> dict[str, list[str]]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    context = multiprocessing.get_context("fork")   # torch is imported once, here
+    context = multiprocessing.get_context("fork")  # torch is imported once, here
     ends, ranks = [], []
     for rank in range(WORLD):
         end, other = context.Pipe(duplex=False)
@@ -164,4 +188,6 @@ def outcomes() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("title", CHECKS)
 def test_reshard(title: str, outcomes: dict[str, list[str]]) -> None:
-    assert outcomes[title] == [""] * WORLD, next((error for error in outcomes[title] if error), "ranks did not get there")
+    assert outcomes[title] == [""] * WORLD, next(
+        (error for error in outcomes[title] if error), "ranks did not get there"
+    )

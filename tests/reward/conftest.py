@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def equal():
-    from r1zero.reward import accuracy, solver
+    from r1zero.reward.equality import answers, solver
 
     solver.load()
-    return accuracy.equal
+    return answers.equal

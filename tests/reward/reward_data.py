@@ -30,7 +30,15 @@ def forget() -> None:
     """Empties every cache of a decision, ours and math-verify's."""
     from math_verify.parser import extract_latex, parse_latex_cached
 
-    from r1zero.reward import accuracy, leaves, meaning, numerals, solver
+    from r1zero.reward.equality import answers, leaves, meaning, numerals, solver
 
-    for cached in (accuracy._tidied, meaning.read, leaves.tree_of, solver.parse, numerals.numeral, extract_latex, parse_latex_cached):
+    for cached in (
+        answers._tidied,
+        meaning.read,
+        leaves.tree_of,
+        solver.parse,
+        numerals.numeral,
+        extract_latex,
+        parse_latex_cached,
+    ):
         cached.cache_clear()

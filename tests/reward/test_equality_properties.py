@@ -13,9 +13,17 @@ from tests.reward.reward_data import read_labels, read_pairs
 
 LABELS = sorted({label for _, _, label in read_labels() if not re.fullmatch(r"-?[0-9]+", label)})
 PAIRS = read_pairs()
-# x = 5 may answer 5, and 5 answer x = 5; 1, 2 may answer (1, 2); x = 2 may answer 2x = 4; 8:10 may answer 4:5, which is no
-# time of day; only what a label leaves undone may an answer leave undone.
-ONE_WAY = {"equations", "names and products", "tuples", "solutions", "times", "echoes and undone work", "choice letters"}
+# x = 5 may answer 5, and 5 answer x = 5; 1, 2 may answer (1, 2); x = 2 may answer 2x = 4; 8:10 may answer 4:5, which is
+# no time of day; only what a label leaves undone may an answer leave undone.
+ONE_WAY = {
+    "equations",
+    "names and products",
+    "tuples",
+    "solutions",
+    "times",
+    "echoes and undone work",
+    "choice letters",
+}
 
 SPELLINGS = {
     "dfrac": lambda text: text.replace(r"\frac", r"\dfrac"),
@@ -55,20 +63,20 @@ def test_every_label_equals_itself_by_its_meaning_and_not_only_by_its_letters(eq
 
 
 def test_what_equals_is_equalled_unless_the_other_side_leaves_work_undone(equal):
-    from r1zero.reward import leaves, undone
-    from r1zero.reward.accuracy import tidy
+    from r1zero.reward.equality import leaves, unevaluated
+    from r1zero.reward.equality.answers import tidy
 
     one_sided = [pair for pair in PAIRS if equal(pair.label, pair.answer) != equal(pair.answer, pair.label)]
     one_sided = [pair for pair in one_sided if pair.category not in ONE_WAY]
     trees = [(leaves.tree_of(tidy(pair.label)), leaves.tree_of(tidy(pair.answer))) for pair in one_sided]
-    assert all(None not in pair and undone.left_undone(*pair) for pair in trees), one_sided
+    assert all(None not in pair and unevaluated.left_undone(*pair) for pair in trees), one_sided
 
 
 numbers = st.integers(-30, 30)
 leaves = st.one_of(
     numbers.map(sympy.Integer), st.sampled_from(sympy.symbols("x y n", real=True)), st.sampled_from([sympy.pi]),
-    st.builds(lambda p, q: sympy.Rational(p, q), numbers, st.integers(1, 12)),
-    st.builds(lambda n: sympy.sqrt(n), st.integers(2, 12)),
+    st.builds(sympy.Rational, numbers, st.integers(1, 12)),
+    st.builds(sympy.sqrt, st.integers(2, 12)),
 )  # fmt: skip
 expressions = st.recursive(
     leaves,

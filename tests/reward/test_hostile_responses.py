@@ -10,10 +10,11 @@ import pytest
 
 from r1zero.reward import Scorer
 from r1zero.reward.boxes import last_box
-from r1zero.reward.score import MEMORY_MIB
+from r1zero.reward.scorer import MEMORY_MIB
 
 DEADLINE_S = 8.0
-# The pool keeps to 0.5 s past the deadline; where more processes run than there are cores it must wait for its turn first.
+# The pool keeps to 0.5 s past the deadline; where more processes run than there are cores it must wait for its turn
+# first.
 SLACK_S = 0.5 * max(1.0, os.getloadavg()[0])
 MARK = "/tmp/r1zero_hostile_mark"
 HONEST = r"<think>half</think><answer>\boxed{\frac{1}{2}}</answer>"
@@ -34,21 +35,25 @@ WRONG = {
         "9^{9^{9^{9}}}", "9^9^9^9^9", "(((9^9)^9)^9)^9", "2^{2^{2^{2^{2^{2}}}}}", "10^{10^{10}}", "9^{999999999}",
         "99999^{99999}", "9^{9^{9^x}}", "x^{9^{9^9}}", r"\sqrt[9^{9^9}]{2}", r"e^{e^{e^{e^{e^{e}}}}}", "9^{-9^{9}}",
         r"\frac{1}{9^{99999}}", "(9^{9^9}, 5)", "[0, 9^{99999}]", r"\{9^{99999}, 1\}", "(1+x)^{99999}", "0.1^{99999}",
-        r"9^{99 \cdot 99 \cdot 99 \cdot 99 \cdot 99 \cdot 99}", "2^{99!}", "(x^{99999})^{99999}", "664E445000", "x > 9^{9^9}",
-        "x = 9^{9^{9^9}}", r"e^{10^{10^{10}}}", r"x^{9^{9^9}} + y = 1", r"\sqrt[9]{9^{9^{9^9}}}", "(9^{9^9})_{2}", "9^{9^{9^9}}:1",
+        r"9^{99 \cdot 99 \cdot 99 \cdot 99 \cdot 99 \cdot 99}", "2^{99!}", "(x^{99999})^{99999}", "664E445000",
+        "x > 9^{9^9}",
+        "x = 9^{9^{9^9}}", r"e^{10^{10^{10}}}", r"x^{9^{9^9}} + y = 1", r"\sqrt[9]{9^{9^{9^9}}}", "(9^{9^9})_{2}",
+        "9^{9^{9^9}}:1",
     )],
     "factorial chains": [boxed(a) for a in (
         "9!!!!!!!!", "((9!)!)!", "99999!", "999999999!", "(99999!)!", r"\frac{99999!}{99998!}", "(3!)!!", r"(10^5)!",
         r"\binom{99999}{50000}", r"\binom{10^9}{10^8}", r"\Gamma(10^{9})", r"\prod_{k=1}^{99999} k", r"(5^{5^5})!",
     )],
     "sums and integrals": [boxed(a) for a in (
-        r"\sum_{k=1}^{10^{9}} \frac{1}{k^k}", r"\int_0^1 \int_0^1 \int_0^1 e^{x^y^z} dx dy dz", r"\lim_{x\to 0} x^{x^{x^x}}",
+        r"\sum_{k=1}^{10^{9}} \frac{1}{k^k}", r"\int_0^1 \int_0^1 \int_0^1 e^{x^y^z} dx dy dz",
+        r"\lim_{x\to 0} x^{x^{x^x}}",
         r"\int e^{\sin x^x} \ln(\cos x) dx", r"\sum_{k=1}^{\infty} \sin(k!)^{k}", r"\prod_{k=1}^{10^9} (1 + x^k)",
     )],
     "hard to simplify": [boxed(a) for a in (
         "+".join(rf"\sqrt{{{n}}}" for n in range(2, 60)), "".join(f"(x^{n}+{n}y)" for n in range(2, 40)),
         "(" * 18 + "x" + "+1)^2" * 18, r"\sin(" * 15 + "x" + ")" * 15, "x^{100}+" * 60 + "1=y^{100}",
-        r"\begin{pmatrix}" + r"\\".join("&".join(f"x^{{{i * j}}}" for i in range(9)) for j in range(9)) + r"\end{pmatrix}",
+        r"\begin{pmatrix}"
+        + r"\\".join("&".join(f"x^{{{i * j}}}" for i in range(9)) for j in range(9)) + r"\end{pmatrix}",
     )],
     "deep nesting": [boxed(a) for a in (
         "{" * 100_000 + "1" + "}" * 100_000, "(" * 100_000, r"\frac{1}{" * 50_000 + "2" + "}" * 50_000, "[" * 900,
@@ -81,11 +86,15 @@ WRONG = {
         "٠.٥", "０.５", "𝟎.𝟓", "½½", "l/2", "1∕2\u200b3", "Ⅰ/Ⅱ", "O.5", "0․5", "一/二", "o.5", "1/٢",
     )],
     "bytes that are no text": [boxed(a) for a in (
-        "1\x002", "\x00", "0.5\x00", "\x001/2", "\ud800", "\x1b[2J0.5", "\u202e0.5", "\ufeff\ufeff", "\x7f1/2", "1\u20602",
+        "1\x002", "\x00", "0.5\x00", "\x001/2", "\ud800", "\x1b[2J0.5", "\u202e0.5", "\ufeff\ufeff", "\x7f1/2",
+        "1\u20602",
     )],
-    "nothing": [boxed(a) for a in ("", " ", "{}", r"\,", "$$", ".", r"\text{}", r"\quad", "?", "...", r"\boxed{}", "~", "\\")],
+    "nothing": [boxed(a) for a in (
+        "", " ", "{}", r"\,", "$$", ".", r"\text{}", r"\quad", "?", "...", r"\boxed{}", "~", "\\",
+    )],
     "not a value": [boxed(a) for a in (
-        r"\frac{1}{0}", r"\frac{0}{0}", r"\infty", r"\infty - \infty", "nan", r"\text{nan}", r"0 \cdot \infty", "0^0", "inf",
+        r"\frac{1}{0}", r"\frac{0}{0}", r"\infty", r"\infty - \infty", "nan", r"\text{nan}", r"0 \cdot \infty", "0^0",
+        "inf",
         r"\log 0", r"\tan \frac{\pi}{2}", "x = x", r"\frac{1}{2} \text{ or } 1", "1/2/3", r"\frac{1}{2}, \frac{1}{3}",
     )],
 }  # fmt: skip
@@ -100,7 +109,9 @@ RIGHT = {
 
 @pytest.fixture(scope="module")
 def scorer():
-    with Scorer(rules={"base_acc": 1.0, "format": 0.0, "strict_format": 0.0, "step": 0.0}, workers=2, deadline_s=DEADLINE_S) as s:
+    with Scorer(
+        rules={"base_acc": 1.0, "format": 0.0, "strict_format": 0.0, "step": 0.0}, workers=2, deadline_s=DEADLINE_S
+    ) as s:
         s.submit("warm", HONEST, "0.5")
         s.collect()
         yield s

@@ -33,16 +33,18 @@ def full_data() -> dict[str, list[LabelRow]]:
 
 
 def test_all_labels_equal_themselves_and_under_half_a_percent_cannot_be_parsed(equal):
-    from r1zero.reward import accuracy
+    from r1zero.reward.equality import answers
 
     rows, unparsable = defaultdict(int), defaultdict(int)
     for name, count, label in read_labels():
         assert equal(label, label), label
         rows[name] += count
-        unparsable[name] += count * (not accuracy.parses(label))
+        unparsable[name] += count * (not answers.parses(label))
     assert dict(rows) == SETS
     for name in SETS:
-        print(f"{name}: {unparsable[name]} of {rows[name]} labels cannot be parsed ({unparsable[name] / rows[name]:.3%})")
+        print(
+            f"{name}: {unparsable[name]} of {rows[name]} labels cannot be parsed ({unparsable[name] / rows[name]:.3%})"
+        )
         assert unparsable[name] / rows[name] < 0.005
 
 
@@ -68,7 +70,10 @@ def test_the_summary_shows_ten_rows_of_a_kind_says_where_the_rest_is_and_knows_g
     rows = [LabelRow("a.jsonl", n, f"She sold {n} clips. So:\n#### {n}", None) for n in range(25)]
     report = check_labels(rows, workers=1, deadline_s=5.0)
     summary = report.summary("out/labels.txt")
-    assert sum("unparsable label" in line for line in summary) == 10 and sum("unparsable label" in line for line in report.lines()) == 25
+    assert (
+        sum("unparsable label" in line for line in summary) == 10
+        and sum("unparsable label" in line for line in report.lines()) == 25
+    )
     assert summary[-1] == "... and 15 more like these in out/labels.txt"
     assert '25 labels hold "####"' in summary[1] and 'handler = "gsm8k"' in summary[1]
 

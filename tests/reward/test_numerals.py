@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from math_verify import parse, verify
 from math_verify.parser import LatexExtractionConfig
 
-from r1zero.reward.numerals import ends, numeral, same
+from r1zero.reward.equality.numerals import ends, numeral, same
 
-integers = st.integers(-10**9, 10**9)
+integers = st.integers(-(10**9), 10**9)
 plain = integers.map(str)
 separated = st.integers(1000, 10**9).map("{:,}".format)
 decimals = st.builds("{}{}.{}".format, st.sampled_from(["", "-"]), st.integers(0, 999), st.integers(0, 10**7))
@@ -37,7 +37,7 @@ def agree_with_math_verify(a: str, b: str) -> None:
     if ours != theirs:
         x, y = numeral(a).value, numeral(b).value
         assert theirs and x != y, (a, b)
-        assert ends(x) and ends(y) or abs(x - y) > Fraction(1, 10_000) * max(abs(x), abs(y)), (a, b)
+        assert (ends(x) and ends(y)) or abs(x - y) > Fraction(1, 10_000) * max(abs(x), abs(y)), (a, b)
 
 
 @settings(max_examples=120, deadline=None)

@@ -32,7 +32,10 @@ def written(tmp_path):
         "from beside import score as rule",
         "import beside\nrule = beside.score",
         "from beside import *\nrule = score",
-        "try:\n    from no_such_module_at_all import rule\nexcept ImportError:\n    def rule(response, label): return 2.0",
+        (
+            "try:\n    from no_such_module_at_all import rule\nexcept ImportError:\n    def rule(response, label): "
+            "return 2.0"
+        ),
         "class Rule:\n    def __call__(self, response, label): return 2.0\nrule = Rule()",
         "import functools, beside\nrule = functools.partial(beside.power, exponent=1)",
         "def rule(response, label):\n    import beside\n    return beside.score(response, label)",

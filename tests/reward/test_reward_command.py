@@ -15,7 +15,12 @@ GOOD = r"<think>so</think><answer>\boxed{\frac{1}{2}}</answer>"
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "r1zero.reward", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+        [sys.executable, "-m", "r1zero.reward", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
     )
 
 
@@ -38,7 +43,7 @@ def test_each_line_gets_one_line_of_json_in_order(responses, tmp_path):
     rows += [{"response": rf"\boxed{{{n}}}", "label": "7", "other": None} for n in range(10)]
     done = run(responses(*rows, ""), "--rules", f"base_acc,acc,{rule}:mine", "--deadline", "1")
     assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
+    results = [json.loads(line) for line in done.stdout.split("\n") if line]
     assert len(results) == len(rows)
     assert all(list(result) == ["outcome", "equal", "scores", "ms"] for result in results)
     assert results[0]["outcome"] == "scored" and results[0]["equal"] is True and results[0]["ms"] > 0

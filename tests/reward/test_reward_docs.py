@@ -20,6 +20,6 @@ def test_the_examples_in_the_docstrings_hold(name, equal):
 
 
 def test_equality_documents_its_decisions(equal):
-    from r1zero.reward import accuracy
+    from r1zero.reward.equality import answers
 
-    assert len(doctest.DocTestFinder().find(accuracy)[0].examples) >= 15
+    assert len(doctest.DocTestFinder().find(answers)[0].examples) >= 15

@@ -58,7 +58,9 @@ def test_the_linear_decision_is_the_regular_expression_on_all_short_strings(ours
     assert accepted > 0
 
 
-@pytest.mark.parametrize("unit", ["<think></think><answer>\\boxed{", "\\boxed{", "</answer>", "<think>", "\\boxed{}\n", "{"])
+@pytest.mark.parametrize(
+    "unit", ["<think></think><answer>\\boxed{", "\\boxed{", "</answer>", "<think>", "\\boxed{}\n", "{"]
+)
 def test_a_megabyte_of_repeated_tags_is_decided(unit):
     text = "<think>" + unit * (1_000_000 // len(unit))
     for rule in RULES:

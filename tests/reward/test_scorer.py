@@ -163,7 +163,14 @@ def test_a_misspelt_function_of_the_users_own_is_refused_unrun(rule_file):
 
 
 def test_no_rules_no_workers_and_no_deadline_are_refused():
-    wrong = ({"rules": {}}, {"workers": 0}, {"deadline_s": 0.0}, {"deadline_s": math.nan}, {"memory_mib": 0}, {"rules": {"acc": math.inf}})
+    wrong = (
+        {"rules": {}},
+        {"workers": 0},
+        {"deadline_s": 0.0},
+        {"deadline_s": math.nan},
+        {"memory_mib": 0},
+        {"rules": {"acc": math.inf}},
+    )
     for arguments in wrong:
         with pytest.raises(RewardError):
             Scorer(**{"rules": {"acc": 1.0}, "workers": 1, "deadline_s": 1.0} | arguments)

@@ -18,7 +18,7 @@ def test_the_texts_of_ungraded_samples_are_kept(tmp_path):
     texts = {key: (f"response {key} \ud800", f"label {key}") for key in scores}
     assert dump_unscored(path, scores, texts) == 2
     assert dump_unscored(path, {"b": TIMEOUT}, texts) == 1
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert [(row["outcome"], row["label"]) for row in rows] == [
         ("timeout", "label b"), ("failed", "label c"), ("timeout", "label b"),
     ]  # fmt: skip

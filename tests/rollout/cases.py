@@ -4,7 +4,7 @@ import glob
 import os
 import random
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -12,9 +12,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from r1zero import config, device, layout
+from r1zero import config
 from r1zero.batch import Prompt, Response
+from r1zero.distributed import device, layout
+from r1zero.patches import PATCHES
 from tests.rollout import models
+from tests.without import without
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Case:
     """For the shape."""
     loads: tuple[str, ...]
     prompts: tuple[Prompt, ...]
-    grid: config.VllmGrid = config.VllmGrid()
+    grid: config.VllmGrid = field(default_factory=config.VllmGrid)
     train_ranks: str = "all"
     dtype: str = "float32"
     group_size: int = 2
@@ -39,17 +42,23 @@ class Case:
     max_num_batched_tokens: int = 64
     kv_cache_gib: float = 0.0625
     without: tuple[str, ...] = ()
-    """Mends left out."""
+    """What is left out: see _leave_out."""
 
     @property
     def cfg(self) -> config.Config:
         return config.Config(
-            run=config.Run(dtype=self.dtype), model=config.Model(path=self.path),
+            run=config.Run(dtype=self.dtype, seed=20251125193000),
+            model=config.Model(path=self.path),
             layout=config.Layout(train=config.MegatronGrid(ranks=self.train_ranks), rollout=self.grid),
             rollout=config.Rollout(
-                temperature=self.temperature, max_prompt_tokens=self.max_prompt_tokens, max_num_seqs=self.max_num_seqs,
-                max_response_tokens=self.max_response_tokens, max_num_batched_tokens=self.max_num_batched_tokens,
-                kv_cache_gib=self.kv_cache_gib))
+                temperature=self.temperature,
+                max_prompt_tokens=self.max_prompt_tokens,
+                max_num_seqs=self.max_num_seqs,
+                max_response_tokens=self.max_response_tokens,
+                max_num_batched_tokens=self.max_num_batched_tokens,
+                kv_cache_gib=self.kv_cache_gib,
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,10 @@ class Answer:
 
 def prompts(lengths: list[int], first: int = 0) -> tuple[Prompt, ...]:
     """Of the given lengths, rows first, first + 1 .. of some data."""
-    return tuple(Prompt(first + i, tuple((31 * (first + i) + 7 * j + 11) % 480 + 8 for j in range(n)), "", "")
-                 for i, n in enumerate(lengths))
+    return tuple(
+        Prompt(first + i, tuple((31 * (first + i) + 7 * j + 11) % 480 + 8 for j in range(n)), "", "")
+        for i, n in enumerate(lengths)
+    )
 
 
 def texts(case: Case, answer: Answer) -> list[list[int]]:
@@ -78,7 +89,7 @@ def texts(case: Case, answer: Answer) -> list[list[int]]:
 def share(case: Case, engines: int, engine: int) -> Case:
     """What one engine of several is asked."""
     count = len(case.prompts) // engines
-    return replace(case, prompts=case.prompts[engine * count:(engine + 1) * count])
+    return replace(case, prompts=case.prompts[engine * count : (engine + 1) * count])
 
 
 def answer(rank: int, case: Case) -> Answer | None:
@@ -87,7 +98,7 @@ def answer(rank: int, case: Case) -> Answer | None:
     lay = layout.carve(case.cfg.layout, dist.get_world_size())
     before = _process()
     if rank not in lay.rollout:
-        dist.barrier()   # the world stays until its last engine is done
+        dist.barrier()  # the world stays until its last engine is done
         return None
     mine = share(case, lay.engines, lay.engine_of(rank))
     with ExitStack() as stack:
@@ -99,10 +110,11 @@ def answer(rank: int, case: Case) -> Answer | None:
 
 
 def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
-    from r1zero.rollout.vllm_engine import Engine
+    from r1zero.rollout.engine import Engine
 
-    engine = Engine(case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids),
-                    forbidden_ids=list(case.forbidden_ids))
+    engine = Engine(
+        case.cfg, lay, rank, stop_token_ids=list(case.stop_token_ids), forbidden_ids=list(case.forbidden_ids)
+    )
     try:
         return _use(engine, case)
     finally:
@@ -111,25 +123,31 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
 
 def copies(rank: int, case: Case) -> dict[str, bool]:
     """What an engine of one rank keeps of embedding and head after all loads of the case."""
-    from r1zero.rollout.vllm_engine import Engine
+    from r1zero.rollout.engine import Engine
 
     device.start("cpu", 0)
-    engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, stop_token_ids=[], forbidden_ids=[])
-    try:
+    with ExitStack() as stack:
+        _leave_out(case.without, stack)
+        engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, stop_token_ids=[], forbidden_ids=[])
+        stack.callback(engine.close)
         _load(engine, case)
         embedding, head = engine._model.model.embed_tokens, engine._model.lm_head
-        return {"embedding packed": hasattr(embedding, "cpu_linear"), "head packed": hasattr(head, "cpu_linear"),
-                "head plain": head.weight.numel() > 0}
-    finally:
-        engine.close()
+        return {
+            "embedding packed": hasattr(embedding, "cpu_linear"),
+            "head packed": hasattr(head, "cpu_linear"),
+            "head plain": head.weight.numel() > 0,
+        }
 
 
 def _load(engine: Any, case: Case) -> None:
-    from r1zero.rollout.vllm_engine import EXPERT
+    from r1zero.rollout.cuda import EXPERT
 
     for path in case.loads:
-        engine.reload((name, tensor) for name, tensor in models.weights(path)
-                      if not (expert := EXPERT.search(name)) or int(expert[1]) in engine.owned_experts)
+        engine.reload(
+            (name, tensor)
+            for name, tensor in models.weights(path)
+            if not (expert := EXPERT.search(name)) or int(expert[1]) in engine.owned_experts
+        )
 
 
 def _use(engine: Any, case: Case) -> Answer:
@@ -143,7 +161,7 @@ def _use(engine: Any, case: Case) -> Answer:
         seen.append((response.prompt, response.sample))
         decoding.append(engine._llm.llm_engine.get_num_unfinished_requests())
 
-    responses = engine.generate(list(case.prompts), case.group_size, case.iteration, on_finished)
+    responses = engine.generate(list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished)
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
     given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {})
@@ -154,27 +172,39 @@ def _counting(function: Any, calls: list[int]) -> Any:
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return function(*args, **kwargs)
+
     return counted
 
 
-def _leave_out(mends: tuple[str, ...], stack: ExitStack) -> None:
-    from r1zero.rollout import cpu_vllm
+def _leave_out(names: tuple[str, ...], stack: ExitStack) -> None:
+    """Rows of r1zero/patches.py, arguments of vLLM, and "tied head": the step of a reload that packs it again."""
+    from r1zero.rollout import cpu
 
-    kept = {name: mend for name, mend in cpu_vllm.MENDS.items() if name not in mends}
-    stack.enter_context(mock.patch.object(cpu_vllm, "MENDS", kept))
-    left_out = {"rotary": "compilation_config", "attention backend": "attention_config"}
-    arguments, dropped = cpu_vllm.arguments, [left_out[mend] for mend in mends if mend in left_out]
-    stack.enter_context(mock.patch.object(
-        cpu_vllm, "arguments", lambda shape: {name: value for name, value in arguments(shape).items() if name not in dropped}))
-    if "tied head" in mends:
-        stack.enter_context(mock.patch.object(cpu_vllm, "repack_tied_head", lambda model: None))
+    stack.enter_context(without(*(name for name in names if name in PATCHES)))
+    arguments = cpu.arguments
+    stack.enter_context(
+        mock.patch.object(
+            cpu,
+            "arguments",
+            lambda config: {name: value for name, value in arguments(config).items() if name not in names},
+        )
+    )
+    if "tied head" in names:
+        stack.enter_context(mock.patch.object(cpu, "repack_tied_head", lambda model: None))
 
 
 def _process() -> dict[str, Any]:
     import vllm  # noqa: F401  what its import changes is not the engine's doing
 
-    return {"environment": {k: os.environ.get(k) for k in ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "VLLM_DIST_IDENT",
-                                                           "VLLM_DP_SIZE", "VLLM_DP_RANK")},
-            "torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": str(np.random.get_state()),
-            "threads": (torch.get_num_threads(), torch.set_num_threads.__name__), "world": dist.get_world_size(),
-            "shared memory": sorted(glob.glob("/dev/shm/*r1zero*"))}
+    return {
+        "environment": {
+            k: os.environ.get(k)
+            for k in ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "VLLM_DIST_IDENT", "VLLM_DP_SIZE", "VLLM_DP_RANK")
+        },
+        "torch": torch.get_rng_state().tolist(),
+        "python": random.getstate(),
+        "numpy": str(np.random.get_state()),
+        "threads": (torch.get_num_threads(), torch.set_num_threads.__name__),
+        "world": dist.get_world_size(),
+        "shared memory": sorted(glob.glob("/dev/shm/*r1zero*") + glob.glob("/dev/shm/*cpushm*")),
+    }

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.ranks import Ranks
 from tests.rollout import models
 
 
@@ -16,12 +15,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory):
         if key not in made:
             made[key] = models.write(tmp_path_factory.mktemp("model"), kind, seed, **changes)
         return made[key]
+
     return get
-
-
-@pytest.fixture(scope="session")
-def others():
-    """Processes that know nothing of the other ones, and may be lost."""
-    group = Ranks()
-    yield group
-    group.close()

@@ -1,17 +1,38 @@
 """Tiny random models on disk, and Hugging Face's logprobs of them: the oracle."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-COMMON = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, vocab_size=512,
-              max_position_embeddings=512, tie_word_embeddings=False)
+COMMON = dict(
+    hidden_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=192,
+    vocab_size=512,
+    max_position_embeddings=512,
+    tie_word_embeddings=False,
+)
 DENSE = dict(COMMON, num_key_value_heads=2)
-EXPERTS = dict(COMMON, num_key_value_heads=4, q_lora_rank=96, kv_lora_rank=256, qk_rope_head_dim=64,
-               qk_nope_head_dim=32, v_head_dim=32, moe_intermediate_size=96, first_k_dense_replace=1,
-               n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, n_group=2, topk_group=1)
+EXPERTS = dict(
+    COMMON,
+    num_key_value_heads=4,
+    q_lora_rank=96,
+    kv_lora_rank=256,
+    qk_rope_head_dim=64,
+    qk_nope_head_dim=32,
+    v_head_dim=32,
+    moe_intermediate_size=96,
+    first_k_dense_replace=1,
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    n_group=2,
+    topk_group=1,
+)
 
 
 def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
@@ -33,16 +54,7 @@ def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
             if name.endswith("e_score_correction_bias"):
                 tensor.uniform_(0.0, 0.1)
     model.save_pretrained(folder)
-    if kind == "experts":   # vLLM takes the bias into account only if these are stated
-        _state(folder, topk_method="noaux_tc", scoring_func="sigmoid")
     return str(folder)
-
-
-def _state(folder: Path, **fields: Any) -> None:
-    import json
-
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def weights(folder: str) -> Iterator[tuple[str, Tensor]]:
@@ -56,8 +68,9 @@ def weights(folder: str) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def logprobs(folder: str, sequences: list[list[int]], temperature: float,
-             forbidden_ids: list[int]) -> list[list[float]]:
+def logprobs(
+    folder: str, sequences: list[list[int]], temperature: float, forbidden_ids: list[int]
+) -> list[list[float]]:
     """Of tokens 1.. of each sequence, by transformers in fp32."""
     import transformers
 

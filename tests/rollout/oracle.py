@@ -20,5 +20,5 @@ def expected(case: Case, answer: Answer, path: str | None = None) -> list[list[f
 def gap(case: Case, answer: Answer, path: str | None = None) -> float:
     """Between transformers and both the scores and the logprobs that came with the samples."""
     theirs = expected(case, answer, path)
-    sampled = [of_all[-len(r.token_ids):] for r, of_all in zip(answer.responses, theirs, strict=True)]
+    sampled = [of_all[-len(r.token_ids) :] for r, of_all in zip(answer.responses, theirs, strict=True)]
     return max(worst(answer.scores, theirs), worst([r.logprobs for r in answer.responses], sampled))

@@ -1,6 +1,7 @@
-"""The order of waking and loading on NPU, with vllm-ascend 0.23.0's own functions, taken out of the pinned wheel and run on the CPU.
+"""The order of waking and loading on NPU, with vllm-ascend 0.23.0's own functions, taken out of the pinned wheel and
+run on the CPU.
 
-    python -m pytest tests/rollout/test_npu_vllm.py
+python -m pytest tests/rollout/test_npu_vllm.py
 """
 
 import ast
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from r1zero.rollout import npu_vllm, places
+from r1zero.rollout import loader_trace, npu
 from tests import wheels
 
 ASCEND = wheels.PINNED[0]
@@ -27,7 +28,7 @@ def function(module: str, qualname: str, **names: Any) -> Any:
     for arg in node.args.args:
         arg.annotation = None
     space = {"torch": torch, **names}
-    exec(compile(ast.Module([node], []), module, "exec"), space)   # the pinned wheel's own source
+    exec(compile(ast.Module([node], []), module, "exec"), space)  # the pinned wheel's own source
     return space[node.name]
 
 
@@ -38,9 +39,11 @@ class Method:
     enabled = SimpleNamespace(enable_fused_mc2=0)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        node = wheels.find(wheels.tree(ASCEND, "vllm_ascend.ops.fused_moe.fused_moe"),
-                           "AscendUnquantizedFusedMoEMethod.process_weights_after_loading")
-        own = ast.FunctionDef(node.name, node.args, node.body[1:], [], lineno=1, col_offset=0)   # without super()
+        node = wheels.find(
+            wheels.tree(ASCEND, "vllm_ascend.ops.fused_moe.fused_moe"),
+            "AscendUnquantizedFusedMoEMethod.process_weights_after_loading",
+        )
+        own = ast.FunctionDef(node.name, node.args, node.body[1:], [], lineno=1, col_offset=0)  # without super()
         space = {"torch": torch, "get_ascend_config": lambda: self.enabled, "maybe_trans_nz": lambda weight: weight}
         exec(compile(ast.fix_missing_locations(ast.Module([own], [])), "fused_moe", "exec"), space)
         space[node.name](self, layer)
@@ -69,9 +72,14 @@ class Attention(nn.Module):
         self.kv_b_proj.quant_method = LinearMethod()
 
     def process_weights_after_loading(self, dtype: torch.dtype) -> None:
-        function("vllm_ascend.attention.mla_v1", "AscendMLAImpl.process_weights_after_loading", UnquantizedLinearMethod=LinearMethod,
-                 ACL_FORMAT_FRACTAL_ND=2, torch_npu=SimpleNamespace(npu_format_cast=lambda t, _: t),
-                 maybe_trans_nz=lambda weight: weight)(self, dtype)
+        function(
+            "vllm_ascend.attention.mla_v1",
+            "AscendMLAImpl.process_weights_after_loading",
+            UnquantizedLinearMethod=LinearMethod,
+            ACL_FORMAT_FRACTAL_ND=2,
+            torch_npu=SimpleNamespace(npu_format_cast=lambda t, _: t),
+            maybe_trans_nz=lambda weight: weight,
+        )(self, dtype)
 
 
 class LinearMethod:
@@ -111,13 +119,19 @@ def weights(seed: int) -> dict[str, Tensor]:
 
 def state(model: Model) -> dict[str, Tensor]:
     """What the model computes with after processing."""
-    return {"w13": model.experts.w13_weight.data.clone(), "w2": model.experts.w2_weight.data.clone(),
-            "W_UV": model.attention.W_UV.clone(), "W_UK_T": model.attention.W_UK_T.clone()}
+    return {
+        "w13": model.experts.w13_weight.data.clone(),
+        "w2": model.experts.w2_weight.data.clone(),
+        "W_UV": model.attention.W_UV.clone(),
+        "W_UK_T": model.attention.W_UK_T.clone(),
+    }
 
 
 def addresses(model: Model) -> list[int]:
-    return [t.untyped_storage().data_ptr()
-            for t in (model.experts.w13_weight, model.experts.w2_weight, model.attention.W_UV, model.attention.W_UK_T)]
+    return [
+        t.untyped_storage().data_ptr()
+        for t in (model.experts.w13_weight, model.experts.w2_weight, model.attention.W_UV, model.attention.W_UK_T)
+    ]
 
 
 CONFIG = SimpleNamespace(hf_text_config=SimpleNamespace(hidden_size=HIDDEN))
@@ -136,16 +150,23 @@ def sleep_and_wake(model: Model) -> None:
     for tensor in (*model.parameters(), model.attention.W_UV, model.attention.W_UK_T):
         tensor.data.fill_(float("nan"))
     worker = SimpleNamespace(
-        vllm_config=SimpleNamespace(model_config=CONFIG, quant_config=None), model_runner=SimpleNamespace(model=model),
-        _sleep_saved_buffers={"cos": torch.arange(3.0)})
-    wake_up = function("vllm_ascend.worker.worker", "NPUWorker.wake_up",
-                       get_ascend_config=lambda: SimpleNamespace(weight_nz_mode=0, enable_sleep_mode_extra_cleanup=False),
-                       CaMemAllocator=SimpleNamespace(get_instance=lambda: SimpleNamespace(wake_up=lambda tags: None)))
+        vllm_config=SimpleNamespace(model_config=CONFIG, quant_config=None),
+        model_runner=SimpleNamespace(model=model),
+        _sleep_saved_buffers={"cos": torch.arange(3.0)},
+    )
+    wake_up = function(
+        "vllm_ascend.worker.worker",
+        "NPUWorker.wake_up",
+        get_ascend_config=lambda: SimpleNamespace(weight_nz_mode=0, enable_sleep_mode_extra_cleanup=False),
+        CaMemAllocator=SimpleNamespace(get_instance=lambda: SimpleNamespace(wake_up=lambda tags: None)),
+    )
     types.MethodType(wake_up, worker)(["weights"])
 
 
 def dispatcher() -> Any:
-    return SimpleNamespace(num_experts=8, num_local_experts=EXPERTS, expert_ids_per_ep_rank=torch.full((8,), -1, dtype=torch.int32))
+    return SimpleNamespace(
+        num_experts=8, num_local_experts=EXPERTS, expert_ids_per_ep_rank=torch.full((8,), -1, dtype=torch.int32)
+    )
 
 
 @pytest.mark.parametrize("asleep", [False, True], ids=["awake", "after a deep sleep"])
@@ -155,7 +176,7 @@ def test_taking_new_weights_equals_a_fresh_engine_in_the_same_memory(asleep: boo
     for seed in (2, 3):
         if asleep:
             sleep_and_wake(model)
-        npu_vllm.take_in_order(model, CONFIG, iter(weights(seed).items()), process, [plain, SimpleNamespace()])
+        npu.reload_in_order(model, CONFIG, iter(weights(seed).items()), process, [plain, SimpleNamespace()])
         expected = state(fresh(seed))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in state(model).items())
         assert plain.expert_ids_per_ep_rank.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -167,7 +188,7 @@ def test_writing_weights_to_their_places_equals_loading_them_through_deep_sleeps
     """Places learnt once stay right: waking and processing put new Parameters around the same memory."""
     model = fresh(1)
     shapes = [(name, tuple(tensor.shape)) for name, tensor in weights(1).items()]
-    known = places.learn(model.load_weights, npu_vllm.kept_as_loaded(model, CONFIG, shapes), torch.float32)
+    known = loader_trace.learn(model.load_weights, npu.writable_in_place(model, CONFIG, shapes), torch.float32)
     assert set(known) == set(weights(1)), "nothing goes through the loader"
     before = [known[name][0].target.data_ptr() for name in known]
     for seed in (2, 3):
@@ -176,13 +197,15 @@ def test_writing_weights_to_their_places_equals_loading_them_through_deep_sleeps
         def arriving(seed: int = seed) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in weights(seed).items():
                 for row in range(len(tensor)):
-                    places.write(known[name], 0, row, tensor[row:row + 1])
+                    loader_trace.write(known[name], 0, row, tensor[row : row + 1])
             yield from ()
 
-        npu_vllm.take_in_order(model, CONFIG, arriving(), process, [dispatcher()])
+        npu.reload_in_order(model, CONFIG, arriving(), process, [dispatcher()])
         expected = state(fresh(seed))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in state(model).items())
-    assert [known[name][0].target.data_ptr() for name in known] == before and model.experts.w2_weight.data_ptr() in before
+    assert [
+        known[name][0].target.data_ptr() for name in known
+    ] == before and model.experts.w2_weight.data_ptr() in before
 
 
 def test_loading_without_preparing_fails_or_is_wrong() -> None:
@@ -197,4 +220,4 @@ def test_shapes_that_do_not_tell_the_layout_are_refused() -> None:
     model = fresh(1)
     model.experts.w2_weight = nn.Parameter(torch.zeros(EXPERTS, HIDDEN, HIDDEN), requires_grad=False)
     with pytest.raises(RuntimeError, match="cannot be told"):
-        npu_vllm.prepare_experts(model, HIDDEN)
+        npu.prepare_experts(model, HIDDEN)

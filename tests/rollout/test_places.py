@@ -1,13 +1,13 @@
 """Where an engine keeps weights, learnt from loaders like vLLM's, against what those loaders do with real tensors.
 
-    python -m pytest tests/rollout/test_places.py
+python -m pytest tests/rollout/test_places.py
 """
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from r1zero.rollout import places
+from r1zero.rollout import loader_trace
 
 
 class Engine(nn.Module):
@@ -15,9 +15,9 @@ class Engine(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fused = nn.Parameter(torch.zeros(2 * 3, 5))          # gate and up: rows 3..5 of each
+        self.fused = nn.Parameter(torch.zeros(2 * 3, 5))  # gate and up: rows 3..5 of each
         self.columns = nn.Parameter(torch.zeros(6, 2))
-        self.padded = nn.Parameter(torch.zeros(4, 5))             # rows 4..6 of 7, and one that nobody has
+        self.padded = nn.Parameter(torch.zeros(4, 5))  # rows 4..6 of 7, and one that nobody has
         self.experts = nn.Parameter(torch.zeros(2, 4, 3))
         self.bias = nn.Parameter(torch.zeros(4))
         self.cast, self.turned = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(5, 3))
@@ -42,8 +42,17 @@ class Engine(nn.Module):
                 getattr(self, name).data.copy_(tensor)
 
 
-SHAPES = {"gate": (6, 5), "up": (6, 5), "columns": (6, 4), "padded": (7, 5), "expert0": (2, 4), "expert1": (2, 4), "bias": (4,),
-          "cast": (4,), "turned": (3, 5)}
+SHAPES = {
+    "gate": (6, 5),
+    "up": (6, 5),
+    "columns": (6, 4),
+    "padded": (7, 5),
+    "expert0": (2, 4),
+    "expert1": (2, 4),
+    "bias": (4,),
+    "cast": (4,),
+    "turned": (3, 5),
+}
 AXIS = {"columns": 1}
 
 
@@ -54,9 +63,11 @@ def tensors() -> dict[str, Tensor]:
 
 def test_learning_writes_nothing_and_leaves_out_what_is_not_a_plain_copy() -> None:
     engine = Engine()
-    known = places.learn(engine.load_weights, SHAPES.items(), torch.float32)
+    known = loader_trace.learn(engine.load_weights, SHAPES.items(), torch.float32)
     assert set(known) == set(SHAPES) - {"cast", "turned"}
-    assert all(not p.any() for name, p in engine.named_parameters() if name != "cast")   # a cast copy was not seen coming
+    assert all(
+        not p.any() for name, p in engine.named_parameters() if name != "cast"
+    )  # a cast copy was not seen coming
     assert [(place.corner, tuple(place.target.shape)) for place in known["up"]] == [((3, 0), (3, 5))]
     assert [(place.corner, tuple(place.target.shape)) for place in known["columns"]] == [((0, 2), (6, 2))]
 
@@ -64,13 +75,13 @@ def test_learning_writes_nothing_and_leaves_out_what_is_not_a_plain_copy() -> No
 @pytest.mark.parametrize("pieces", [1, 2, 7])
 def test_writing_pieces_to_their_places_equals_loading(pieces: int) -> None:
     loaded, written = Engine(), Engine()
-    known = places.learn(written.load_weights, SHAPES.items(), torch.float32)
+    known = loader_trace.learn(written.load_weights, SHAPES.items(), torch.float32)
     loaded.load_weights((name, tensor) for name, tensor in tensors().items() if name in known)
     with torch.no_grad():
         for name, found in known.items():
             axis, first = AXIS.get(name, 0), 0
             for piece in tensors()[name].chunk(pieces, axis):
-                places.write(found, axis, first, piece)
+                loader_trace.write(found, axis, first, piece)
                 first += piece.shape[axis]
     for name, parameter in loaded.named_parameters():
         if name not in ("cast", "turned"):
@@ -79,6 +90,8 @@ def test_writing_pieces_to_their_places_equals_loading(pieces: int) -> None:
 
 def test_what_is_written_is_the_engines_own_memory() -> None:
     engine = Engine()
-    known = places.learn(engine.load_weights, SHAPES.items(), torch.float32)
-    assert all(known[name][0].target.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
-               for name, parameter in {"gate": engine.fused, "expert1": engine.experts, "padded": engine.padded}.items())
+    known = loader_trace.learn(engine.load_weights, SHAPES.items(), torch.float32)
+    assert all(
+        known[name][0].target.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+        for name, parameter in {"gate": engine.fused, "expert1": engine.experts, "padded": engine.padded}.items()
+    )

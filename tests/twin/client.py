@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import tempfile
@@ -13,23 +14,24 @@ from tests import patience
 from tests.twin.environment import ROOT, Environment
 from tests.twin.server import Case
 
+
 class Twin:
-    """`run(f, *args, size=n)` calls f(rank, *args) on n ranks, each a process of its own, and returns their results in order.
+    """`run(f, *args, size=n)` calls f(rank, *args) on n ranks, each a process of its own, and returns their results in
+    order.
 
     f must be importable by its name; arguments and results must be picklable.
     """
 
     def __init__(self, environment: Environment, devices: int = 4) -> None:
-        ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile("w+")
-        variables = {**os.environ, **environment.variables, "TWIN_DEVICES": str(devices)}
-        self._server = subprocess.Popen([str(environment.python), "-m", "tests.twin", str(theirs.fileno())], cwd=ROOT,
-                                        env=variables, pass_fds=[theirs.fileno()], stdout=self._log, stderr=self._log)
-        theirs.close()
-        self._connection = Connection(ours.detach())
-        self._answer("its imports")
+        self._environment, self._devices = environment, devices
+        self._start()
 
-    def run(self, function: Callable[..., Any], *arguments: Any, size: int = 1, world: bool = True, **variables: str) -> list[Any]:
+    def run(
+        self, function: Callable[..., Any], *arguments: Any, size: int = 1, world: bool = True, **variables: str
+    ) -> list[Any]:
+        """Raises AssertionError with what the ranks said, where one fails or all make no progress any more."""
+        if self._server.poll() is not None:
+            self._start()  # an earlier case took it down
         case = Case(f"{function.__module__}:{function.__qualname__}", arguments, size, variables, world)
         self._connection.send_bytes(pickle.dumps(case))
         results = self._answer(function.__qualname__)
@@ -43,14 +45,33 @@ class Twin:
         self._server.wait()
         self._log.close()
 
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the twin
+        variables = {**os.environ, **self._environment.variables, "TWIN_DEVICES": str(self._devices)}
+        self._server = subprocess.Popen(
+            [str(self._environment.python), "-m", "tests.twin", str(theirs.fileno())],
+            cwd=ROOT,
+            env=variables,
+            pass_fds=[theirs.fileno()],
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._answer("its imports")
+
     def _answer(self, what: str) -> Any:
         pids = [self._server.pid]
         if not patience.wait(lambda: self._server.poll() is not None or self._connection.poll(0.05), pids):
-            self._server.kill()
+            os.killpg(self._server.pid, signal.SIGKILL)  # its ranks, too
+            self._server.wait()
             raise AssertionError(f"the twin makes no progress with {what}\n{self._said()}")
         try:
             return pickle.loads(self._connection.recv_bytes())
         except EOFError:
+            self._server.wait()
             raise AssertionError(f"the twin died of {what}\n{self._said()}") from None
 
     def _said(self) -> str:

@@ -27,4 +27,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         if key not in made:
             made[key] = models.write(tmp_path_factory.mktemp("model"), kind, seed, **changes)
         return made[key]
+
     return get

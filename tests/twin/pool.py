@@ -1,4 +1,5 @@
-"""What lies in the memory that sleeps and is neither a parameter nor a buffer: nobody restores it but who knows of it."""
+"""What lies in the memory that sleeps and is neither a parameter nor a buffer: nobody restores it but who knows of
+it."""
 
 import gc
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Found:
@@ -21,10 +23,18 @@ def unregistered(model: torch.nn.Module) -> dict[int, Found]:
     from vllm_ascend.device_allocator.camem import CaMemAllocator
 
     registered = {_block(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    tags = {pointer: data.tag for pointer, data in CaMemAllocator.get_instance().pointer_to_data.items() if pointer not in registered}
+    tags = {
+        pointer: data.tag
+        for pointer, data in CaMemAllocator.get_instance().pointer_to_data.items()
+        if pointer not in registered
+    }
     gc.collect()
-    gc.unfreeze()   # what was alive after the imports is among what is looked for
-    tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor and thing.device.type == "npu" and _block(thing) in tags]
+    gc.unfreeze()  # what was alive after the imports is among what is looked for
+    tensors = [
+        thing
+        for thing in gc.get_objects()
+        if type(thing) is Tensor and thing.device.type == "npu" and _block(thing) in tags
+    ]
     names = _names(tensors)
     found = {}
     for pointer, tag in tags.items():
@@ -43,8 +53,14 @@ def _names(tensors: list[Tensor]) -> dict[int, set[str]]:
     names: dict[int, set[str]] = {id(tensor): set() for tensor in tensors}
     holders = gc.get_referrers(*tensors) if tensors else []
     sequences = [holder for holder in holders if isinstance(holder, list | tuple) and holder is not tensors]
-    dictionaries = [holder for holder in (*holders, *gc.get_referrers(*sequences)) if isinstance(holder, dict)] if holders else []
-    owners = {id(vars(owner)): owner for owner in (gc.get_referrers(*dictionaries) if dictionaries else []) if hasattr(owner, "__dict__")}
+    dictionaries = (
+        [holder for holder in (*holders, *gc.get_referrers(*sequences)) if isinstance(holder, dict)] if holders else []
+    )
+    owners = {
+        id(vars(owner)): owner
+        for owner in (gc.get_referrers(*dictionaries) if dictionaries else [])
+        if hasattr(owner, "__dict__")
+    }
     within = {id(sequence): [id(item) for item in sequence] for sequence in sequences}
     for dictionary in dictionaries:
         owner = owners.get(id(dictionary))

@@ -6,8 +6,11 @@ from zipfile import ZipFile
 from tests import wheels
 
 ASCEND, _, TORCH_NPU = wheels.PINNED
-LIBRARIES = {"npu": (TORCH_NPU, r"torch_npu/lib/libtorch_npu\.so"), "atb": (TORCH_NPU, r"torch_npu/lib/libop_plugin_atb\.so"),
-             "_C_ascend": (ASCEND, r"vllm_ascend/vllm_ascend_C\..*\.so")}
+LIBRARIES = {
+    "npu": (TORCH_NPU, r"torch_npu/lib/libtorch_npu\.so"),
+    "atb": (TORCH_NPU, r"torch_npu/lib/libop_plugin_atb\.so"),
+    "_C_ascend": (ASCEND, r"vllm_ascend/vllm_ascend_C\..*\.so"),
+}
 """Namespace of torch.ops -> wheel, and the library that registers its operators."""
 
 _TEXT = re.compile(rb"(?<=\0)[\x20-\x7e]{12,8000}(?=\0)")

@@ -2,9 +2,8 @@
 
     python -m tests.twin DESCRIPTOR      cases come and results go over the socket of that number
 
-Importing torch, megatron and vLLM takes 20 s of processor time; forked from here, a case costs what it does. Each is in processes of its
-own all the same: what it leaves behind goes with them.
-"""
+Importing torch, megatron and vLLM takes 20 s of processor time; forked from here, a case costs what it does. Each is in
+processes of its own all the same: what it leaves behind goes with them."""
 
 import faulthandler
 import os
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 OTHERS_S = 5.0
-"""So long the other ranks may go on after one has failed: they may be about to say why, or wait for it in a collective."""
+"""So long the other ranks may go on after one has failed: they may be about to say why, or wait for it in a
+collective."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def main() -> None:
             case = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        connection.send_bytes(pickle.dumps(run(case)))   # a Connection's own pickles share tensors' memory, which does not outlive a rank
+        connection.send_bytes(
+            pickle.dumps(run(case))
+        )  # a Connection's own pickles share tensors' memory, which does not outlive a rank
 
 
 def run(case: Case) -> list[Result]:
@@ -77,8 +79,10 @@ def run(case: Case) -> list[Result]:
 def _wait(left: set[int]) -> dict[int, int]:
     """Process -> exit status, negative for a signal. Where one fails the others are ended after a while."""
     statuses: dict[int, int] = {}
-    failed_at = None
+    failed_at, parent = None, os.getppid()
     while left - set(statuses):
+        if os.getppid() != parent:  # the tests were stopped
+            os.killpg(0, signal.SIGKILL)
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid in left:
             statuses[pid] = os.waitstatus_to_exitcode(status)
@@ -106,14 +110,21 @@ def _be(rank: int, case: Case, port: int, folder: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     faulthandler.enable()
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(case.size), LOCAL_WORLD_SIZE=str(case.size),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), **case.variables)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(case.size),
+        LOCAL_WORLD_SIZE=str(case.size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        **case.variables,
+    )
     status = 1
     try:
         value = _call(rank, case, port)
         (folder / f"{rank}.result").write_bytes(pickle.dumps(Result(True, value)))
         status = 0
-    except BaseException:   # whatever a rank dies of is the test's to show
+    except BaseException:  # whatever a rank dies of is the test's to show
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -129,10 +140,15 @@ def _call(rank: int, case: Case, port: int) -> Any:
 
     torch.npu.set_device(rank)
     if case.world:
-        dist.init_process_group(project.DEVICE.backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=case.size,
-                                timeout=timedelta(seconds=600))
+        dist.init_process_group(
+            project.DEVICE.backend,
+            init_method=f"tcp://127.0.0.1:{port}",
+            rank=rank,
+            world_size=case.size,
+            timeout=timedelta(seconds=600),
+        )
     module, name = case.function.split(":")
     value = getattr(import_module(module), name)(rank, *case.arguments)
     if case.world:
-        dist.barrier()   # rank 0 keeps the store in which groups meet
+        dist.barrier()  # rank 0 keeps the store in which groups meet
     return value

@@ -2,8 +2,8 @@
 
     python -m pytest tests/twin/test_job.py
 
-With R1ZERO_MINDSPEED the real adaptor patches megatron-core and torch; without it a stand-in does what megatron-core needs.
-"""
+With R1ZERO_MINDSPEED the real adaptor patches megatron-core and torch; without it a stand-in does what megatron-core
+needs."""
 
 import shutil
 from pathlib import Path
@@ -38,19 +38,32 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def whole(twin: Twin, bases: dict[str, Path]) -> dict[str, list[dict[str, float]]]:
     """Metrics of each job's two iterations, run at a stretch when first asked for."""
+
     class Runs(dict):
         def __missing__(self, name: str) -> list[dict[str, float]]:
             self[name] = run(twin, bases, name, JOBS[name][1], "whole", 2)
             return self[name]
+
     return Runs()
 
 
-def run(twin: Twin, bases: dict[str, Path], name: str, grid: MegatronGrid, kind: str, iterations: int,
-        **sections: dict[str, Any]) -> list[dict[str, float]]:
+def run(
+    twin: Twin,
+    bases: dict[str, Path],
+    name: str,
+    grid: MegatronGrid,
+    kind: str,
+    iterations: int,
+    **sections: dict[str, Any],
+) -> list[dict[str, float]]:
     """Metrics of a job of JOBS in a folder of its kind's own. grid: the trainer's."""
     family, _, rollout = JOBS[name]
-    path = project.short_job(bases[family], Layout(train=grid, rollout=rollout),
-                             run={"name": folder_name(name, kind), "iterations": iterations}, **sections)
+    path = project.short_job(
+        bases[family],
+        Layout(train=grid, rollout=rollout),
+        run={"name": folder_name(name, kind), "iterations": iterations},
+        **sections,
+    )
     assert twin.run(jobs.train, [str(path)], size=2, world=False) == [0, 0]
     return project.metrics_of(path)
 
@@ -60,7 +73,9 @@ def folder_name(name: str, kind: str) -> str:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_engines_agree_with_the_trainer_after_every_update(whole: dict[str, list[dict[str, float]]], name: str) -> None:
+def test_the_engines_agree_with_the_trainer_after_every_update(
+    whole: dict[str, list[dict[str, float]]], name: str
+) -> None:
     """Weights reach the engines in place, after their sleep, through all that vllm-ascend does to them."""
     first, second = whole[name]
     assert max(first["rollout_gap/max"], second["rollout_gap/max"]) < TOLERANCE
@@ -68,11 +83,15 @@ def test_the_engines_agree_with_the_trainer_after_every_update(whole: dict[str, 
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_job_that_resumes_is_the_one_that_was_not_stopped(twin: Twin, bases: dict[str, Path], whole: dict[str, Any], name: str) -> None:
+def test_a_job_that_resumes_is_the_one_that_was_not_stopped(
+    twin: Twin, bases: dict[str, Path], whole: dict[str, Any], name: str
+) -> None:
     """Bit by bit in the same layout; in another one as close as another order of sums."""
     run(twin, bases, name, JOBS[name][1], "stopped", 1)
     base = bases[JOBS[name][0]]
-    shutil.copytree(project.run_folder(base, folder_name(name, "stopped")), project.run_folder(base, folder_name(name, "moved")))
+    shutil.copytree(
+        project.run_folder(base, folder_name(name, "stopped")), project.run_folder(base, folder_name(name, "moved"))
+    )
     same = run(twin, bases, name, JOBS[name][1], "stopped", 2)
     other = run(twin, bases, name, RESUMED[name], "moved", 2)
     for key in SAME:
@@ -81,7 +100,9 @@ def test_a_job_that_resumes_is_the_one_that_was_not_stopped(twin: Twin, bases: d
 
 
 @pytest.mark.parametrize("name", ["experts over TP2"])
-def test_what_waits_on_the_host_changes_nothing(twin: Twin, bases: dict[str, Path], whole: dict[str, Any], name: str) -> None:
+def test_what_waits_on_the_host_changes_nothing(
+    twin: Twin, bases: dict[str, Path], whole: dict[str, Any], name: str
+) -> None:
     away = run(twin, bases, name, JOBS[name][1], "away", 2, **AWAY)
     for kept, moved in zip(whole[name], away, strict=True):
         for key in SAME:
@@ -89,5 +110,7 @@ def test_what_waits_on_the_host_changes_nothing(twin: Twin, bases: dict[str, Pat
 
 
 def test_check_tries_everything_once(twin: Twin, bases: dict[str, Path]) -> None:
-    path = project.short_job(bases["deepseek_v3"], Layout(train=EP2, rollout=JOBS["experts over DP2"][2]), run={"name": "check"})
+    path = project.short_job(
+        bases["deepseek_v3"], Layout(train=EP2, rollout=JOBS["experts over DP2"][2]), run={"name": "check"}
+    )
     assert twin.run(jobs.train, [str(path), "--check"], size=2, world=False) == [0, 0]

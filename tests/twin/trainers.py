@@ -1,4 +1,5 @@
-"""What the twin's ranks do with megatron-core's model and optimizer. Each function is f(rank, ...) and returns plain data."""
+"""What the twin's ranks do with megatron-core's model and optimizer. Each function is f(rank, ...) and returns plain
+data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -52,7 +53,9 @@ def gradients(rank: int, oracle: Oracle, place: MegatronGrid, packs: int) -> Gra
     worst = max(errors, key=errors.get)
     _, norm, _ = model.optimizer.step()
     whole = torch.cat([g.flatten() for g in expected.values()]).double().norm()
-    return Gradients(_logit_error(model, oracle, numbers, packs, logits), errors[worst], worst, float(norm), float(whole))
+    return Gradients(
+        _logit_error(model, oracle, numbers, packs, logits), errors[worst], worst, float(norm), float(whole)
+    )
 
 
 def train(rank: int, oracle: Oracle, place: MegatronGrid, dtype: str, folder: Path, first: int, last: int) -> Trained:
@@ -71,7 +74,8 @@ def train(rank: int, oracle: Oracle, place: MegatronGrid, dtype: str, folder: Pa
 
 
 def _summed(model: Any) -> dict[int, Tensor]:
-    """By a parameter's id, its gradient over all data-parallel ranks, of which each has the sum of its own share only."""
+    """By a parameter's id, its gradient over all data-parallel ranks, of which each has the sum of its own share
+    only."""
     found, shards = {}, model.shards()
     for part in model.optimizer.chained_optimizers:
         for buffer in part.buffers:
@@ -88,7 +92,9 @@ def _summed(model: Any) -> dict[int, Tensor]:
 
 def _mine(model: Any) -> list[int]:
     """Numbers of the sequences of this rank's data-parallel index."""
-    return list(range(len(LENGTHS)))[model.grids.dense.coordinate(dist.get_rank(), "dp")::model.grids.dense.size("dp")]
+    return list(range(len(LENGTHS)))[
+        model.grids.dense.coordinate(dist.get_rank(), "dp") :: model.grids.dense.size("dp")
+    ]
 
 
 def _passes(model: Any, oracle: Oracle, numbers: list[int], packs: int) -> list[Tensor]:
@@ -105,7 +111,11 @@ def _passes(model: Any, oracle: Oracle, numbers: list[int], packs: int) -> list[
 
         def loss(logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             kept.append(logits.detach().clone())
-            return _cross_entropy(logits, [pieces[number] for number in group]) / TARGETS, torch.tensor(0, dtype=torch.int), {}
+            return (
+                _cross_entropy(logits, [pieces[number] for number in group]) / TARGETS,
+                torch.tensor(0, dtype=torch.int),
+                {},
+            )
 
         return logits, loss
 
@@ -113,8 +123,15 @@ def _passes(model: Any, oracle: Oracle, numbers: list[int], packs: int) -> list[
         chunk.zero_grad_buffer()
     model.optimizer.zero_grad()
     get_forward_backward_func()(
-        forward_step_func=step, data_iterator=iter([numbers[i::packs] for i in range(packs)]), model=model.chunks, num_microbatches=packs,
-        seq_length=1, micro_batch_size=1, forward_only=False, force_all_reduce=True)
+        forward_step_func=step,
+        data_iterator=iter([numbers[i::packs] for i in range(packs)]),
+        model=model.chunks,
+        num_microbatches=packs,
+        seq_length=1,
+        micro_batch_size=1,
+        forward_only=False,
+        force_all_reduce=True,
+    )
     return kept
 
 

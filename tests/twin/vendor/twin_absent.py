@@ -1,4 +1,5 @@
-"""Modules that the vendors import and that nothing here uses: any name can be taken from them, and using one says what is missing."""
+"""Modules that the vendors import and that nothing here uses: any name can be taken from them, and using one says what
+is missing."""
 
 import functools
 import importlib.machinery
@@ -9,15 +10,24 @@ from typing import Any
 
 # module: its version, where somebody asks
 ABSENT = {
-    "gguf": "0.19.0", "msgpack": "1.1.0", "scipy": "1.17.1",   # vLLM's other formats and connectors; vllm-ascend's expert balancing
-    "torchvision": "0.25.0",                                    # vLLM's models of pictures, which vllm-ascend patches at its start
-    "torch_npu._inductor": "", "torch_npu.multiprocessing": "", "torch_npu.profiler": "", "torchair": "",
-    "triton.language": "", "triton.runtime": "", "triton.backends": "", "triton.compiler": "",   # beside tests/twin/with_mindspeed
+    "gguf": "0.19.0",
+    "msgpack": "1.1.0",
+    "scipy": "1.17.1",  # vLLM's other formats and connectors; vllm-ascend's expert balancing
+    "torchvision": "0.25.0",  # vLLM's models of pictures, which vllm-ascend patches at its start
+    "torch_npu._inductor": "",
+    "torch_npu.multiprocessing": "",
+    "torch_npu.profiler": "",
+    "torchair": "",
+    "triton.language": "",
+    "triton.runtime": "",
+    "triton.backends": "",
+    "triton.compiler": "",  # beside tests/twin/with_mindspeed
 }
 
 
 class Absent(type):
-    """The kind of a name of such a module: a class, so that it can be subclassed and asked about, of which nothing can be made."""
+    """The kind of a name of such a module: a class, so that it can be subclassed and asked about, of which nothing can
+    be made."""
 
     def __getattr__(cls, name: str) -> "Absent":
         if name.startswith("__"):
@@ -55,4 +65,4 @@ class Finder:
 
 
 def install() -> None:
-    sys.meta_path.append(Finder())   # last: what there is is found first
+    sys.meta_path.append(Finder())  # last: what there is is found first

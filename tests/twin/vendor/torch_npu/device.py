@@ -13,8 +13,18 @@ torch.ops.load_library(LIBRARY)
 library = ctypes.CDLL(LIBRARY)
 operators = torch.ops.npu_twin
 
-for _name, _arguments in {"twin_start": 2, "twin_set_device": 1, "twin_pool": 1, "twin_sleep": 1, "twin_wake": 1, "twin_device": 0,
-                          "twin_total": 0, "twin_held": 0, "twin_peak": 0, "twin_reset_peak": 0}.items():
+for _name, _arguments in {
+    "twin_start": 2,
+    "twin_set_device": 1,
+    "twin_pool": 1,
+    "twin_sleep": 1,
+    "twin_wake": 1,
+    "twin_device": 0,
+    "twin_total": 0,
+    "twin_held": 0,
+    "twin_peak": 0,
+    "twin_reset_peak": 0,
+}.items():
     getattr(library, _name).argtypes = [ctypes.c_int64] * _arguments
     getattr(library, _name).restype = ctypes.c_int64
 library.twin_start(DEVICES, BYTES)

@@ -1,4 +1,5 @@
-"""The backend "hccl": gloo on the device's memory (tests/twin/device/kernels.h), and the names by which operators find a group."""
+"""The backend "hccl": gloo on the device's memory (tests/twin/device/kernels.h), and the names by which operators find
+a group."""
 
 from typing import Any
 
@@ -40,7 +41,8 @@ dist.Backend.register_backend("hccl", _make, extended_api=True, devices=["npu"])
 
 
 def exchange(group: ProcessGroupHCCL, rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
-    """All-to-all of rows of the host: `sent[r]` of them to rank r, `received[r]` from it. For operators with a collective inside."""
+    """All-to-all of rows of the host: `sent[r]` of them to rank r, `received[r]` from it. For operators with a
+    collective inside."""
     out = rows.new_empty((sum(received), *rows.shape[1:]))
     group.alltoall_base(out, rows.contiguous(), received, sent, c10d.AllToAllOptions()).wait()
     return out

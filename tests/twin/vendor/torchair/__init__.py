@@ -1,4 +1,5 @@
-"""The vendor's graph compiler, of which modules with graph converters register theirs when they are imported; the rest is absent."""
+"""The vendor's graph compiler, of which modules with graph converters register theirs when they are imported; the rest
+is absent."""
 
 from collections.abc import Callable
 from typing import Any

@@ -37,4 +37,4 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-from triton import backends, compiler, language, runtime  # noqa: E402, F401  of twin_absent
+from triton import backends, compiler, language, runtime  # noqa: F401  of twin_absent

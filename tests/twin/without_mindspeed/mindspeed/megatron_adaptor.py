@@ -18,6 +18,8 @@ def _named_as_cuda(tensor: torch.Tensor, *args: object, **kwargs: object) -> obj
 torch.Tensor.type = _named_as_cuda
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
 
-from megatron.core.transformer.moe import moe_utils  # noqa: E402  megatron-core after what it is to find
+from megatron.core.transformer.moe import moe_utils
 
-moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)   # the router asks for it; defined only with transformer-engine
+moe_utils.te_general_gemm = getattr(
+    moe_utils, "te_general_gemm", None
+)  # the router asks for it; defined only with transformer-engine

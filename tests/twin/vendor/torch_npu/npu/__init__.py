@@ -1,4 +1,5 @@
-"""torch.npu: the part of torch_npu's device module that is asked for. Work is done when it is asked for, so streams order nothing.
+"""torch.npu: the part of torch_npu's device module that is asked for. Work is done when it is asked for, so streams
+order nothing.
 
 tests/twin/test_vendor_names.py checks that the vendor's module has each of these names.
 """
@@ -35,7 +36,7 @@ from torch_npu.npu.random import (  # noqa: F401
     set_rng_state,
     set_rng_state_all,
 )
-from torch_npu.npu.utils import set_device  # noqa: F401
+from torch_npu.npu.utils import set_device
 
 NAME = "Ascend910_9392"
 SOC_VERSION = 250
@@ -154,7 +155,9 @@ def get_device_capability(device: Any = None) -> None:
 
 
 def get_device_properties(device: Any = None) -> SimpleNamespace:
-    return SimpleNamespace(name=NAME, total_memory=library.twin_total(), multi_processor_count=24, cube_core_num=24, vector_core_num=48)
+    return SimpleNamespace(
+        name=NAME, total_memory=library.twin_total(), multi_processor_count=24, cube_core_num=24, vector_core_num=48
+    )
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:
@@ -190,8 +193,12 @@ def _lazy_call(function: Callable[[], Any], **_: Any) -> None:
     function()
 
 
-amp = SimpleNamespace(autocast=functools.partial(torch.autocast, "npu"), autocast_mode=SimpleNamespace(), common=SimpleNamespace(),
-                      grad_scaler=SimpleNamespace())
+amp = SimpleNamespace(
+    autocast=functools.partial(torch.autocast, "npu"),
+    autocast_mode=SimpleNamespace(),
+    common=SimpleNamespace(),
+    grad_scaler=SimpleNamespace(),
+)
 config = SimpleNamespace(allow_internal_format=True)
 mstx = SimpleNamespace(range_start=lambda *_, **__: 0, range_end=lambda *_, **__: None, mark=lambda *_, **__: None)
 

@@ -1,8 +1,7 @@
 """torch_npu.npu.memory, and the half of vllm-ascend's sleeping allocator that is compiled.
 
-A pool's owner is told of each block that is taken and given back while the pool is in use. Where CANN would unmap the memory of a
-block, here it becomes untouchable; where it maps it again, it is filled with NaN.
-"""
+A pool's owner is told of each block that is taken and given back while the pool is in use. Where CANN would unmap the
+memory of a block, here it becomes untouchable; where it maps it again, it is filled with NaN."""
 
 import contextlib
 import ctypes
@@ -25,7 +24,7 @@ def init_module(python_malloc: Callable[[Handle], None], python_free: Callable[[
     """Of vllm_ascend_C (vllm_ascend/device_allocator/camem.py): the callbacks of the pool's owner."""
     takes = _TAKES(lambda device, size, pointer: python_malloc((device, size, pointer, pointer)))
     gives = _GIVES(lambda pointer: python_free(pointer) and None)
-    _callbacks.append((takes, gives))   # C keeps no reference
+    _callbacks.append((takes, gives))  # C keeps no reference
     library.twin_pool_callbacks(takes, gives)
 
 
@@ -89,8 +88,14 @@ reset_max_memory_allocated = reset_peak_memory_stats
 
 def memory_stats(device: Any = None) -> dict[str, int]:
     held, peak = library.twin_held(), library.twin_peak()
-    return {"allocated_bytes.all.current": held, "allocated_bytes.all.peak": peak, "reserved_bytes.all.current": held,
-            "reserved_bytes.all.peak": peak, "num_alloc_retries": 0, "num_ooms": 0}
+    return {
+        "allocated_bytes.all.current": held,
+        "allocated_bytes.all.peak": peak,
+        "reserved_bytes.all.current": held,
+        "reserved_bytes.all.peak": peak,
+        "num_alloc_retries": 0,
+        "num_ooms": 0,
+    }
 
 
 def memory_snapshot() -> list[Any]:

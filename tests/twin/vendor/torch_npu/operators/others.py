@@ -1,9 +1,8 @@
 """Formats, the vocabulary's cut and truncated sampling.
 
-Read in op-plugin's pages of npu_format_cast and npu_top_k_top_p; get_masked_input_and_mask is vLLM's function of that name
-(model_executor/layers/vocab_parallel_embedding.py), which vllm-ascend compiled; `_npu_matmul_add_fp32` is called by vllm-ascend once,
-to see whether ATB is there (utils.py).
-"""
+Read in op-plugin's pages of npu_format_cast and npu_top_k_top_p; get_masked_input_and_mask is vLLM's function of that
+name (model_executor/layers/vocab_parallel_embedding.py), which vllm-ascend compiled; `_npu_matmul_add_fp32` is called
+by vllm-ascend once, to see whether ATB is there (utils.py)."""
 
 import math
 
@@ -17,7 +16,9 @@ PLAIN_FORMATS = (0, 1, 2)
 
 
 @stand_in("npu")
-def npu_format_cast(self: Tensor, acl_format: int, customize_dtype: int | None = None, input_dtype: int | None = None) -> Tensor:
+def npu_format_cast(
+    self: Tensor, acl_format: int, customize_dtype: int | None = None, input_dtype: int | None = None
+) -> Tensor:
     refuse("npu_format_cast", acl_format=None if acl_format in PLAIN_FORMATS else acl_format)
     return self.view_as(self)
 
@@ -28,9 +29,16 @@ def get_npu_format(self: Tensor) -> int:
 
 
 @stand_in("_C_ascend")
-def get_masked_input_and_mask(input: Tensor, org_vocab_start_index: int, org_vocab_end_index: int, num_org_vocab_padding: int,
-                              added_vocab_start_index: int, added_vocab_end_index: int) -> tuple[Tensor, Tensor]:
-    """Ids within this rank's part of the vocabulary, 0 for others; and where there are others. Added ids follow the padding."""
+def get_masked_input_and_mask(
+    input: Tensor,
+    org_vocab_start_index: int,
+    org_vocab_end_index: int,
+    num_org_vocab_padding: int,
+    added_vocab_start_index: int,
+    added_vocab_end_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Ids within this rank's part of the vocabulary, 0 for others; and where there are others. Added ids follow the
+    padding."""
     own = (input >= org_vocab_start_index) & (input < org_vocab_end_index)
     added = (input >= added_vocab_start_index) & (input < added_vocab_end_index)
     shift = added_vocab_start_index - (org_vocab_end_index - org_vocab_start_index) - num_org_vocab_padding

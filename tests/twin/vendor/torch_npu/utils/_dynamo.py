@@ -1,4 +1,5 @@
-"""torch_npu.utils._dynamo. Importing torch_npu imports these modules of torch, of which transfer_to_npu replaces functions."""
+"""torch_npu.utils._dynamo. Importing torch_npu imports these modules of torch, of which transfer_to_npu replaces
+functions."""
 
 import torch._inductor.autotune_process
 import torch._inductor.compile_fx

@@ -8,7 +8,8 @@ import torch
 
 
 def _apply_patches(monkey_patches: list[tuple[str, Any]]) -> None:
-    """Put each object at its dotted name below torch; a module gives all its public names to the module that is there."""
+    """Put each object at its dotted name below torch; a module gives all its public names to the module that is
+    there."""
     for name, patch in monkey_patches:
         *path, last = name.split(".")
         owner = functools.reduce(getattr, path, torch)

@@ -1,0 +1,19 @@
+"""The base model's weights from an HF folder into megatron-core's parameters, each rank reading its own slices only."""
+
+import torch
+
+from r1zero.checkpoint.hf_files import HfFolder
+from r1zero.distributed.layout import MegatronGrids
+from r1zero.model.families import weights
+from r1zero.model.mapping import local_tensors
+from r1zero.model.shape import Shape
+
+
+@torch.no_grad()
+def load_base_weights(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids, path: str) -> None:
+    """Fill the model from an HF folder, reading this rank's slices only. Raises UserError for a folder that does not
+    fit."""
+    folder = HfFolder(path, shape, weights(shape))
+    for local in local_tensors(chunks, shape, grids).values():
+        view = local.view()
+        view.copy_(folder.read(local.weight, local.part).view(view.shape))

@@ -1,0 +1,155 @@
+"""The folders `step_N` of a run's checkpoints: made aside, given their name when whole, and the newest whole one
+found."""
+
+import logging
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from r1zero.checkpoint import manifest
+from r1zero.checkpoint.manifest import CorruptError
+from r1zero.config import Checkpoint, UserError
+
+log = logging.getLogger(__name__)
+
+STEP = re.compile(r"step_(\d+)")
+ROOMS, ROOM_BYTES = ("room_first.tmp", "room_last.tmp"), 1 << 20
+"""Files beside the folder that is written. Each keeps room for small files that one rank writes, before all write the
+large ones and after, when the others cannot be told that they failed."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    path: Path
+    iteration: int
+    extra: dict[str, Any]
+    layout: dict[str, int]
+
+
+def prepare(folder: Path, aside: Path, needed: int) -> str:
+    """An empty folder beside the final one. Returns what stands against it."""
+    try:
+        for stale in folder.glob("*.tmp"):  # of a save that was cut off
+            _remove(stale)
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # a link may lead nowhere yet
+        aside.mkdir()
+        for name in ROOMS:
+            with manifest.HashedFile(folder / name) as file:
+                file.write(bytes(ROOM_BYTES))
+        free = shutil.disk_usage(aside).free
+    except OSError as error:
+        discard(aside)
+        return f"cannot be written ({error.strerror}); make room, or check the run's folder (run.dir)"
+    if free < needed * 1.01 + ROOM_BYTES:
+        discard(aside)
+        return (
+            f"needs {needed / 1e9:.3f} GB, and the disk has {free / 1e9:.3f} GB free; make room, lower "
+            f"checkpoint.keep, or put "
+            "run.dir on a larger disk"
+        )
+    return ""
+
+
+def discard(aside: Path) -> None:
+    """What a failed save has written, as far as the disk allows."""
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        for name in ROOMS:
+            use_room(aside.parent, name)
+
+
+def use_room(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+
+
+def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
+    """Rename, say so in `latest`, and drop what is older than the newest `keep` and not one of every `keep_every`."""
+    if final.exists():  # only a torn one is saved again: a whole one would have been continued
+        _remove(final)
+    manifest.publish(aside, final)
+    manifest.write_text(final.parent / "latest", final.name + "\n")
+    for path in _steps(final.parent)[keep.keep :]:
+        if not keep.keep_every or int(STEP.fullmatch(path.name)[1]) % keep.keep_every:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Under another name first, so that no half of a folder stands under the old one."""
+    if path.is_dir() and path.suffix != ".tmp":
+        gone = path.with_name(path.name + ".old.tmp")
+        os.rename(path, gone)
+        path = gone
+    shutil.rmtree(
+        path
+    ) if path.is_dir() and not path.is_symlink() else path.unlink()  # what a link leads to is not ours
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Folders named as checkpoints, newest first."""
+    found = (
+        [(int(match[1]), path) for path in folder.iterdir() if (match := STEP.fullmatch(path.name))]
+        if folder.is_dir()
+        else []
+    )
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest(folder: Path) -> CheckpointInfo | None:
+    """The newest whole checkpoint, every file read through, the reading dealt over all ranks of the world, which call
+    this together.
+
+    One that is torn is named in a warning and passed over. Raises UserError where there are some and none is whole.
+    """
+    candidates = [path.name for path in _steps(folder)] if dist.get_rank() == 0 else []
+    complaints = []
+    for name in _broadcast(candidates):
+        body, problem = _read(folder / name)
+        if not problem:
+            return CheckpointInfo(folder / name, body["iteration"], body["extra"], body["layout"])
+        complaints.append(f"{name}: {problem}")
+        if dist.get_rank() == 0:
+            log.warning("%s is torn and passed over: %s", folder / name, problem)
+    if complaints:
+        raise UserError(
+            f"{folder}: none of its checkpoints is whole ({'; '.join(complaints)}); remove the folder to start anew"
+        )
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The manifest, and what is wrong with the folder, the same on every rank."""
+    body: dict[str, Any] = {}
+    problem = ""
+    if dist.get_rank() == 0:
+        try:
+            body = manifest.read(path)
+        except CorruptError as error:
+            problem = str(error)
+    body, problem = _broadcast([body, problem])
+    if problem:
+        return body, problem
+    for name, segments in sorted(body["files"].items())[dist.get_rank() :: dist.get_world_size()]:
+        try:
+            manifest.check(path, name, segments)
+        except CorruptError as error:
+            problem = str(error)
+    return body, next((p for p in gather(problem, dist.group.WORLD) if p), "")
+
+
+def gather(value: Any, group: Any) -> list[Any]:
+    found = [None] * group.size()
+    dist.all_gather_object(found, value, group=group)
+    return found
+
+
+def _broadcast(value: list[Any]) -> list[Any]:
+    """Rank 0's list, whatever its length."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

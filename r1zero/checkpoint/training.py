@@ -1,0 +1,280 @@
+"""Checkpoints of a run: megatron-core's distributed format, written aside, hashed, renamed; a run resumes from the
+newest whole one.
+
+A checkpoint is a folder `step_N` under the run's `checkpoints`; `latest` there names the newest. Each rank writes its
+own part of weights, master weights and Adam's moments from wherever they are, one rectangle at a time (see
+state_shards). What is written does not depend on the layout, and loads into any other. Only the generators' states, of
+which each rank has its own, need the same one.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+from r1zero.checkpoint import conversion, hf_export, manifest, state_shards, step_folders
+from r1zero.checkpoint.dist_files import SUFFIX, Chunk, DistFolder, append, write_index
+from r1zero.checkpoint.manifest import CorruptError, HashedFile, Segment
+from r1zero.checkpoint.step_folders import CheckpointInfo, gather
+from r1zero.config import Checkpoint, UserError
+from r1zero.distributed.layout import MegatronGrids
+from r1zero.model import mapping
+from r1zero.model.shape import Shape
+
+OPTIMIZER = "optimizer.state."
+"""Before the name of a state and the key of its parameter, as in megatron-core's fully reshardable format."""
+MASTER = "param"
+
+
+def _flat(parameter: Tensor) -> Tensor:
+    return parameter.detach().view(-1)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained model on one rank, as its checkpoints see it."""
+
+    chunks: list[torch.nn.Module]
+    optimizer: Any
+    scheduler: OptimizerParamScheduler
+    shape: Shape
+    grids: MegatronGrids
+    group: dist.ProcessGroup
+    """Gloo, of all ranks that train."""
+    weights_of: Callable[[Tensor], Tensor] = _flat
+    """A parameter's elements, flat, wherever they are now."""
+    content_of: Callable[[Tensor], Tensor] = Tensor.detach
+    """A master weight's or moment's elements, wherever they are now."""
+
+
+def save(folder: Path, iteration: int, trained: Trained, extra: dict[str, Any], keep: Checkpoint) -> None:
+    """Write `folder/step_<iteration>`. Collective over the ranks that train. extra: the same JSON values on all of
+    them. keep: the config's section, of which only what is kept is read.
+
+    Raises UserError on each of them where the disk is too small or cannot be written; older checkpoints then stay as
+    they are.
+    """
+    group, final = trained.group, folder / f"step_{iteration}"
+    aside = final.with_name(final.name + ".tmp")
+    pieces = _pieces(trained)
+    needed = sum(gather(sum(hf_export.nbytes(chunk.dtype, chunk.sizes) for chunk, _ in pieces), group))
+    _agree(group, final, step_folders.prepare(folder, aside, needed) if group.rank() == 0 else "")
+    problem, written = "", None
+    try:
+        if group.rank() == 0:
+            step_folders.use_room(folder, step_folders.ROOMS[0])
+        written = _write(aside, group.rank(), pieces)
+    except OSError as error:
+        problem = f"could not be written (rank {dist.get_rank()}: {error}); make room"
+    problems = gather(problem, group)
+    if any(problems) and group.rank() == 0:
+        step_folders.discard(aside)
+    _agree(group, final, "; ".join(filter(None, problems)))
+    every = gather(written, group)
+    if group.rank() == 0:
+        facts = {
+            "iteration": iteration,
+            "extra": extra,
+            "layout": _layout(),
+            "scheduler": trained.scheduler.state_dict(),
+            "optimizer_step": state_shards.get_step(trained.optimizer),
+        }
+        problem = _finish(aside, final, every, facts, keep)
+    _agree(group, final, problem)
+
+
+def _agree(group: dist.ProcessGroup, final: Path, problem: str) -> None:
+    """Raises UserError on every rank where the first one has a problem."""
+    if problem := gather(problem, group)[0]:
+        raise UserError(f"{final}: {problem}")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What one rank wrote."""
+
+    chunks: list[tuple[Chunk, _StorageInfo]]
+    files: dict[str, list[Segment]]
+
+
+def _pieces(trained: Trained) -> list[tuple[Chunk, Callable[[], Tensor]]]:
+    """Each rectangle that this rank writes, and how to get its content: the weights first."""
+    rank = dist.get_rank()
+    local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
+    places = {id(p.parameter): p for p in state_shards.parameter_places(local, trained.shape, trained.grids, rank)}
+    shards = [s for s in state_shards.optimizer_shards(trained.optimizer) if places[id(s.parameter)].is_first_copy]
+    found = [
+        piece
+        for shard in shards
+        for piece in _weight_pieces(trained, places[id(shard.parameter)], shard.begin, shard.end)
+    ]
+    for one in local.values():
+        if (
+            one.weight.fp32
+            and places[id(one.parameter)].is_first_copy
+            and trained.grids.dense.coordinate(rank, "dp") == 0
+        ):
+            found += _weight_pieces(trained, places[id(one.parameter)], 0, one.parameter.numel())
+    for shard in shards:
+        where = places[id(shard.parameter)]
+        names = state_shards.MOMENTS if shard.parameter.dtype == torch.float32 else (MASTER, *state_shards.MOMENTS)
+        for name in names:
+            for rectangle in where.rectangles(shard.begin, shard.end):
+                found.append(
+                    (
+                        state_shards.chunk(where, f"{OPTIMIZER}{name}.", rectangle, torch.float32),
+                        lambda shard=shard, name=name, cut=rectangle: _state(trained, shard, name, cut),
+                    )
+                )
+    return found
+
+
+def _weight_pieces(
+    trained: Trained, where: state_shards.ParameterPlace, begin: int, end: int
+) -> Iterator[tuple[Chunk, Callable[[], Tensor]]]:
+    for cut in where.rectangles(begin, end):
+        yield (
+            state_shards.chunk(where, "", cut, where.parameter.dtype),
+            lambda cut=cut: trained.weights_of(where.parameter)[cut.begin : cut.end].view(cut.sizes),
+        )
+
+
+def _state(trained: Trained, shard: state_shards.OptimizerShard, name: str, cut: state_shards.Rectangle) -> Tensor:
+    tensor = shard.master if name == MASTER else shard.state.get(name)
+    if tensor is None:  # before the first step
+        return torch.zeros(cut.sizes)
+    return trained.content_of(tensor)[cut.begin - shard.begin : cut.end - shard.begin].view(cut.sizes)
+
+
+def _write(aside: Path, rank: int, pieces: list[tuple[Chunk, Callable[[], Tensor]]]) -> _Written:
+    """This rank's files: weights and optimizer apart, and its generators. Raises OSError."""
+    chunks, files = [], {}
+    kinds = [
+        [piece for piece in pieces if piece[0].key.startswith(OPTIMIZER) == optimizer] for optimizer in (False, True)
+    ]
+    for number, few in enumerate(kinds):
+        if few:
+            with HashedFile(aside / f"__{rank}_{number}{SUFFIX}") as file:
+                chunks += [(chunk, append(file, content())) for chunk, content in few]
+            files[file.path.name] = file.segments
+    with HashedFile(aside / _generators_file(rank)) as file:
+        torch.save(_generators(), file)
+    files[file.path.name] = file.segments
+    return _Written(chunks, files)
+
+
+def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, Any], keep: Checkpoint) -> str:
+    """Index, manifest and name, by the first rank. Returns what stands against it."""
+    try:
+        write_index(aside, [chunk for written in every for chunk in written.chunks])
+        step_folders.use_room(final.parent, step_folders.ROOMS[1])
+        files = {name: segments for written in every for name, segments in written.files.items()}
+        files |= {path.name: manifest.adopt(path) for path in sorted(aside.iterdir()) if path.name not in files}
+        manifest.seal(aside, facts, files)
+        step_folders.put_in_place(aside, final, keep)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        step_folders.discard(aside)
+        return f"could not be finished ({error}); make room"
+    return ""
+
+
+def load(found: CheckpointInfo, trained: Trained) -> None:
+    """Weights, optimizer, schedule; in the same layout the generators, too. Collective over the ranks that train.
+
+    Weights and state must be on the device. Raises UserError where the checkpoint is of another model.
+    """
+    folder = conversion.open_weights(found.path, trained.shape)
+    local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
+    places = {
+        id(p.parameter): p for p in state_shards.parameter_places(local, trained.shape, trained.grids, dist.get_rank())
+    }
+    with torch.no_grad():
+        for one in local.values():
+            if one.weight.fp32:
+                _read(folder, places[id(one.parameter)], "", 0, one.parameter.view(-1))
+        for shard in state_shards.optimizer_shards(trained.optimizer):
+            where = places[id(shard.parameter)]
+            own = shard.parameter.detach().view(-1)[shard.begin : shard.end]
+            _read(folder, where, "", shard.begin, own)
+            if shard.parameter.dtype != torch.float32:
+                _read(folder, where, f"{OPTIMIZER}{MASTER}.", shard.begin, shard.master)
+            state_shards.allocate_moments(shard)
+            for name in state_shards.MOMENTS:
+                _read(folder, where, f"{OPTIMIZER}{name}.", shard.begin, shard.state[name])
+    for chunk in trained.chunks:  # each data-parallel rank has read its own part of the weights
+        chunk.start_param_sync(force_sync=True)
+    state_shards.set_step(trained.optimizer, folder.facts["optimizer_step"])
+    trained.scheduler.load_state_dict(folder.facts["scheduler"])
+    if found.layout == _layout():
+        file = found.path / _generators_file(trained.group.rank())
+        _set_generators(torch.load(file, weights_only=True))
+
+
+def _read(folder: DistFolder, where: state_shards.ParameterPlace, prefix: str, begin: int, into: Tensor) -> None:
+    """Elements of a flattened parameter, from `begin` on, as many as `into` has. Raises UserError for content that is
+    torn."""
+    for cut in where.rectangles(begin, begin + into.numel()):
+        try:
+            tensor = folder.region(prefix + where.key, cut.offsets, cut.sizes)
+        except CorruptError as error:
+            raise UserError(
+                f"{folder.path}: is torn ({error}); remove it, so that the checkpoint before it is taken"
+            ) from None
+        into[cut.begin - begin : cut.end - begin].copy_(tensor.view(-1))
+
+
+def load_weights(
+    chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids, path: str, source: str, group: dist.ProcessGroup
+) -> None:
+    """Fill the model from a folder that `convert.py to-mcore` made of `source`, reading this rank's slices.
+
+    Collective over `group`, the model's ranks. Raises UserError for a folder that is torn, or made of another model.
+    """
+    folder = conversion.open_weights(Path(path), shape)
+    conversion.check_source(folder, gather(hf_export.fingerprint(Path(source)) if group.rank() == 0 else "", group)[0])
+    for local in mapping.local_tensors(chunks, shape, grids).values():
+        view = local.view()
+        with torch.no_grad():
+            view.copy_(conversion.read(folder, local.weight, local.part).view(view.shape))
+
+
+def _generators_file(rank: int) -> str:
+    return f"generators_{rank}.pt"
+
+
+def _generators() -> dict[str, Any]:
+    """Every rank's own: Python's, numpy's, torch's, the device's by way of megatron's tracker."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "tracker": get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
+
+
+def _layout() -> dict[str, int]:
+    return {
+        "tp": parallel_state.get_tensor_model_parallel_world_size(),
+        "pp": parallel_state.get_pipeline_model_parallel_world_size(),
+        "ep": parallel_state.get_expert_model_parallel_world_size(),
+        "dp": parallel_state.get_data_parallel_world_size(),
+    }

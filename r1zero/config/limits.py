@@ -1,0 +1,75 @@
+"""Which values a field of the config may have; what relations between fields and layout allow is checked where they
+meet."""
+
+import dataclasses
+from math import inf, isfinite
+
+from r1zero.config.errors import UserError
+from r1zero.config.schema import Config
+
+TINY = 1e-12
+"""Of what must be more than nothing."""
+
+# Field: least and largest value. Every other number must only be finite and not negative.
+LIMITS: dict[str, tuple[float, float]] = {
+    "run.seed": (0, 2**63 - 1),
+    "run.iterations": (1, inf),
+    "run.timeout_s": (1, inf),
+    "rollout.temperature": (TINY, inf),
+    "rollout.max_prompt_tokens": (1, inf),
+    "rollout.max_response_tokens": (1, inf),
+    "rollout.max_num_seqs": (1, inf),
+    "rollout.max_num_batched_tokens": (1, inf),
+    "rollout.kv_cache_gib": (TINY, inf),
+    "grpo.prompts_per_iteration": (1, inf),
+    "grpo.group_size": (2, inf),
+    "reward.workers_per_rank": (1, inf),
+    "reward.deadline_s": (TINY, inf),
+    "reward.max_unscored_share": (0, 1),
+    "reward.worker_memory_mib": (16, 1 << 20),
+    "reward.rules": (-inf, inf),
+    "optimizer.lr": (0, inf),
+    "optimizer.adam_beta1": (0, 1 - TINY),
+    "optimizer.adam_beta2": (0, 1 - TINY),
+    "optimizer.adam_eps": (TINY, inf),
+    "optimizer.clip_grad": (TINY, inf),
+    "optimizer.max_skipped": (1, inf),
+    "train.micro_batch_tokens": (1, inf),
+    "checkpoint.keep": (1, inf),
+    "parity.tokens": (1, inf),
+    "layout.train.pipeline_layers": (1, inf),
+    "layout.reference.pipeline_layers": (1, inf),
+}
+LARGEST_INTEGER = 2**63 - 1
+
+
+def check(cfg: Config) -> None:
+    """Raises UserError naming the field, its value and the limit."""
+    _check(cfg, "")
+    if not cfg.reward.rules:
+        raise UserError("reward.rules = {} rewards nothing; name at least one rule and its weight")
+    if "/" in cfg.run.name or cfg.run.name in ("", ".", "..") or "\0" in cfg.run.name + cfg.run.dir:
+        raise UserError(f"run.name = {cfg.run.name!r}; it must be the name of a folder in run.dir")
+
+
+def _check(section: object, prefix: str) -> None:
+    for field in dataclasses.fields(section):
+        value, name = getattr(section, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            _check(value, name + ".")
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        for number in values:
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _number(name, number)
+
+
+def _number(name: str, value: float) -> None:
+    least, most = LIMITS.get(name, (0, inf))
+    if isinstance(value, float) and not isfinite(value):
+        raise UserError(f"{name} = {value}; it must be a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise UserError(f"{name} = an integer of {value.bit_length()} bits; it must be at most {LARGEST_INTEGER}")
+    if value < least:
+        raise UserError(f"{name} = {value}; it must be {'more than 0' if least == TINY else f'at least {least:g}'}")
+    if value > most:
+        raise UserError(f"{name} = {value}; it must be {'less than 1' if most == 1 - TINY else f'at most {most}'}")

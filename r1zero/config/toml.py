@@ -1,0 +1,187 @@
+"""A TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back.
+
+Paths. In a TOML file that lies in a folder called `configs`, or in `configs/data` or `configs/model`, a path is
+relative to the folder above `configs`. In any other TOML file, and on the command line, it is relative to the working
+directory. Fields that hold a path are annotated as `LocalPath`, those that may name a user's function as `OwnFunction`.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import typing
+from typing import Annotated, Any, Literal, TypeVar
+
+import tomli
+import tomli_w
+
+from r1zero.config.errors import UserError
+from r1zero.config.files import check_utf8, read_text
+
+LocalPath = Annotated[str, "path"]
+"""A file or folder of this machine; empty: none."""
+OwnFunction = Annotated[str, "path.py:function"]
+"""A name known to the program, or a function of the user's own as `path.py:function`."""
+_CONFIG_FOLDERS = re.compile(r"(.*)/configs(/data|/model)?", re.DOTALL)
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where a value was written."""
+
+    place: str
+    """What an error about the value begins with: the TOML file, or the argument."""
+    start: str
+    """The folder that relative paths are relative to; empty: the working directory."""
+
+
+def load(path: str, overrides: list[str], cls: type[T]) -> T:
+    """Read a TOML file into the dataclass `cls`, with `section.key=value` overrides on top. Raises UserError."""
+    tree = read_toml(path)
+    for text in overrides:
+        _override(tree, text)
+    return _build(cls, tree, _Source(path, _start(path)), "")
+
+
+def _start(path: str) -> str:
+    """The folder that relative paths of a TOML file are relative to; empty: the working directory."""
+    found = _CONFIG_FOLDERS.fullmatch(os.path.dirname(os.path.abspath(path)))
+    start = (found[1] or "/") if found else ""
+    check_utf8(start, repr(path))
+    return "" if start == os.getcwd() else start
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Raises UserError with file and line where the file is missing or is not TOML."""
+    try:
+        return tomli.loads(read_text(path, "name an existing TOML file"))
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
+        raise UserError(f"{path}: is not TOML: {error}") from None
+
+
+def dump(config: Any) -> str:
+    """The resolved config as TOML; `load` of it gives an equal config."""
+    return tomli_w.dumps(plain(config))
+
+
+def plain(value: Any) -> Any:
+    """As TOML and JSON have it; what is None is left out."""
+    if dataclasses.is_dataclass(value):
+        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: plain(item) for name, item in pairs if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+class _Argument(str):
+    """A value from the command line: what it is depends on the field it is for."""
+
+    source: _Source
+
+    def parsed(self) -> Any:
+        try:
+            return tomli.loads(f"x = {self}")["x"]
+        except (ValueError, RecursionError):
+            return str(self)
+
+
+class _ArgumentSection(dict[str, Any]):
+    """A section that is there only because an argument names a key of it."""
+
+    source: _Source
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    source = _Source(f"argument {text!r}", "")
+    check_utf8(text, source.place)
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{source.place}: is neither an option nor section.key=value")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        if section not in tree:
+            tree[section] = _ArgumentSection()
+            tree[section].source = source
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise UserError(f"{source.place}: {section!r} is a value, not a section")
+    tree[name] = _Argument(value)
+    tree[name].source = source
+
+
+def _build(cls: type[T], tree: dict[str, Any], source: _Source, prefix: str) -> T:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in tree.items():
+        if key not in fields:
+            nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
+            place = getattr(value, "source", source).place
+            raise UserError(f"{place}: unknown key {prefix}{_spelt(key)}; the nearest known one is {prefix}{nearest}")
+    values = {name: tree[name] if name in tree else _default(field, source, prefix) for name, field in fields.items()}
+    return cls(**{name: _convert(hints[name], value, source, prefix + name) for name, value in values.items()})
+
+
+def _default(field: dataclasses.Field[Any], source: _Source, prefix: str) -> Any:
+    """The default as if it were written in the file, so that a default path is relative to the same folder."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is dataclasses.MISSING:
+        raise UserError(f"{source.place}: {prefix}{field.name} is missing and has no default")
+    return {} if dataclasses.is_dataclass(field.default_factory) else field.default_factory()
+
+
+def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
+    source = getattr(value, "source", source)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _located(_convert(args[0], value, source, name), args[1], source, name)
+    inner = [a for a in args if a is not type(None)]
+    if type(None) in args and len(inner) == 1:
+        return None if value is None else _convert(inner[0], value, source, name)
+    if isinstance(value, _Argument):  # run.name=7 is text, run.seed=7 a number
+        parsed = value.parsed()
+        value = str(value) if hint is str and not isinstance(parsed, str) else parsed
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{source.place}: {name} = {_shown(value)} is a value; it must be a section")
+        return _build(hint, value, source, name + ".")
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{source.place}: {name} = {_shown(value)}; it must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(args[0], v, source, f"{name}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        names = {key: f"{name}.{_spelt(key)}" for key in value}
+        return {
+            _convert(args[0], k, source, names[k]): _convert(args[1], v, source, names[k]) for k, v in value.items()
+        }
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Any or type(value) is (origin or hint):
+        return value
+    raise UserError(
+        f"{source.place}: {name} = {_shown(value)} is of type {type(value).__name__}; "
+        f"it must be {getattr(origin or hint, '__name__', hint)}"
+    )
+
+
+def _spelt(key: str) -> str:
+    return key if key.isprintable() else repr(key)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of over 4,300 digits
+        return "a number too long to show"
+
+
+def _located(value: str, kind: str, source: _Source, name: str) -> str:
+    """A path, or the path of an own function, from where those of its source start."""
+    path, colon, function = value.rpartition(":") if kind == "path.py:function" else (value, "", "")
+    if "\0" in path:
+        raise UserError(f"{source.place}: {name} = {value!r} has a null character, which no path has")
+    return os.path.join(source.start, path) + colon + function if source.start and path else value

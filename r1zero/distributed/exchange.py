@@ -1,0 +1,168 @@
+"""Moves samples between the grids of the roles: from the engines that generated them to the data-parallel ranks that
+need them.
+
+Lengths travel first, a few integers per sample to all ranks, so that every rank computes the same shards. Then each
+sample goes directly from one rank that holds it to every rank that needs it, in one all-to-all. No rank gathers
+everything.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from r1zero.batch import Batch, balance, ragged_index
+from r1zero.distributed.layout import Grid, Layout
+
+
+@dataclass(frozen=True)
+class BatchLengths:
+    """What all ranks know about the B samples of an iteration."""
+
+    prompt_lengths_B: Tensor
+    response_lengths_B: Tensor
+    scored_B: Tensor
+
+    @property
+    def loss_tokens(self) -> float:
+        """Response tokens of all scored samples: the denominator of the loss."""
+        return float((self.response_lengths_B * self.scored_B).sum())
+
+
+class Exchange:
+    def __init__(self, layout: Layout, rank: int, device: torch.device):
+        self.layout, self.rank, self.device = layout, rank, device
+
+    def gather_lengths(self, mine: Batch | None, samples: int) -> BatchLengths:
+        """mine: the samples of this rank's engine; None on a rank that does not generate. samples: B of all engines
+        together."""
+        share = samples // self.layout.engines
+        row = torch.zeros(share, 3, dtype=torch.int32)
+        if mine is not None:
+            row = torch.stack([mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()], 1).int()
+        rows = [torch.empty(share, 3, dtype=torch.int32, device=self.device) for _ in range(self.layout.size)]
+        dist.all_gather(rows, row.to(self.device))
+        table = (
+            torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).long().cpu()
+        )  # in the order of the engines
+        return BatchLengths(table[:, 0], table[:, 1], table[:, 2])
+
+    def shards(self, lengths: BatchLengths, grid: Grid) -> list[list[int]]:
+        """Sample numbers for each data-parallel rank of a megatron grid, with tokens balanced."""
+        return balance((lengths.prompt_lengths_B + lengths.response_lengths_B).tolist(), grid.size("dp"))
+
+    def to_grid(self, mine: Batch | None, lengths: BatchLengths, grid: Grid) -> Batch | None:
+        """This rank's shard over `grid`; None on a rank outside it."""
+        share = len(lengths.scored_B) // self.layout.engines
+        engines = self.layout.rollout.groups("tp")
+        holders = [engines[i // share] for i in range(len(lengths.scored_B))]
+        wanted = self._wanted(self.shards(lengths, grid), grid)
+        tokens = lengths.prompt_lengths_B + lengths.response_lengths_B
+        have = [] if mine is None else mine.ids_B.tolist()
+        ids, tokens_T = self._route(None if mine is None else mine.tokens_T, have, tokens, holders, wanted)
+        rows = None if mine is None else _FloatRows(mine.response_lengths_B).join(mine)
+        _, flat = self._route(rows, have, lengths.response_lengths_B + 2, holders, wanted, torch.float32)
+        if self.rank not in grid:
+            return None
+        responses_B = lengths.response_lengths_B[ids]
+        advantages_B, scored_B, logprobs_R = _FloatRows(responses_B).split(flat)
+        return Batch(
+            ids_B=ids,
+            prompt_lengths_B=lengths.prompt_lengths_B[ids],
+            response_lengths_B=responses_B,
+            tokens_T=tokens_T,
+            advantages_B=advantages_B,
+            scored_B=scored_B,
+            rollout_logprobs_R=logprobs_R,
+            ref_logprobs_R=torch.empty(0),
+        )
+
+    def regrid(self, values_R: Tensor | None, lengths: BatchLengths, source: Grid, target: Grid) -> Tensor | None:
+        """Move values of response tokens, which the last stage of `source` has for its shards, to the shards of
+        `target`."""
+        source_shards, last = self.shards(lengths, source), source.size("pp") - 1
+        holders: list[tuple[int, ...]] = [()] * len(lengths.scored_B)
+        for dp, shard in enumerate(source_shards):
+            group = tuple(source.at(tp=tp, dp=dp, pp=last) for tp in range(source.size("tp")))
+            for i in shard:
+                holders[i] = group
+        mine = self.rank in source and source.coordinate(self.rank, "pp") == last
+        have = source_shards[source.coordinate(self.rank, "dp")] if mine else []
+        _, values = self._route(
+            values_R if mine else None,
+            have,
+            lengths.response_lengths_B,
+            holders,
+            self._wanted(self.shards(lengths, target), target),
+            torch.float32,
+        )
+        return values if self.rank in target else None
+
+    def _wanted(self, shards: list[list[int]], grid: Grid) -> list[list[int]]:
+        return [shards[grid.coordinate(r, "dp")] if r in grid else [] for r in range(self.layout.size)]
+
+    def _route(
+        self,
+        flat: Tensor | None,
+        have: list[int],
+        lengths_B: Tensor,
+        holders: list[tuple[int, ...]],
+        wanted: list[list[int]],
+        dtype: torch.dtype = torch.int64,
+    ) -> tuple[Tensor, Tensor]:
+        """One ragged all-to-all.
+
+        flat: this rank's rows, in the order of `have`. holders[i]: the ranks that have sample i; takers are served by
+        them in turn. wanted[r]: the samples that rank r takes. Returns (ids, flat) of what this rank takes, with ids
+        ascending.
+        """
+
+        def sender(i: int, taker: int) -> int:
+            return taker if taker in holders[i] else holders[i][taker % len(holders[i])]
+
+        place = {i: k for k, i in enumerate(have)}
+        sent = [
+            [place[i] for i in wanted[r] if i in place and sender(i, r) == self.rank] for r in range(self.layout.size)
+        ]
+        came: list[list[int]] = [[] for _ in range(self.layout.size)]
+        for i in wanted[self.rank]:
+            came[sender(i, self.rank)].append(i)
+        order = torch.tensor([i for ids in came for i in ids], dtype=torch.long)
+        mine_lengths = lengths_B[torch.tensor(have, dtype=torch.long)]
+        leaving = torch.tensor([row for rows in sent for row in rows], dtype=torch.long)
+        out = torch.empty(0, dtype=dtype) if flat is None else flat[ragged_index(mine_lengths, leaving)]
+        into = torch.empty(int(lengths_B[order].sum()), dtype=dtype, device=self.device)
+        dist.all_to_all_single(
+            into,
+            out.to(self.device, dtype),
+            [int(lengths_B[ids].sum()) for ids in came],
+            [int(mine_lengths[rows].sum()) for rows in sent],
+        )
+        ids, ranking = order.sort()
+        return ids, into.cpu()[ragged_index(lengths_B[order], ranking)]
+
+
+class _FloatRows:
+    """The layout in which the floats of samples travel: for each sample its advantage, its `scored`, then its rollout
+    logprobs."""
+
+    def __init__(self, response_lengths_B: Tensor):
+        lengths_B = response_lengths_B + 2
+        self.starts_B = lengths_B.cumsum(0) - lengths_B
+        self.is_logprob = torch.ones(int(lengths_B.sum()), dtype=torch.bool)
+        self.is_logprob[self.starts_B] = self.is_logprob[self.starts_B + 1] = False
+
+    def join(self, batch: Batch) -> Tensor:
+        """(B * 2 + R,)"""
+        flat = torch.empty(len(self.is_logprob))
+        flat[self.starts_B], flat[self.starts_B + 1], flat[self.is_logprob] = (
+            batch.advantages_B,
+            batch.scored_B,
+            batch.rollout_logprobs_R,
+        )
+        return flat
+
+    def split(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(advantages_B, scored_B, rollout_logprobs_R)"""
+        return flat[self.starts_B], flat[self.starts_B + 1], flat[self.is_logprob]

@@ -1,0 +1,128 @@
+"""The samples of one engine in one iteration: prompts, responses, and what the reward rules said of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from r1zero.batch import Batch, Prompt, Response
+from r1zero.config import Config
+from r1zero.data import tokenizer
+from r1zero.distributed.layout import Layout
+from r1zero.reward import Score, Scorer, dump_unscored
+
+OUTCOMES = ("scored", "timeout", "failed")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The P prompts of an engine and their B = P * G responses, in (prompt, sample) order."""
+
+    prompts: list[Prompt]
+    responses: list[Response]
+    first_id: int
+    """Number of the first sample here within the iteration."""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The grades of B samples, equal on all tensor-parallel ranks of an engine. float64 on the CPU unless stated."""
+
+    rewards_B: Tensor
+    """Weighted sum of the rules; 0.0 for a sample that was not scored."""
+    scored_B: Tensor
+    """bool."""
+    outcomes_B: Tensor
+    """int64: index into OUTCOMES."""
+    rule_scores: dict[str, Tensor]
+    """Rule -> (B,) values, 0.0 for a sample that was not scored."""
+
+    def outcome(self, sample: int) -> str:
+        return OUTCOMES[int(self.outcomes_B[sample])]
+
+    def scores(self, sample: int) -> dict[str, float]:
+        """Rule -> value for one sample."""
+        return {rule: float(values_B[sample]) for rule, values_B in self.rule_scores.items()}
+
+
+class Grader:
+    """Grades the responses of an engine while others are still being decoded.
+
+    The tensor-parallel ranks of an engine all hold every response; each of them grades its share.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        layout: Layout,
+        rank: int,
+        scorer: Scorer | None,
+        model_tokenizer: Any,
+        stop_token_ids: list[int],
+    ):
+        self.folder = Path(cfg.run.dir) / cfg.run.name
+        self.cfg, self.scorer, self.tokenizer = cfg, scorer, model_tokenizer
+        self.dropped = tokenizer.dropped_ids(model_tokenizer, stop_token_ids)
+        self.peers = self.turn = self.group = None
+        for members in layout.rollout.groups("tp"):  # every rank must create every group, in the same order
+            group = dist.new_group(list(members), backend="gloo") if len(members) > 1 else None
+            if rank in members:
+                self.peers, self.turn, self.group = len(members), members.index(rank), group
+        self.submitted: dict[int, tuple[str, str]] = {}
+        """Sample -> (response, label), for the samples that are being graded here."""
+
+    def submit(self, prompts: list[Prompt], response: Response) -> None:
+        """Start grading a finished response. prompts: the list that was given to the engine."""
+        sample = response.prompt * self.cfg.grpo.group_size + response.sample
+        if sample % self.peers == self.turn:
+            prompt = prompts[response.prompt]
+            self.submitted[sample] = self.text(response), prompt.label
+            self.scorer.submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
+
+    def text(self, response: Response) -> str:
+        """The text that is graded: without special tokens and without the token that ended it."""
+        return tokenizer.decode(self.tokenizer, response.token_ids, self.dropped)
+
+    def through_tokens(self, text: str) -> str:
+        """The text that would be graded if the engine had sampled the tokens of `text`."""
+        return tokenizer.decode(self.tokenizer, self.tokenizer.encode(text, add_special_tokens=False), self.dropped)
+
+    def collect(self, count: int) -> Graded:
+        """Wait for the grades of all `count` samples. Collective over the tensor-parallel ranks of the engine."""
+        rules = list(self.cfg.reward.rules)
+        scores = self.scorer.collect()
+        dump_unscored(self.folder / "unscored.jsonl", scores, self.submitted)
+        self.submitted = {}
+        # One tensor, so that one all-reduce shares everything: the reward, the outcome, then each rule's value.
+        table = torch.zeros(count, 2 + len(rules), dtype=torch.float64)
+        for sample, score in scores.items():
+            table[sample] = torch.tensor(_row(score, rules), dtype=torch.float64)
+        if self.group is not None:
+            dist.all_reduce(table, group=self.group)
+        rewards_B, outcomes_B, *values = table.unbind(1)
+        return Graded(rewards_B, outcomes_B == 0, outcomes_B.long(), dict(zip(rules, values, strict=True)))
+
+
+def _row(score: Score, rules: list[str]) -> list[float]:
+    scored = score.outcome == "scored"
+    values = [score.scores[rule] if scored else 0.0 for rule in rules]
+    return [score.reward if scored else 0.0, OUTCOMES.index(score.outcome), *values]
+
+
+def to_batch(samples: Samples, advantages_B: Tensor, scored_B: Tensor) -> Batch:
+    """The samples of an engine as a training batch without reference logprobs."""
+    prompts = [samples.prompts[r.prompt] for r in samples.responses]
+    flat = [t for p, r in zip(prompts, samples.responses, strict=True) for t in (*p.token_ids, *r.token_ids)]
+    return Batch(
+        ids_B=torch.arange(samples.first_id, samples.first_id + len(prompts)),
+        prompt_lengths_B=torch.tensor([len(p.token_ids) for p in prompts]),
+        response_lengths_B=torch.tensor([len(r.token_ids) for r in samples.responses]),
+        tokens_T=torch.tensor(flat),
+        advantages_B=advantages_B,
+        scored_B=scored_B.float(),
+        rollout_logprobs_R=torch.tensor([x for r in samples.responses for x in r.logprobs], dtype=torch.float32),
+        ref_logprobs_R=torch.empty(0),
+    )

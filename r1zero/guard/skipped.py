@@ -1,0 +1,49 @@
+"""Updates that were skipped because loss or gradient were not finite: what they would have learned from, and when it is
+enough."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from r1zero.batch import Batch
+from r1zero.config import CollectiveError
+from r1zero.policy import Policy
+
+
+def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, ref_logprobs_R: Tensor | None) -> None:
+    """Write this data-parallel rank's share of the batch, with the trainer's logprobs of it. Collective over the ranks
+    that train.
+
+    `torch.load(path, weights_only=True)` gives a dict of Batch's tensors, and `logprobs_R`.
+    """
+    logprobs_R = policy.logprobs(batch)
+    if not policy.is_reporting_rank:
+        return
+    path = folder / "skipped" / f"iteration_{iteration}_rank_{rank}.pt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save(
+        {**vars(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R)), "logprobs_R": logprobs_R},
+        path,
+    )
+
+
+class SkipLimit:
+    """Counts updates skipped in a row, alike on all ranks."""
+
+    def __init__(self, limit: int, folder: Path):
+        self.limit, self.folder, self.in_a_row = limit, folder, 0
+
+    def see(self, figures: Mapping[str, float]) -> None:
+        """Raises CollectiveError when it ends."""
+        if figures["update/empty"]:
+            return
+        self.in_a_row = self.in_a_row + 1 if figures["update/skipped"] else 0
+        if self.in_a_row >= self.limit:
+            raise CollectiveError(
+                f"{self.in_a_row} updates in a row had a loss or gradient that is not finite and were skipped "
+                f"(optimizer.max_skipped = {self.limit}); their batches are in {self.folder / 'skipped'}: look there "
+                f"for logprobs "
+                "that are no numbers, or lower optimizer.lr and start from an older checkpoint"
+            )

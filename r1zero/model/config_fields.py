@@ -1,0 +1,192 @@
+"""How a field of config.json is treated, as data, and the check of a file against a table of fields. No torch.
+
+A field is read (it describes the model), supported with certain values only, or without effect on the logits. A field
+that is in no table is refused by name: Hugging Face or vLLM may act on it, and the trainer would then train another
+model than the one that was published.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from r1zero.config import UserError
+
+LARGEST = 2**31 - 1
+"""Of whole numbers."""
+MOST = 1e18
+"""Of other numbers."""
+SHOWN = 60
+"""Characters of a value that a message repeats."""
+REQUIRED = object()
+"""The default of a field that every file must state."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that a field may have. A kind is as strict as Hugging Face's config classes, which the engine uses."""
+
+    says: str
+    """Completes the sentence "it must be ..."."""
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int = 1) -> Kind:
+    return Kind(f"a whole number of at least {least}", lambda value: type(value) is int and least <= value <= LARGEST)
+
+
+def real(least: float = 0.0) -> Kind:
+    """Hugging Face takes no 1 where it wants a 1.0."""
+    return Kind(
+        f"a number of at least {least:g}, written with a decimal point or an exponent",
+        lambda value: type(value) is float and least <= value <= MOST,
+    )
+
+
+def number(least: float = 0.0) -> Kind:
+    return Kind(f"a number of at least {least:g}", lambda value: type(value) in (int, float) and least <= value <= MOST)
+
+
+def positive(kind: Kind) -> Kind:
+    return Kind(kind.says.replace("of at least 0", "greater than 0"), lambda value: kind.holds(value) and value > 0)
+
+
+def one_of(*texts: str) -> Kind:
+    return Kind(f"one of {', '.join(texts)}", lambda value: isinstance(value, str) and value in texts)
+
+
+def optional(kind: Kind) -> Kind:
+    return Kind(f"{kind.says}, or null", lambda value: value is None or kind.holds(value))
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a string", lambda value: isinstance(value, str))
+TEXTS = Kind(
+    "a list of strings", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+)
+SECTION = Kind("an object", lambda value: isinstance(value, dict))
+ANYTHING = Kind("anything", lambda value: True)
+ID = Kind("a token id", lambda value: type(value) is int and -1 <= value <= LARGEST)
+IDS = Kind(
+    "a token id or a list of them",
+    lambda value: ID.holds(value) or (isinstance(value, list) and all(map(ID.holds, value))),
+)
+LABELS = Kind(
+    "an object whose keys are numbers", lambda value: isinstance(value, dict) and all(key.isdecimal() for key in value)
+)
+BLOCK = Kind(
+    "a list of two whole numbers of at least 1",
+    lambda value: isinstance(value, list) and len(value) == 2 and all(map(whole().holds, value)),
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    kind: Kind = ANYTHING
+    default: Any = REQUIRED
+    """What Hugging Face takes where the file does not say."""
+    only: tuple[Any, ...] | None = None
+    """Other values than these are refused; (): every value is."""
+    why: str = ""
+    """Completes the sentence that refuses a value."""
+    effect: bool = True
+    """False: no value that the kind allows changes a logit."""
+
+    def allows(self, value: Any) -> bool:
+        if self.only is None:
+            return self.kind.holds(value)
+        return any(type(value) is type(allowed) and value == allowed for allowed in self.only)
+
+    @property
+    def wanted(self) -> str:
+        """The half of a sentence that says which values are allowed."""
+        if self.only is None:
+            return f"it must be {self.kind.says}"
+        values = (
+            f"only {' or '.join(map(shown, self.only))} is supported" if self.only else "this field is not supported"
+        )
+        return f"{values}: {self.why}" if self.why else values
+
+
+def read(kind: Kind, default: Any = REQUIRED) -> Field:
+    return Field(kind, default)
+
+
+def only(*values: Any, why: str = "", default: Any = None) -> Field:
+    return Field(default=default, only=values, why=why)
+
+
+def no_effect(kind: Kind) -> Field:
+    return Field(kind, default=None, effect=False)
+
+
+Fields = Mapping[str, Field]
+
+
+class Config(dict[str, Any]):
+    """config.json, or a file of configs/model/ with the same keys in TOML; or one section of it."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, prefix: str = ""):
+        super().__init__(values)
+        self.path, self.prefix = path, prefix
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Raises UserError where the file cannot be read or is no object."""
+        toml = path.suffix == ".toml"
+        try:
+            # transformers and vLLM cannot read a byte-order mark in config.json; a file of configs/model/ is ours
+            # alone.
+            text = path.read_text(encoding="utf-8-sig" if path.suffix == ".toml" else "utf-8")
+            values = tomli.loads(text) if toml else json.loads(text)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); model.path must be a folder in Hugging Face's format"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}: is not {'TOML' if toml else 'JSON'}: {error}; copy it again from its model"
+            ) from None
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{path}: is a JSON {type(values).__name__} and must be an object; copy it again from its model"
+            )
+        return cls(values, path)
+
+    def checked(self, fields: Fields, what: str) -> "Config":
+        """The values, with the defaults of those that are missing. Raises UserError for a field that is missing or
+        unknown, or whose value is not allowed.
+
+        what: what the table is for, as in "is not known for ...".
+        """
+        for name, field in fields.items():
+            if name in self and not field.allows(self[name]):
+                raise self.refusal(name, field.wanted)
+        for name in (name for name in self if name not in fields):
+            raise self.refusal(
+                name,
+                f"this field is not known for {what}, and Hugging Face or vLLM may act on it; if the model does "
+                "not depend on it, remove it from the file",
+            )
+        for name, field in fields.items():
+            if name not in self and field.default is REQUIRED:
+                raise UserError(f"{self.path}: {self.prefix}{name} is missing; {field.wanted}")
+        return Config({name: field.default for name, field in fields.items()} | self, self.path, self.prefix)
+
+    def section(self, name: str, fields: Fields, what: str) -> "Config":
+        """A checked section of the file, which must be there."""
+        return Config(self[name], self.path, f"{self.prefix}{name}.").checked(fields, what)
+
+    def refusal(self, name: str, why: str) -> UserError:
+        """The sentence that refuses a field's value."""
+        spelt = name if name.isprintable() else repr(name)
+        return UserError(f"{self.path}: {self.prefix}{spelt} = {shown(self[name])}; {why}")
+
+
+def shown(value: Any) -> str:
+    """A value in JSON's notation, cut short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

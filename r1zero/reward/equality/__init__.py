@@ -1,0 +1,1 @@
+"""Is this answer equal to that label?"""

@@ -1,0 +1,120 @@
+r"""The arguments of commands and functions, marked so that a parser takes what a reader does.
+
+TeX takes single tokens for arguments (\frac12), and people write sqrt(2), 2^(n+1) and \sin 2x.
+"""
+
+import re
+
+# Command, and how many arguments it has. In parentheses one is meant that TeX would not take for an argument.
+_COMMANDS = re.compile(
+    r"\\(?P<two>frac|binom)(?![A-Za-z])|(?:\\|(?<![A-Za-z\\]))(?P<root>sqrt)(?![A-Za-z])(?P<degree>\s*\[[^][]*\])?"
+    r"|\^\s*(?=\()|\\log\s*_\s*(?=[0-9]\s*[0-9])"
+)
+_FUNCTION = re.compile(r"\\(?P<name>(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp)(?![A-Za-z])\s*")
+_TRIGONOMETRIC = re.compile("(?:sin|cos|tan|cot|sec|csc)$")
+_SCRIPT, _BLANKS = re.compile(r"\s*[\^_]\s*(?=\S)"), re.compile(r"\s*")
+_END = re.compile(r"[-+*=<>,;&)\]}|]|\\(?:cdot|times|div|cup|cap|text|le|ge|ne|in|pm|mp|quad)(?![A-Za-z])|\\\\|\\[,;}]")
+_CLOSING = {"{": "}", "(": ")"}
+_TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)
+
+
+def braced(text: str) -> str:
+    r"""The text with braces around every argument.
+
+    >>> braced(r"\frac12"), braced(r"\frac{\sqrt3}2"), braced(r"sqrt(x(1+x))"), braced("2^(n+1)"), braced(r"\log_23")
+    ('\\frac{1}{2}', '\\frac{\\sqrt{3}}{2}', '\\sqrt{x(1+x)}', '2^{n+1}', '\\log_{2}3')
+    """
+    out, place = [], 0
+    while match := _COMMANDS.search(text, place):
+        out += [
+            text[place : match.start()],
+            rf"\sqrt{match['degree'] or ''}" if match["root"] else match.group().strip(),
+        ]
+        place = match.end()
+        for _ in range(2 if match["two"] else 1):
+            argument, end = _argument(text, place, round_too=not match["two"])
+            if argument is None:
+                break
+            out.append("{" + braced(argument) + "}")
+            place = end
+    return "".join([*out, text[place:]])
+
+
+def _argument(text: str, place: int, round_too: bool) -> tuple[str | None, int]:
+    """The group or the one token after `place`, and where it ends; None where the text ends first."""
+    while place < len(text) and text[place].isspace():
+        place += 1
+    token = _TOKEN.match(text, place)
+    if token is None or token.group() in ("}", ")"):
+        return None, place
+    if token.group() != "{" and not (round_too and token.group() == "("):
+        return token.group(), token.end()
+    opening, depth = token.group(), 0
+    for other in _TOKEN.finditer(text, place):
+        depth += (other.group() == opening) - (other.group() == _CLOSING[opening])
+        if depth == 0:
+            return text[place + 1 : other.start()], other.end()
+    return None, place
+
+
+def applied(text: str) -> str | None:
+    r"""The text with the arguments of functions in parentheses; None where a fraction bar leaves open what they are.
+
+    An argument goes on over factors side by side, to a written sign or another function. math-verify would read the
+    logarithm of 2 times that of 3 as one logarithm.
+
+    >>> applied(r"\ln 2\cdot \ln 3"), applied(r"2\sin^2 3x \cos{x}"), applied(r"\arctan 2\sqrt{2}"), applied(r"\sin(x)")
+    ('\\ln(2)\\cdot \\ln(3)', '2\\sin^2 (3x)\\cos(x)', '\\arctan(2\\sqrt{2})', '\\sin(x)')
+    >>> applied(r"\ln x/x"), applied(r"\cos \pi/3")
+    (None, '\\cos(\\pi/3)')
+    """
+    out, place = [], 0
+    while match := _FUNCTION.search(text, place):
+        start = match.end()
+        while script := _SCRIPT.match(text, start):  # an exponent or a base
+            start = _BLANKS.match(text, _argument(text, script.end(), round_too=False)[1]).end()
+        head = text[place : match.end()].rstrip() + text[match.end() : start]
+        argument, place, bar = _bare_argument(text, start)
+        if bar and not (_TRIGONOMETRIC.match(match["name"]) and "\\pi" in argument.partition("/")[0]):
+            return None
+        inner = applied(argument)
+        if inner is None:
+            return None
+        out.append(f"{head}({inner})" if inner else head)
+    return "".join([*out, text[place:]])
+
+
+def _bare_argument(text: str, start: int) -> tuple[str, int, bool]:
+    """(argument, where it ends, whether a fraction bar lies in it); '' and `start` for one that has parentheses."""
+    opening = text[start : start + 1]
+    if opening in ("(", ""):
+        return "", start, False
+    if opening == "{":
+        inside, stop = _argument(text, start, round_too=False)
+        return (inside or "").strip(), stop, False
+    if opening == "|" and (bar := text.find("|", start + 1)) > 0:
+        return text[start : bar + 1], bar + 1, False
+    stop, slash = _end_of_argument(text, start)
+    return text[start:stop].strip(), stop, slash
+
+
+def _end_of_argument(text: str, start: int) -> tuple[int, bool]:
+    depth, bar = 0, False
+    for token in _TOKEN.finditer(text, start):
+        word, before = token.group(), text[start : token.start()].strip()
+        if depth == 0 and _ends_argument(word, before):
+            return token.start(), bar
+        bar = bar or (word == "/" and depth == 0)
+        depth += (word in ("{", "(", "[")) - (word in ("}", ")", "]"))
+        if depth < 0:
+            return token.start(), bar
+    return len(text), bar
+
+
+def _ends_argument(word: str, before: str) -> bool:
+    """A sign ends it, but not as its first token; a root ends it where more than a number stands before."""
+    if word == r"\sqrt":
+        return bool(before) and not before.isdigit()
+    return (_FUNCTION.fullmatch(word) is not None and bool(before)) or (
+        bool(_END.fullmatch(word)) and (bool(before) or word not in "+-")
+    )

@@ -1,0 +1,98 @@
+"""Equations and inequalities: what one says of a letter, and whether two say the same."""
+
+import re
+
+import sympy
+
+from r1zero.reward.equality import unevaluated
+from r1zero.reward.equality.meaning import LETTER, Equation, Inequality, is_name
+from r1zero.reward.equality.scalars import same_value
+from r1zero.reward.equality.solver import UNDECIDED, parse
+from r1zero.reward.equality.splitting import enclosed
+
+_POINTS = tuple(sympy.Rational(41 + 7 * k, 31 + 5 * k) for k in range(20))  # like those of scalars, and others
+_SET_OPERATION = re.compile(r"[A-Za-z'() ]+(?:\\(?:cup|cap|setminus)(?![A-Za-z])[A-Za-z'() ]+)+")
+_INDEX = re.compile(r"_\{?([A-Za-z0-9]+)\}?")
+
+
+def name_of(equation: Equation) -> str | None:
+    """What an assignment names: the letter or function on one side of it; None where there is none."""
+    first, last = (_spaceless(side) for side in (equation.sides[0], equation.sides[-1]))
+    return first if is_name(first) else last if is_name(last) else None
+
+
+def value_of(equation: Equation) -> str | None:
+    """The last side, where all before it are names for it; None where the equation is still to be solved."""
+    *names, value = equation.sides
+    if len(names) == 1 and LETTER.fullmatch(value) and not LETTER.fullmatch(names[0]):
+        return names[0]  # 5 = x
+    return value if all(map(_names, names)) else None
+
+
+def _names(side: str) -> bool:
+    """A letter, a function, a tuple of letters, or whatever else may stand for a value (unevaluated.is_name)."""
+    brackets = enclosed(side)
+    if (
+        is_name(side)
+        or _SET_OPERATION.fullmatch(side)
+        or (brackets and all(is_name(part.strip()) for part in brackets[1].split(",")))
+    ):
+        return True
+    tree = parse(side)
+    return isinstance(tree, sympy.Expr) and unevaluated.is_name(tree)
+
+
+def base_names(names: list[str]) -> set[str]:
+    """The letters without their index, where it is only an index: x_1 and x_2 are two values of x."""
+    bases = [_INDEX.sub("", name) for name in names]
+    return set(bases) if len(set(names)) == len(names) or len(set(bases)) == len(set(names)) == 1 else set(names)
+
+
+def _spaceless(text: str) -> str:
+    return text.replace(" ", "")
+
+
+def same_equation(label: Equation, answer: Equation) -> bool:
+    """Whether every solution of one is one of the other: the one is a multiple of the other."""
+    trees = [_difference(equation.sides[0], equation.sides[-1]) for equation in (label, answer)]
+    return None not in trees and (
+        _proportional(*trees, positive=False) or _proportional(*map(_numerator, trees), positive=False)
+    )
+
+
+def same_inequality(label: Inequality, answer: Inequality) -> bool:
+    """For those of two sides: the same sign, and one a positive multiple of the other."""
+    if label.signs != answer.signs or len(label.sides) != 2:
+        return False
+    trees = [_difference(*inequality.sides) for inequality in (label, answer)]
+    positive = label.signs[0] in ("<", r"\le")
+    return None not in trees and _proportional(*trees, positive=positive)
+
+
+def _difference(left: str, right: str) -> sympy.Expr | None:
+    trees = [parse(side) for side in (left, right)]
+    if not all(isinstance(tree, sympy.Expr) and not tree.has(sympy.oo, sympy.zoo, sympy.nan) for tree in trees):
+        return None
+    return sympy.Add(trees[0], sympy.Mul(-1, trees[1], evaluate=False), evaluate=False)
+
+
+def _numerator(tree: sympy.Expr) -> sympy.Expr:
+    try:
+        return sympy.fraction(sympy.together(tree))[0]
+    except UNDECIDED:
+        return tree
+
+
+def _proportional(f: sympy.Expr, g: sympy.Expr, positive: bool) -> bool:
+    """Whether f is a constant multiple of g, neither being 0, by f(p) g(x) = g(p) f(x) for a point p."""
+    letters = sorted(f.free_symbols | g.free_symbols, key=lambda letter: letter.name)
+    if not letters or len(letters) > len(_POINTS) or f.free_symbols != g.free_symbols:
+        return False
+    point = dict(zip(letters, _POINTS, strict=False))
+    try:
+        a, b = f.xreplace(point), g.xreplace(point)
+        if same_value(a, sympy.S.Zero) or same_value(b, sympy.S.Zero) or (positive and not (a / b).evalf() > 0):
+            return False
+    except UNDECIDED:
+        return False
+    return same_value(sympy.Mul(a, g, evaluate=False), sympy.Mul(b, f, evaluate=False))

@@ -1,0 +1,198 @@
+r"""The door to math-verify and latex2sympy2_extended: the text of one expression to a sympy tree.
+
+Only math-verify's LaTeX side is used. Its expression extractor evaluates text as Python through sympy's `parse_expr`
+and is never given any; so are its searches through a response, because what to read is settled before.
+"""
+
+import logging
+import re
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from antlr4.atn.PredictionMode import PredictionMode
+from antlr4.error.Errors import ParseCancellationException
+from antlr4.error.ErrorStrategy import BailErrorStrategy
+from latex2sympy2_extended import latex2sympy2
+from math_verify.parser import LatexExtractionConfig, extract_latex
+from mpmath.libmp import NoConvergence
+from sympy.matrices import MatrixBase
+from sympy.polys.polyerrors import BasePolynomialError
+
+from r1zero.reward.equality import size_limits
+from r1zero.reward.equality.arguments import applied
+
+Tree = sympy.Basic | MatrixBase
+
+# What sympy raises for trees that it cannot make sense of.
+UNDECIDED = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
+    BasePolynomialError, NoConvergence,
+)  # fmt: skip
+
+_CONFIG = LatexExtractionConfig()
+# Units and the arguments of commands are settled before; math-verify's patterns for both take too much.
+_AS_WRITTEN = replace(
+    _CONFIG, normalization_config=replace(_CONFIG.normalization_config, units=False, malformed_operators=False)
+)
+_WHOLE = re.compile(r"(?P<first_latexBoxed>.+)", re.DOTALL)
+# The power of a letter needs the parser's slow second stage, unless braces part it from what stands before.
+_POWER_OF_LETTER = re.compile(
+    r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
+    r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
+)
+_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}(?![0-9])")
+_LONG_EXPONENT = re.compile("[eE][-+]?[0-9]{5}")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)$")
+# What may stand in an unevaluated tree as it is written.
+_WRITTEN = (sympy.Add, sympy.Mul, sympy.Pow)
+
+
+class TwoStageParser(latex2sympy2.PSParser):
+    """ANTLR's own advice for speed: predict without context first, with it only where that fails.
+
+    The grammar needs full context for few texts, but pays for it (40 to 170 ms) on every tuple. Where the first stage
+    succeeds its tree is the second stage's.
+    """
+
+    def math(self):
+        strategy = self._errHandler
+        self._errHandler, self._interp.predictionMode = BailErrorStrategy(), PredictionMode.SLL
+        try:
+            return super().math()
+        except ParseCancellationException:
+            self._errHandler, self._interp.predictionMode = strategy, PredictionMode.LL
+            self.reset()
+            return super().math()
+
+
+class Reader(latex2sympy2._Latex2Sympy):
+    """latex2sympy2_extended's converter, but for what it computes, loses or confuses while it reads.
+
+    R and r are two letters; a number too large to compute is refused where it is built, before anything evaluates it; a
+    degree inside sin, cos .. is pi/180; an odd root of a negative number is real.
+    """
+
+    def __init__(self, variable_values=None, is_real=None, convert_degrees=False, config=None):
+        config = replace(config or latex2sympy2.ConversionConfig(), lowercase_symbols=False)
+        super().__init__(variable_values, None, convert_degrees, config)
+
+    def create_parser(self, latex_str):
+        parser = super().create_parser(latex_str)
+        parser.__class__ = TwoStageParser
+        return parser
+
+    def parse_number(self, text):
+        return read_number(text)
+
+    def convert_exp(self, exp):
+        return _bounded(super().convert_exp(exp))
+
+    def convert_postfix(self, postfix):
+        if any(op.eval_at() or op.transpose() for op in postfix.postfix_op()):
+            raise ValueError("a substitution is no value, and the transpose of a letter would be the letter")
+        return _bounded(super().convert_postfix(postfix))
+
+    def convert_binom(self, binom):
+        return _bounded(sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False))
+
+    def handle_gcd_lcm(self, f, args):
+        """Of letters it is not known; sympy would take them for polynomials without a common factor."""
+        if any(arg.free_symbols for arg in args):
+            return sympy.Function(f)(*args)
+        return super().handle_gcd_lcm(f, args)
+
+    def convert_func(self, func):
+        if func.FUNC_SQRT() and func.root:
+            return self._root(self.convert_expr(func.base), self.convert_expr(func.root))
+        name = func.func_normal_single_arg()
+        self.convert_degrees = name is not None and _TRIGONOMETRIC.match(name.start.text) is not None
+        try:
+            return _bounded(super().convert_func(func))
+        finally:
+            self.convert_degrees = False
+
+    def _root(self, base, degree):
+        if (
+            isinstance(degree, sympy.Integer)
+            and degree.is_odd
+            and isinstance(base, sympy.Rational)
+            and base.is_negative
+        ):
+            return sympy.Mul(-1, sympy.Pow(-base, 1 / degree, evaluate=False), evaluate=False)
+        return sympy.Pow(base, sympy.Pow(degree, -1), evaluate=False)
+
+
+def _bounded(tree: Any) -> Any:
+    """Raises TooLarge."""
+    if isinstance(tree, sympy.Basic):
+        size_limits.size(tree)
+    return tree
+
+
+def read_number(text: str) -> sympy.Number:
+    """The numeral as `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`.
+
+    Raises:
+        TooLarge: an exponent of more than four digits.
+    """
+    digits = text.replace(",", "").replace(" ", "")
+    if _LONG_EXPONENT.search(digits):
+        raise size_limits.TooLarge(digits)
+    return sympy.Integer(int(digits)) if digits.isdecimal() else sympy.Float(digits)
+
+
+def load() -> None:
+    """Puts our reader in place."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we keep the time ourselves
+    latex2sympy2._Latex2Sympy = Reader
+    latex2sympy2.convert_number = lambda text: read_number(re.sub("^0,", "0.", text))
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Tree | None:
+    """The tree that math-verify reads from LaTeX, or None where it reads none or one too large to compute.
+
+    Cached: a label comes back once for each response of its group.
+    """
+    text = applied(text)
+    if text is None:
+        return None
+    text = _SHORT_SUBSCRIPT.sub(r"_\1", text)
+    text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
+    tree, _ = extract_latex(_WHOLE.match(text), _AS_WRITTEN)
+    if not isinstance(tree, sympy.Basic | MatrixBase) or tree in (sympy.nan, sympy.zoo):
+        return None
+    try:
+        size_limits.size(tree)
+        return _as_meant(tree)
+    except UNDECIDED:
+        return None
+
+
+def _as_meant(tree: Tree) -> Tree:
+    """With i as the imaginary unit, which math-verify reads as any other letter, and every logarithm with its base."""
+    letters = {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i"}
+    return rebuilt(tree, lambda node: letters.get(node) or _quotient(node)) if letters or tree.has(sympy.log) else tree
+
+
+def _quotient(node: sympy.Basic) -> sympy.Basic | None:
+    """evalf would drop the base of a logarithm with two arguments."""
+    if not isinstance(node, sympy.log) or len(node.args) == 1:
+        return None
+    above, below = (sympy.log(arg, evaluate=False) for arg in node.args)
+    if node.args[1] == sympy.E:
+        return above
+    return sympy.Mul(above, sympy.Pow(below, -1, evaluate=False), evaluate=False)
+
+
+def rebuilt(tree: Tree, change) -> Tree:
+    """The tree with what `change` returns in place of a node (None: the node), sums and products still as written."""
+    if isinstance(tree, MatrixBase):
+        return tree.applyfunc(lambda element: rebuilt(element, change))
+    args = [rebuilt(arg, change) if isinstance(arg, sympy.Basic) else arg for arg in tree.args]
+    if any(new is not old for new, old in zip(args, tree.args, strict=True)):
+        tree = tree.func(*args, evaluate=False) if isinstance(tree, _WRITTEN) else tree.func(*args)
+    other = change(tree)
+    return tree if other is None else other

@@ -1,0 +1,229 @@
+"""Scores for responses, from rules named in the config, graded in killable processes beside the trainer."""
+
+import difflib
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from r1zero.config.errors import RewardError
+from r1zero.reward.own_rules import check_rule
+from r1zero.reward.rules import RULES
+from r1zero.reward.workers.protocol import Frames, frame, receive
+
+LEAST_MEMORY_MIB = 16
+MEMORY_MIB = 512  # address space of a worker beyond what it starts with
+# What the supervisor keeps of the environment: enough for the interpreter to start. Nothing of a launcher or a device
+# may reach it, so what is kept is listed, not what is dropped.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONHOME", "VIRTUAL_ENV")
+_PATIENT_SEND_S = 0.1
+_CLOSE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """What grading one response gave.
+
+    `scored`: `reward` is the weighted sum of `scores` ({rule: value}); `equal` says whether the last box equals the
+    label, format aside. `timeout` (past the deadline) and `failed` (the worker died of it): no scores, `equal` None,
+    `reward` nan; never a zero in disguise. `ms` is the time that grading took in the worker.
+    """
+
+    outcome: Literal["scored", "timeout", "failed"]
+    reward: float
+    scores: dict[str, float]
+    equal: bool | None
+    ms: float
+
+
+def check_rules(names: Iterable[str]) -> None:
+    """Refuses names that are neither in the table nor `path.py:function`; runs nothing.
+
+    Raises:
+        RewardError: naming the nearest rule, or what the file lacks.
+    """
+    names = list(names)
+    if not names:
+        raise RewardError(f"no reward rule is given; choose from {', '.join(RULES)}, or write path.py:function")
+    for name in names:
+        if name in RULES:
+            continue
+        path, colon, function = name.rpartition(":")
+        if not (colon and path.endswith(".py") and function):
+            nearest = difflib.get_close_matches(name, RULES, n=1, cutoff=0.0)[0]
+            raise RewardError(
+                f'there is no reward rule "{name}"; the nearest is "{nearest}" '
+                f"(all: {', '.join(RULES)}; a rule of your own is written path.py:function)"
+            )
+        check_rule(name)
+
+
+class Pool:
+    """The trainer's end of the supervisor: tasks in, results out, no thread."""
+
+    def __init__(self, rules: list[str], workers: int, deadline_s: float, memory_mib: int = MEMORY_MIB) -> None:
+        if workers < 1 or not deadline_s > 0 or memory_mib < LEAST_MEMORY_MIB:
+            raise RewardError(
+                f"grading needs a worker, a deadline above 0 s and {LEAST_MEMORY_MIB} MiB of memory for each worker, "
+                f"not {workers}, {deadline_s} s and {memory_mib} MiB"
+            )
+        self._sock, child = socket.socketpair()
+        kept = {name: value for name in _ENVIRONMENT if (value := os.getenv(name)) is not None}
+        path = [str(Path(__file__).resolve().parents[2]), *(str(Path(entry or ".").absolute()) for entry in sys.path)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "r1zero.reward.workers.supervisor", str(child.fileno())],
+            env=kept | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what a user's rule prints must not reach our standard output
+            start_new_session=True,  # out of reach of the terminal's Ctrl-C
+        )
+        child.close()
+        self._frames, self._outbox = Frames(), bytearray()
+        self._results: dict[int, list[Any]] = {}
+        self._started = False
+        config = {"rules": rules, "workers": workers, "deadline_s": deadline_s, "memory_mib": memory_mib}
+        self._outbox += frame(config)
+        self._send()
+
+    def submit(self, tasks: list[list[Any]]) -> None:
+        """Sends tasks [number, kind, *arguments], waiting at most 0.1 s; what does not fit goes with the next call."""
+        self._outbox += frame(tasks)
+        self._send()
+
+    def wait_started(self) -> None:
+        """Until the supervisor has loaded the rules.
+
+        Raises:
+            RewardError: a user's rule could not be loaded.
+        """
+        self._sock.settimeout(None)
+        while not self._started:
+            self._take()
+
+    def collect(self, numbers: Iterable[int]) -> dict[int, list[Any]]:
+        """`{number: [outcome, result, ms]}` of all the tasks named, once the last of them is there."""
+        missing = {number for number in numbers if number not in self._results}
+        while missing:
+            self._send()
+            self._sock.settimeout(_PATIENT_SEND_S if self._outbox else None)
+            missing.difference_update(self._take())
+        return {number: self._results.pop(number) for number in numbers}
+
+    def _take(self) -> list[int]:
+        """One read from the supervisor; the numbers of the results that it brought."""
+        try:
+            messages = receive(self._sock, self._frames)
+        except TimeoutError:
+            return []
+        if messages is None:
+            when = "while grading" if self._started else "while loading the rules"
+            raise RewardError(
+                f"the reward supervisor ended {when}, exit status {self._process.wait()}; its error output says why"
+            )
+        numbers = []
+        for message in messages:
+            if isinstance(message, dict):
+                if "refused" in message:
+                    raise RewardError(message["refused"])
+                self._started = True
+                continue
+            self._results[message[0]] = message[1:]
+            numbers.append(message[0])
+        return numbers
+
+    def _send(self) -> None:
+        self._sock.settimeout(_PATIENT_SEND_S)
+        try:
+            while self._outbox:
+                del self._outbox[: self._sock.send(self._outbox)]
+        except TimeoutError:
+            pass  # the supervisor is still loading; the next call sends the rest
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is gone; the next read says so
+
+    def close(self) -> None:
+        """Ends the supervisor and with it every worker; may be called twice."""
+        self._sock.close()
+        try:
+            self._process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Scorer:
+    """Grades responses while others still decode.
+
+    Create it before MPI, torch or a device is started. `submit` returns at once and grading begins; `collect` waits for
+    what is left and adds the seconds to `waited_s`. `rules` maps each rule, one of `RULES` or `path.py:function`, to
+    its weight in the reward. A function of your own is
+
+        def rule(response: str, label: str, *, prompt: str, additional: dict, equal) -> float
+
+    and takes of the three keywords those that it wants: the prompt's text, the row's additional columns, and
+    `equal(answer, label) -> bool`, the check behind `acc`. It runs in the same workers under the same deadline and at
+    most `memory_mib` MiB of memory, its file executed once in the supervisor; an exception or a value that is not a
+    finite number makes the sample `failed`.
+
+    Raises:
+        RewardError: a rule that does not exist, cannot be loaded or has a weight that is not finite; no worker.
+    """
+
+    def __init__(self, rules: dict[str, float], workers: int, deadline_s: float, memory_mib: int = MEMORY_MIB) -> None:
+        check_rules(rules)
+        for name, weight in rules.items():
+            if not math.isfinite(weight):
+                raise RewardError(f'the weight of reward rule "{name}" is {weight}; it must be a finite number')
+        self.rules = dict(rules)
+        self.waited_s = 0.0
+        self._keys: dict[int, Hashable] = {}
+        self._next = 0
+        self._pool = Pool(list(rules), workers, deadline_s, memory_mib)
+        self._own = any(name not in RULES for name in rules)
+        if self._own:
+            self._pool.wait_started()  # only running the file shows whether it can be run
+
+    def submit(
+        self, key: Hashable, response: str, label: str, prompt: str = "", additional: dict[str, Any] | None = None
+    ) -> None:
+        """Begins to grade one response; `collect` calls it `key`. `prompt` and `additional` are for own rules."""
+        self._keys[self._next] = key
+        context = [prompt, additional] if self._own else []
+        self._pool.submit([[self._next, "grade", response, label, *context]])
+        self._next += 1
+
+    def collect(self) -> dict[Hashable, Score]:
+        """The scores of everything submitted since the last call, in the order of submission."""
+        started = time.monotonic()
+        results = self._pool.collect(list(self._keys))
+        self.waited_s += time.monotonic() - started
+        scores = {key: self._score(*results[number]) for number, key in self._keys.items()}
+        self._keys.clear()
+        return scores
+
+    def _score(
+        self, outcome: Literal["scored", "timeout", "failed"], result: dict[str, Any] | None, ms: float
+    ) -> Score:
+        if outcome != "scored":
+            return Score(outcome, math.nan, {}, None, ms)
+        scores = result["scores"]
+        reward = sum(weight * scores[name] for name, weight in self.rules.items())
+        if not all(map(math.isfinite, (*scores.values(), reward))):  # finite scores may add up to infinity
+            return Score("failed", math.nan, {}, None, ms)
+        return Score("scored", reward, scores, result["equal"], ms)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,60 @@
+"""What a worker is asked to do, as functions of texts; runs in the supervisor and its workers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from r1zero.reward.boxes import last_box
+from r1zero.reward.equality import answers
+from r1zero.reward.own_rules import load_rule
+from r1zero.reward.rules import RULES
+from r1zero.reward.workers.worker import Work
+
+
+def work(rules: Sequence[str]) -> Work:
+    """The kinds of task: "grade" a response against a label by the rules named, check a "label" and its solution.
+
+    Raises:
+        RewardError: a user's rule cannot be loaded, or has parameters that nobody fills.
+    """
+    return {"grade": grader(rules), "label": check_label}
+
+
+def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
+    """`grade(response, label, prompt, additional) -> {"equal": bool, "scores": {rule: value}}` for the rules named."""
+    rules = {name: RULES[name] for name in names if name in RULES}
+    user_rules = {name: load_rule(name) for name in names if name not in RULES}
+
+    def grade(response: str, label: str, prompt: str = "", additional: dict[str, Any] | None = None) -> dict[str, Any]:
+        correct = _decided_once(label)
+        box = last_box(response)
+        equal = box is not None and correct(box.content)
+        scores = {name: float(rule(response, correct)) for name, rule in rules.items()}
+        offered = {"prompt": prompt, "additional": additional or {}, "equal": answers.equal}
+        scores |= {name: rule(response, label, offered) for name, rule in user_rules.items()}
+        return {"equal": equal, "scores": {name: scores[name] for name in names}}
+
+    return grade
+
+
+def check_label(label: str, solution: str | None) -> dict[str, Any]:
+    """Whether the label is readable, and whether the box of its worked solution, if any, equals it."""
+    box = last_box(solution or "")
+    agrees = box is not None and answers.equal(box.content, label)
+    return {
+        "parses": answers.parses(label),
+        "box": None if box is None else box.content,
+        "agrees": agrees,
+        "choice": box is not None and not agrees and answers.is_choice(box.content) and not answers.is_choice(label),
+    }
+
+
+def _decided_once(label: str) -> Callable[[str], bool]:
+    """Several rules ask about the same box; the solver is asked once."""
+    known: dict[str, bool] = {}
+
+    def correct(answer: str) -> bool:
+        if answer not in known:
+            known[answer] = answers.equal(answer, label)
+        return known[answer]
+
+    return correct

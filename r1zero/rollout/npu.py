@@ -1,0 +1,135 @@
+"""vLLM on an NPU: new weights into vllm-ascend 0.23.0, whose worker has no reload of its own.
+
+Waking from a level 2 sleep gives the memory back with nothing in it. Then, in this order: experts in the layout of
+loading, with their loaders; all tensors; the processing that follows a load, once; and what nobody loads, made again.
+Every step is in place, so that addresses stay and no second copy of the weights is ever there.
+Read in worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispatcher.py and attention/mla_v1.py of that
+release; tests/rollout/test_npu_vllm.py runs those very functions.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from r1zero.rollout.loader_trace import Named
+
+# Weights stay in plain format, because they are loaded again after every update.
+ARGUMENTS: dict[str, Any] = {
+    "enable_sleep_mode": True,
+    "additional_config": {"weight_nz_mode": 0, "enable_cpu_binding": False},
+}
+
+
+def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for a model with latent attention. config: its config.json.
+
+    Where prompts are not cut into chunks, the prefill of vllm-ascend ignores a prefix that is in the cache
+    (attention/mla_v1.py builds the context of chunks only), and every sample of a prompt but the first would be
+    generated without most of the prompt. The prefix cache is therefore off. Without it vLLM's own block size of 16 is
+    not refined to one that the backend knows, and has to be given.
+    """
+    return {"enable_prefix_caching": False, "block_size": 128} if "kv_lora_rank" in config else {}
+
+
+@contextmanager
+def while_alive() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def during_construction() -> Iterator[None]:
+    yield
+
+
+def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    llm.apply_model(lambda model: reload(model, llm.llm_engine.model_config, weights))
+
+
+def sleep(llm: Any) -> bool:
+    """Drop weights and cache."""
+    llm.sleep(level=2)
+    return True
+
+
+def reload(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their
+    places meanwhile instead. Called where the model lives."""
+    from vllm.model_executor.model_loader import utils
+    from vllm_ascend.ops import rotary_embedding
+    from vllm_ascend.ops.fused_moe.moe_comm_method import _MoECommMethods
+
+    dispatchers = [method.token_dispatcher for method in _MoECommMethods.values()]
+    # vllm-ascend puts its own function in the module: it must be looked up there, now.
+    reload_in_order(model, model_config, weights, utils.process_weights_after_loading, dispatchers)
+    renew_rotary_tables(rotary_embedding)
+
+
+def reload_in_order(
+    model: nn.Module,
+    model_config: Any,
+    weights: Iterable[tuple[str, Tensor]],
+    process: Callable[[nn.Module, Any, torch.device], None],
+    dispatchers: list[Any],
+) -> None:
+    """`reload` with its two vendors' parts as arguments."""
+    prepare_experts(model, model_config.hf_text_config.hidden_size)
+    model.load_weights(weights)
+    # Transposes the experts again, and makes the absorbed weights of latent attention anew: exactly once.
+    process(model, model_config, next(model.parameters()).device)
+    for dispatcher in dispatchers:
+        renew_dispatcher(dispatcher)
+
+
+def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
+    """All: weights in plain format are computed with as they were loaded, and experts, turned, in the same memory. The
+    model is left ready to load; `reload` must follow."""
+    prepare_experts(model, model_config.hf_text_config.hidden_size)
+    return tensors
+
+
+def prepare_experts(model: nn.Module, hidden_size: int) -> None:
+    """Experts as loading wants them, (E, 2I, H) and (E, H, I), each with its loader: after processing, or after a wake
+    that has transposed them already, both by new Parameters that forgot it. Raises RuntimeError where shapes do not
+    tell
+    which."""
+    for name, module in model.named_modules():
+        if not isinstance(getattr(module, "w13_weight", None), nn.Parameter):
+            continue
+        for parameter, processed_axis in (("w13_weight", 1), ("w2_weight", 2)):
+            held = getattr(module, parameter)
+            others = {1, 2} - {processed_axis}
+            if held.shape[1] == held.shape[2] or hidden_size not in held.shape[1:]:
+                raise RuntimeError(
+                    f"{name}.{parameter} is {tuple(held.shape)}: its layout cannot be told from hidden_size "
+                    f"{hidden_size}"
+                )
+            if held.shape[processed_axis] == hidden_size:
+                held = nn.Parameter(held.data.transpose(1, 2), requires_grad=False)
+                setattr(module, parameter, held)
+            assert held.shape[others.pop()] == hidden_size
+            held.weight_loader = module.weight_loader
+
+
+def renew_dispatcher(dispatcher: Any) -> None:
+    """The all-to-all dispatcher's number of each expert on its rank: a plain tensor, so a deep sleep loses it, and
+    prefill then routes wrongly without an error."""
+    numbers = getattr(dispatcher, "expert_ids_per_ep_rank", None)
+    if numbers is not None:
+        numbers.copy_(torch.arange(dispatcher.num_experts, dtype=numbers.dtype) % dispatcher.num_local_experts)
+
+
+def renew_rotary_tables(module: Any) -> None:
+    """Write vllm-ascend's tables of cosines and sines again, from the buffer that they were made of.
+
+    Latent attention reads them. With plain rotary positions they are plain tensors of `module`
+    (vllm_ascend.ops.rotary_embedding), so a deep sleep loses them and the engine then computes NaN. With YaRN they are
+    buffers, which the worker restores, and the module does not have both.
+    """
+    both = module._cos_sin_cache
+    if both is None or module._cos_cache is None:
+        return
+    for table, half in zip((module._cos_cache, module._sin_cache), both.chunk(2, -1), strict=True):
+        table.copy_(half.repeat(1, 2))

@@ -1,0 +1,1 @@
+"""Which rank failed, fell silent or is late: it is named, and the job ends."""

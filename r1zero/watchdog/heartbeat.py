@@ -1,0 +1,267 @@
+"""No silent hang: every rank says once a second where it is, and what is past its deadline, silent or failed ends the
+job by name.
+
+Each rank has two lines, threads with a connection of their own to a store: the job's rendezvous store, and one that
+lives in the last rank, so that no single process is both the culprit and the only witness. Rank 0 judges; the last rank
+does where rank 0 is silent. A verdict travels the same lines and ends every rank, whatever its main thread is stuck in.
+
+What it cannot see: a rank that never joined the world (torch's rendezvous has its own deadline), and a device that
+hangs with all ranks alike in their waiting: then the deadline ends the job, and every rank's stack is shown in place of
+a name.
+"""
+
+import faulthandler
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
+from datetime import timedelta
+from types import TracebackType
+from typing import IO
+
+import torch.distributed as dist
+
+from r1zero.config import Run
+from r1zero.distributed import world
+from r1zero.watchdog import verdict
+from r1zero.watchdog.detector import BEAT_S, FailureDetector
+from r1zero.watchdog.verdict import Failure, Stamp, Verdict
+
+log = logging.getLogger(__name__)
+
+FLOOR_S, MULTIPLE = 120.0, 5.0
+"""A phase that was seen before may take so many times its longest so far, at least so many seconds, at most
+run.phase_timeout_s."""
+UNHEARD_S = 12.0
+"""A rank that failed, or lost both lines, waits so long for a verdict before it ends the job itself."""
+OBEY_S = 2.0
+"""From reading a verdict to one's own end: the judge prints meanwhile."""
+LAST_S = 10
+"""So long after that the kernel ends this process."""
+FRAMES = 12
+WAITING = (
+    "/torch/distributed/distributed_c10d.py",
+    "/torch/distributed/_functional_collectives.py",
+    "/vllm/distributed/",
+)
+"""Files in which a rank waits for others; elsewhere it does where the line that runs calls wait()."""
+THROUGH = "/torch/_ops.py"
+"""Between a rank's own code and a native operator."""
+
+
+class Watchdog:
+    """This rank's account of itself."""
+
+    def __init__(self, cfg: Run, launch: world.Launch, log_file: IO[str]):
+        self.cfg, self.launch, self.log_file = cfg, launch, log_file
+        self.name, self.iteration, self.entered, self.began = "start", 0, 0, time.monotonic()
+        self.longest: dict[str, float] = {}
+        self.failure: Failure | None = None
+        self.renewals: list[Callable[[], None]] = []
+        """Called about once a second while this process lives, from any thread."""
+        self.ending = threading.Event()
+        self.main = threading.main_thread().ident
+        self.host = socket.gethostname()
+        self.threads: list[HeartbeatThread] = []
+        self._one = threading.Lock()
+
+    def phase(self, name: str, iteration: int) -> None:
+        """Told of every phase that begins, by its name, or ends, by ""."""
+        now = time.monotonic()
+        self.longest[self.name] = max(self.longest.get(self.name, 0.0), now - self.began)
+        self.name, self.iteration, self.began = name or "between", iteration, now
+        self.entered += 1
+        if name:  # or one that is stopped right away would be blamed for an earlier phase
+            for thread in self.threads:
+                thread.wake.set()
+
+    def stamp(self) -> Stamp:
+        return Stamp(
+            self.launch.rank,
+            self.host,
+            os.getpid(),
+            self.name,
+            self.iteration,
+            self.entered,
+            time.monotonic() - self.began,
+            self._limit(),
+            self.log_file.name,
+        )
+
+    def _limit(self) -> float:
+        most = (self.cfg.timeout_s if self.name == "start" else self.cfg.phase_timeout_s) or math.inf
+        return min(most, max(FLOOR_S, MULTIPLE * self.longest[self.name])) if self.name in self.longest else most
+
+    def stamp_with_stack(self) -> Stamp:
+        top = traceback.extract_stack(sys._current_frames()[self.main])[-FRAMES:]
+        last = next(f for f in reversed(top) if not f.filename.endswith(THROUGH))
+        waiting = any(part in last.filename for part in WAITING) or "wait(" in (last.line or "")
+        return replace(self.stamp(), waiting=waiting, stack="".join(traceback.format_list(top)))
+
+    def alive(self) -> None:
+        """If this is not called again in time, the stack goes to the log, by a thread that needs no interpreter."""
+        for renew in self.renewals:
+            renew()
+        if self.cfg.silence_timeout_s:
+            faulthandler.dump_traceback_later(self.cfg.silence_timeout_s, file=self.log_file)
+
+    def fail(self, text: str, code: int, echo: bool) -> None:
+        """Tell the others, and be ended by the verdict; where none comes, by oneself."""
+        log.error("failed in phase %s: %s", self.name, text)
+        self.failure = Failure(self.stamp(), text, code, echo)
+        for thread in self.threads:
+            thread.wake.set()
+        time.sleep(UNHEARD_S)
+        self.end(Verdict(verdict.failed(self.failure, self.launch.size), code), speak=True)
+
+    def end(self, found: Verdict, speak: bool, tell: "Sequence[HeartbeatThread]" = ()) -> None:
+        """The end of this process, by the first of its threads that comes here; where it speaks, of the job. Does not
+        return.
+
+        tell: lines by which the others hear of it; only from here, as this process's own lines hear it, too, and could
+        be first.
+        """
+        self._one.acquire()
+        signal.alarm(LAST_S)  # whatever stands in the way below
+        log.error("the job ends: %s", found.text)
+        if speak:
+            with suppress(OSError):  # the launcher may be gone, and its pipe with it
+                sys.__stderr__.write(found.text)
+                sys.__stderr__.flush()
+        # After the words: what the others do now may end the job. A line's store may be what is stuck: nobody waits for
+        # these threads.
+        for thread in tell:
+            threading.Thread(target=thread.store.set, args=("verdict", json.dumps(asdict(found))), daemon=True).start()
+        time.sleep(BEAT_S)  # meanwhile the others read it and write it to their logs
+        for rank, host, pid in found.silent:
+            # One that is stopped hears no launcher's SIGTERM. MPI's daemons see to that themselves.
+            if host == self.host and rank != self.launch.rank and self.launch.launcher not in world.MPI_LAUNCHERS:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        if speak:
+            world.abort(self.launch, found.code)
+        time.sleep(OBEY_S)
+        os._exit(found.code)
+
+
+class HeartbeatThread(threading.Thread):
+    """A thread that stamps into one store, asks it for a verdict, and judges where it is the judge's."""
+
+    def __init__(self, watch: Watchdog, store: dist.Store, number: int):
+        super().__init__(name=f"watchdog-{number}", daemon=True)
+        self.watch, self.store, self.number = watch, store, number
+        self.rank, self.size = watch.launch.rank, watch.launch.size
+        self.wake = threading.Event()
+        self.broken = 0.0
+        self.told = False
+        self.detector = (
+            FailureDetector(store, number, self.size, watch.cfg.silence_timeout_s or math.inf)
+            if (self.rank == (0 if number == 0 else self.size - 1))
+            else None
+        )
+
+    def run(self) -> None:
+        try:
+            while not self.watch.ending.is_set():
+                self._beat()
+                self._rest()
+        except RuntimeError as error:  # of torch's stores: the process that has it is gone
+            self.broken = time.monotonic()
+            log.info("line %d is lost: %s", self.number, str(error).partition("\n")[0])
+        while not self.watch.ending.wait(BEAT_S):
+            if all(thread.broken and time.monotonic() - thread.broken > UNHEARD_S for thread in self.watch.threads):
+                self.watch.end(
+                    Verdict(
+                        f"rank {self.rank} of {self.size} on {self.watch.host} has lost ranks 0 and {self.size - 1}\n",
+                        1,
+                    ),
+                    speak=True,
+                )
+
+    def _rest(self) -> None:
+        """Until the next beat. A phase that begins is told in between, at most ten times a second; a failure is a
+        reason to beat."""
+        due = time.monotonic() + BEAT_S
+        while (left := due - time.monotonic()) > 0 and self.wake.wait(left):
+            self.wake.clear()
+            if self.watch.failure:
+                return
+            self._stamp(self.watch.stamp())
+            time.sleep(BEAT_S / 10)
+
+    def _beat(self) -> None:
+        watch, store = self.watch, self.store
+        called = store.check(["call"])
+        stamp = watch.stamp_with_stack() if called else watch.stamp()
+        self._stamp(stamp)
+        watch.alive()
+        if stamp.seconds > stamp.limit and not called:
+            store.set("call", "")
+        if watch.failure and not self.told:
+            self.told = True
+            store.set(f"failure/{store.add('failures', 1)}", json.dumps(asdict(watch.failure)))
+        if store.check(["verdict"]):
+            watch.end(Verdict(**json.loads(store.get("verdict"))), speak=False)
+        if self.detector and (found := self.detector.judge(called)):
+            watch.end(found, speak=True, tell=watch.threads)
+
+    def _stamp(self, stamp: Stamp) -> None:
+        self.store.set(f"stamp/{self.rank}", json.dumps(asdict(stamp)))
+
+
+@contextmanager
+def watch_rank(
+    cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tuple[type[Exception], ...]
+) -> Iterator[Watchdog]:
+    """From joining the world to leaving it. What is raised inside ends all ranks; of `sentences` only the text is
+    shown."""
+    watch = Watchdog(cfg, launch, log_file)
+    stores, server = _stores(launch)
+    watch.threads = [HeartbeatThread(watch, store, number) for number, store in enumerate(stores)]
+    for thread in watch.threads:
+        thread.start()
+
+    def on_exit(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if launch.size == 1:  # a debugger may want it
+            return
+        if isinstance(error, sentences):
+            watch.fail(f"{error}\n", 2, echo=False)
+        elif error is not None:
+            watch.fail("".join(traceback.format_exception(kind, error, trace)), 1, verdict.is_echo(error))
+
+    with ExitStack() as stack:
+        stack.push(on_exit)
+        yield watch
+    watch.ending.set()
+    faulthandler.cancel_dump_traceback_later()
+    del server
+
+
+def _stores(launch: world.Launch) -> tuple[list[dist.Store], dist.Store | None]:
+    """Connections of the watchdog's own, as one that a thread waits on is not usable from another; and the store that
+    lives here, if one does."""
+    host, port, attempt = world.rendezvous()
+    wait = timedelta(seconds=60)
+
+    def connect(host: str, port: int) -> dist.Store:
+        return dist.PrefixStore(
+            f"watchdog/{attempt}", dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=wait)
+        )
+
+    first, server = connect(host, port), None
+    if launch.size == 1:
+        return [first], None
+    if launch.rank == launch.size - 1:
+        here = world.address_towards(host, port)
+        server = dist.TCPStore(here, 0, is_master=True, wait_for_workers=False, timeout=wait)
+        first.set("second", json.dumps([here, server.port]))
+    return [first, connect(*json.loads(first.get("second")))], server

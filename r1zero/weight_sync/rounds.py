@@ -1,0 +1,165 @@
+"""When each part travels: rounds of one collective each, none of which stages more than a bound on any rank. No
+torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from r1zero.model.families import Weight
+from r1zero.weight_sync.routes import Hop, Route, Routes, axis
+
+
+class Unit(NamedTuple):
+    """Transfer `index` of `count` of one weight's journey: so much of each of its hops."""
+
+    weight: int
+    """Number in `Routes.weights`."""
+    index: int
+    count: int
+
+    def cut(self, hop: Hop) -> Hop:
+        length = hop.end - hop.first
+        return hop._replace(
+            first=hop.first + length * self.index // self.count, end=hop.first + length * (self.index + 1) // self.count
+        )
+
+
+@dataclass(frozen=True)
+class Round:
+    fp32: bool
+    """A round has one data type: fp32, or the run's."""
+    units: tuple[Unit, ...]
+
+
+class Transfer(NamedTuple):
+    """What one rank sends, receives or copies in a round."""
+
+    weight: int
+    source: int
+    target: int
+    first: int
+    end: int
+
+
+def order(routes: Routes) -> list[int]:
+    """Weights, the stages' layers interleaved: each round then has layers of every stage, and all their owners send."""
+    starts = [routes.stage_of_layer.index(s) for s in routes.stage_of_layer]
+
+    def key(item: tuple[int, Weight]) -> tuple[int, int, int]:
+        number, weight = item
+        if weight.layer is None:
+            return (-1 if weight.place in ("first", "both ends") else len(starts), 0, number)
+        return weight.layer - starts[weight.layer], weight.layer, number
+
+    return [number for number, _ in sorted(enumerate(routes.weights), key=key)]
+
+
+def unit_bytes(weight: Weight, itemsize: int) -> int:
+    """Bytes of one unit of the weight's axis."""
+    return weight.size // weight.shape[axis(weight)] * (4 if weight.fp32 else itemsize)
+
+
+def schedule(routes: Routes, itemsize: int, staging_bytes: int) -> list[Round]:
+    """Rounds in which no rank sends and receives more than `staging_bytes` together (but always one unit of an
+    axis)."""
+    numbers = order(routes)
+    rounds = []
+    for fp32 in (False, True):
+        ours = [n for n in numbers if routes.weights[n].fp32 == fp32]
+        rounds += [Round(fp32, tuple(units)) for units in _first_fit(routes, ours, itemsize, staging_bytes)]
+    return rounds
+
+
+class _Load:
+    """Most units of the axis that ranks send and receive in one of `count` parts of a route."""
+
+    def __init__(self, route: Route, count: int):
+        of: dict[int, int] = {}
+        for hop in route.hops:
+            for rank in (hop.source, hop.target) if hop.source != hop.target else ():
+                of[rank] = of.get(rank, 0) - (hop.first - hop.end) // count
+        self.count = count
+        self.ranks = np.fromiter(of.keys(), np.int64, len(of))
+        self.units = np.fromiter(of.values(), np.int64, len(of))
+        self.earliest = 0
+        """No round before this one has room for the route: rounds only fill up."""
+
+    @staticmethod
+    def under(route: Route, bound: int, length: int) -> "_Load":
+        """With the fewest parts that keep every rank at `bound` units, or in parts of one unit."""
+        load = _Load(route, 1)
+        while load.units.size and int(load.units.max()) > bound and load.count < length:
+            more = -(-load.count * int(load.units.max()) // max(1, bound))
+            load = _Load(route, min(length, max(load.count + 1, more)))
+        return load
+
+
+def _first_fit(routes: Routes, numbers: list[int], itemsize: int, staging_bytes: int) -> list[list[Unit]]:
+    """Each unit goes to the first round with room on all its ranks, so that one full rank does not end a round for
+    all."""
+    rounds: list[list[Unit]] = []
+    staged: list[np.ndarray] = []
+    loads: dict[tuple[int, int], _Load] = {}
+    for number in numbers:
+        weight, route = routes.weights[number], routes.route(routes.weights[number])
+        each = unit_bytes(weight, itemsize)
+        if (id(route), each) not in loads:
+            loads[id(route), each] = _Load.under(route, staging_bytes // each, weight.shape[axis(weight)])
+        load = loads[id(route), each]
+        for index in range(load.count):
+            added = load.units * each
+            at = load.earliest
+            while (
+                at < len(rounds)
+                and added.size
+                and int((staged[at][load.ranks] + added).max()) > staging_bytes
+                and rounds[at]
+            ):
+                at += 1
+            if at == len(rounds):
+                rounds.append([])
+                staged.append(np.zeros(routes.layout.size, np.int64))
+            rounds[at].append(Unit(number, index, load.count))
+            staged[at][load.ranks] += added
+            load.earliest = at
+    return rounds
+
+
+def pieces(routes: Routes, rounds: list[Round]) -> Iterator[tuple[int, Transfer]]:
+    """Everything that moves or is copied, on all ranks, with the number of its round."""
+    for number, r in enumerate(rounds):
+        for unit in r.units:
+            for hop in routes.route(routes.weights[unit.weight]).hops:
+                cut = unit.cut(hop)
+                if cut.first < cut.end:
+                    yield number, Transfer(unit.weight, *cut)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One rank's part in one round. Both sides sort alike, so that buffers need no header."""
+
+    fp32: bool
+    sends: tuple[Transfer, ...]
+    """By target, then in the round's order."""
+    receives: tuple[Transfer, ...]
+    """By source, then in the round's order."""
+    copies: tuple[Transfer, ...]
+
+
+def compile_for(routes: Routes, rounds: list[Round], rank: int) -> list[Task]:
+    tasks = []
+    for r in rounds:
+        sends, receives, copies = [], [], []
+        for unit in r.units:
+            for hop in routes.route(routes.weights[unit.weight]).of_rank.get(rank, ()):
+                cut = unit.cut(hop)
+                if cut.first < cut.end:
+                    kind = copies if hop.source == hop.target else sends if hop.source == rank else receives
+                    kind.append(Transfer(unit.weight, *cut))
+        sends.sort(key=lambda piece: piece.target)
+        receives.sort(key=lambda piece: piece.source)
+        tasks.append(Task(r.fp32, tuple(sends), tuple(receives), tuple(copies)))
+    return tasks

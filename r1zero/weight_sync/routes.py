@@ -1,0 +1,232 @@
+"""Who sends which part of which weight to whom, from both layouts. Pure data: no torch.
+
+A part of a weight is an interval on one axis: the one that tensor parallelism cuts, or the first. Trainer and engine
+cut a weight along the same axis, by degrees of their own. Each needed interval comes from one rank that holds it: from
+the rank itself where it can, else from the holders in turn. So nothing is gathered, and a rank receives no byte twice.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from r1zero.config import UserError
+from r1zero.distributed.layout import Grid, Layout
+from r1zero.model import placement
+from r1zero.model.families import Weight, weights
+from r1zero.model.shape import Shape
+
+VOCABULARY_MULTIPLE = 64
+"""vLLM pads the vocabulary to this multiple before it cuts it (VocabParallelEmbedding)."""
+
+
+class Span(NamedTuple):
+    """Rows (or columns) first .. end - 1 of the axis."""
+
+    first: int
+    end: int
+
+
+class Hop(NamedTuple):
+    source: int
+    target: int
+    """World ranks; equal: the part is already there and is only copied."""
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """The hops of one weight, shared by all weights with the same holders and needs."""
+
+    hops: tuple[Hop, ...]
+
+    @cached_property
+    def of_rank(self) -> dict[int, list[Hop]]:
+        """World rank -> the hops that it sends, receives or copies."""
+        found: dict[int, list[Hop]] = {}
+        for hop in self.hops:
+            found.setdefault(hop.source, []).append(hop)
+            if hop.target != hop.source:
+                found.setdefault(hop.target, []).append(hop)
+        return found
+
+    @cached_property
+    def traffic(self) -> dict[int, tuple[int, int]]:
+        """World rank -> units of the axis that it sends to and receives from other ranks."""
+        found: dict[int, tuple[int, int]] = {}
+        for hop in self.hops:
+            if hop.source != hop.target:
+                sent, got = found.get(hop.source, (0, 0))
+                found[hop.source] = sent + hop.end - hop.first, got
+                sent, got = found.get(hop.target, (0, 0))
+                found[hop.target] = sent, got + hop.end - hop.first
+        return found
+
+
+class Dealing(NamedTuple):
+    """How vLLM deals out layers with experts."""
+
+    expert_parallel: bool
+    """Experts whole, over tensor and data ranks; else cut by the tensor degree."""
+    shared_whole: bool
+    """Each rank has all of the shared experts, and its own tokens."""
+
+
+def dealing(rollout: Grid, expert_parallel: bool, device: str) -> Dealing:
+    """vLLM cuts tokens instead of shared experts where both degrees are over one
+    (ParallelConfig.use_sequence_parallel_moe); vllm-ascend switches that off (NPUPlatform.check_and_update_config)."""
+    both = expert_parallel and rollout.size("tp") > 1 and rollout.size("dp") > 1
+    return Dealing(expert_parallel, both and device != "npu")
+
+
+def axis(weight: Weight) -> int:
+    return weight.cut or 0
+
+
+def need(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing) -> dict[int, Span]:
+    """World rank -> what vLLM keeps of the weight there, for the ranks that keep any."""
+    tp = rollout.size("tp")
+    if weight.expert is not None and dealt.expert_parallel:
+        dp, t = divmod(_owner(weight, shape, rollout), tp)
+        return {
+            rollout.at(tp=t, dp=dp, replica=r): Span(0, weight.shape[axis(weight)])
+            for r in range(rollout.size("replica"))
+        }
+    spans = [_vllm_span(weight, shape, tp, t, dealt) for t in range(tp)]
+    return {rank: spans[i % tp] for i, rank in enumerate(rollout.ranks)}
+
+
+def need_of(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing, rank: int) -> Span | None:
+    """`need` of one rank."""
+    if rank not in rollout:
+        return None
+    tp, t = rollout.size("tp"), rollout.coordinate(rank, "tp")
+    if weight.expert is not None and dealt.expert_parallel:
+        mine = rollout.coordinate(rank, "dp") * tp + t == _owner(weight, shape, rollout)
+        return Span(0, weight.shape[axis(weight)]) if mine else None
+    return _vllm_span(weight, shape, tp, t, dealt)
+
+
+def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
+    """vLLM deals experts over a replica's ranks, tensor rank fastest, in runs of equal length ("linear" placement)."""
+    return weight.expert // (shape.moe.experts // (rollout.size("tp") * rollout.size("dp")))
+
+
+def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, dealt: Dealing) -> Span:
+    length = weight.shape[axis(weight)]
+    if weight.cut is None or (dealt.shared_whole and ".shared_experts." in weight.name):
+        return Span(0, length)
+    if weight.place != "layer":
+        width = -(-length // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // tp
+        return Span(min(length, t * width), min(length, (t + 1) * width))
+    if ".k_proj." in weight.name or ".v_proj." in weight.name:
+        # More tensor ranks than key-value heads: each head is on several of them.
+        tp, t = min(tp, shape.kv_heads), t * shape.kv_heads // tp if tp > shape.kv_heads else t
+    return Span(t * length // tp, (t + 1) * length // tp)
+
+
+def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
+    """Raises UserError where vLLM's degrees do not cut the model's dimensions evenly."""
+    tp, dp = rollout.size("tp"), rollout.size("dp")
+    cuts = [
+        ("num_attention_heads", shape.heads),
+        ("intermediate_size", shape.ffn_hidden_size),
+        (
+            f"vocab_size padded to {VOCABULARY_MULTIPLE}",
+            -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
+        ),
+    ]
+    if shape.moe and not expert_parallel:
+        cuts.append(("moe_intermediate_size", shape.moe.ffn_hidden_size))
+    for name, size in cuts:
+        if size % tp:
+            raise UserError(
+                f"layout.rollout.tensor_parallel_size = {tp} does not divide the model's {name} = {size}; choose a "
+                f"divisor"
+            )
+    if shape.mla is None and shape.kv_heads % tp and tp % shape.kv_heads:
+        raise UserError(
+            f"layout.rollout.tensor_parallel_size = {tp} neither divides nor is a multiple of the model's "
+            f"num_key_value_heads = {shape.kv_heads}"
+        )
+    if expert_parallel and not shape.moe:
+        raise UserError(
+            f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; leave it out"
+        )
+    if expert_parallel and shape.moe.experts % (tp * dp):
+        fits = [
+            n
+            for n in range(1, shape.moe.experts + 1)
+            if not shape.moe.experts % n and n % tp == 0 and not len(rollout.ranks) % n
+        ]
+        raise UserError(
+            f"layout.rollout: tensor_parallel_size {tp} x data_parallel_size {dp} = {tp * dp} does not divide the "
+            f"model's "
+            f"{shape.moe.experts} experts; data_parallel_size = {' or '.join(str(n // tp) for n in fits) or 'none'} "
+            f"would"
+        )
+
+
+@dataclass
+class Routes:
+    """Routes of all weights, each kind worked out once: DeepSeek-V3 has 45,446 weights and some 1,600 kinds."""
+
+    layout: Layout
+    shape: Shape
+    expert_parallel: bool
+    device: str
+    """cpu, cuda or npu: whose engine it is."""
+    _made: dict[tuple, Route] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        placement.check(self.shape, self.layout.train)
+        check_engine(self.shape, self.layout.rollout, self.expert_parallel)
+        self.dealt = dealing(self.layout.rollout, self.expert_parallel, self.device)
+
+    @cached_property
+    def weights(self) -> list[Weight]:
+        return weights(self.shape)
+
+    @cached_property
+    def stage_of_layer(self) -> list[int]:
+        return [s for s, layers in enumerate(placement.stages(self.shape, self.layout.train)) for _ in layers]
+
+    def kind(self, weight: Weight) -> tuple:
+        """Weights of one kind have the same holders and needs."""
+        place = weight.place if weight.layer is None else self.stage_of_layer[weight.layer]
+        rule = next((part for part in (".k_proj.", ".v_proj.", ".shared_experts.") if part in weight.name), "")
+        return place, weight.expert, weight.cut, weight.shape[axis(weight)], rule
+
+    def route(self, weight: Weight) -> Route:
+        kind = self.kind(weight)
+        if kind not in self._made:
+            needed = need(weight, self.shape, self.layout.rollout, self.dealt)
+            self._made[kind] = Route(tuple(match(self.held(weight), needed)))
+        return self._made[kind]
+
+    def held(self, weight: Weight) -> dict[int, Span]:
+        """World rank -> what the trainer holds of the weight there."""
+        parts = placement.holders(weight, self.shape, self.layout.train)
+        return {rank: Span(part[axis(weight)].start, part[axis(weight)].stop) for rank, part in parts.items()}
+
+
+def match(have: dict[int, Span], need: dict[int, Span]) -> list[Hop]:
+    """Hops that give every rank what it needs, each unit once. Ranks that need the same are dealt to the holders in
+    turn."""
+    holders: dict[Span, list[int]] = {}
+    for rank in sorted(have):
+        holders.setdefault(have[rank], []).append(rank)
+    targets: dict[Span, list[int]] = {}
+    for rank in sorted(need):
+        targets.setdefault(need[rank], []).append(rank)
+    hops = []
+    for wanted, ranks in targets.items():
+        for held, sources in holders.items():
+            first, end = max(wanted.first, held.first), min(wanted.end, held.end)
+            if first >= end:
+                continue
+            owners = set(sources)
+            hops += [Hop(rank, rank, first, end) for rank in ranks if rank in owners]
+            others = [rank for rank in ranks if rank not in owners]
+            hops += [Hop(sources[i % len(sources)], rank, first, end) for i, rank in enumerate(others)]
+    return hops

@@ -1,0 +1,78 @@
+"""Trained weights to the engines: the reshard, compiled once from both layouts, and where each engine puts what
+arrives.
+
+What the engine keeps as it was loaded is written there at once; the rest, which the engine's kernels want packed, goes
+through its own loader.
+"""
+
+from functools import partial
+
+import torch
+
+from r1zero.config import Config
+from r1zero.distributed.layout import Layout
+from r1zero.model import build, mapping
+from r1zero.model.families import Weight
+from r1zero.model.shape import Shape
+from r1zero.rollout import loader_trace
+from r1zero.rollout.engine import Engine
+from r1zero.weight_sync import transfer
+from r1zero.weight_sync.routes import Routes, Span, axis
+
+MIB = 1 << 20
+
+
+class Sync:
+    """Every rank of the world pushes together; what each sends and receives was worked out when this was made."""
+
+    def __init__(self, cfg: Config, layout: Layout, shape: Shape, rank: int, device: torch.device):
+        self.layout, self.shape, self.every = layout, shape, cfg.sync.verify_every
+        self.compiled = transfer.compile_reshard(
+            Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, device.type),
+            rank,
+            dtype=build.DTYPES[cfg.run.dtype],
+            device=device,
+            staging_bytes=cfg.sync.staging_mib * MIB,
+        )
+        self.done = 0
+        self.local: dict[str, mapping.Local] | None = None
+        self.writers: dict[str, transfer.Write] | None = None
+
+    def push(self, chunks: list[torch.nn.Module] | None, engine: Engine | None) -> None:
+        """chunks: the trained model's on a rank that trains; engine: on a rank that generates. Raises
+        transfer.ChecksumError."""
+        if self.local is None:
+            self.local = mapping.local_tensors(chunks, self.shape, self.layout.train) if chunks else {}
+        if self.writers is None:
+            self.writers = self._writers(engine) if engine else {}
+        verify = self.every > 0 and self.done % self.every == 0
+        tensors = transfer.stream(self.compiled, lambda weight: self.local[weight.name].tensor(), self.writers, verify)
+        if engine:
+            engine.reload(tensors)
+        for _ in tensors:  # a rank that only sends; after reload nothing is left
+            pass
+        self.done += 1
+
+    def _writers(self, engine: Engine) -> dict[str, transfer.Write]:
+        """Raises RuntimeError where the engine keeps other rows of a weight than the reshard brings."""
+        weights = {self.compiled.routes.weights[number]: span for number, span in self.compiled.wanted.items()}
+        known = engine.places([(weight.name, weight.shape) for weight in weights])
+        for weight, span in weights.items():
+            if weight.name in known:
+                _check(weight, span, known[weight.name])
+        return {name: partial(_write, found) for name, found in known.items()}
+
+
+def _write(found: tuple[loader_trace.WriteTarget, ...], weight: Weight, span: Span, tensor: torch.Tensor) -> None:
+    loader_trace.write(found, axis(weight), span.first, tensor)
+
+
+def _check(weight: Weight, span: Span, found: tuple[loader_trace.WriteTarget, ...]) -> None:
+    along = axis(weight)
+    rows = {row for corner, target in found for row in range(corner[along], corner[along] + target.shape[along])}
+    full = all(target.shape[i] == n for _, target in found for i, n in enumerate(weight.shape) if i != along)
+    if rows != set(range(span.first, span.end)) or not full:
+        raise RuntimeError(
+            f"vLLM keeps {len(rows)} units of axis {along} of {weight.name} on this rank, from {min(rows)}; "
+            f"the reshard brings {span.first} to {span.end - 1}: reshard.routes does not know this layout"
+        )
