@@ -23,7 +23,7 @@ class PackedSequences(PackedSeqParams):
     """
 
     lengths: tuple[int, ...] = ()
-    """Of the sequences, the padding behind the last as one more."""
+    """Of the sequences; the last one's includes the padding."""
     positions_T: Tensor | None = None
     frequencies: Tensor | None = None
     """(T, 1, 1, D), filled by the first layer that asks."""
@@ -49,9 +49,12 @@ class PackedSequences(PackedSeqParams):
 
 
 def pack(lengths: list[int], multiple: int, device: torch.device) -> PackedSequences:
-    """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree."""
-    padding = -sum(lengths) % multiple
-    every = (*lengths, padding) if padding else tuple(lengths)
+    """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree.
+
+    The padding lengthens the last sequence, whose own tokens do not see it because attention is causal. As a sequence
+    of its own it would cost as much attention as the longest one.
+    """
+    every = (*lengths[:-1], lengths[-1] + -sum(lengths) % multiple)
     sizes = torch.tensor(every)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
     positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(sizes)
