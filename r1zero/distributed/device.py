@@ -82,6 +82,7 @@ BUFFERS_MB = {
     "tp_ep_mp": 20,
     "tp_ep_pp": 20,
     "tp_dp_cp": 20,
+    "intra_dist_opt_instance": 20,
 }
 """HCCL: MiB of each of the two buffers that a communicator of megatron-core's takes, by megatron-core's name of its
 group. Without, each takes HCCL_BUFFSIZE, which the engine's dispatch of experts sets; the groups of norms and of the

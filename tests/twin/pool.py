@@ -36,6 +36,7 @@ def unregistered(model: torch.nn.Module) -> dict[int, Found]:
         if type(thing) is Tensor and thing.device.type == "npu" and _block(thing) in tags
     ]
     names = _names(tensors)
+    gc.freeze()  # else every later collection, of which the engine asks for many, walks all that was imported
     found = {}
     for pointer, tag in tags.items():
         over = [tensor for tensor in tensors if _block(tensor) == pointer]
