@@ -1,8 +1,9 @@
-"""Weights between Hugging Face's format and megatron's distributed checkpoints, alone or under mpirun, torchrun or
-srun.
+"""Convert weights between Hugging Face's format and megatron's distributed checkpoints.
 
-python convert.py to-mcore CONFIG OUT [section.key=value ...]               model.path of CONFIG, for model.checkpoint
-python convert.py to-hf    CONFIG CHECKPOINT OUT [section.key=value ...]    a run's step, or what to-mcore wrote
+Runs alone or under mpirun, torchrun or srun.
+
+python convert.py to-mcore CONFIG OUT [section.key=value ...]               convert model.path, for model.checkpoint
+python convert.py to-hf    CONFIG CHECKPOINT OUT [section.key=value ...]    convert a step of a run, or from to-mcore
 """
 
 import argparse
@@ -19,7 +20,7 @@ from r1zero.config import UserError
 from r1zero.distributed import device, world
 
 PATIENCE_S = 7 * 24 * 3600
-"""Processes that are done wait for those that are not."""
+"""Timeout of collectives. Processes that have finished their share wait this long for the others."""
 
 
 def main() -> None:
@@ -29,14 +30,14 @@ def main() -> None:
         command = commands.add_parser(name)
         for argument in ("config", *folders):
             command.add_argument(argument, type=Path)
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one key of the file")
     options = parser.parse_args()
     launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(str(options.config), options.overrides, config.Config)
-    except UserError as error:  # every process found the same: the first says it, before another's end ends the job
+    except UserError as error:  # every process raises the same error; the first prints it before another ends the job
         if launch.rank == 0:
             sys.stderr.write(f"convert.py: {error}\n")
         else:
@@ -48,7 +49,7 @@ def main() -> None:
             world.join(launch, device.DEVICES["cpu"], PATIENCE_S)
         _convert(options, cfg, launch)
     except UserError as error:
-        if launch.rank:  # what the first found, too, the first says, and ends the job
+        if launch.rank:  # give the first process time to print an error that it shares, and to end the job
             time.sleep(config.SPEAKER_S)
         if not isinstance(error, config.CollectiveError) or launch.rank == 0:
             sys.stderr.write(f"convert.py: {error}\n")
@@ -70,7 +71,7 @@ def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Laun
     with Progress(*columns, console=console) as bar:
 
         def progress(total: int) -> Callable[[int], None]:
-            """The first process's own share of the work stands for all."""
+            """Show the first process's own share of the work, as an estimate for all processes."""
             task = bar.add_task("", total=total / launch.size)
             return lambda done: bar.update(task, advance=done)
 

@@ -1,4 +1,7 @@
-"""Data to prompts: `python preprocess.py CONFIG [key=value ...] [--check-labels]`. The formats: r1zero/data/."""
+"""Turn data into prompts: `python preprocess.py CONFIG [key=value ...] [--check-labels]`.
+
+The formats are described in r1zero/data/.
+"""
 
 import argparse
 import os
@@ -16,16 +19,18 @@ from r1zero.reward import RewardError, check_labels
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="preprocess.py", description="Read problems, write tokenised prompts.")
-    parser.add_argument("config", help="a file of configs/data/")
+    parser = argparse.ArgumentParser(prog="preprocess.py", description="Read problems and write tokenised prompts.")
+    parser.add_argument("config", help="a file in configs/data/")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="in place of what the file says, e.g. map_keys.prompt=question",
+        help="override one key of the file, for example map_keys.prompt=question",
     )
     parser.add_argument(
-        "--check-labels", action="store_true", help="grade labels, and solutions against them, as training will"
+        "--check-labels",
+        action="store_true",
+        help="grade each label, and each solution against its label, as training will",
     )
     options = parser.parse_intermixed_args(arguments)
     console = Console(stderr=True, soft_wrap=True, highlight=False)

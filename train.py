@@ -1,4 +1,4 @@
-"""Train: python train.py CONFIG [section.key=value ...], under mpirun, torchrun or srun, or alone as a world of one."""
+"""Train a model: python train.py CONFIG [section.key=value ...], alone or under mpirun, torchrun or srun."""
 
 import argparse
 import sys
@@ -17,22 +17,22 @@ from r1zero.rollout import engine_limits
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set one key over the file's")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one key of the file")
     parser.add_argument(
-        "--plan", action="store_true", help="print layout, memory, bytes moved and time, and end; needs no device"
+        "--plan", action="store_true", help="print layout, memory, traffic and duration, then exit; needs no device"
     )
     parser.add_argument(
         "--world",
         type=int,
         metavar="RANKS",
-        help="with --plan: ranks of the world, where the config does not say or for another",
+        help="with --plan: size of the world, if the config does not state it or for another size",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="start all ranks, try everything that a step needs once, print what was found, and end",
+        help="start all ranks, try once everything that a step needs, print the results, then exit",
     )
-    parser.add_argument("--json", action="store_true", help="with --plan: for programs")
+    parser.add_argument("--json", action="store_true", help="with --plan: print JSON")
     args = parser.parse_intermixed_args()
     launch = world.stand_in()
     try:
@@ -50,10 +50,8 @@ def main() -> None:
             placement.check(shape, role)
         engine_limits.check(cfg, shape, grids)
         check_rules(cfg.reward.rules)
-    except (
-        UserError,
-        RewardError,
-    ) as error:  # every rank found the same: the first says it, before another's end ends the job
+    except (UserError, RewardError) as error:
+        # Every rank raises the same error. Rank 0 prints it, before the exit of another rank can end the job.
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
         else:
@@ -68,7 +66,8 @@ def main() -> None:
 
 
 def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check: bool) -> None:
-    # The grading processes come from a clean interpreter, before MPI and the device are started here.
+    """Run this rank, from joining the world to leaving it. check: only run the checks and trials of --check."""
+    # The grading processes are started first, so that they inherit neither MPI nor the device.
     scorer = None
     if launch.rank in grids.rollout:
         reward = cfg.reward

@@ -1,7 +1,6 @@
-"""The data that passes between the stages of a step, with shapes: prompts, responses, the ragged training batch,
-micro-batches.
+"""The data that passes between the phases of a step: prompts, responses, the ragged training batch, micro-batches.
 
-Legend: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts and responses), R response tokens.
+Shapes: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts and responses), R response tokens.
 """
 
 import heapq
@@ -15,31 +14,35 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
+    """A tokenised prompt of the data set, with what grading needs."""
+
     row: int
-    """Its row in the prepared data."""
+    """Index of its row in the prepared data."""
     token_ids: tuple[int, ...]
     label: str
     text: str
     additional: dict[str, str | None] = field(default_factory=dict, hash=False)
-    """The columns of the row that dataset_additional_keys kept, for the user's own reward rules."""
+    """The columns of the row that dataset_additional_keys kept, for reward rules that the user wrote."""
 
 
 @dataclass(frozen=True)
 class Response:
+    """One sampled response."""
+
     prompt: int
-    """Position of its prompt in the list given to `generate`."""
+    """Index of its prompt in the list given to `generate`."""
     sample: int
     """0 .. G - 1."""
     token_ids: list[int]
     """Includes the stop token if one was sampled."""
     logprobs: list[float]
-    """Of each token at the time it was sampled, at the sampling temperature."""
+    """Logprob of each token at the sampling temperature, from the engine."""
     finish_reason: Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as flat ragged tensors, with only what training needs."""
+    """Samples as flat ragged tensors, with only the fields that training needs."""
 
     ids_B: Tensor
     """Number of each sample within the iteration: prompt number * G + sample number. int64."""
@@ -49,14 +52,15 @@ class Batch:
     """The prompt of each sample, followed by its response. int64."""
     advantages_B: Tensor
     scored_B: Tensor
-    """1.0, or 0.0 for a sample that was not scored, whose tokens are left out of the loss. float32."""
+    """1.0 if the sample was scored; 0.0 if not, in which case its tokens are left out of the loss. float32."""
     rollout_logprobs_R: Tensor
-    """Computed by the engine while sampling. float32."""
+    """Computed by the engine while it sampled. float32."""
     ref_logprobs_R: Tensor
     """Computed by the reference model. float32; empty if there is no reference."""
 
     @property
     def lengths_B(self) -> Tensor:
+        """Number of tokens of each sample, prompt and response."""
         return self.prompt_lengths_B + self.response_lengths_B
 
     def __len__(self) -> int:
@@ -76,12 +80,15 @@ class Batch:
         )
 
     def with_reference(self, ref_logprobs_R: Tensor) -> "Batch":
+        """Returns the batch with reference logprobs."""
         return replace(self, ref_logprobs_R=ref_logprobs_R)
 
 
 def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
-    """Positions of the elements of the rows `indices`, row by row, in a flat tensor whose rows have lengths
-    `lengths_B`."""
+    """Returns the positions of the elements of the rows `indices`, row by row.
+
+    The positions are those in a flat tensor whose rows have the lengths `lengths_B`.
+    """
     starts, taken = lengths_B.cumsum(0) - lengths_B, lengths_B[indices]
     offsets = taken.cumsum(0) - taken
     return torch.arange(int(taken.sum()), device=taken.device) + (starts[indices] - offsets).repeat_interleave(taken)
@@ -89,24 +96,24 @@ def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples laid end to end without padding between them."""
+    """Samples packed end to end, without padding."""
 
     indices: Tensor
     """Positions of its samples in the batch."""
     lengths: list[int]
     """Number of tokens of each sequence."""
     tokens: Tensor
-    """(t,) int64."""
+    """(t,) token ids. int64."""
     rows: Tensor
-    """(r,) rows of the logits that predict response tokens: the row before each of them."""
+    """(r,) rows of the logits that predict the response tokens; each is the row before its token."""
     targets: Tensor
-    """(r,) those response tokens."""
+    """(r,) ids of the response tokens."""
     response_index: Tensor
-    """(r,) position of each among the R response tokens of the batch."""
+    """(r,) position of each response token among the R response tokens of the batch."""
 
 
 def pack(batch: Batch, indices: Tensor) -> MicroBatch:
-    """Lay the samples at `indices` end to end.
+    """Pack the samples at `indices` end to end.
 
     With no samples, returns a one-token dummy that predicts nothing, so that this rank still takes part in the
     collectives.
@@ -124,10 +131,9 @@ def pack(batch: Batch, indices: Tensor) -> MicroBatch:
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group samples of similar length, with at most `budget` tokens in each group; a longer sample gets a group of its
-    own.
+    """Group samples of similar length, with at most `budget` tokens in a group.
 
-    Returns positions in `lengths`.
+    A sample that is longer than the budget gets a group of its own. Returns indices into `lengths`.
     """
     groups: list[list[int]] = []
     room = 0
@@ -143,8 +149,8 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def spread(groups: list[list[int]], count: int) -> list[list[int]]:
     """Split groups in half, the fullest first, until there are `count` of them (at least one).
 
-    Ranks that share a collective must run the same number of micro-batches. Groups stay empty where there are too few
-    samples.
+    Ranks that share a collective must run the same number of micro-batches. If there are too few samples, some groups
+    are empty.
     """
     groups = list(groups) or [[]]  # a rank without samples still takes part in the collectives
     while len(groups) < count:
@@ -160,8 +166,8 @@ def spread(groups: list[list[int]], count: int) -> list[list[int]]:
 def balance(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Divide samples into `count` shards with about as many tokens each.
 
-    The longest sample goes first, always to the shard with the fewest tokens. Every shard is in ascending order, and
-    none is empty unless there are fewer samples than shards.
+    Each sample, from the longest to the shortest, goes to the shard with the fewest tokens. Every shard is in ascending
+    order, and none is empty unless there are fewer samples than shards.
     """
     heap = [(0, 0, shard) for shard in range(count)]
     shards: list[list[int]] = [[] for _ in range(count)]

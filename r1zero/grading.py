@@ -1,4 +1,4 @@
-"""The samples of one engine in one iteration: prompts, responses, and what the reward rules said of them."""
+"""The samples of one engine in one iteration: prompts, responses and grades."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Samples:
     prompts: list[Prompt]
     responses: list[Response]
     first_id: int
-    """Number of the first sample here within the iteration."""
+    """Number within the iteration of the first sample in this list."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,27 @@ class Graded:
     """The grades of B samples, equal on all tensor-parallel ranks of an engine. float64 on the CPU unless stated."""
 
     rewards_B: Tensor
-    """Weighted sum of the rules; 0.0 for a sample that was not scored."""
+    """Weighted sum of the rules' values; 0.0 for a sample that was not scored."""
     scored_B: Tensor
     """bool."""
     outcomes_B: Tensor
     """int64: index into OUTCOMES."""
     rule_scores: dict[str, Tensor]
-    """Rule -> (B,) values, 0.0 for a sample that was not scored."""
+    """Rule -> (B,) values; 0.0 for a sample that was not scored."""
 
     def outcome(self, sample: int) -> str:
+        """Returns the outcome of one sample, one of OUTCOMES."""
         return OUTCOMES[int(self.outcomes_B[sample])]
 
     def scores(self, sample: int) -> dict[str, float]:
-        """Rule -> value for one sample."""
+        """Returns rule -> value for one sample."""
         return {rule: float(values_B[sample]) for rule, values_B in self.rule_scores.items()}
 
 
 class Grader:
-    """Grades the responses of an engine while others are still being decoded.
+    """Grades an engine's finished responses while others are still being decoded.
 
-    The tensor-parallel ranks of an engine all hold every response; each of them grades its share.
+    All tensor-parallel ranks of an engine hold every response; each rank grades its share of them.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Grader:
             if rank in members:
                 self.peers, self.turn, self.group = len(members), members.index(rank), group
         self.submitted: dict[int, tuple[str, str]] = {}
-        """Sample -> (response, label), for the samples that are being graded here."""
+        """Sample -> (response, label), for the samples that this rank is grading."""
 
     def submit(self, prompts: list[Prompt], response: Response) -> None:
         """Start grading a finished response. prompts: the list that was given to the engine."""
@@ -83,11 +84,11 @@ class Grader:
             self.scorer.submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
 
     def text(self, response: Response) -> str:
-        """The text that is graded: without special tokens and without the token that ended it."""
+        """Returns the text to grade: without special tokens and without the stop token."""
         return tokenizer.decode(self.tokenizer, response.token_ids, self.dropped)
 
     def through_tokens(self, text: str) -> str:
-        """The text that would be graded if the engine had sampled the tokens of `text`."""
+        """Returns the text that would be graded if the engine had sampled the tokens of `text`."""
         return tokenizer.decode(self.tokenizer, self.tokenizer.encode(text, add_special_tokens=False), self.dropped)
 
     def collect(self, count: int) -> Graded:
@@ -96,7 +97,7 @@ class Grader:
         scores = self.scorer.collect()
         dump_unscored(self.folder / "unscored.jsonl", scores, self.submitted)
         self.submitted = {}
-        # One tensor, so that one all-reduce shares everything: the reward, the outcome, then each rule's value.
+        # One tensor of reward, outcome and each rule's value, so that one all-reduce shares everything.
         table = torch.zeros(count, 2 + len(rules), dtype=torch.float64)
         for sample, score in scores.items():
             table[sample] = torch.tensor(_row(score, rules), dtype=torch.float64)
@@ -113,7 +114,7 @@ def _row(score: Score, rules: list[str]) -> list[float]:
 
 
 def to_batch(samples: Samples, advantages_B: Tensor, scored_B: Tensor) -> Batch:
-    """The samples of an engine as a training batch without reference logprobs."""
+    """Returns the samples of an engine as a training batch without reference logprobs."""
     prompts = [samples.prompts[r.prompt] for r in samples.responses]
     flat = [t for p, r in zip(prompts, samples.responses, strict=True) for t in (*p.token_ids, *r.token_ids)]
     return Batch(

@@ -1,7 +1,8 @@
-"""GRPO's formulas: tensors in, tensors out. Shao et al., "DeepSeekMath" (2024), section 4.1; DeepSeek-AI, "DeepSeek-R1"
-(2025), 2.2.1.
+"""The formulas of GRPO, as functions of tensors.
 
-P prompts, G responses per prompt, R response tokens.
+Shao et al., "DeepSeekMath" (2024), section 4.1; DeepSeek-AI, "DeepSeek-R1" (2025), section 2.2.1.
+
+Shapes: P prompts, G responses per prompt, R response tokens.
 """
 
 from typing import NamedTuple
@@ -11,10 +12,11 @@ from torch import Tensor
 
 
 def advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
-    """(r - mean) / (std + 1e-6) in each group, over its scored samples; std with Bessel's correction.
+    """Returns (r - mean) / (std + 1e-6) within each group of scored samples, with Bessel's correction in std.
 
-    rewards_PG: (P, G), any value where not scored. scored_PG: (P, G) bool. Returns (P, G) float32: 0 where a sample was
-    not scored, and in the groups that `without_spread` names.
+    rewards_PG: (P, G); the values of samples that were not scored are ignored. scored_PG: (P, G) bool.
+    Returns (P, G) float32. The advantage is 0 for a sample that was not scored, and for all samples of a group that
+    `without_spread` marks.
     """
     count = scored_PG.sum(1, keepdim=True)
     rewards = torch.where(scored_PG, rewards_PG.double(), 0.0)
@@ -25,10 +27,10 @@ def advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
 
 
 def without_spread(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
-    """Groups that teach nothing: fewer than two scored samples, or scored rewards that are all equal.
+    """Marks groups without a learning signal: fewer than two scored samples, or scored rewards that are all equal.
 
     Equality is decided on the rewards themselves, so that rounding noise in the mean is never divided by the small
-    constant in `advantages`. Arguments as there; returns (P,) bool.
+    constant in `advantages`. The arguments are those of `advantages`. Returns (P,) bool.
     """
     rewards = rewards_PG.double()
     lowest = torch.where(scored_PG, rewards, torch.inf).amin(1)
@@ -37,7 +39,7 @@ def without_spread(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
 
 
 def kl_k1(logprobs_R: Tensor, ref_logprobs_R: Tensor) -> Tensor:
-    """log p - log ref: unbiased as a value, without the gradient of the KL as a loss (its expected gradient is 0)."""
+    """log p - log ref: unbiased as a value, but as a loss its expected gradient is 0 and not that of the KL."""
     return logprobs_R - ref_logprobs_R
 
 
@@ -53,19 +55,26 @@ def kl_k3(logprobs_R: Tensor, ref_logprobs_R: Tensor) -> Tensor:
 
 
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
-"""KL(policy || reference) a token, from a sample of the policy. Schulman, "Approximating KL divergence" (2020)."""
+"""Estimators of KL(policy || reference) per token, from a sample of the policy.
+
+Schulman, "Approximating KL divergence" (2020).
+"""
 
 
 class Surrogate(NamedTuple):
+    """The clipped surrogate objective, per token."""
+
     loss_R: Tensor
-    """What is minimised, a token."""
+    """The loss of each token."""
     clipped_R: Tensor
     """1.0 where the clip took effect."""
 
 
 def clipped_surrogate(logprobs_R: Tensor, old_logprobs_R: Tensor, advantages_R: Tensor, clip_ratio: float) -> Surrogate:
-    """-min(ratio A, clip(ratio, 1 - c, 1 + c) A). Schulman et al., "Proximal Policy Optimization" (2017), equation
-    7."""
+    """-min(ratio A, clip(ratio, 1 - c, 1 + c) A) for each token.
+
+    Schulman et al., "Proximal Policy Optimization Algorithms" (2017), equation 7.
+    """
     ratio = (logprobs_R - old_logprobs_R).exp()
     plain = -ratio * advantages_R
     clipped = -ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_R
@@ -73,12 +82,13 @@ def clipped_surrogate(logprobs_R: Tensor, old_logprobs_R: Tensor, advantages_R: 
 
 
 def masked_sum(values_R: Tensor, mask_R: Tensor) -> Tensor:
-    """Sum over the tokens where mask_R (bool) is true; what stands elsewhere does not count, even if it is not
-    finite."""
+    """Sum over the tokens where mask_R (bool) is true. Other values are ignored, even if they are not finite."""
     return torch.where(mask_R, values_R, 0.0).sum()
 
 
 def token_mean(values_R: Tensor, mask_R: Tensor, tokens: float) -> Tensor:
-    """Sum over this rank's unmasked tokens, divided by the unmasked tokens of the whole batch on all ranks:
-    micro-batches and ranks add up to one mean, however the batch is cut."""
+    """Sum over this rank's unmasked tokens, divided by `tokens`, the unmasked tokens of the whole batch on all ranks.
+
+    The results of all micro-batches and ranks add up to one mean, however the batch is divided among them.
+    """
     return masked_sum(values_R, mask_R) / tokens

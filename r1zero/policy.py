@@ -1,7 +1,6 @@
-"""The trained model and the reference, as the step sees them: logprobs of a batch, and one update on it.
+"""The trained model and the reference model as the step uses them: logprobs of a batch, and one update on it.
 
-Both run megatron-core's pipeline schedules over packed micro-batches; what a schedule leaves on the last stage is
-handed back.
+Both run megatron-core's pipeline schedules over packed micro-batches. The results are those of the last pipeline stage.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +22,11 @@ from r1zero.logprobs import TokenStats, token_stats
 from r1zero.model import build, packing
 
 SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
-"""Sums over the batch's unmasked response tokens, returned by `update`."""
+"""The sums over the batch's unmasked response tokens that `update` returns."""
 
 
 class Policy:
-    """One role's model on this rank's place in its grid. Optimizer and scheduler are the trained one's; the reference
-    has none."""
+    """This rank's part of one role's model. Only the trained model has an optimizer and a scheduler."""
 
     def __init__(
         self,
@@ -43,7 +41,7 @@ class Policy:
         self.device = device = next(chunks[0].parameters()).device
         self.optimizer, self.scheduler = optimizer, scheduler
         self.optimizer_on_device: Callable[[], Any] = nullcontext
-        """Makes a context in which the optimizer's state is on the device."""
+        """Returns a context in which the optimizer's state is on the device."""
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
         # The group that also reduces the gradients: another one of the same ranks would take buffers of its own.
         self.dp_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -54,13 +52,12 @@ class Policy:
 
     @property
     def is_reporting_rank(self) -> bool:
-        """Whether this rank is the one of its data-parallel index that reports results: last stage, first tensor
-        rank."""
+        """Whether this rank reports results for its data-parallel index: last pipeline stage, first tensor rank."""
         return parallel_state.is_pipeline_last_stage() and self.tp_group.rank() == 0
 
     @staticmethod
     def groups() -> dict[str, dist.ProcessGroup]:
-        """megatron's groups of this rank that a step uses."""
+        """Returns megatron's process groups of this rank that a step uses."""
         return {
             "train tp": parallel_state.get_tensor_model_parallel_group(),
             "train pp": parallel_state.get_pipeline_model_parallel_group(),
@@ -70,7 +67,10 @@ class Policy:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor | None:
-        """(R,) fp32 on the last stage, in the batch's order; None on other stages. Collective over the role's ranks."""
+        """Returns the (R,) fp32 logprobs of the batch's response tokens, in its order, on the last pipeline stage.
+
+        Returns None on other stages. Collective over the ranks of the role.
+        """
         packs = self._micro_batches(batch)
         stats = self._schedule(
             packs, lambda p, logits, non_loss_data: self._stats(p, logits).logprobs_R, forward_only=True
@@ -83,12 +83,14 @@ class Policy:
         return out
 
     def update(self, batch: Batch, loss_tokens: float) -> dict[str, float]:
-        """One optimizer step on the GRPO loss. loss_tokens: unmasked response tokens of the whole batch, on all ranks.
+        """Take one optimizer step on the GRPO loss. Collective over the ranks that train.
 
-        Returns this rank's share of SUMS, `gap_max` (largest gap to the rollout engine's logprob of any token here),
-        both zero on ranks that do not speak, `grad_norm` of the whole model before clipping, the step's `lr`, and
-        `skipped`: 1.0 on all ranks where the loss or the gradient is not finite, and then weights, moments and learning
-        rate are as before.
+        loss_tokens: number of unmasked response tokens in the whole batch, over all ranks.
+
+        Returns this rank's share of SUMS and `gap_max`, the largest difference between the logprob of a token here and
+        in the rollout engine; both are zero on ranks that do not report. Also returns `grad_norm` of the whole model
+        before clipping, the step's `lr`, and `skipped`: 1.0 on all ranks if the loss or the gradient is not finite, in
+        which case weights, moments and learning rate stay as they were.
         """
         packs = self._micro_batches(batch)
         for chunk in self.chunks:
@@ -97,8 +99,8 @@ class Policy:
         self.optimizer.zero_grad()
         results = self._schedule(packs, partial(self._loss, batch, loss_tokens), forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
-        # Looked at before anything is touched: without a loss scaler the optimizer itself steps on whatever the
-        # gradient is.
+        # Check the gradient before anything is changed: without a loss scaler, megatron's optimizer steps on any
+        # gradient, finite or not.
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         skipped = not self._is_finite(grad_norm, results)
@@ -119,7 +121,7 @@ class Policy:
         }
 
     def _is_finite(self, grad_norm: float, results: list[dict[str, Tensor]]) -> bool:
-        """Whether loss and gradient are, on all ranks; the norm is that of the whole model's gradient."""
+        """Whether the loss and the gradient are finite on all ranks. grad_norm is that of the whole model."""
         loss = sum(r["sums"][: SUMS.index("entropy")].abs().sum() for r in results) if self.is_reporting_rank else 0.0
         broken = torch.tensor(float(not isfinite(grad_norm + float(loss))), device=self.device)
         dist.all_reduce(broken, dist.ReduceOp.MAX, group=self.optimizer.get_grad_stats_parallel_group())
@@ -128,7 +130,10 @@ class Policy:
     def _loss(
         self, batch: Batch, loss_tokens: float, p: MicroBatch, logits: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """A share of the loss that needs no further scaling: the triple tells the schedule to leave it as it is."""
+        """Returns the loss, a number of tokens of 0, and the sums to report.
+
+        The loss is already divided by the tokens of the whole batch; the triple tells megatron not to scale it again.
+        """
         cfg, (logprobs, entropy) = self.cfg.grpo, self._stats(p, logits)
         lengths = batch.response_lengths_B[p.indices]
 
@@ -136,18 +141,18 @@ class Policy:
             return values_B[p.indices].repeat_interleave(lengths).to(self.device)
 
         mask, advantages = each(batch.scored_B) > 0, each(batch.advantages_B)
-        # One update per rollout: the old policy is the current one, and its logprobs are these, detached.
+        # There is one update per rollout, so the old policy is the current one: its logprobs are these, detached.
         old = logprobs.detach()
         surrogate = grpo.clipped_surrogate(logprobs, old, advantages, cfg.clip_ratio)
         kl = torch.zeros_like(logprobs)
         if len(batch.ref_logprobs_R):
-            # Of masked tokens the reference is the policy: a value that is not finite would reach the gradient through
-            # the mask.
+            # For masked tokens, use the policy's logprob in place of the reference's: a value that is not finite would
+            # reach the gradient through the mask.
             ref = torch.where(mask, batch.ref_logprobs_R[p.response_index].to(self.device), old)
             kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, ref)
         loss = grpo.token_mean(surrogate.loss_R + cfg.kl_coef * kl, mask, loss_tokens)
         with torch.no_grad():
-            # What is not a number must not pass for agreement: maxima skip it.
+            # A NaN counts as an infinite difference, because a maximum would ignore it.
             apart = (old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs().nan_to_num(nan=torch.inf)
             gap = torch.where(mask, apart, 0.0)
             figures = (surrogate.loss_R, kl, entropy, surrogate.clipped_R, old - logprobs, gap)
@@ -171,11 +176,11 @@ class Policy:
         return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
 
     def _schedule(self, packs: list[MicroBatch], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
-        """Run megatron's schedule; `on_logits(pack, logits)` is called on the last stage, once for each pack."""
+        """Run megatron's schedule. The last pipeline stage calls `on_logits(pack, logits)` for each micro-batch."""
 
         def forward(data: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
-            # Sequence parallelism cuts a pack evenly over the tensor ranks.
+            # Sequence parallelism divides the packed sequence evenly over the tensor-parallel ranks.
             packed = packing.pack(p.lengths, self.tp_group.size(), self.device)
             return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_logits, p)
 

@@ -1,5 +1,4 @@
-"""The three roles on this rank: which models and engine live here, built in the one order in which all ranks build
-them."""
+"""The models and the engine of this rank. All ranks build theirs in the same order, because building is collective."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,12 @@ from r1zero.weight_sync.sync import Sync
 
 
 class Roles:
-    """engine: on a rank that generates. policy: on a rank that trains. reference: on a rank of a reference's own grid;
-    where it is colocated with train, `original` holds its weights, to be put in the policy's place."""
+    """The models and the engine that live on this rank.
+
+    engine: set on a rank that generates. policy: set on a rank that trains. reference: set on a rank of the reference's
+    own grid. If the reference is colocated with train, `original` (or `weight_offload`) holds its weights, which take
+    the policy's place while the reference logprobs are computed.
+    """
 
     def __init__(
         self,
@@ -43,14 +46,14 @@ class Roles:
         self.shape = read_shape(cfg.model.path)
         self.engine: Engine | None = None
         self.policy = self.reference = self.original = self.weight_offload = self.trained = None
-        # The engine first: it looks for free memory on the whole device.
+        # The engine is built first, because vLLM sizes its memory by what is free on the whole device.
         if rank in layout.rollout:
             self.engine = Engine(cfg, layout, rank, stop_token_ids=stop_token_ids, forbidden_ids=forbidden_ids)
         trains = rank in layout.train.dense
         grids = layout.train if trains else layout.reference
         if grids is None or rank not in grids.dense:
             return
-        self._engine_leaves()  # both may not fit
+        self._engine_leaves()  # the device may have no room for both the engine and the trainer
         hosts = build.initialize(grids, cfg.run.device, cfg.run.seed)
         chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
         self._load(chunks, grids, hosts)
@@ -72,14 +75,17 @@ class Roles:
             self.trained = replace(self.trained, content_of=optimizer_offload.content)
 
     def _load(self, chunks: list[torch.nn.Module], grids: MegatronGrids, hosts: dist.ProcessGroup) -> None:
-        """The original weights."""
+        """Load the weights that training starts from, which are also those of the reference."""
         if self.cfg.model.checkpoint:
             training.load_weights(chunks, self.shape, grids, self.cfg.model.checkpoint, self.cfg.model.path, hosts)
         else:
             load_base_weights(chunks, self.shape, grids, self.cfg.model.path)
 
     def reference_logprobs(self, batch: Batch | None) -> Tensor | None:
-        """(R,) by the original weights, on the last stage of the grid that has them; None elsewhere."""
+        """Returns the (R,) logprobs under the original weights, on the last stage of the grid that holds them.
+
+        Returns None on other ranks.
+        """
         if batch is None:
             return None
         if self.reference:
@@ -88,7 +94,7 @@ class Roles:
             return self.policy.logprobs(batch)
 
     def to_training(self) -> None:
-        """Where engine and trainer share a device the engine leaves it, and the trainer comes back if it had left."""
+        """Offload the engine from a device that it shares with the trainer or the reference."""
         if self.policy or self.reference:
             self._engine_leaves()
 
@@ -98,8 +104,10 @@ class Roles:
             set_expandable_segments(self.cfg.run.device, True)
 
     def to_rollout(self, sync: Sync) -> None:
-        """The trained weights to the engines, everywhere at once. Both are on the device then, until
-        `offload_trainer`."""
+        """Send the trained weights to the engines. Collective over the world.
+
+        Engine and trainer are then both on the device, until `offload_trainer`.
+        """
         if self.weight_offload:
             self.weight_offload.onload("policy")
         if self.engine and (self.policy or self.reference):
@@ -109,13 +117,13 @@ class Roles:
         give_back_memory(self.cfg.run.device)
 
     def offload_trainer(self) -> None:
-        """The trainer leaves the device while the engines generate, if it is to."""
+        """Free the trainer's device memory while the engines generate, if train.offload is set."""
         if self.weight_offload:
             self.weight_offload.offload()
 
     @contextmanager
     def _original_in_place(self) -> Iterator[None]:
-        """The original weights where the trained ones are: from the host, or else by exchanging pointers."""
+        """Put the original weights in place of the trained ones: from the host, or by exchanging pointers."""
         self._exchange("original")
         try:
             yield
@@ -130,8 +138,10 @@ class Roles:
             p.data, self.original[i] = self.original[i], p.data
 
     def update(self, batch: Batch | None, ref_logprobs_R: Tensor | None, loss_tokens: float) -> dict[str, float]:
-        """One optimizer step; {} on a rank that does not train. Without any scored token nothing is learned, and
-        nothing is done."""
+        """Take one optimizer step. Returns {} on a rank that does not train.
+
+        Does nothing, and returns {} as well, if no token of the batch was scored.
+        """
         if batch is None or not loss_tokens:
             return {}
         if self.weight_offload:
@@ -145,34 +155,39 @@ class Roles:
 
     @property
     def chunks(self) -> list[torch.nn.Module] | None:
-        """The trained model's, on a rank that trains."""
+        """The chunks of the trained model, on a rank that trains; None elsewhere."""
         return self.policy.chunks if self.policy else None
 
     def groups(self) -> dict[str, dist.ProcessGroup]:
-        """Of the trainer and the engine on this rank, by what they are for."""
+        """Returns the process groups of this rank's trainer and engine, by purpose."""
         return {**(self.policy.groups() if self.policy else {}), **(self.engine.groups() if self.engine else {})}
 
     def close(self) -> None:
-        """Before the world is left: vLLM's finalisers would look for their groups after it."""
+        """Close the engine. Must precede leaving the world, because vLLM's finalisers use its process groups."""
         if self.engine:
             self.engine.close()
 
     def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
-        """Collective over the ranks that train. Nothing moves: what is written is read from where it is. Raises
-        UserError where there is no room."""
+        """Save a checkpoint. Collective over the ranks that train. Raises UserError if the disk has too little room.
+
+        Weights and optimizer state are written from wherever they are, on the host or on the device.
+        """
         if self.trained:
             training.save(folder, iteration, self.trained, extra, self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
-        """What `save` was given, and its iteration, from the newest whole checkpoint, on every rank of the world; None
-        without one."""
+        """Load the newest whole checkpoint and return what `save` was given in `extra`, and its iteration.
+
+        Runs on every rank of the world. Returns None if there is no checkpoint. Raises UserError if mode is "never" and
+        there is one.
+        """
         found = step_folders.newest(folder)
         if found is None:
             return None
         if mode == "never":
             raise UserError(
-                f'checkpoint.resume = "never", and {found.path} is there; '
-                'set it to "auto" to go on from it, or change run.name'
+                f'checkpoint.resume = "never", but {found.path} exists; '
+                'set it to "auto" to continue from it, or change run.name'
             )
         if self.trained:
             if self.weight_offload:

@@ -1,4 +1,7 @@
-"""The training loop and the step. Every rank runs every stage; a rank outside a stage's grid passes through it."""
+"""The training loop and the training step.
+
+Every rank runs every phase of the step. A rank outside the grid of a phase has no data in it and passes through.
+"""
 
 import logging
 from functools import partial
@@ -50,9 +53,8 @@ class Trainer:
         shape = read_shape(cfg.model.path)
         tokenizer.check_ids(model_tokenizer, stops, shape.vocab_size)
         if launch.local_rank == 0 and not cfg.model.checkpoint:
-            HfFolder(
-                cfg.model.path, shape, weights(shape)
-            )  # weights are loaded last; an unusable folder is refused now
+            # The weights are loaded last, so this reads their headers now to refuse an unusable folder early.
+            HfFolder(cfg.model.path, shape, weights(shape))
         self.grader = Grader(cfg, layout, launch.rank, scorer, model_tokenizer, stops)
         self.roles = Roles(
             cfg,
@@ -69,12 +71,12 @@ class Trainer:
         self.watch = metrics.Stopwatch()
         self.schedule = SaveSchedule(cfg.checkpoint, cfg.run.iterations, launch.rank)
         self.done = 0
-        """Iterations that are finished, in this process or before the checkpoint that it continues from."""
+        """Number of finished iterations, including those before the checkpoint that this run resumed from."""
 
     def run(self) -> None:
-        """Iterate until all iterations are done or a signal asks for the end.
+        """Run the remaining iterations, or stop earlier when a signal asks for it.
 
-        The folder of the run then holds metrics, samples, curves and checkpoints.
+        Afterwards the run's folder holds metrics, samples, plots and checkpoints.
         """
         self.schedule.listen()
         self._resume()
@@ -94,7 +96,7 @@ class Trainer:
             self.skip_limit.see(values)
             last = self.schedule.is_last(iteration)
             if writer and last:
-                writer.close()  # before the last save, so that a full disk does not cost a finished run its curves
+                writer.close()  # before the last save, so that a full disk does not cost a finished run its plots
             if self.schedule.due(iteration):
                 with self.watch.phase("save"):
                     if writer and not last:
@@ -107,8 +109,10 @@ class Trainer:
         self.roles.close()
 
     def step(self, iteration: int) -> dict[str, float]:
-        """Prompts, rollout, grading, advantages, exchange, reference, update, sync. Returns the metrics, on every
-        rank."""
+        """Run one iteration: prompts, rollout, grading, advantages, exchange, reference, update and weight sync.
+
+        Returns the metrics of the iteration, equal on every rank.
+        """
         cfg, watch, roles = self.cfg, self.watch, self.roles
         mine = graded = None
         with watch.phase("rollout"):
@@ -143,8 +147,7 @@ class Trainer:
         )
 
     def sync_and_check(self, iteration: int) -> dict[str, float]:
-        """Send the trained weights to the engines and check that engines and trainer compute the same logprobs with
-        them.
+        """Send the trained weights to the engines, then check that engines and trainer compute the same logprobs.
 
         iteration: 0 at the start of a run. Returns the metrics of the parity gate.
         """
@@ -157,22 +160,24 @@ class Trainer:
         return parity
 
     def _open_writer(self) -> RunWriter | None:
-        """On rank 0, which also records the config of the run."""
+        """Record the config of the run and open its metrics writer, on rank 0. Returns None on the other ranks."""
         if self.rank != 0:
             return None
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
         return RunWriter(self.folder, self.done, self.cfg.run.iterations, self.cfg.alarms)
 
     def _generate(self, iteration: int) -> Samples | None:
-        """Every rank draws the prompts of the iteration from the order; each engine answers its own contiguous
-        share."""
+        """Generate the responses of this rank's engine. Returns None on a rank without an engine.
+
+        Every rank draws the same prompts for the iteration; each engine answers its own contiguous share of them.
+        """
         rows = self.order.take(self.cfg.grpo.prompts_per_iteration)
         if self.roles.engine is None:
             return None
         share = len(rows) // self.layout.engines
         first = self.layout.engine_of(self.rank) * share
         prompts = [self.prompts[row] for row in rows[first : first + share]]
-        # Seeds follow the position in the run's order of prompts: a row that comes again gets other responses.
+        # Seeds follow the position in the run's order of prompts, so a row that is drawn again gets other responses.
         position = (iteration - 1) * len(rows) + first
         responses = self.roles.engine.generate(
             prompts, self.cfg.grpo.group_size, iteration, position, partial(self.grader.submit, prompts)
@@ -180,8 +185,10 @@ class Trainer:
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
 
     def _reference(self, mine: Batch | None, batch: Batch | None, lengths: BatchLengths) -> Tensor | None:
-        """(R,) reference logprobs of this rank's training batch, on the last stage of the trainer; None elsewhere and
-        without KL."""
+        """Returns the (R,) reference logprobs of this rank's training batch, on the last pipeline stage of the trainer.
+
+        Returns None on other ranks, and on all ranks if the loss has no KL term.
+        """
         if self.cfg.grpo.kl_coef == 0.0:
             return None
         if self.layout.reference is None:
@@ -194,7 +201,10 @@ class Trainer:
     def _reduce(
         self, samples: Samples | None, graded: Graded | None, update: dict[str, float]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Sums and maxima over the world. The samples of an engine are counted once, by its first rank."""
+        """Returns the sums and the maxima over the world. Each engine's samples are counted once, by its first rank.
+
+        Raises RewardError if more than reward.max_unscored_share of the samples could not be scored.
+        """
         reducer = metrics.MetricReducer()
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
         step_metrics.add_samples(reducer, self.cfg, samples if first else None, graded)
@@ -208,7 +218,7 @@ class Trainer:
         return sums, peaks
 
     def _dump(self, iteration: int, samples: Samples | None, graded: Graded | None) -> None:
-        """Write the first response to each of the first few prompts of the first engine."""
+        """Append the first response to each of the first few prompts of the first engine to samples.jsonl."""
         if self.rank != self.layout.rollout.ranks[0]:
             return
         rows: list[dict[str, Any]] = []
@@ -228,7 +238,7 @@ class Trainer:
         metrics.append(self.folder / "samples.jsonl", iteration, rows)
 
     def save(self) -> None:
-        """Raises UserError where there is no room, unless the run may continue without this checkpoint."""
+        """Save a checkpoint. Raises UserError if the disk is too full, unless the run may continue without one."""
         try:
             self.roles.save(
                 self.folder / "checkpoints",
@@ -242,7 +252,7 @@ class Trainer:
                 log.warning('%s; the run continues, because checkpoint.on_failed_save = "continue"', error)
 
     def _resume(self) -> None:
-        """Continue from the newest checkpoint in the folder, if there is one."""
+        """Continue from the newest checkpoint in the run's folder, if there is one."""
         extra = self.roles.resume(self.folder / "checkpoints", self.cfg.checkpoint.resume)
         if extra:
             self.done = extra["iteration"]

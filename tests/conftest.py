@@ -7,6 +7,8 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import shutil
+
 import pytest
 
 from tests.ranks import Ranks
@@ -18,3 +20,24 @@ def ranks():
     group = Ranks()
     yield group
     group.close()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """models(name) -> the transformers model of that name with its folder, made when it is first asked for."""
+    from tests.oracles import transformers_model
+
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = transformers_model.make(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def folder(models, tmp_path):
+    """A copy of the folder of the model with latent attention, which a test may damage."""
+    return shutil.copytree(models("deepseek").folder, tmp_path / "model")

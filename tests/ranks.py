@@ -44,13 +44,13 @@ class Ranks:
         self._folder = tempfile.TemporaryDirectory(prefix="ranks")
         self._address = f"{self._folder.name}/socket"
 
-    def run(self, function: Callable[..., Any], *args: Any, size: int) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, size: int, idle_s: float = patience.IDLE_S) -> list[Any]:
         """Call function(rank, *args) on the ranks of a new gloo world and return their results in order.
 
         The function must be importable (a function of a test module) and its results must be picklable. Raises
         AssertionError with the traceback of every rank that failed.
         """
-        ended = self._order("call", (function, args), size)
+        ended = self._order("call", (function, args, idle_s), size)
         failures = [f"rank {rank} of {size}: {text}" for rank, (ok, text) in enumerate(ended) if not ok]
         if failures:
             raise AssertionError("\n".join(failures))
@@ -137,15 +137,18 @@ def _supervise(connection: Connection) -> None:
     os._exit(0)
 
 
-def _call(content: tuple[Callable[..., Any], tuple[Any, ...]], size: int) -> list[tuple[bool, Any]]:
-    function, args = content
-    port = free_port()
+def _call(content: tuple[Callable[..., Any], tuple[Any, ...], float], size: int) -> list[tuple[bool, Any]]:
+    import torch.distributed as dist
+
+    function, args, idle_s = content
+    # The store belongs to this process and not to rank 0, which may end before the others.
+    store = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
     pids, pipes = [], []
     for rank in range(size):
         here, there = Pipe(duplex=False)
         pid = os.fork()
         if pid == 0:
-            _be_rank(there, function, args, rank, size, port)
+            _be_rank(there, function, args, rank, size, store.port)
         there.close()
         pids.append(pid)
         pipes.append(here)
@@ -166,7 +169,7 @@ def _call(content: tuple[Callable[..., Any], tuple[Any, ...]], size: int) -> lis
                 failed_at = failed_at or (0.0 if ended[rank][0] else time.monotonic())
         return len(ended) == size or bool(failed_at and time.monotonic() - failed_at > GRACE_S)
 
-    in_time = patience.wait(collect, pids)
+    in_time = patience.wait(collect, pids, idle_s)
     for pid in pids:
         if not in_time or failed_at:
             with suppress(ProcessLookupError):
@@ -185,9 +188,8 @@ def _be_rank(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port)
     )
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=600)
-        )
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=600))
         result = pickle.dumps((True, function(rank, *args)))
         if "megatron.core.parallel_state" in sys.modules:
             sys.modules["megatron.core.parallel_state"].destroy_model_parallel()

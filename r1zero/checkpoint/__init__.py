@@ -1,1 +1,1 @@
-"""Weights and training state on disk: a run's checkpoints, Hugging Face folders, and the way between them."""
+"""Reading and writing checkpoints: those of training, Hugging Face folders, and conversion between the two."""

@@ -1,4 +1,4 @@
-"""The base model's weights from an HF folder into megatron-core's parameters, each rank reading its own slices only."""
+"""Loads the base model's weights from an HF folder into megatron-core's parameters."""
 
 import torch
 
@@ -11,8 +11,10 @@ from r1zero.model.shape import Shape
 
 @torch.no_grad()
 def load_base_weights(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids, path: str) -> None:
-    """Fill the model from an HF folder, reading this rank's slices only. Raises UserError for a folder that does not
-    fit."""
+    """Fill the model from an HF folder; each rank reads only its slices.
+
+    Raises UserError if the folder does not fit.
+    """
     folder = HfFolder(path, shape, weights(shape))
     for local in local_tensors(chunks, shape, grids).values():
         view = local.view()

@@ -1,7 +1,7 @@
-"""Weights from Hugging Face's format to a megatron distributed checkpoint and back: a tensor at a time, whatever the
-layout.
+"""Converts weights between Hugging Face's format and megatron's distributed checkpoints, tensor by tensor.
 
-No process holds a shard: each writes its own files of the result, and reads just what goes into them.
+The result does not depend on a layout, and no process holds a shard of the model: each writes its own files of the
+result, and reads only what they contain.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from r1zero.model.placement import Part, part
 from r1zero.model.shape import Shape
 
 SMALLEST, LARGEST, ABOUT = 256 << 20, 4 << 30, 32
-"""Bytes of a file: at least, at most; between these there are about so many files."""
+"""Smallest and largest size of a file in bytes; between these limits there are about ABOUT files."""
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that convert together, this one among them."""
+    """The processes that convert together, and this one's position among them."""
 
     rank: int
     size: int
@@ -41,14 +41,17 @@ class Workers:
 
 @dataclass(frozen=True)
 class FusedChunk:
-    """A chunk of the checkpoint and the HF tensors it is made of: one, or those fused in blocks."""
+    """A chunk of the checkpoint, and the HF tensors in it: one, or those that are fused in blocks."""
 
     chunk: Chunk
     members: tuple[Weight, ...]
 
 
 def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: Callable[[int], Progress]) -> None:
-    """Raises UserError for a folder that is torn or not of this shape, an OUT that exists, or too small a disk."""
+    """Convert a Hugging Face folder.
+
+    Raises UserError if the folder is corrupt or not of this shape, if OUT exists, or if the disk is too small.
+    """
     every = weights(shape)
     folder = HfFolder(source, shape, every)
     fingerprint = hf_export.fingerprint(source)
@@ -92,8 +95,10 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
 def to_hf(
     shape: Shape, source: Path, checkpoint: Path, out: Path, workers: Workers, progress: Callable[[int], Progress]
 ) -> None:
-    """The weights of a checkpoint in the types of `source`, whose config and tokenizer come along. Raises UserError as
-    `to_mcore`."""
+    """Convert a checkpoint to Hugging Face's format, with the types, config and tokenizer of `source`.
+
+    Raises UserError in the cases of `to_mcore`.
+    """
     every = weights(shape)
     folder = open_weights(checkpoint, shape)
     dtypes = HfFolder(source, shape, every).dtypes
@@ -123,25 +128,25 @@ def to_hf(
 
 
 def open_weights(path: Path, shape: Shape) -> DistFolder:
-    """Raises UserError for what is not a checkpoint of this model."""
+    """Open a checkpoint's weights. Raises UserError if the path is not a complete checkpoint of this model."""
     try:
         folder = DistFolder(path, shape)
     except CorruptError as error:
         if below := _checkpoints_below(path):
             raise UserError(
-                f"{path}: holds checkpoints and is none itself; name one of them: {', '.join(map(str, below))}"
+                f"{path}: contains checkpoints but is not one itself; name one of them: {', '.join(map(str, below))}"
             ) from None
         raise UserError(f"{path}: is not a whole checkpoint ({error}); convert again, or name another step") from None
     if wrong := folder.problems(weights(shape)):
         raise UserError(
             f"{path}: is a checkpoint of another model: it lacks {len(wrong)} tensors ({', '.join(wrong[:3])}"
-            f"{', ...' if len(wrong) > 3 else ''}); name the config it was made with"
+            f"{', ...' if len(wrong) > 3 else ''}); name the config with which it was made"
         )
     return folder
 
 
 def _checkpoints_below(path: Path) -> list[Path]:
-    """Of a run's folder, or of its checkpoints' folder, oldest first."""
+    """Returns the checkpoints in a run's folder, or in its checkpoints' folder, oldest first."""
     with suppress(OSError):
         sealed = [p.parent for steps in ("checkpoints/step_*", "step_*") for p in path.glob(f"{steps}/{manifest.NAME}")]
         return sorted((p for p in sealed if p.suffix != ".tmp"), key=lambda p: (len(p.name), p.name))
@@ -149,7 +154,7 @@ def _checkpoints_below(path: Path) -> list[Path]:
 
 
 def check_source(folder: DistFolder, source_fingerprint: str) -> None:
-    """Raises UserError where the checkpoint was made from other weights than those of the fingerprint."""
+    """Raises UserError if the checkpoint was made from other weights than those of the fingerprint."""
     made_of = folder.facts.get("weights")
     if made_of != source_fingerprint:
         raise UserError(
@@ -163,11 +168,11 @@ def _shape_digest(shape: Shape) -> str:
 
 
 def read(folder: DistFolder, weight: Weight, piece: Part) -> Tensor:
-    """`folder.read`, with a UserError for content that is torn."""
+    """`folder.read`, with a UserError if the content is corrupt."""
     try:
         return folder.read(weight, piece)
     except CorruptError as error:
-        raise UserError(f"{folder.path}: is torn ({error}); convert again, or name another step") from None
+        raise UserError(f"{folder.path}: is corrupt ({error}); convert again, or name another step") from None
 
 
 def _pieces(shape: Shape, every: list[Weight], dtypes: dict[str, torch.dtype]) -> list[FusedChunk]:
@@ -191,7 +196,7 @@ def _pieces(shape: Shape, every: list[Weight], dtypes: dict[str, torch.dtype]) -
 
 
 def _fused(piece: FusedChunk, folder: HfFolder, shape: Shape) -> Tensor:
-    """The chunk's content."""
+    """Returns the chunk's content."""
     chunk, members = piece.chunk, piece.members
     if members[0].blocks == 1:
         return folder.read(members[0], part(members[0], 1, 0)).to(chunk.dtype).reshape(chunk.sizes)
@@ -208,7 +213,7 @@ def _where(info: _StorageInfo) -> list[Any]:
 
 
 def _buckets(items: list[tuple[Any, int]]) -> list[list[tuple[Any, int]]]:
-    """Items with their bytes, in order, into files."""
+    """Group items, given with their sizes, into files, keeping their order."""
     limit = min(max(sum(size for _, size in items) // ABOUT, SMALLEST), LARGEST)
     buckets: list[list[tuple[Any, int]]] = [[]]
     for item, size in items:

@@ -1,8 +1,8 @@
-"""Files of megatron-core's distributed checkpoint (`torch_dist`), read and written tensor by tensor, without megatron.
+"""Reads and writes megatron-core's distributed checkpoints (`torch_dist`) tensor by tensor, without megatron.
 
-Such a checkpoint knows nothing of layouts: each of its tensors has a key and a full shape, and lies in chunks, each a
-`torch.save` somewhere in a file; `.metadata` says where. What megatron's modules call a weight there is one rule
-(`place`), so that a Hugging Face tensor can be read or written without a model that has it.
+Such a checkpoint does not depend on a layout. Each tensor has a key and a full shape, and consists of chunks. Each
+chunk is the output of one `torch.save` inside some file; `.metadata` records where. One function (`place`) knows the
+keys of megatron's modules, so a Hugging Face tensor can be read or written without a model that contains it.
 """
 
 import itertools
@@ -38,40 +38,43 @@ SUFFIX = ".distcp"
 
 @dataclass(frozen=True)
 class CheckpointSlot:
-    """Where an HF tensor lies in the checkpoint."""
+    """Position of an HF tensor in the checkpoint."""
 
     key: str
     lead: tuple[tuple[int, int], ...]
-    """(index, size) of the axes that stand before the parameter's own: the layer, or the expert."""
+    """(index, size) of the axes that precede the parameter's own: the layer, or the expert."""
     rows: int
-    """Of the parameter, uncut and fused."""
+    """Number of rows of the fused, unsplit parameter."""
     runs: tuple[tuple[int, int, int], ...]
-    """(first row in the HF tensor, first row in the parameter, rows)."""
+    """(first row in the HF tensor, first row in the parameter, number of rows)."""
 
     @property
     def index(self) -> tuple[int, ...]:
+        """Index on the axes that precede the parameter's own."""
         return tuple(i for i, _ in self.lead)
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
-        """Of the checkpoint's tensor."""
+        """Returns the shape of the checkpoint's tensor."""
         return (*(n for _, n in self.lead), self.rows, *weight.shape[1:])
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A rectangle of a checkpoint's tensor that lies in one place."""
+    """A rectangle of a checkpoint's tensor that is stored as one unit."""
 
     key: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
     dtype: torch.dtype
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
 
 def place(weight: Weight, shape: Shape) -> CheckpointSlot:
-    """megatron-core 0.16: layers all alike are stacked under one key, others have a key each; experts are stacked
-    always."""
+    """Returns the position of an HF tensor, according to megatron-core 0.16.
+
+    If all layers are alike they are stacked under one key; otherwise each has its own. Experts are always stacked.
+    """
     key = weight.parameter.replace("local_experts.{e}", "experts")
     lead: tuple[tuple[int, int], ...] = ()
     if weight.layer is not None and shape.moe is None:
@@ -81,18 +84,17 @@ def place(weight: Weight, shape: Shape) -> CheckpointSlot:
     if weight.expert is not None:
         lead = ((weight.expert, shape.moe.experts),)
     rows = weight.total or weight.shape[0]
-    if weight.blocks == 1:  # gate before up, each whole: the key's order is that of the uncut parameter
+    if weight.blocks == 1:  # gate, then up, each as a whole: the order is that of the unsplit parameter
         return CheckpointSlot(key, lead, rows, ((0, weight.first, weight.shape[0]),))
     each, stride, first = (n // weight.blocks for n in (weight.shape[0], rows, weight.first))
     return CheckpointSlot(key, lead, rows, tuple((i * each, i * stride + first, each) for i in range(weight.blocks)))
 
 
 class DistFolder:
-    """An open checkpoint folder, of weights or of a training run. `read` loads the chunks it needs, one at a time, and
-    checks each."""
+    """An open checkpoint of weights or of a training run. `read` loads and verifies chunks as needed, one at a time."""
 
     def __init__(self, path: Path, shape: Shape):
-        """Raises CorruptError where the folder is not a checkpoint."""
+        """Raises CorruptError if the folder is not a checkpoint."""
         self.path, self.shape = path, shape
         self.facts = manifest.read(path)
         ends = {
@@ -117,7 +119,7 @@ class DistFolder:
         self._last: tuple[MetadataIndex | None, Tensor | None] = (None, None)
 
     def problems(self, weights: Iterable[Weight]) -> list[str]:
-        """Names of weights that are missing here, or lie here with another shape."""
+        """Returns the names of weights that are missing, or that have a different shape here."""
         places = [(w, place(w, self.shape)) for w in weights]
         return [
             f"{w.name} (shape {list(self._tensors[p.key].size)} in place of {list(p.shape(w))})"
@@ -128,10 +130,11 @@ class DistFolder:
         ]
 
     def dtype(self, weight: Weight) -> torch.dtype:
+        """Returns the type in which a weight is stored."""
         return self._tensors[place(weight, self.shape).key].properties.dtype
 
     def read(self, weight: Weight, part: Part) -> Tensor:
-        """One rectangle of an HF tensor, in the checkpoint's type."""
+        """Returns one rectangle of an HF tensor, in the checkpoint's type."""
         at = place(weight, self.shape)
         ones = tuple(1 for _ in at.lead)
         out = torch.empty([cut.stop - cut.start for cut in part], dtype=self.dtype(weight))
@@ -145,8 +148,7 @@ class DistFolder:
         return out
 
     def region(self, key: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
-        """A rectangle of one of the checkpoint's tensors. Raises CorruptError where it has no content for some of
-        it."""
+        """Returns a rectangle of one of the checkpoint's tensors. Raises CorruptError if some of it has no content."""
         if key not in self._tensors:
             raise CorruptError(f"it has no {key}")
         found = self._tensors[key]
@@ -161,11 +163,11 @@ class DistFolder:
                 out[target] = self._load(MetadataIndex(key, chunk.offsets))[source]
                 left -= out[target].numel()
         if left:
-            raise CorruptError(f"{key} has no content for {left} numbers of {list(sizes)} at {list(offsets)}")
+            raise CorruptError(f"{key} has no content for {left} elements of {list(sizes)} at {list(offsets)}")
         return out
 
     def _load(self, index: MetadataIndex) -> Tensor:
-        """One chunk; the last one is kept, as the tensors fused in it are asked for one after the other."""
+        """Load and verify one chunk. The last one is cached, because the tensors fused in it are read in a row."""
         if self._last[0] != index:
             self._last = (None, None)
             info = self._where[index]
@@ -185,7 +187,7 @@ class DistFolder:
 
 @contextmanager
 def _without_crc32() -> Iterator[None]:
-    """Every segment has its sha256; torch's own sum would cost half as much again and is read by nobody."""
+    """Disable torch's checksum, which takes half as much time again. Every segment already has a sha256."""
     was = get_crc32_options()
     set_crc32_options(False)
     try:
@@ -195,18 +197,18 @@ def _without_crc32() -> Iterator[None]:
 
 
 def append(file: HashedFile, data: Tensor) -> _StorageInfo:
-    """One chunk to the end of a file. Returns where it lies."""
+    """Append one chunk to a file, and return its position."""
     offset = file.tell()
     data = data.detach().to("cpu")
     with _without_crc32():
-        # torch.save writes the whole storage, of which a view has a part.
+        # torch.save would write the whole storage of which a view is a part.
         torch.save(data.clone() if data.untyped_storage().nbytes() != data.nbytes else data, file)
     file.segment()
     return _StorageInfo(file.path.name, offset, file.tell() - offset)
 
 
 def write_index(folder: Path, chunks: list[tuple[Chunk, _StorageInfo]]) -> None:
-    """The files that make written chunks a checkpoint of megatron's."""
+    """Write the files that turn the written chunks into a megatron checkpoint."""
     tensors: dict[str, TensorStorageMetadata] = {}
     for chunk, _ in chunks:
         row = tensors.setdefault(

@@ -1,5 +1,5 @@
-"""Folders in Hugging Face's format, written a tensor at a time: header first, as names, types and shapes are known
-before.
+"""Writes folders in Hugging Face's format tensor by tensor. The header comes first, because names, types and shapes are
+known in advance.
 
 The format: 8 bytes of length, a JSON header, then the tensors' bytes (github.com/huggingface/safetensors, "Format").
 """
@@ -20,16 +20,18 @@ from r1zero.config import UserError
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 COPIED = (".json", ".model", ".txt", ".jinja", ".py")
-"""Files beside the weights: configuration, tokenizer, templates."""
+"""Suffixes of the files beside the weights: configuration, tokenizer, templates."""
 
 Tensors = list[tuple[str, torch.dtype, tuple[int, ...]]]
 
 
 def nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Returns the bytes of a tensor."""
     return torch.Size(shape).numel() * dtype.itemsize
 
 
 def write_header(file: HashedFile, tensors: Tensors) -> None:
+    """Write the header of a safetensors file."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in tensors:
@@ -43,18 +45,21 @@ def write_header(file: HashedFile, tensors: Tensors) -> None:
 
 
 def write_tensor(file: HashedFile, tensor: Tensor) -> None:
-    """In the order of the header."""
+    """Append a tensor. The calls must follow the order of the header."""
     file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
     file.segment()
 
 
 def file_name(number: int, count: int) -> str:
+    """Returns the name of file `number` (from 0) of `count` files."""
     return SINGLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
 def finish(folder: Path, files: dict[str, Tensors], source: Path) -> None:
-    """The index, and config and tokenizer of `source`, of which FP8's settings are left out: what is written here is
-    not FP8."""
+    """Write the index, and copy config and tokenizer from `source`.
+
+    The config's FP8 settings are dropped, because what is written here is not FP8.
+    """
     if len(files) > 1:
         total = sum(nbytes(dtype, shape) for tensors in files.values() for _, dtype, shape in tensors)
         index = {
@@ -71,7 +76,8 @@ def finish(folder: Path, files: dict[str, Tensors], source: Path) -> None:
 
 
 def source_headers(path: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name -> dtype, shape, offsets and file, of all weight files. Raises UserError as `weight_files`."""
+    """Returns tensor name -> dtype, shape, offsets and file, for all weight files. Raises UserError as
+    `weight_files`."""
     found: dict[str, dict[str, Any]] = {}
     for file in weight_files(path):
         header = _header(path / file)
@@ -83,12 +89,12 @@ def _header(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
-            raise UserError(f"{path}: is torn or not a safetensors file; download or convert it again")
+            raise UserError(f"{path}: is corrupt or not a safetensors file; download or convert it again")
         try:
             return json.loads(file.read(length))
         except ValueError as error:
             raise UserError(
-                f"{path}: is torn or not a safetensors file ({error}); download or convert it again"
+                f"{path}: is corrupt or not a safetensors file ({error}); download or convert it again"
             ) from None
 
 
@@ -97,8 +103,10 @@ SAMPLE_BYTES = 4096
 
 
 def fingerprint(path: Path) -> str:
-    """Of a folder's weights: every header, and a sample of every file's content. Tells models of one shape apart in
-    seconds at any size."""
+    """Returns a hash of every header of a folder's weights and of samples of every file's content.
+
+    It distinguishes models of the same shape, in seconds at any size.
+    """
     found = hashlib.sha256(json.dumps(source_headers(path), sort_keys=True).encode())
     for name in weight_files(path):
         size = (path / name).stat().st_size

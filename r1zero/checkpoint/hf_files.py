@@ -1,4 +1,7 @@
-"""Hugging Face folders: the only door to safetensors. Reads slices and dequantises FP8 blocks."""
+"""Reads slices of Hugging Face folders, and dequantises FP8 blocks.
+
+The only module that imports safetensors' reader.
+"""
 
 import re
 from pathlib import Path
@@ -17,23 +20,23 @@ from r1zero.model.shape import Shape
 
 FP8 = "F8_E4M3"
 TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, FP8: torch.float8_e4m3fn}
-"""Of weights."""
+"""Types of weights."""
 SCALE_TYPES = ("F32", "BF16", "F16", "F8_E8M0")
 SCALE = "_scale_inv"
-"""What the name of an FP8 weight's scales ends with."""
+"""Suffix of the name of an FP8 weight's scales."""
 ROWS = 4096
-"""Of two tensors that are compared with each other, at a time."""
+"""Number of rows of two tensors that are compared at a time."""
 
 Facts = dict[str, tuple[tuple[int, ...], str]]
-"""Tensor -> shape and type, as the files state them."""
+"""Tensor -> shape and type, as stated by the files."""
 
 
 class HfFolder:
-    """An open folder. `read` touches only the bytes asked for."""
+    """An open folder. `read` reads only the bytes that it returns."""
 
     def __init__(self, path: str | Path, shape: Shape, weights: list[Weight]):
-        """Raises UserError for files that are missing, corrupt or ambiguous, for tensors that are missing, unknown or
-        in two files, and for shapes and types that are not the model's."""
+        """Raises UserError if files are missing, corrupt or ambiguous, if tensors are missing, unknown or in two files,
+        or if shapes or types are not the model's."""
         self.path = Path(path)
         self._block = fp8_block(self.path)
         self._where: dict[str, str] = {}
@@ -45,10 +48,10 @@ class HfFolder:
         if shape.tied and "lm_head.weight" in facts:
             self._check_tied_head(facts)
         self.dtypes = {w.name: torch.bfloat16 if facts[w.name][1] == FP8 else TYPES[facts[w.name][1]] for w in weights}
-        """Of each weight; of an FP8 weight, what it stands for: bfloat16."""
+        """Type of each weight; for an FP8 weight bfloat16."""
 
     def read(self, weight: Weight, part: Part) -> Tensor:
-        """One rectangle of a tensor, in the file's type; FP8 blocks come as float32."""
+        """Returns one rectangle of a tensor, in the file's type; FP8 blocks as float32."""
         piece = self._slice(weight.name)[part]
         if piece.dtype != torch.float8_e4m3fn:
             return piece
@@ -62,7 +65,7 @@ class HfFolder:
         facts: Facts = {}
         for name in hf_folder.weight_files(self.path):
             file = _open(self.path / name)
-            for tensor in file:
+            for tensor in file.keys():  # noqa: SIM118 (not a dict)
                 if tensor in facts:
                     raise UserError(
                         f"{self.path}: {tensor} is both in {self._where[tensor]} and in {name}; one of the files is "
@@ -74,14 +77,17 @@ class HfFolder:
         return facts
 
     def _slice(self, tensor: str) -> Any:
-        """Files are mapped into memory, and what was read counts as this process's: only the last two stay mapped."""
+        """Returns a slice object.
+
+        Only the last two files stay mapped, as mapped pages count as this process's memory.
+        """
         name = self._where[tensor]
         file = self._open.pop(name, None) or _open(self.path / name)
         self._open = {**dict(list(self._open.items())[-1:]), name: file}
         return file.get_slice(tensor)
 
     def _check_tied_head(self, facts: Facts) -> None:
-        """The head is not read: it must be the embedding."""
+        """Check that a separate head equals the embedding, because only the embedding is read."""
         embedding, head = "model.embed_tokens.weight", "lm_head.weight"
         rows = facts[embedding][0][0]
         same = facts[embedding] == facts[head] and all(
@@ -112,10 +118,13 @@ def _check_names(path: Path, shape: Shape, weights: list[Weight], facts: Facts) 
 
 
 def _check_facts(path: Path, weight: Weight, facts: Facts, block: tuple[int, int] | None) -> None:
-    """Of one weight and its scales."""
+    """Check one weight and its scales."""
     (dims, kind), scales = facts[weight.name], facts.get(weight.name + SCALE)
     if dims != weight.shape:
-        raise UserError(f"{path}: {weight.name} has shape {list(dims)}, config.json asks for {list(weight.shape)}")
+        raise UserError(
+            f"{path}: {weight.name} has shape {list(dims)}, but config.json implies {list(weight.shape)}; "
+            "use the config.json of these weights"
+        )
     if kind not in TYPES:
         raise UserError(
             f"{path}: {weight.name} is of type {kind}; supported are {', '.join(TYPES)}: "
@@ -148,7 +157,7 @@ def _check_facts(path: Path, weight: Weight, facts: Facts, block: tuple[int, int
 
 
 def _left_out(name: str, shape: Shape, expected: set[str]) -> bool:
-    """Tensors that are no weights of the main model: multi-token prediction, scales of FP8, a tied head's copy."""
+    """Whether a tensor is not a weight of the main model: multi-token prediction, FP8 scales, or a tied head's copy."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     return (
         (layer is not None and int(layer[1]) >= shape.layers)
@@ -164,14 +173,16 @@ def _open(path: Path) -> safe_open:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); download or convert it again") from None
     except SafetensorError as error:
-        raise UserError(f"{path}: is torn or not a safetensors file ({error}); download or convert it again") from None
+        raise UserError(
+            f"{path}: is corrupt or not a safetensors file ({error}); download or convert it again"
+        ) from None
 
 
 def dequantise(values: Tensor, scales: Tensor, offset: tuple[int, ...], block: tuple[int, int]) -> Tensor:
-    """FP8 values times the scale of their block, in float32.
+    """Multiply FP8 values by the scale of their block. Returns float32.
 
-    values (m, n); scales: one for each block that they touch; offset: row and column of values[0, 0] in the first
-    block; block: rows and columns of a block.
+    values: (m, n). scales: one for each block that the values touch. offset: row and column of values[0, 0] within the
+    first block. block: rows and columns of a block.
     """
     rows, columns = (
         (torch.arange(count) + first) // size for count, first, size in zip(values.shape, offset, block, strict=True)

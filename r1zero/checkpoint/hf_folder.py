@@ -1,7 +1,7 @@
-"""Which files of a Hugging Face folder hold its weights. A folder that is ambiguous, stale or not whole is refused.
+"""Finds the weight files of a Hugging Face folder, and refuses a folder that is ambiguous, stale or incomplete.
 
-transformers reads model.safetensors where there is one, and else the files that the index names; other programs read
-every *.safetensors. Where these are not the same files, a folder means different weights to different programs.
+transformers reads model.safetensors if it exists, and otherwise the files that the index names. Other programs read
+every *.safetensors. If these are different files, the folder means different weights to different programs.
 """
 
 import json
@@ -15,11 +15,11 @@ SINGLE = "model.safetensors"
 PICKLED = ("*.bin", "*.pth", "*.pt")
 POINTER = b"version https://git-lfs"
 POINTER_SIZE = 1024
-"""Bytes that no pointer has; most have about 130."""
+"""A pointer file is smaller than this many bytes; most have about 130."""
 
 
 def weight_files(path: Path) -> list[str]:
-    """Names of the safetensors files, sorted. Raises UserError where programs disagree on them, or some are missing."""
+    """Returns the sorted names of the safetensors files. Raises UserError if they are ambiguous or some are missing."""
     if not path.is_dir():
         raise UserError(f"{path}: is not a folder; model.path must be a folder in Hugging Face's format")
     _refuse_unfinished(path)
@@ -48,7 +48,7 @@ def weight_files(path: Path) -> list[str]:
 
 
 def read_index(path: Path) -> dict[str, str] | None:
-    """Tensor -> file, as the folder's index has it; None without an index. Raises UserError for what is no index."""
+    """Returns tensor -> file from the folder's index, or None without an index. Raises UserError for an invalid one."""
     if not (path / INDEX).exists():
         return None
     try:
@@ -64,12 +64,12 @@ def read_index(path: Path) -> dict[str, str] | None:
 
 
 def check_index(path: Path, where: dict[str, str]) -> None:
-    """Raises UserError where a tensor is in another file than the index says. where: tensor -> the file that has it."""
+    """Raises UserError if a tensor is in a different file than the index states. where: tensor -> the file it is in."""
     stale = [name for name, file in (read_index(path) or {}).items() if where.get(name, file) != file]
     if stale:
         raise UserError(
-            f"{path}: {len(stale)} tensors are in other files than {INDEX} says ({some(stale)}); the index belongs to "
-            "another save: download or convert the folder again"
+            f"{path}: {len(stale)} tensors are in other files than {INDEX} states ({some(stale)}); the index belongs "
+            "to another save: download or convert the folder again"
         )
 
 
@@ -107,5 +107,5 @@ def _refuse_without_index(path: Path, there: list[str]) -> None:
 
 
 def some(names: list[str]) -> str:
-    """The first of many names, for a message."""
+    """Returns the first of many names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,7 +1,7 @@
-"""Folders that are there whole or not at all: files hashed while they are written, a manifest last, then one rename.
+"""Folders that exist either completely or not at all: files are hashed as they are written, and a manifest comes last.
 
-A folder is whole when its manifest is, and every file it names consists of the segments it states: one after the other,
-each with its length and sha256, so that a part of a file can be checked without the rest of it.
+The folder is then renamed. It is whole if its manifest is, and if every file that the manifest names consists of the
+stated segments: consecutive parts with length and sha256, so that a part of a file can be verified without the rest.
 """
 
 import hashlib
@@ -14,25 +14,24 @@ from typing import IO, Any
 NAME = "manifest.json"
 PIECE = 1 << 22
 FLUSH = 1 << 26
-"""Bytes after which the disk is set to work while more is written."""
+"""Number of bytes after which a flush to disk is started while writing continues."""
 
 Segment = tuple[int, str]
-"""Bytes, sha256."""
+"""Length in bytes, sha256."""
 
 
 class CorruptError(Exception):
-    """A folder that is not whole; the message says which file and how."""
+    """A folder is not whole. The message names the file and the problem."""
 
 
 class HashedFile:
-    """A new file, hashed while it is written; `segment` ends one. It is on disk, and not just in its cache, when
-    closed."""
+    """A new file that is hashed as it is written. `segment` ends a segment. Closing waits until the data is on disk."""
 
     def __init__(self, path: Path):
         self.path = path
         self.segments: list[Segment] = []
         self._failure: OSError | None = None
-        # Hashing takes twice as long as writing to the cache, and the disk longer than both: all three at once.
+        # Hashing takes twice as long as writing to the cache, and the disk longer than both, so all three overlap.
         self._threads = ThreadPoolExecutor(2)
         self._flushing: Future[None] | None = None
         self._unflushed = 0
@@ -63,11 +62,13 @@ class HashedFile:
         return size
 
     def segment(self) -> None:
+        """End the current segment, unless it is empty."""
         if self._length:
             self.segments.append((self._length, self._sha256.hexdigest()))
             self._begin()
 
     def tell(self) -> int:
+        """Returns the number of bytes written so far."""
         return sum(length for length, _ in self.segments) + self._length
 
     def flush(self) -> None:
@@ -81,25 +82,25 @@ class HashedFile:
             self._threads.shutdown()
             if kind is None:
                 if self._flushing:
-                    self._flushing.result()  # a disk that failed then may not say so again
+                    self._flushing.result()  # the disk may not report the same error a second time
                 self.segment()
                 self._file.flush()
                 os.fsync(self._file.fileno())
         finally:
             self._file.close()
-            if self._failure:  # torch.save reports a full disk as an unexpected position in a file
+            if self._failure:  # torch.save hides a full disk behind an error about the position in the file
                 raise self._failure
 
 
 def adopt(path: Path) -> list[Segment]:
-    """The one segment of a file that a library wrote, which is then on disk, too."""
+    """Returns the single segment of a file that a library wrote, after flushing it to disk."""
     _sync(path)
     with open(path, "rb") as file:
         return [(path.stat().st_size, sha256(file, path.stat().st_size))]
 
 
 def sha256(file: IO[bytes], length: int) -> str:
-    """Of the next `length` bytes, or of what there is of them."""
+    """Returns the hash of the next `length` bytes, or of fewer at the end of the file."""
     found = hashlib.sha256()
     while length and (piece := file.read(min(PIECE, length))):
         found.update(piece)
@@ -108,7 +109,7 @@ def sha256(file: IO[bytes], length: int) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file at once: who reads it finds the old text or the new."""
+    """Replace a small file atomically: a reader finds the old text or the new one."""
     aside = path.with_name(path.name + ".new")
     with HashedFile(aside) as file:
         file.write(text.encode())
@@ -117,13 +118,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def seal(folder: Path, facts: dict[str, Any], files: dict[str, list[Segment]]) -> None:
-    """Write the manifest, last: `facts` and each file's segments, with a sha256 of itself."""
+    """Write the manifest, the last file: `facts` and each file's segments, and a sha256 of them."""
     body = {**facts, "files": files}
     write_text(folder / NAME, json.dumps({**body, "sha256": digest(body)}))
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The facts, and `files`. Raises CorruptError where the manifest is missing or was altered."""
+    """Returns the facts and `files`. Raises CorruptError if the manifest is missing or was altered."""
     try:
         body = json.loads((folder / NAME).read_text(encoding="utf-8"))
         stated = body.pop("sha256")
@@ -137,12 +138,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def digest(body: dict[str, Any]) -> str:
-    """sha256 of JSON values."""
+    """Returns the sha256 of JSON values."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def check(folder: Path, name: str, segments: list[Segment]) -> None:
-    """Read a file of the manifest through. Raises CorruptError."""
+    """Read and verify a file of the manifest. Raises CorruptError."""
     path = folder / name
     if not path.is_file():
         raise CorruptError(f"{name} is missing")
@@ -162,14 +163,14 @@ def check(folder: Path, name: str, segments: list[Segment]) -> None:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Give a sealed folder its name. It must not exist."""
+    """Rename a sealed folder to its final name, which must not exist."""
     _sync(aside)
     os.rename(aside, final)
     _sync(final.parent)
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on disk."""
+    """Wait until the content of a file, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,9 +1,7 @@
-"""One job at a time writes a run's folder: a lock that names its holder, and that a holder which has died does not
-keep.
+"""A lock that lets only one job at a time write to a run's folder. It names its holder and is released if that dies.
 
-The lock is the kernel's (flock) on a file in the folder, so that it ends with its process, however that ends. File
-systems that do not share such locks between hosts are covered by the file's time, which the holder renews while it
-lives.
+It is a kernel lock (flock) on a file in the folder, so it ends with the process in any case. Some file systems do not
+share such locks between hosts. For these, the holder regularly renews the file's modification time.
 """
 
 import fcntl
@@ -20,15 +18,14 @@ from r1zero.config import UserError
 NAME = "lock.json"
 RENEW_S = 15.0
 STALE_S = 120.0
-"""A holder on another host that has not renewed its lock for so long is gone."""
+"""A holder on another host that has not renewed its lock for this many seconds is considered dead."""
 
 
 class RunLock:
-    """Held from construction to `release`, or to the end of the process."""
+    """Held from construction until `release` or the end of the process."""
 
     def __init__(self, folder: Path):
-        """Raises UserError where another live job has the folder, naming its host and process, or where it cannot be
-        written."""
+        """Raises UserError if the folder cannot be written, or if another live job holds it (with host and process)."""
         self.path = folder / NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +38,7 @@ class RunLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise self._refusal(self._holder()) from None
-        except OSError:  # a file system without such locks: its time alone tells
+        except OSError:  # the file system has no such locks, so only the file's time counts
             pass
         holder = self._holder()
         if holder.get("host", self._host) != self._host and self._age_s() < STALE_S:
@@ -57,13 +54,14 @@ class RunLock:
         )
 
     def renew(self) -> None:
-        """Called often, from any thread: shows other hosts that this process lives."""
+        """Show other hosts that this process is alive. Called often, from any thread."""
         if time.monotonic() - self._renewed > RENEW_S:
             self._renewed = time.monotonic()
-            with suppress(OSError):  # a full disk is not the lock's business
+            with suppress(OSError):  # a full disk must not fail here
                 os.utime(self._file.fileno())
 
     def release(self) -> None:
+        """Give up the lock, so that another job may write to the folder."""
         self._write({})
         self._file.close()
 
@@ -72,7 +70,7 @@ class RunLock:
         return socket.gethostname()
 
     def _holder(self) -> dict[str, object]:
-        """What the last holder wrote; nothing where that is unreadable, as after a full disk."""
+        """Returns what the last holder wrote; nothing if that is unreadable, for example after a full disk."""
         self._file.seek(0)
         try:
             found = json.loads(self._file.read() or "{}")
@@ -81,7 +79,7 @@ class RunLock:
         return found if isinstance(found, dict) else {}
 
     def _age_s(self) -> float:
-        """Seconds since the file was written, by the file system's own clock."""
+        """Returns the seconds since the file was written, by the file system's clock."""
         probe = self.path.with_name(f".{NAME}.{os.getpid()}")
         try:
             probe.touch()
@@ -98,7 +96,7 @@ class RunLock:
         )
 
     def _write(self, holder: dict[str, object]) -> None:
-        with suppress(OSError):  # the kernel's lock holds all the same
+        with suppress(OSError):  # the kernel's lock is held in any case
             self._file.truncate(0)
             self._file.write(json.dumps(holder) + "\n" if holder else "")
             self._file.flush()

@@ -1,5 +1,5 @@
-"""When a checkpoint is written and when a run ends early: by iterations, by the clock, and by signals, as all ranks
-agree."""
+"""Decides on all ranks alike when to write a checkpoint and when to end early: by iterations, by time, and by
+signals."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class SaveSchedule:
-    """Decides alike on every rank.
+    """Makes the same decision on every rank.
 
-    A signal may reach any rank, and only the clock of rank 0 counts; both are reduced together with the metrics of the
-    step.
+    Any rank may receive a signal, and only the clock of rank 0 counts. Both are reduced over the ranks, together with
+    the metrics of the step.
     """
 
     def __init__(self, cfg: Checkpoint, iterations: int, rank: int):
@@ -25,31 +25,29 @@ class SaveSchedule:
         self.saved = time.monotonic()
 
     def listen(self) -> None:
-        """From now on a signal asks for the end of the run after this step. A second Ctrl-C ends the process at
-        once."""
+        """Install handlers by which a signal ends the run after the current step. A second Ctrl-C ends it at once."""
         for number in SIGNALS:
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the process even if the interpreter is stuck
-        if (
-            self.rank == 0 and not self.asked and number != signal.SIGTERM
-        ):  # launchers also send SIGTERM to end a failed job
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # so that it ends the process even if the interpreter is stuck
+        # No message for SIGTERM, which launchers also send to end a failed job.
+        if self.rank == 0 and not self.asked and number != signal.SIGTERM:
             os.write(2, b"finishing this step and saving, then the run ends; press Ctrl-C again to end it at once\n")
         self.asked = True
 
     def add_requests(self, reducer: MetricReducer) -> None:
-        """Add this rank's requests to what the step reduces over all ranks."""
+        """Add this rank's requests to the values that the step reduces over all ranks."""
         minutes = (time.monotonic() - self.saved) / 60
         reducer.peak("stop", float(self.asked))
         reducer.peak("time_is_up", float(self.rank == 0 and 0 < self.cfg.every_minutes <= minutes))
 
     def decide(self, peaks: dict[str, float]) -> None:
-        """Take the decision of all ranks from the reduced maxima."""
+        """Decide from the maxima over all ranks."""
         self.stop, self.time_is_up = bool(peaks["stop"]), bool(peaks["time_is_up"])
 
     def due(self, iteration: int) -> bool:
-        """Whether a checkpoint is to be written after this iteration."""
+        """Whether to write a checkpoint after this iteration."""
         every = self.cfg.every_iterations
         due = (
             self.stop

@@ -1,9 +1,8 @@
-"""A new folder of many files, written by many processes that share a disk, each file once; a start after a kill goes
-on.
+"""Creates a folder of many files with several processes that share a disk. A restart after a kill continues the work.
 
-While it is made the folder is called `OUT.part`. Each file that is whole has a note beside it, so the next start, with
-as many processes as it likes, skips it. OUT itself is there whole or not at all. If OUT is a symbolic link, its target
-is made.
+The folder is called `OUT.part` until it is complete. Each finished file has a note beside it, so a restart skips it,
+with any number of processes. OUT itself either exists completely or not at all. If OUT is a symbolic link, its target
+is created.
 """
 
 import json
@@ -21,17 +20,20 @@ from r1zero.config import UserError, reason
 NOTE = ".done"
 PURPOSE = "purpose" + NOTE
 File = tuple[str, int]
-"""Name and about how many bytes it will have."""
+"""Name, and approximate size in bytes."""
 
 
 class StagingFolder:
+    """A folder under construction, as one of the processes that create it sees it."""
+
     def __init__(
         self, out: Path, purpose: dict[str, Any], files: list[File], rank: int, size: int, barrier: Callable[[], None]
     ):
-        """purpose: what is made of what, to tell another unfinished attempt. barrier: returns when all processes have
-        called it.
+        """purpose: identifies the task, to detect an unfinished attempt at a different one. barrier: returns when all
+        processes have called it.
 
-        Raises UserError if OUT exists or cannot be written, OUT.part is of something else, or the disk is too small.
+        Raises UserError if OUT exists or cannot be written, if OUT.part belongs to another task, or if the disk is too
+        small.
         """
         self.out, self.files, self.rank, self.size, self.barrier = (
             Path(os.path.realpath(out)),
@@ -44,7 +46,7 @@ class StagingFolder:
         with self.writable():
             if self.out.exists():
                 raise UserError(f"{out}: exists already; name a new folder, or remove it")
-        barrier()  # before any process can have finished
+        barrier()  # ensures that no process has finished before all have checked
         if rank == 0:
             with self.writable():
                 self._begin(purpose)
@@ -52,14 +54,14 @@ class StagingFolder:
 
     @contextmanager
     def writable(self) -> Iterator[None]:
-        """An OSError inside becomes a UserError; what is whole already stays in OUT.part for the next start."""
+        """A context that turns an OSError into a UserError. Finished files stay in OUT.part for the next start."""
         try:
             yield
         except OSError as error:
             where = Path(os.fsdecode(error.filename or self.out))
             if not (self.out.is_relative_to(where) or where.is_relative_to(self.aside)):
                 raise UserError(
-                    f"{where}: cannot be read ({reason(error)}); copy it again, or mend its permissions"
+                    f"{where}: cannot be read ({reason(error)}); copy it again, or fix its permissions"
                 ) from None
             raise UserError(
                 f"{self.out}: cannot be written ({reason(error)}); name a folder that can be, or make room"
@@ -82,7 +84,10 @@ class StagingFolder:
             raise
 
     def write(self, write: Callable[[HashedFile, str], Any], progress: Callable[[int], None]) -> None:
-        """`write(file, name)` fills a file and returns JSON to remember of it. progress: bytes that are done."""
+        """Write this process's files. `write(file, name)` fills a file and returns JSON to record in its note.
+
+        progress: is called with the number of bytes that were finished.
+        """
         for name, size in self.files[self.rank :: self.size]:
             note = self.aside / (name + NOTE)
             with self.writable():
@@ -94,11 +99,11 @@ class StagingFolder:
         self.barrier()
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """Name -> `segments` and `facts` of each file."""
+        """Returns name -> `segments` and `facts`, for each file."""
         return {name: json.loads((self.aside / (name + NOTE)).read_text(encoding="utf-8")) for name, _ in self.files}
 
     def publish(self) -> None:
-        """By one process, when all files of OUT are there."""
+        """Rename OUT.part to OUT. Called by one process, when all files exist."""
         with self.writable():
             for note in self.aside.glob("*" + NOTE):
                 os.unlink(note)
@@ -109,6 +114,6 @@ def _check_room(out: Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.01 + (1 << 20):
         raise UserError(
-            f"{out}: needs {needed / 1e9:.3f} GB more, and its disk has {free / 1e9:.3f} GB free; "
+            f"{out}: needs {needed / 1e9:.3f} GB more, but its disk has {free / 1e9:.3f} GB free; "
             "make room, or name another disk"
         )

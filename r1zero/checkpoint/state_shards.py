@@ -1,11 +1,11 @@
-"""Which part of the trained state this rank owns, and where it lies in a checkpoint's tensors.
+"""Which part of the trained state this rank owns, and where it is in a checkpoint's tensors.
 
-megatron's distributed optimizer deals each parameter out over the data-parallel ranks as one range of its flattened
-elements. A range of a matrix is at most three rectangles: the rest of a row, whole rows, the beginning of a row. A rank
-writes just these, and reads just these back, in whatever layout they were written: nothing is gathered, and no more
-than one rectangle is held beside what the rank has anyway.
+megatron's distributed optimizer distributes each parameter over the data-parallel ranks as ranges of its flattened
+elements. A range of a matrix consists of at most three rectangles: the rest of a row, whole rows, and the beginning of
+a row. A rank writes exactly these, and reads exactly these from a checkpoint of any layout. Nothing is gathered, and
+the only additional memory is one rectangle.
 
-Legend: local rows are those of this rank's parameter, global rows those of the parameter without tensor parallelism.
+Local rows are those of this rank's parameter; global rows are those of the parameter without tensor parallelism.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from r1zero.model.shape import CHUNK_BYTES, Shape
 
 
 class RowSegment(NamedTuple):
-    """Rows of the local parameter that are neighbours in the global one, too."""
+    """Consecutive rows of the local parameter that are also consecutive in the global one."""
 
     local: int
     world: int
@@ -33,32 +33,37 @@ class RowSegment(NamedTuple):
 
 
 class Rectangle(NamedTuple):
+    """A rectangle of a parameter, in the local parameter and in the checkpoint's tensor."""
+
     begin: int
     end: int
     """Range of the flattened local parameter."""
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    """In the checkpoint's tensor."""
+    """Position and size in the checkpoint's tensor."""
 
 
 @dataclass(frozen=True)
 class ParameterPlace:
-    """Where one of megatron's parameters lies in the checkpoint."""
+    """Where one of megatron's parameters is in the checkpoint."""
 
     parameter: Tensor
     key: str
     shape: tuple[int, ...]
-    """Of the checkpoint's tensor."""
+    """Shape of the checkpoint's tensor."""
     index: tuple[int, ...]
-    """On the axes that stand before the parameter's own: the layer, or the expert."""
+    """Index on the axes that precede the parameter's own: the layer, or the expert."""
     segments: tuple[RowSegment, ...]
     column: int
-    """Global column of the first local one."""
+    """Global column of the first local column."""
     is_first_copy: bool
-    """Of the ranks with equal tensor-parallel parts, this one writes."""
+    """Whether this rank writes the part; exactly one of the tensor or pipeline ranks with equal parts does."""
 
     def rectangles(self, begin: int, end: int) -> Iterator[Rectangle]:
-        """Elements begin .. end - 1 of the flattened parameter, none of more than CHUNK_BYTES in fp32."""
+        """Yields the rectangles of the elements from `begin` to `end - 1` of the flattened parameter.
+
+        Each has at most CHUNK_BYTES.
+        """
         width = self.parameter.shape[1] if self.parameter.dim() > 1 else 1
         most_rows = max(1, CHUNK_BYTES // 4 // width)
         for first_row, last_row, first, last in _runs(begin, end, width):
@@ -77,8 +82,8 @@ class ParameterPlace:
 
 
 def _runs(begin: int, end: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first row, row after the last, first column, column after the last) of the at most three rectangles of a flat
-    range."""
+    """Yields the at most three rectangles of a flat range: (first row, row after the last, first column, column after
+    the last)."""
     row, column = divmod(begin, width)
     if column:
         stop = min(end, (row + 1) * width)
@@ -92,7 +97,10 @@ def _runs(begin: int, end: int, width: int) -> Iterator[tuple[int, int, int, int
 
 
 def parameter_places(local: dict[str, Local], shape: Shape, grids: MegatronGrids, rank: int) -> list[ParameterPlace]:
-    """One for each of this rank's parameters and fp32 buffers. local: mapping.local_tensors of the trained model."""
+    """Returns one entry per parameter and fp32 buffer of this rank.
+
+    local: mapping.local_tensors of the trained model.
+    """
     members: dict[int, list[Local]] = {}
     for one in local.values():
         members.setdefault(id(one.parameter), []).append(one)
@@ -100,7 +108,7 @@ def parameter_places(local: dict[str, Local], shape: Shape, grids: MegatronGrids
 
 
 def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: int) -> ParameterPlace:
-    """members: the HF tensors that the parameter is made of."""
+    """members: the HF tensors in the parameter."""
     weight, at = members[0].weight, place(members[0].weight, shape)
     grid, axis = placement.grid_of(weight, grids)
     index = grid.coordinate(rank, axis) if weight.cut is not None else 0
@@ -115,7 +123,7 @@ def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: in
 
 def _segments(members: list[Local], at: CheckpointSlot, index: int) -> tuple[RowSegment, ...]:
     weight, degree = members[0].weight, members[0].degree
-    if weight.blocks > 1:  # the blocks are dealt out in order: one run of rows
+    if weight.blocks > 1:  # the blocks are distributed in order, so the rows are consecutive
         return (RowSegment(0, index * (at.rows // degree), at.rows // degree),)
     if len(members) == 1:
         part = members[0].part[0]
@@ -128,7 +136,7 @@ def _segments(members: list[Local], at: CheckpointSlot, index: int) -> tuple[Row
 
 @dataclass(frozen=True)
 class OptimizerShard:
-    """What a data-parallel rank's optimizer keeps of one parameter."""
+    """The part of one parameter that a data-parallel rank's optimizer owns."""
 
     part: DistributedOptimizer
     parameter: Tensor
@@ -136,7 +144,7 @@ class OptimizerShard:
     end: int
     """Range of the flattened parameter."""
     master: Tensor
-    """(end - begin,) fp32; of an fp32 model a view of the parameter itself."""
+    """(end - begin,) fp32. For an fp32 model it is a view of the parameter itself."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -148,6 +156,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def optimizer_shards(optimizer: Any) -> list[OptimizerShard]:
+    """Returns the parts of all parameters that this rank's optimizer owns."""
     found = []
     for part in parts(optimizer):
         for parameter, (group, order) in part.model_param_group_index_map.items():
@@ -161,12 +170,12 @@ def optimizer_shards(optimizer: Any) -> list[OptimizerShard]:
 
 
 def parts(optimizer: Any) -> list[DistributedOptimizer]:
-    """One for dense parameters, with experts over several ranks another one for them."""
+    """Returns one optimizer for dense parameters, and another for experts if they are distributed over ranks."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def get_step(optimizer: Any) -> float:
-    """Updates that Adam counts: torch's in the state of each parameter, apex's and MindSpeed's in its group."""
+    """Returns Adam's step count: torch keeps it in each parameter's state, apex and MindSpeed in its group."""
     for shard in optimizer_shards(optimizer):
         if "step" in shard.state:
             return float(shard.state["step"])
@@ -175,7 +184,7 @@ def get_step(optimizer: Any) -> float:
 
 
 def set_step(optimizer: Any, step: float) -> None:
-    """As the optimizer's class wants it, in the state made by `allocate_moments`."""
+    """Set Adam's step count where the optimizer's class keeps it, in the state made by `allocate_moments`."""
     for part in parts(optimizer):
         if isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
             for state in part.optimizer.state.values():
@@ -186,12 +195,12 @@ def set_step(optimizer: Any, step: float) -> None:
 
 
 def allocate_moments(shard: OptimizerShard) -> None:
-    """Adam makes its moments at the first step; a resumed run needs them before."""
+    """Create Adam's moments, which Adam itself creates only at the first step; a resumed run needs them earlier."""
     for name in MOMENTS:
         if name not in shard.state:
             shard.state[name] = torch.zeros_like(shard.master)
 
 
 def chunk(where: ParameterPlace, prefix: str, rectangle: Rectangle, dtype: torch.dtype) -> Chunk:
-    """prefix: of the key, empty for the weights themselves."""
+    """Returns the chunk of a rectangle. prefix: of the key, empty for the weights themselves."""
     return Chunk(prefix + where.key, where.shape, dtype, rectangle.offsets, rectangle.sizes)

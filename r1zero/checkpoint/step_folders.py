@@ -1,5 +1,4 @@
-"""The folders `step_N` of a run's checkpoints: made aside, given their name when whole, and the newest whole one
-found."""
+"""The folders `step_N` with a run's checkpoints: preparing, publishing and retaining them, and finding the newest."""
 
 import logging
 import os
@@ -20,12 +19,14 @@ log = logging.getLogger(__name__)
 
 STEP = re.compile(r"step_(\d+)")
 ROOMS, ROOM_BYTES = ("room_first.tmp", "room_last.tmp"), 1 << 20
-"""Files beside the folder that is written. Each keeps room for small files that one rank writes, before all write the
-large ones and after, when the others cannot be told that they failed."""
+"""Placeholder files that reserve disk space for the small files that one rank writes before and after all ranks write
+the large ones, at times when it cannot tell the other ranks that it failed."""
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
+    """A whole checkpoint and what its manifest states. layout: the parallel degrees with which it was written."""
+
     path: Path
     iteration: int
     extra: dict[str, Any]
@@ -33,11 +34,11 @@ class CheckpointInfo:
 
 
 def prepare(folder: Path, aside: Path, needed: int) -> str:
-    """An empty folder beside the final one. Returns what stands against it."""
+    """Create an empty temporary folder beside the final one. Returns a problem, or an empty text."""
     try:
-        for stale in folder.glob("*.tmp"):  # of a save that was cut off
+        for stale in folder.glob("*.tmp"):  # from an interrupted save
             _remove(stale)
-        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # a link may lead nowhere yet
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # a link's target may not exist yet
         aside.mkdir()
         for name in ROOMS:
             with manifest.HashedFile(folder / name) as file:
@@ -49,7 +50,7 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
     if free < needed * 1.01 + ROOM_BYTES:
         discard(aside)
         return (
-            f"needs {needed / 1e9:.3f} GB, and the disk has {free / 1e9:.3f} GB free; make room, lower "
+            f"needs {needed / 1e9:.3f} GB, but the disk has {free / 1e9:.3f} GB free; make room, lower "
             f"checkpoint.keep, or put "
             "run.dir on a larger disk"
         )
@@ -57,7 +58,7 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
 
 
 def discard(aside: Path) -> None:
-    """What a failed save has written, as far as the disk allows."""
+    """Remove what a failed save has written, as far as the disk allows."""
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         for name in ROOMS:
@@ -65,12 +66,16 @@ def discard(aside: Path) -> None:
 
 
 def use_room(folder: Path, name: str) -> None:
+    """Remove a placeholder file, so that its disk space can be used."""
     (folder / name).unlink(missing_ok=True)
 
 
 def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
-    """Rename, say so in `latest`, and drop what is older than the newest `keep` and not one of every `keep_every`."""
-    if final.exists():  # only a torn one is saved again: a whole one would have been continued
+    """Rename the folder, update `latest`, and remove old checkpoints.
+
+    The newest `keep` are kept, and those of every `keep_every` iterations.
+    """
+    if final.exists():  # it must be corrupt: the run would have continued from a whole one
         _remove(final)
     manifest.publish(aside, final)
     manifest.write_text(final.parent / "latest", final.name + "\n")
@@ -80,18 +85,17 @@ def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Under another name first, so that no half of a folder stands under the old one."""
+    """Rename a folder before removing it, so that the old name never refers to half a folder."""
     if path.is_dir() and path.suffix != ".tmp":
         gone = path.with_name(path.name + ".old.tmp")
         os.rename(path, gone)
         path = gone
-    shutil.rmtree(
-        path
-    ) if path.is_dir() and not path.is_symlink() else path.unlink()  # what a link leads to is not ours
+    # A link is removed, but not its target.
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Folders named as checkpoints, newest first."""
+    """Returns the folders with names of checkpoints, newest first."""
     found = (
         [(int(match[1]), path) for path in folder.iterdir() if (match := STEP.fullmatch(path.name))]
         if folder.is_dir()
@@ -101,10 +105,10 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> CheckpointInfo | None:
-    """The newest whole checkpoint, every file read through, the reading dealt over all ranks of the world, which call
-    this together.
+    """Returns the newest whole checkpoint, or None if there is none. Collective over all ranks of the world.
 
-    One that is torn is named in a warning and passed over. Raises UserError where there are some and none is whole.
+    Every file is verified; the ranks share the reading. A corrupt checkpoint is reported and the previous one is used.
+    Raises UserError if there are checkpoints but none is whole.
     """
     candidates = [path.name for path in _steps(folder)] if dist.get_rank() == 0 else []
     complaints = []
@@ -114,7 +118,7 @@ def newest(folder: Path) -> CheckpointInfo | None:
             return CheckpointInfo(folder / name, body["iteration"], body["extra"], body["layout"])
         complaints.append(f"{name}: {problem}")
         if dist.get_rank() == 0:
-            log.warning("%s is torn and passed over: %s", folder / name, problem)
+            log.warning("%s is corrupt and is skipped: %s", folder / name, problem)
     if complaints:
         raise UserError(
             f"{folder}: none of its checkpoints is whole ({'; '.join(complaints)}); remove the folder to start anew"
@@ -123,7 +127,7 @@ def newest(folder: Path) -> CheckpointInfo | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """The manifest, and what is wrong with the folder, the same on every rank."""
+    """Returns the manifest and a problem with the folder, or an empty text; both are the same on every rank."""
     body: dict[str, Any] = {}
     problem = ""
     if dist.get_rank() == 0:
@@ -143,13 +147,14 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def gather(value: Any, group: Any) -> list[Any]:
+    """Returns the value of every rank of a group. Collective over the group."""
     found = [None] * group.size()
     dist.all_gather_object(found, value, group=group)
     return found
 
 
 def _broadcast(value: list[Any]) -> list[Any]:
-    """Rank 0's list, whatever its length."""
+    """Returns rank 0's list, which may have any length."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

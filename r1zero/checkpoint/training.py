@@ -1,10 +1,9 @@
-"""Checkpoints of a run: megatron-core's distributed format, written aside, hashed, renamed; a run resumes from the
-newest whole one.
+"""Checkpoints of a training run, in megatron-core's distributed format. A run resumes from the newest whole one.
 
-A checkpoint is a folder `step_N` under the run's `checkpoints`; `latest` there names the newest. Each rank writes its
-own part of weights, master weights and Adam's moments from wherever they are, one rectangle at a time (see
-state_shards). What is written does not depend on the layout, and loads into any other. Only the generators' states, of
-which each rank has its own, need the same one.
+A checkpoint is a folder `step_N` in the run's `checkpoints`; the file `latest` names the newest. It is written under a
+temporary name, hashed, and then renamed. Each rank writes its own part of weights, master weights and Adam's moments
+from wherever they are, one rectangle at a time (see state_shards). The content does not depend on the layout and can be
+loaded into any other, except for the random generators' states: each rank has its own, so they need the same layout.
 """
 
 import random
@@ -32,7 +31,7 @@ from r1zero.model import mapping
 from r1zero.model.shape import Shape
 
 OPTIMIZER = "optimizer.state."
-"""Before the name of a state and the key of its parameter, as in megatron-core's fully reshardable format."""
+"""Prefix to the name of a state and the key of its parameter, as in megatron-core's fully reshardable format."""
 MASTER = "param"
 
 
@@ -42,7 +41,7 @@ def _flat(parameter: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trained:
-    """The trained model on one rank, as its checkpoints see it."""
+    """The trained model on one rank, with what its checkpoints need."""
 
     chunks: list[torch.nn.Module]
     optimizer: Any
@@ -50,19 +49,19 @@ class Trained:
     shape: Shape
     grids: MegatronGrids
     group: dist.ProcessGroup
-    """Gloo, of all ranks that train."""
+    """A gloo group of all ranks that train."""
     weights_of: Callable[[Tensor], Tensor] = _flat
-    """A parameter's elements, flat, wherever they are now."""
+    """Returns a parameter's elements, flat, from wherever they are now."""
     content_of: Callable[[Tensor], Tensor] = Tensor.detach
-    """A master weight's or moment's elements, wherever they are now."""
+    """Returns the elements of a master weight or a moment, from wherever they are now."""
 
 
 def save(folder: Path, iteration: int, trained: Trained, extra: dict[str, Any], keep: Checkpoint) -> None:
-    """Write `folder/step_<iteration>`. Collective over the ranks that train. extra: the same JSON values on all of
-    them. keep: the config's section, of which only what is kept is read.
+    """Write `folder/step_<iteration>`. Collective over the ranks that train.
 
-    Raises UserError on each of them where the disk is too small or cannot be written; older checkpoints then stay as
-    they are.
+    extra: JSON values, the same on all ranks. keep: the config's section, of which only the retention is used.
+
+    Raises UserError on every rank if the disk is too small or cannot be written. Older checkpoints are then unchanged.
     """
     group, final = trained.group, folder / f"step_{iteration}"
     aside = final.with_name(final.name + ".tmp")
@@ -94,21 +93,21 @@ def save(folder: Path, iteration: int, trained: Trained, extra: dict[str, Any], 
 
 
 def _agree(group: dist.ProcessGroup, final: Path, problem: str) -> None:
-    """Raises UserError on every rank where the first one has a problem."""
+    """Raises UserError on every rank if the first one has a problem."""
     if problem := gather(problem, group)[0]:
         raise UserError(f"{final}: {problem}")
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What one rank wrote."""
+    """What one rank has written."""
 
     chunks: list[tuple[Chunk, _StorageInfo]]
     files: dict[str, list[Segment]]
 
 
 def _pieces(trained: Trained) -> list[tuple[Chunk, Callable[[], Tensor]]]:
-    """Each rectangle that this rank writes, and how to get its content: the weights first."""
+    """Returns each rectangle that this rank writes, and a function that returns its content. Weights come first."""
     rank = dist.get_rank()
     local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
     places = {id(p.parameter): p for p in state_shards.parameter_places(local, trained.shape, trained.grids, rank)}
@@ -157,7 +156,7 @@ def _state(trained: Trained, shard: state_shards.OptimizerShard, name: str, cut:
 
 
 def _write(aside: Path, rank: int, pieces: list[tuple[Chunk, Callable[[], Tensor]]]) -> _Written:
-    """This rank's files: weights and optimizer apart, and its generators. Raises OSError."""
+    """Write this rank's files: weights, optimizer state and random generators. Raises OSError."""
     chunks, files = [], {}
     kinds = [
         [piece for piece in pieces if piece[0].key.startswith(OPTIMIZER) == optimizer] for optimizer in (False, True)
@@ -174,7 +173,7 @@ def _write(aside: Path, rank: int, pieces: list[tuple[Chunk, Callable[[], Tensor
 
 
 def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, Any], keep: Checkpoint) -> str:
-    """Index, manifest and name, by the first rank. Returns what stands against it."""
+    """Write index and manifest, and rename the folder, on the first rank. Returns a problem, or an empty text."""
     try:
         write_index(aside, [chunk for written in every for chunk in written.chunks])
         step_folders.use_room(final.parent, step_folders.ROOMS[1])
@@ -189,9 +188,10 @@ def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, An
 
 
 def load(found: CheckpointInfo, trained: Trained) -> None:
-    """Weights, optimizer, schedule; in the same layout the generators, too. Collective over the ranks that train.
+    """Load weights, optimizer and schedule, and in the same layout the random generators.
 
-    Weights and state must be on the device. Raises UserError where the checkpoint is of another model.
+    Collective over the ranks that train. Weights and optimizer state must be on the device. Raises UserError if the
+    checkpoint is of another model.
     """
     folder = conversion.open_weights(found.path, trained.shape)
     local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
@@ -211,7 +211,7 @@ def load(found: CheckpointInfo, trained: Trained) -> None:
             state_shards.allocate_moments(shard)
             for name in state_shards.MOMENTS:
                 _read(folder, where, f"{OPTIMIZER}{name}.", shard.begin, shard.state[name])
-    for chunk in trained.chunks:  # each data-parallel rank has read its own part of the weights
+    for chunk in trained.chunks:  # each data-parallel rank has read only its own part of the weights
         chunk.start_param_sync(force_sync=True)
     state_shards.set_step(trained.optimizer, folder.facts["optimizer_step"])
     trained.scheduler.load_state_dict(folder.facts["scheduler"])
@@ -221,14 +221,13 @@ def load(found: CheckpointInfo, trained: Trained) -> None:
 
 
 def _read(folder: DistFolder, where: state_shards.ParameterPlace, prefix: str, begin: int, into: Tensor) -> None:
-    """Elements of a flattened parameter, from `begin` on, as many as `into` has. Raises UserError for content that is
-    torn."""
+    """Read elements of a flattened parameter, from `begin` on, to fill `into`. Raises UserError if they are corrupt."""
     for cut in where.rectangles(begin, begin + into.numel()):
         try:
             tensor = folder.region(prefix + where.key, cut.offsets, cut.sizes)
         except CorruptError as error:
             raise UserError(
-                f"{folder.path}: is torn ({error}); remove it, so that the checkpoint before it is taken"
+                f"{folder.path}: is corrupt ({error}); remove it, so that the previous checkpoint is used"
             ) from None
         into[cut.begin - begin : cut.end - begin].copy_(tensor.view(-1))
 
@@ -236,9 +235,9 @@ def _read(folder: DistFolder, where: state_shards.ParameterPlace, prefix: str, b
 def load_weights(
     chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids, path: str, source: str, group: dist.ProcessGroup
 ) -> None:
-    """Fill the model from a folder that `convert.py to-mcore` made of `source`, reading this rank's slices.
+    """Fill the model from a folder that `convert.py to-mcore` made from `source`; each rank reads only its slices.
 
-    Collective over `group`, the model's ranks. Raises UserError for a folder that is torn, or made of another model.
+    Collective over `group`, the model's ranks. Raises UserError if the folder is corrupt or made from another model.
     """
     folder = conversion.open_weights(Path(path), shape)
     conversion.check_source(folder, gather(hf_export.fingerprint(Path(source)) if group.rank() == 0 else "", group)[0])
@@ -253,7 +252,7 @@ def _generators_file(rank: int) -> str:
 
 
 def _generators() -> dict[str, Any]:
-    """Every rank's own: Python's, numpy's, torch's, the device's by way of megatron's tracker."""
+    """Returns this rank's generator states: Python's, numpy's, torch's, and the device's from megatron's tracker."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),

@@ -1,27 +1,32 @@
-"""Errors whose text is for the user: one sentence with the field or line, both values and the cure. No traceback is
-shown."""
+"""Errors whose text is shown to the user without a traceback.
+
+The text is one sentence that names the field or line, the value that was found, the allowed value and the fix.
+"""
 
 import time
 
 
 class UserError(Exception):
-    """What the user can mend: one sentence with the field or line, both values and the cure. Never a traceback."""
+    """An error that the user can fix. Its text is one sentence, as described above."""
 
 
 class CollectiveError(UserError):
-    """Found by all ranks of a world together and raised on each of them. One rank prints it."""
+    """A UserError that all ranks of a world raise together. Only one rank prints it."""
 
 
 class RewardError(Exception):
-    """A sentence for the user: what is wrong with the rules, the data or the run, and the cure."""
+    """An error in the reward rules, the data or the run, as one sentence with the fix."""
 
 
 SPEAKER_S = 3.0
-"""Seconds that ranks wait for the one of them that speaks, as the first to leave may end the job."""
+"""Seconds that the other ranks wait for the rank that prints an error, because the first exit may end the job."""
 
 
 def found_alike(text: str, speaker: bool) -> UserError:
-    """The error of ranks that find the same before they have met. One of them, the speaker, says it."""
+    """Returns the error for a problem that every rank finds by itself, before the ranks can communicate.
+
+    The speaker gets a UserError at once and prints it. The others wait SPEAKER_S and get a CollectiveError.
+    """
     if speaker:
         return UserError(text)
     time.sleep(SPEAKER_S)

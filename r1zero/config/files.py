@@ -1,4 +1,4 @@
-"""A user's text files, read so that whatever is wrong with them is one sentence."""
+"""Reading text files of the user, with one sentence for each way in which that can fail."""
 
 import json
 import re
@@ -10,11 +10,11 @@ from typing import Any
 from r1zero.config.errors import UserError
 
 _HALF = re.compile("[\ud800-\udfff]")
-"""How Python spells bytes of an argument or a file name that are not UTF-8."""
+"""Surrogates, with which Python represents the bytes of arguments and file names that are not UTF-8."""
 
 
 def check_utf8(text: str, place: str) -> None:
-    """Raises UserError about `place` where a text has half surrogates."""
+    """Raises UserError about `place` if the text contains lone surrogates."""
     if _HALF.search(text):
         raise UserError(
             f"{place}: has bytes that are not UTF-8, which no TOML or JSON file can record; rename the file or folder"
@@ -22,7 +22,7 @@ def check_utf8(text: str, place: str) -> None:
 
 
 def read_text(path: str | Path, cure: str) -> str:
-    """A user's UTF-8 file, without its byte-order mark. Raises UserError; `cure` says what to do instead."""
+    """Read a UTF-8 file without its byte-order mark. Raises UserError; `cure` is its last part, the fix."""
     with readable(path, cure):
         content = Path(path).read_bytes()
     try:
@@ -35,16 +35,16 @@ def read_text(path: str | Path, cure: str) -> str:
 
 
 def read_json(path: str | Path, cure: str) -> Any:
-    """A user's JSON file. Raises UserError where it cannot be read or is not JSON."""
+    """Read a JSON file. Raises UserError if it cannot be read or is not JSON."""
     try:
         return json.loads(read_text(path, cure))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is torn or not JSON ({error}); {cure}") from None
+        raise UserError(f"{path}: is corrupt or not JSON ({error}); {cure}") from None
 
 
 @contextmanager
 def readable(what: object, cure: str) -> Iterator[None]:
-    """An OSError inside becomes a UserError about `what`."""
+    """A context in which an OSError is raised as a UserError about `what`."""
     try:
         yield
     except OSError as error:
@@ -52,6 +52,6 @@ def readable(what: object, cure: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """An exception in a few words: the system's, or else the first line of its own."""
+    """Returns an exception in a few words: the system's message, or the first line of its own."""
     said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return said.splitlines()[0]

@@ -1,5 +1,7 @@
-"""Which values a field of the config may have; what relations between fields and layout allow is checked where they
-meet."""
+"""The range of values that each field of the config may have.
+
+Relations between fields, and with the layout, are checked by the modules that depend on them.
+"""
 
 import dataclasses
 from math import inf, isfinite
@@ -8,9 +10,9 @@ from r1zero.config.errors import UserError
 from r1zero.config.schema import Config
 
 TINY = 1e-12
-"""Of what must be more than nothing."""
+"""Lower limit of values that must be greater than 0."""
 
-# Field: least and largest value. Every other number must only be finite and not negative.
+# Field: smallest and largest value. Any other number must only be finite and not negative.
 LIMITS: dict[str, tuple[float, float]] = {
     "run.seed": (0, 2**63 - 1),
     "run.iterations": (1, inf),
@@ -44,12 +46,12 @@ LARGEST_INTEGER = 2**63 - 1
 
 
 def check(cfg: Config) -> None:
-    """Raises UserError naming the field, its value and the limit."""
+    """Raises UserError with the field, its value and the limit."""
     _check(cfg, "")
     if not cfg.reward.rules:
-        raise UserError("reward.rules = {} rewards nothing; name at least one rule and its weight")
+        raise UserError("reward.rules = {}, so nothing is rewarded; name at least one rule and its weight")
     if "/" in cfg.run.name or cfg.run.name in ("", ".", "..") or "\0" in cfg.run.name + cfg.run.dir:
-        raise UserError(f"run.name = {cfg.run.name!r}; it must be the name of a folder in run.dir")
+        raise UserError(f"run.name = {cfg.run.name!r}; it must be a valid name for a folder in run.dir")
 
 
 def _check(section: object, prefix: str) -> None:
@@ -70,6 +72,6 @@ def _number(name: str, value: float) -> None:
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise UserError(f"{name} = an integer of {value.bit_length()} bits; it must be at most {LARGEST_INTEGER}")
     if value < least:
-        raise UserError(f"{name} = {value}; it must be {'more than 0' if least == TINY else f'at least {least:g}'}")
+        raise UserError(f"{name} = {value}; it must be {'greater than 0' if least == TINY else f'at least {least:g}'}")
     if value > most:
         raise UserError(f"{name} = {value}; it must be {'less than 1' if most == 1 - TINY else f'at most {most}'}")

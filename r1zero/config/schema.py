@@ -1,8 +1,7 @@
-"""The configuration: one frozen dataclass tree, mirrored by the TOML; a default is written once, here.
+"""The configuration: a tree of frozen dataclasses that mirrors the TOML file. Each default is defined once, here.
 
-Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line (the value in TOML's
-own notation; where a field is text, quotes may be left out). An unknown key is an error that names the nearest known
-one.
+Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line. The value is in TOML
+notation; a text field may omit the quotes. An unknown key is an error that names the closest known key.
 """
 
 from dataclasses import dataclass, field
@@ -13,133 +12,144 @@ from r1zero.config.toml import LocalPath, OwnFunction
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
+    """The run as a whole."""
+
     name: str = "run"
     """The run's folder is `dir/name`."""
     dir: LocalPath = "runs"
     seed: int = 1
     """Seeds the order of prompts, the sampling of responses and the trainer's generators."""
     iterations: int = 100
-    """Steps of GRPO: one rollout and one update each."""
+    """Number of iterations of GRPO: one rollout and one update each."""
     device: Literal["cpu", "cuda", "npu"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of weights and activations in trainer and engine. Gradients and Adam's state are fp32 always."""
+    """Type of weights and activations in trainer and engine. Gradients and Adam's state are always fp32."""
     timeout_s: int = 1800
-    """A collective that waits longer ends the job."""
+    """Seconds after which a waiting collective ends the job."""
     phase_timeout_s: int = 1500
-    """A rank that is longer in a phase (loading, rollout, update, save ...) ends the job by name; likewise one that is
-    5 times longer than ever before in the run, and over 120 s. Below timeout_s, whose error names nobody; above the
-    first rollout. 0:
-    never."""
+    """Seconds that a rank may spend in one phase (loading, rollout, update, save ...). A rank that takes longer ends
+    the job with an error that names it, as does one that takes over 120 s and 5 times longer than ever before in this
+    run. Set it below timeout_s, whose error names no rank, and above the duration of the first rollout. 0: no limit."""
     silence_timeout_s: int = 120
-    """A rank whose process gives no sign of life for so long (stopped, or killed on a lost node) ends the job; 0:
-    never."""
+    """Seconds without a heartbeat after which a rank (stopped, or killed with its node) ends the job. 0: no limit."""
     deterministic: bool = False
-    """Two runs are bit-equal: only algorithms that are, at whatever cost on the device."""
+    """Use only deterministic algorithms, so that two runs are bit-equal, even where they are slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    """The model to train."""
+
     path: LocalPath = ""
     """Folder in Hugging Face's format: config.json, tokenizer, safetensors. The reference always has these weights."""
     shape: LocalPath = ""
-    """A file of configs/model/ that states the model's shape for planning without weights; must agree with
-    config.json."""
+    """A file in configs/model/ with the model's shape, for planning without weights. If config.json exists too, both
+    must agree."""
     checkpoint: LocalPath = ""
-    """A folder written by `convert.py to-mcore`, loaded in place of the safetensors; empty: stream `path` directly."""
+    """A folder written by `convert.py to-mcore`, loaded instead of the safetensors; empty: load from `path`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
+    """The prompts to train on."""
+
     path: LocalPath = ""
     """Folder written by preprocess.py."""
     shuffle: bool = True
-    """Every epoch in a new seeded order; false: the order of the file."""
+    """Use a new seeded order in every epoch; false: the order of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronGrid:
-    """Train's or the reference's place. What the degrees leave of the ranks is data parallel."""
+    """The grid of train or of the reference. The ranks that the degrees leave over are data parallel."""
 
     ranks: str = "all"
     """World ranks: "all", or ranges such as "0-5,8"."""
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     expert_model_parallel_size: int = 1
-    """Experts are spread over this many of a stage's ranks. At 1 they are cut by the tensor degree like the rest."""
+    """Experts are distributed over this many ranks of a stage. At 1, tensor parallelism splits each of them."""
     pipeline_layers: tuple[int, ...] = ()
-    """Transformer layers of each pipeline stage; empty: equal stages."""
+    """Number of transformer layers in each pipeline stage; empty: equal stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmGrid:
-    """Rollout's place. What the degrees leave of the ranks are replicas."""
+    """The grid of rollout. The ranks that the degrees leave over are replicas."""
 
     ranks: str = "all"
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
-    """Engines that share one set of experts (with enable_expert_parallel); they decode in lockstep."""
+    """Engines that share one set of experts (with enable_expert_parallel) and decode in lockstep."""
     enable_expert_parallel: bool = False
-    """Experts are spread over tensor x data parallel ranks instead of being cut by the tensor degree."""
+    """Distribute experts over tensor x data parallel ranks instead of splitting each by the tensor degree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
+    """The grids of the three roles over the ranks of the world."""
+
     world: int = 0
-    """Ranks that the file is made for, refused if others start it; 0: any number."""
+    """Number of ranks that this file is for; another number is refused. 0: any number."""
     train: MegatronGrid = field(default_factory=MegatronGrid)
     reference: MegatronGrid | None = None
-    """Absent: colocated with train in train's own grid, by exchanging weights."""
+    """None: colocated with train, in train's grid; its weights take the policy's place for a forward pass."""
     rollout: VllmGrid = field(default_factory=VllmGrid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
+    """Generation of responses by vLLM."""
+
     temperature: float = 1.0
-    """Both engines divide their logits by it."""
+    """Trainer and engine both divide the logits by it."""
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 2048
     max_num_seqs: int = 128
-    """Responses that one engine decodes at a time."""
+    """Number of responses that one engine decodes at a time."""
     max_num_batched_tokens: int = 4096
-    """Tokens of one scheduler step; at least max_prompt_tokens + max_response_tokens where prefill is not chunked."""
+    """Tokens in one scheduler step; at least max_prompt_tokens + max_response_tokens if prefill is not chunked."""
     kv_cache_gib: float = 1.0
-    """GiB of key-value cache for each rank."""
+    """GiB of key-value cache on each rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grpo:
-    """Defaults: the recipe of DeepSeek-R1-Zero-671B as MindSpeed-RL published it."""
+    """GRPO. The defaults are those of the DeepSeek-R1-Zero-671B recipe that MindSpeed-RL published."""
 
     prompts_per_iteration: int = 384
-    """P: prompts of one iteration, over all ranks."""
+    """P: number of prompts in an iteration, over all ranks."""
     group_size: int = 32
-    """G: responses to each prompt."""
+    """G: number of responses to each prompt."""
     kl_coef: float = 0.001
-    """Weight of the KL to the reference in the loss; 0: no reference is loaded."""
+    """Weight in the loss of the KL to the reference; 0: no reference is loaded."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman, "Approximating KL divergence" (2020). The published 384-die file has k1."""
+    """Schulman, "Approximating KL divergence" (2020). The config published for 384 dies uses k1."""
     clip_ratio: float = 0.2
     """The ratio to the old policy is clipped to 1 - clip_ratio .. 1 + clip_ratio (Schulman et al. 2017, equation 7)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
+    """Grading of responses."""
+
     rules: dict[OwnFunction, float] = field(default_factory=lambda: {"base_acc": 1.0})
-    """Rule name, or `path.py:function`, and its weight; the reward is the weighted sum. The README says what a function
-    gets."""
+    """Rule name, or `path.py:function` -> weight. The reward is the weighted sum. The README documents the arguments
+    of a function."""
     workers_per_rank: int = 1
-    """Processes that grade on each rank that generates."""
+    """Number of grading processes on each rank that generates."""
     deadline_s: float = 5.0
-    """Seconds after which the worker that grades one response is killed; the response then has no reward."""
+    """Seconds to grade one response, after which its worker is killed and the response has no reward."""
     worker_memory_mib: int = 512
-    """MiB that a grading process may take beyond what it starts with; a response that needs more has no reward."""
+    """MiB that a grading process may allocate beyond its memory at the start; a response that needs more has no
+    reward."""
     max_unscored_share: float = 0.5
-    """The run stops when more than this share of an iteration's responses got no reward."""
+    """The run stops if a larger share of an iteration's responses has no reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Adam with fp32 master weights, sharded over data-parallel ranks; the rate is constant after the warm-up."""
+    """Adam with fp32 master weights, sharded over data-parallel ranks. The rate is constant after the warm-up."""
 
     lr: float = 1e-6
     lr_warmup_iterations: int = 0
@@ -147,105 +157,111 @@ class Optimizer:
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
     weight_decay: float = 0.0
-    """Applied to matrices only: norms and biases are never decayed (megatron-core's rule)."""
+    """Applied only to matrices: norms and biases are never decayed (megatron-core's rule)."""
     clip_grad: float = 1.0
-    """Largest global 2-norm of the gradient."""
+    """Largest global 2-norm of the gradient; a larger gradient is scaled down."""
     max_skipped: int = 5
-    """The run stops when so many updates in a row were skipped, for a loss or gradient that is not finite."""
+    """The run stops after this many consecutive updates were skipped because loss or gradient was not finite."""
     offload: bool = False
-    """Master weights and Adam's moments wait in pinned host memory, and are on the device while the optimizer steps."""
+    """Keep master weights and Adam's moments in pinned host memory except while the optimizer steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
+    """Forward and backward passes of the trainer."""
+
     micro_batch_tokens: int = 4096
-    """Tokens of one packed micro-batch; one response with its prompt must fit."""
+    """Tokens in one packed micro-batch; a prompt with its response must fit."""
     recompute: Literal["none", "full"] = "none"
-    """full: only the layers' inputs are kept for the backward pass."""
+    """full: keep only the inputs of the layers for the backward pass."""
     offload: bool = False
-    """While the engine on the same ranks generates, the trainer's weights wait in host memory and its gradients have no
-    memory."""
+    """While the engine on the same ranks generates, hold the trainer's weights on the host and free its gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sync:
-    """The trained weights' way to the engines after every update."""
+    """Transfer of the trained weights to the engines after every update."""
 
     staging_mib: int = 512
-    """MiB that a rank sends and receives in one collective, both together. More means fewer collectives; a 64 GiB die
-    has some 10 GiB left while weights travel."""
+    """MiB that a rank sends and receives in one collective, together. A larger value means fewer collectives; a 64 GiB
+    die has some 10 GiB free during the transfer."""
     verify_every: int = 1
-    """Every so many syncs, the first among them, each piece's checksum is compared with its sender's; 0: never."""
+    """Compare checksums of what was sent and received in every N-th sync, beginning with the first; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
+    """Saving, keeping and resuming checkpoints."""
+
     every_iterations: int = 0
-    """Save after every so many iterations; 0: not for that reason."""
+    """Save every N iterations; 0: not by number of iterations."""
     after_last: bool = True
-    """Save after the last iteration, too. A run that is asked to end is saved in any case."""
+    """Also save after the last iteration. A run that a signal stops is always saved."""
     every_minutes: float = 0.0
-    """Save after the iteration in which so much time has gone by since the last save; 0: never for that reason."""
+    """Save after the iteration in which this time since the last save is exceeded; 0: not by time."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = 0
-    """Kept beside them: those of every so many iterations; 0: none."""
+    """Also keep the checkpoint of every N-th iteration; 0: none."""
     on_failed_save: Literal["stop", "continue"] = "stop"
-    """What a full disk does to the run; the checkpoint before stays in any case. After the last iteration it always
-    stops."""
+    """What to do if the disk is full. Earlier checkpoints are kept in any case. After the last iteration the run always
+    stops with an error."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: continue the run folder's newest checkpoint if there is one; never: refuse a folder that has one."""
+    """auto: continue from the newest checkpoint in the run's folder, if any; never: refuse a folder that has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
+    """What is recorded beside the metrics."""
+
     dump_samples: int = 2
-    """Responses written to samples.jsonl each iteration."""
+    """Number of responses written to samples.jsonl in each iteration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """The gate that compares the engines' logprobs with the trainer's, at every start and while the run goes on."""
+    """The parity gate, which compares the engines' logprobs with the trainer's at each start and during the run."""
 
     every_syncs: int = 20
-    """Checked again in every so many iterations, after their sync; 0: only at a start."""
+    """Repeat the comparison after the sync of every N-th iteration; 0: only at a start."""
     prompts: int = 4
-    """The data's first prompts, put to every engine; 0: no gate."""
+    """Number of prompts, from the beginning of the data, that every engine answers; 0: no gate."""
     tokens: int = 16
-    """Tokens that each engine samples to each of them."""
+    """Number of tokens that each engine samples for each prompt."""
     tolerance: float = 0.0
-    """Mean absolute difference of a token's logprob beyond which the run stops; 0: 1e-5 in float32, 0.05 in
-    bfloat16."""
+    """The run stops if the mean absolute difference of the logprobs is larger. 0: 1e-5 in float32, 0.05 in bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarms:
-    """When rank 0 warns of figures that turn; the run goes on."""
+    """When rank 0 warns that metrics deteriorate; the run continues."""
 
     window: int = 10
-    """Iterations over which a figure is judged; 0: no alarms."""
+    """Number of iterations over which a metric is judged; 0: no alarms."""
     spike_factor: float = 10.0
-    """Loss or gradient outside its window's range by so many times that range."""
+    """Warn if loss or gradient norm lies outside the range of its window by this many times that range."""
     collapse_share: float = 0.5
-    """Of the best reward, counted from the lowest, that must be lost."""
+    """Warn if this share of the rise from the lowest to the best reward is lost."""
     gap_factor: float = 3.0
-    """The engines' gap is so many times its first ..."""
+    """Warn if the logprob gap of the engines is this many times its first value ..."""
     least_gap: float = 1e-5
-    """... and at least this."""
+    """... and at least this large."""
     entropy_share: float = 0.1
-    """Of the first entropy, below which it is called lost if the reward is low."""
+    """Warn if the entropy falls below this share of its first value while the reward is low."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `--plan` supposes of the machine; a run does not read it."""
+    """The machine that `--plan` assumes; training does not read it."""
 
     assume: dict[str, float] = field(default_factory=dict)
-    """Values in place of those of the device's row in plan.machine, by the row's names and in its units."""
+    """Overrides of values in the device's row in plan.machine, with the names and units of that row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """The whole configuration of a training run."""
+
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)

@@ -1,8 +1,8 @@
-"""A TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back.
+"""Conversion of a TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back.
 
-Paths. In a TOML file that lies in a folder called `configs`, or in `configs/data` or `configs/model`, a path is
-relative to the folder above `configs`. In any other TOML file, and on the command line, it is relative to the working
-directory. Fields that hold a path are annotated as `LocalPath`, those that may name a user's function as `OwnFunction`.
+Paths: in a TOML file in a folder called `configs`, or in `configs/data` or `configs/model`, a path is relative to the
+folder above `configs`. In any other TOML file, and on the command line, it is relative to the working directory. Fields
+that hold a path are annotated as `LocalPath`; those that may name a user's function, as `OwnFunction`.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from r1zero.config.errors import UserError
 from r1zero.config.files import check_utf8, read_text
 
 LocalPath = Annotated[str, "path"]
-"""A file or folder of this machine; empty: none."""
+"""Path of a local file or folder; empty: none."""
 OwnFunction = Annotated[str, "path.py:function"]
-"""A name known to the program, or a function of the user's own as `path.py:function`."""
+"""A name that the program knows, or a function in a file of the user, as `path.py:function`."""
 _CONFIG_FOLDERS = re.compile(r"(.*)/configs(/data|/model)?", re.DOTALL)
 
 
@@ -30,16 +30,16 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a value was written."""
+    """Where a value comes from."""
 
     place: str
-    """What an error about the value begins with: the TOML file, or the argument."""
+    """How errors about the value begin: with the TOML file, or the argument."""
     start: str
-    """The folder that relative paths are relative to; empty: the working directory."""
+    """The folder to which relative paths refer; empty: the working directory."""
 
 
 def load(path: str, overrides: list[str], cls: type[T]) -> T:
-    """Read a TOML file into the dataclass `cls`, with `section.key=value` overrides on top. Raises UserError."""
+    """Read a TOML file into the dataclass `cls` and apply `section.key=value` overrides. Raises UserError."""
     tree = read_toml(path)
     for text in overrides:
         _override(tree, text)
@@ -47,7 +47,7 @@ def load(path: str, overrides: list[str], cls: type[T]) -> T:
 
 
 def _start(path: str) -> str:
-    """The folder that relative paths of a TOML file are relative to; empty: the working directory."""
+    """Returns the folder to which relative paths in a TOML file refer; empty: the working directory."""
     found = _CONFIG_FOLDERS.fullmatch(os.path.dirname(os.path.abspath(path)))
     start = (found[1] or "/") if found else ""
     check_utf8(start, repr(path))
@@ -55,20 +55,20 @@ def _start(path: str) -> str:
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """Raises UserError with file and line where the file is missing or is not TOML."""
+    """Read a TOML file. Raises UserError with file and line if the file is missing or is not TOML."""
     try:
         return tomli.loads(read_text(path, "name an existing TOML file"))
-    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
         raise UserError(f"{path}: is not TOML: {error}") from None
 
 
 def dump(config: Any) -> str:
-    """The resolved config as TOML; `load` of it gives an equal config."""
+    """Returns the resolved config as TOML. Loading it gives an equal config."""
     return tomli_w.dumps(plain(config))
 
 
 def plain(value: Any) -> Any:
-    """As TOML and JSON have it; what is None is left out."""
+    """Returns a dataclass or a tuple as dicts and lists, for TOML and JSON. Fields that are None are omitted."""
     if dataclasses.is_dataclass(value):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
         return {name: plain(item) for name, item in pairs if item is not None}
@@ -76,7 +76,7 @@ def plain(value: Any) -> Any:
 
 
 class _Argument(str):
-    """A value from the command line: what it is depends on the field it is for."""
+    """A value from the command line. Its type depends on the field that it is for."""
 
     source: _Source
 
@@ -88,7 +88,7 @@ class _Argument(str):
 
 
 class _ArgumentSection(dict[str, Any]):
-    """A section that is there only because an argument names a key of it."""
+    """A section that exists only because an argument names one of its keys."""
 
     source: _Source
 
@@ -98,7 +98,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
     check_utf8(text, source.place)
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"{source.place}: is neither an option nor section.key=value")
+        raise UserError(f"{source.place}: is neither an option nor section.key=value; see --help")
     *sections, name = key.strip().split(".")
     for section in sections:
         if section not in tree:
@@ -124,7 +124,7 @@ def _build(cls: type[T], tree: dict[str, Any], source: _Source, prefix: str) -> 
 
 
 def _default(field: dataclasses.Field[Any], source: _Source, prefix: str) -> Any:
-    """The default as if it were written in the file, so that a default path is relative to the same folder."""
+    """Returns the default as if it were written in the file, so that a default path refers to the same folder."""
     if field.default is not dataclasses.MISSING:
         return field.default
     if field.default_factory is dataclasses.MISSING:
@@ -140,7 +140,7 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
     inner = [a for a in args if a is not type(None)]
     if type(None) in args and len(inner) == 1:
         return None if value is None else _convert(inner[0], value, source, name)
-    if isinstance(value, _Argument):  # run.name=7 is text, run.seed=7 a number
+    if isinstance(value, _Argument):  # run.name=7 is a text, run.seed=7 a number
         parsed = value.parsed()
         value = str(value) if hint is str and not isinstance(parsed, str) else parsed
     if dataclasses.is_dataclass(hint):
@@ -175,12 +175,12 @@ def _spelt(key: str) -> str:
 def _shown(value: Any) -> str:
     try:
         return repr(value)
-    except ValueError:  # an integer of over 4,300 digits
+    except ValueError:  # an integer with over 4,300 digits
         return "a number too long to show"
 
 
 def _located(value: str, kind: str, source: _Source, name: str) -> str:
-    """A path, or the path of an own function, from where those of its source start."""
+    """Returns a path, or the path of a user's function, relative to the folder of its source."""
     path, colon, function = value.rpartition(":") if kind == "path.py:function" else (value, "", "")
     if "\0" in path:
         raise UserError(f"{source.place}: {name} = {value!r} has a null character, which no path has")

@@ -1,13 +1,13 @@
-"""Raw record to question and label, by the user's names of columns. A layout of data is one function in HANDLERS.
+"""Handlers turn a record into question and label. Each data layout is one function in HANDLERS.
 
-An own handler is named in the config as `path.py:function`:
+A handler of your own is named in the config as `path.py:function`:
 
     def handler(record: Any, keys: MapKeys) -> tuple[str, str]:     # (question, label)
 
-The record is the row as it is in the file: an object (a dict) in most data, but any JSON value. The handler's file may
-import the files beside it. The handler may return a third element, the system text, and a fourth, the history: pairs of
-earlier questions and answers. `ValueError`, `LookupError` and `TypeError` reject the row with their message; any other
-exception ends the run.
+The record is the row as it is in the file: usually an object (a dict), but any JSON value is possible. The handler's
+file may import the files beside it. The handler may return a third element, the system text, and a fourth, the history:
+pairs of earlier questions and answers. `ValueError`, `LookupError` and `TypeError` reject the row with their message;
+any other exception ends the run.
 """
 
 import difflib
@@ -28,22 +28,24 @@ from r1zero.config import UserError, readable, reason
 
 @dataclass(frozen=True, kw_only=True)
 class MapKeys:
-    """The data's names for what a row holds; `a.b` reaches into an object. Empty: the data has no such column."""
+    """Names of the columns that hold the parts of a row; `a.b` refers to a nested object. Empty: no such column."""
 
     prompt: str
     query: str = ""
-    """Appended to the prompt on a line of its own; rows may lack it."""
+    """Appended to the prompt on a new line. Rows may lack it."""
     response: str
-    """The label: what the boxed answer must equal."""
+    """The label, which the boxed answer must equal."""
     system: str = ""
-    """In place of the template's system text; rows may lack it."""
+    """Replaces the template's system text. Rows may lack it."""
     history: str = ""
-    """Earlier [question, answer] pairs; rows may lack it."""
+    """Earlier [question, answer] pairs. Rows may lack it."""
     solution: str = ""
-    """A worked solution, read by --check-labels alone; rows may lack it."""
+    """A worked solution, used only by --check-labels. Rows may lack it."""
 
 
 class Example(NamedTuple):
+    """A question with its label, before templating."""
+
     question: str
     label: str
     system: str = ""
@@ -56,7 +58,7 @@ _ABSENT = object()
 
 
 def lookup(record: Any, column: str) -> Any:
-    """The column's value, None where the row has none. Raises ValueError where a part of `a.b` is not an object."""
+    """Returns the value of a column, or None if the row lacks it. Raises ValueError if a part of `a.b` is no object."""
     value = _reach(record, column) if isinstance(record, dict) else None
     return None if value is _ABSENT else value
 
@@ -74,12 +76,13 @@ def _reach(record: dict[str, Any], column: str) -> Any:
 
 
 def text(record: dict[str, Any], column: str) -> str:
-    """A text, or a number as its text. Raises ValueError where the row has neither, or only white space."""
+    """Returns a text, or a number as text. Raises ValueError if the row has neither, or only white space."""
     value = _reach(record, column)
     if value is _ABSENT:
         nearest = difflib.get_close_matches(column, map(str, record), n=1, cutoff=0.0)
         raise ValueError(
-            f"has no {column!r}" + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; it is empty")
+            f"has no {column!r}"
+            + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; the row is empty")
         )
     if value is None:
         raise ValueError(f"{column!r} is null")
@@ -92,7 +95,7 @@ def text(record: dict[str, Any], column: str) -> str:
 
 
 def spelt(value: Any) -> str | None:
-    """A text as it is, a finite number as its text; None for anything else."""
+    """Returns a text unchanged and a finite number as text; None for anything else."""
     if isinstance(value, np.generic | pa.Scalar):
         value = value.item() if isinstance(value, np.generic) else value.as_py()
     if isinstance(value, str):
@@ -110,7 +113,7 @@ def _optional(record: dict[str, Any], column: str) -> str:
 
 
 def columns(record: dict[str, Any], keys: MapKeys) -> Example:
-    """Alpaca's layout: one column each. Either prompt or query may be empty."""
+    """Alpaca's layout, with one column for each part. Either prompt or query may be empty."""
     query = _optional(record, keys.query)
     prompt = _optional(record, keys.prompt) if query else text(record, keys.prompt)
     return Example(
@@ -129,7 +132,7 @@ def _history(record: dict[str, Any], column: str) -> tuple[tuple[str, str], ...]
 
 
 def gsm8k(record: dict[str, Any], keys: MapKeys) -> Example:
-    """The response is a worked solution; the label stands after its last `####`, its thousands parted by commas."""
+    """The response is a worked solution. The label follows its last `####`, with commas between thousands."""
     example = columns(record, keys)
     _, mark, label = example.label.rpartition("####")
     if not mark or not label.strip():
@@ -138,7 +141,7 @@ def gsm8k(record: dict[str, Any], keys: MapKeys) -> Example:
 
 
 def messages(record: dict[str, Any], keys: MapKeys) -> Example:
-    """The prompt is a chat: [{role, content}, ..], ending with the user's question; verl's and DAPO's Parquet files."""
+    """The prompt is a chat [{role, content}, ..] that ends with the user's question, as in verl's and DAPO's files."""
     turns = lookup(record, keys.prompt)
     if (
         not isinstance(turns, list)
@@ -151,7 +154,7 @@ def messages(record: dict[str, Any], keys: MapKeys) -> Example:
     roles = [turn.get("role") for turn in said]
     if len(said) % 2 == 0 or roles != ["user", "assistant"] * (len(said) // 2) + ["user"]:
         raise ValueError(
-            f"{keys.prompt!r} has the roles {_short(roles)}; user and assistant must alternate and user comes last"
+            f"{keys.prompt!r} has the roles {_short(roles)}; user and assistant must alternate, and user must come last"
         )
     if not said[-1]["content"].strip():
         raise ValueError(f"{keys.prompt!r} ends with an empty question")
@@ -168,7 +171,7 @@ HANDLERS: dict[str, Handler] = {"columns": columns, "gsm8k": gsm8k, "messages": 
 
 
 def find(name: str) -> Handler:
-    """A handler of the table, or the user's own by `path.py:function`. Raises UserError where there is none."""
+    """Returns a handler by name, or the user's own by `path.py:function`. Raises UserError if there is none."""
     if name in HANDLERS:
         return HANDLERS[name]
     path, colon, function = name.rpartition(":")
@@ -176,7 +179,7 @@ def find(name: str) -> Handler:
         nearest = difflib.get_close_matches(name, HANDLERS, n=1, cutoff=0.0)[0]
         raise UserError(
             f"handler = {name!r}: is not known; the nearest is {nearest!r} of {', '.join(HANDLERS)}, "
-            "an own one is path.py:function"
+            "a handler of your own is written path.py:function"
         )
     with readable(f"handler = {name!r}", "name an existing Python file"):
         if not Path(path).is_file():
@@ -188,12 +191,12 @@ def find(name: str) -> Handler:
 
 
 def _load(name: str, path: Path) -> Any:
-    """The module of an own handler's file, which may import its neighbours: now, and when the handler is called."""
+    """Load the file of a user's handler. It may import its neighbours, also later when the handler is called."""
     spec = importlib.util.spec_from_file_location("own_handler", path)
     if spec is None or spec.loader is None:
         raise UserError(f"handler = {name!r}: {str(path)!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
+    sys.modules[spec.name] = module  # dataclasses look up the module of a class here
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
@@ -203,14 +206,14 @@ def _load(name: str, path: Path) -> Any:
         raise UserError(f"handler = {name!r}: {path} cannot be loaded ({reason(error)})") from None
     finally:
         sys.path.remove(str(path.parent))
-        sys.path.append(str(path.parent))  # behind everything that is installed
+        sys.path.append(str(path.parent))  # after everything that is installed
     return module
 
 
 def apply(handler: Handler, record: Any, keys: MapKeys) -> Example | str:
-    """The row's example, or the reason why it has none."""
+    """Returns the row's example, or the reason why it has none."""
     if handler in HANDLERS.values() and not isinstance(record, dict):
-        return f"is a JSON {type(record).__name__}; a row is an object, unless an own handler reads it"
+        return f"is a JSON {type(record).__name__}; a row must be an object, unless a handler of your own reads it"
     try:
         example = _example(handler(record, keys))
         _check(example)
@@ -220,7 +223,7 @@ def apply(handler: Handler, record: Any, keys: MapKeys) -> Example | str:
 
 
 def _example(returned: Any) -> Example:
-    """Raises ValueError unless an own handler has returned what it must."""
+    """Raises ValueError unless a user's handler returned a valid value."""
     if not isinstance(returned, tuple | list) or not 2 <= len(returned) <= 4:
         raise ValueError(
             f"the handler returned the {type(returned).__name__} {_short(returned)}; it must return a tuple of "
@@ -243,14 +246,15 @@ def _are_pairs(value: Any) -> bool:
 
 
 def _check(example: Example) -> None:
-    """Raises ValueError unless all is text that UTF-8 can hold (JSON may spell half a surrogate pair) and not empty."""
+    """Raises ValueError if a text is empty, or contains half of a surrogate pair, which JSON can spell but UTF-8
+    not."""
     if not example.question.strip() or not example.label.strip():
         raise ValueError("the handler returned an empty question or label")
     for t in (example.question, example.label, example.system, *(t for pair in example.history for t in pair)):
         try:
             t.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"holds the half surrogate {t[error.start]!r}, which is no character") from None
+            raise ValueError(f"has the lone surrogate {t[error.start]!r}, which is not a character") from None
 
 
 def _short(value: Any) -> str:

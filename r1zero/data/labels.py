@@ -1,4 +1,4 @@
-"""The labels of a data set with their places and worked solutions, for --check-labels."""
+"""The labels of a data set with their locations and worked solutions, for --check-labels."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,11 @@ from r1zero.data.prepare import DataConfig, Examples
 from r1zero.reward import LabelRow
 
 REPORT = "labels.txt"
-"""Beside the prompts: every row that --check-labels has found fault with."""
+"""File beside the prompts with every row to which --check-labels objects."""
 
 
 def rows(cfg: DataConfig) -> Iterator[LabelRow]:
-    """Every good row, in order. Raises UserError where the files cannot be read."""
+    """Yields every valid row, in order. Raises UserError if the files cannot be read."""
     examples, column = Examples(cfg), cfg.map_keys.solution
     for file in records.files(cfg.input):
         for record in records.read(file):

@@ -1,4 +1,4 @@
-"""What preprocess.py does: rows to examples to prompts to token ids, all written aside and renamed."""
+"""What preprocess.py does: turns rows into examples, prompts and token ids, and replaces the output in one step."""
 
 import dataclasses
 import difflib
@@ -23,48 +23,52 @@ NO_BOS = (
 )
 NO_EOS = (
     "{} names no end token (eos_token_id) in its files and template {} has no stop word: train.py will refuse the "
-    "data, as no response would ever end"
+    "data, because no response would ever end"
 )
 CUT_MARKERS = (
-    "template {} has {}, which {} cuts into several ordinary tokens: is it the template of this tokenizer's model?"
+    "template {} has {}, which {} splits into several ordinary tokens: is it the template of this tokenizer's model?"
 )
 PERCENTILES = (0, 50, 90, 99, 100)
 SHOWN = 10
-"""Bad rows that are named on the screen; rejected.jsonl has them all."""
+"""Number of bad rows that are printed; rejected.jsonl has them all."""
 _BATCH_ROWS = 1024
 
 Row = dict[str, Any]
-"""By column of store.schema."""
+"""Column of store.schema -> value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """The configuration of preprocess.py, a file in configs/data/."""
+
     input: LocalPath
-    """A .json, .jsonl or .parquet file, or a folder of them, read in order of name."""
+    """A .json, .jsonl or .parquet file, or a folder of them, which are read in order of name."""
     tokenizer: LocalPath
-    """Folder of the model to train: the ids are only good for that model."""
+    """Folder of the model to train. The token ids are valid only for that model."""
     output: LocalPath
-    """Folder to write; one that preprocess.py wrote before is replaced."""
+    """Folder to write. An earlier output of preprocess.py is replaced."""
     template: str
-    """Name of an entry of `templates`."""
+    """Name of an entry in `templates`."""
     templates: LocalPath = str(templates.SHIPPED)
-    """A file of templates in MindSpeed-RL's format."""
+    """A template file in MindSpeed-RL's format."""
     enable_thinking: bool = False
-    """Of reasoning templates such as qwen3: false ends the prompt with an empty thought."""
+    """For reasoning templates such as qwen3. false: the prompt ends with an empty thought."""
     handler: OwnFunction = "columns"
-    """columns, gsm8k, messages, or an own function as path.py:function (its signature: r1zero/data/handlers.py)."""
+    """columns, gsm8k, messages, or a handler of your own as path.py:function (signature: r1zero/data/handlers.py)."""
     map_keys: MapKeys
     dataset_additional_keys: tuple[str, ...] = ()
-    """Further columns to keep beside each prompt."""
+    """Additional columns to keep with each prompt."""
     allow_special_tokens: bool = False
     """true: a control token that the data spells, such as <|im_end|> in a question, becomes that token.
     false: it is encoded as ordinary text."""
     max_prompt_tokens: int = 1024
-    """Longer prompts are left out and counted. At most rollout.max_prompt_tokens of the training config."""
+    """Longer prompts are omitted and counted. At most rollout.max_prompt_tokens of the training config."""
 
 
 @dataclass
 class Counts:
+    """Numbers of rows, by what became of them."""
+
     rows: int = 0
     kept: int = 0
     too_long: int = 0
@@ -73,29 +77,31 @@ class Counts:
 
 @dataclass
 class Report:
+    """The result of preprocessing, for the user."""
+
     counts: Counts = field(default_factory=Counts)
     lengths: list[int] = field(default_factory=list)
-    """Tokens of every prompt, those left out as too long included."""
+    """Number of tokens of every prompt, including those that were too long."""
     complaints: list[str] = field(default_factory=list)
-    """The first bad rows, each with its place."""
+    """The first bad rows, with location and reason."""
     stop_token_ids: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a user should know though nothing is wrong."""
+    """Notes for the user about things that are not errors."""
 
     def percentiles(self) -> dict[str, int]:
-        """Nearest-rank percentiles of the prompts' tokens."""
+        """Returns nearest-rank percentiles of the prompts' numbers of tokens."""
         values = np.percentile(self.lengths, PERCENTILES, method="inverted_cdf")
         return {f"p{p}": int(v) for p, v in zip(PERCENTILES, values, strict=True)}
 
 
 Progress = Callable[[Path, float, Counts], None]
-"""Called with the file, the share of it that is read, and the counts so far."""
+"""Called with the file, the share of it that was read, and the counts so far."""
 
 
 def prepare(cfg: DataConfig, progress: Progress) -> Report:
-    """Preprocess one data set. Raises UserError; then nothing has been written."""
+    """Preprocess one data set. Raises UserError, in which case nothing was written."""
     if cfg.max_prompt_tokens < 1:
-        raise UserError(f"max_prompt_tokens = {cfg.max_prompt_tokens}; a prompt has at least one token")
+        raise UserError(f"max_prompt_tokens = {cfg.max_prompt_tokens}; it must be at least 1")
     files = records.files(cfg.input)
     template = templates.load(cfg.templates, cfg.template)
     examples = Examples(cfg)
@@ -111,7 +117,7 @@ def prepare(cfg: DataConfig, progress: Progress) -> Report:
 
 
 def _check_kept(cfg: DataConfig, report: Report) -> None:
-    """Raises UserError where no row is kept."""
+    """Raises UserError if no row was kept."""
     if report.counts.kept:
         return
     why = "; the files are empty"
@@ -123,12 +129,12 @@ def _check_kept(cfg: DataConfig, report: Report) -> None:
 
 
 class Examples:
-    """Record to example, remembering which columns were seen: one that no row has is a misspelt name."""
+    """Turns records into examples, and notes which columns occur: a column that no row has is a misspelt name."""
 
     def __init__(self, cfg: DataConfig):
         self.cfg = cfg
         self.handler = handlers.find(cfg.handler)
-        # "labels" is the reference's word for the label, which is always kept.
+        # "labels" is the reference's name for the label, which is always kept.
         self.additional = tuple(key for key in cfg.dataset_additional_keys if key != "labels")
         keys = cfg.map_keys
         self.unseen = {
@@ -141,7 +147,7 @@ class Examples:
         self.rows, self.columns = 0, set[str]()
 
     def of(self, record: Record) -> Example | str:
-        """The example, or why the row is bad."""
+        """Returns the example, or why the row is bad."""
         if record.problem:
             return record.problem
         self.rows += 1
@@ -157,7 +163,7 @@ class Examples:
             return False
 
     def kept(self, record: Record) -> dict[str, str | None]:
-        """The additional columns as texts. Raises ValueError where one is no text that UTF-8 can hold."""
+        """Returns the additional columns as texts. Raises ValueError if one cannot be encoded as UTF-8."""
         values = {key: handlers.lookup(record.value, key) for key in self.additional}
         texts = {key: _spelt(v) for key, v in values.items()}
         for value in texts.values():
@@ -165,7 +171,7 @@ class Examples:
         return texts
 
     def check_columns(self) -> None:
-        """Raises UserError naming a configured column that no row has."""
+        """Raises UserError about a configured column that no row has."""
         for name, columns in self.unseen.items():
             for column in sorted(columns) if self.rows else ():
                 nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)
@@ -179,7 +185,7 @@ def _spelt(value: Any) -> str | None:
 
 
 class _Encoder:
-    """Example to token ids and text, by one template and one tokenizer."""
+    """Turns examples into token ids and text, for one template and one tokenizer."""
 
     def __init__(self, cfg: DataConfig, template: templates.Template):
         self.template, self.thinking = template, cfg.enable_thinking
@@ -220,7 +226,7 @@ def _watched(files: list[Path], report: Report, progress: Progress) -> Iterator[
 def _write(
     folder: Path, schema: pa.Schema, max_prompt_tokens: int, rows: Iterator[tuple[Record, Row | str]], report: Report
 ) -> None:
-    """The rows that are kept into prompts.arrow, the others with the reason into rejected.jsonl; all counted."""
+    """Write the rows that are kept to prompts.arrow, the others with the reason to rejected.jsonl, and count them."""
     counts, batch = report.counts, []
     with (
         pa.OSFile(str(folder / store.PROMPTS), "wb") as sink,
@@ -281,6 +287,6 @@ def _write_meta(folder: Path, cfg: DataConfig, template: templates.Template, fil
         "bytes": prompts.stat().st_size,
         "sha256": store.file_digest(prompts),
     }
-    # The working directory may have bytes that are not UTF-8: they are written as \udcXX, which JSON reads back.
+    # The working directory may contain bytes that are not UTF-8. They are written as \udcXX, which JSON can read.
     content = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
     (folder / store.META).write_text(content, encoding="utf-8", errors="backslashreplace")

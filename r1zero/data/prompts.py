@@ -1,4 +1,4 @@
-"""Tokenised prompts as train.py takes them, and the seeded, resumable order in which it does."""
+"""The tokenised prompts that train.py reads, and the seeded, resumable order in which it uses them."""
 
 import random
 from pathlib import Path
@@ -12,14 +12,14 @@ from r1zero.data import store, templates
 
 
 class PromptSet:
-    """The folder that preprocess.py wrote, memory-mapped: ranks of one node share its pages."""
+    """A folder that preprocess.py wrote, memory-mapped so that the ranks of a node share its pages."""
 
     def __init__(self, path: str, meta: dict[str, Any], table: pa.Table):
         self.path, self.meta, self._table = path, meta, table
 
     @classmethod
     def open(cls, path: str) -> "PromptSet":
-        """Raises UserError where the folder is missing, not written by preprocess.py, or torn."""
+        """Raises UserError if the folder is missing, was not written by preprocess.py, or is corrupt."""
         meta = store.read_meta(path)
         return cls(path, meta, store.read_prompts(path, meta))
 
@@ -31,24 +31,24 @@ class PromptSet:
         return Prompt(row=index, token_ids=tuple(token_ids), label=label, text=text, additional=self.additional(index))
 
     def source(self, index: int) -> str:
-        """Where the row came from, as file:line."""
+        """Returns the origin of the row, as file:line."""
         return self._table["source"][index].as_py()
 
     def additional(self, index: int) -> dict[str, str | None]:
-        """The row's dataset_additional_keys."""
+        """Returns the columns of the row that dataset_additional_keys kept."""
         return self._table["additional"][index].as_py() if "additional" in self._table.column_names else {}
 
     def check(self, tokenizer_digest: str) -> None:
-        """Raises UserError where the tokenizer is not the one that made the data, or template or source changed since.
+        """Raises UserError if the tokenizer is not the one of the data, or if template or source files have changed.
 
-        A source or template file that is not on this machine is not looked for.
+        A source or template file that does not exist on this machine is not checked.
         """
         made_with = self.meta["tokenizer"]
         if made_with["digest"] != tokenizer_digest:
             raise UserError(
                 f"data {self.path!r}: was made with the tokenizer of {made_with['path']} "
                 f"(digest {made_with['digest'][:12]}), "
-                f"the model's has the digest {tokenizer_digest[:12]}; run preprocess.py with the model's tokenizer"
+                f"but the model's has the digest {tokenizer_digest[:12]}; run preprocess.py with the model's tokenizer"
             )
         with readable(f"data {self.path!r}", "run preprocess.py again"):
             self._check_sources()
@@ -78,19 +78,19 @@ class PromptSet:
             )
 
     def check_length(self, max_prompt_tokens: int) -> None:
-        """Raises UserError where a prompt is longer than `rollout.max_prompt_tokens`."""
+        """Raises UserError if a prompt is longer than `rollout.max_prompt_tokens`."""
         if self.meta["longest_prompt"] > max_prompt_tokens:
             raise UserError(
-                f"data {self.path!r}: its longest prompt has {self.meta['longest_prompt']} tokens "
-                f"and rollout.max_prompt_tokens "
+                f"data {self.path!r}: its longest prompt has {self.meta['longest_prompt']} tokens, "
+                f"but rollout.max_prompt_tokens "
                 f"is {max_prompt_tokens}; raise it, or run preprocess.py with max_prompt_tokens={max_prompt_tokens}"
             )
 
 
 class PromptOrder:
-    """Rows without end, epoch after epoch, each row once an epoch; with `shuffle` every epoch in another order.
+    """An endless sequence of rows: each row once per epoch, in a different order in each epoch if `shuffle` is set.
 
-    The order is a function of count, seed and epoch alone, so that a resumed run goes on where it was.
+    The order depends only on count, seed and epoch, so a resumed run continues where it stopped.
     """
 
     def __init__(self, count: int, seed: int, shuffle: bool):
@@ -103,13 +103,13 @@ class PromptOrder:
         self.epoch, self.position = epoch, position
         self._rows = list(range(self.count))
         if self.shuffle:
-            # Sorting by random() and not shuffle(): of a seeded generator only random() is promised to stay the same.
+            # Sort by random() instead of shuffle(): only random() is guaranteed to stay the same for a seed.
             generator = random.Random(f"{self.seed} {epoch}")
             keys = [generator.random() for _ in self._rows]
             self._rows.sort(key=keys.__getitem__)
 
     def take(self, n: int) -> list[int]:
-        """The next `n` rows; where the epoch ends within them they go on into the next."""
+        """Returns the next `n` rows, continuing into the next epoch if this one ends."""
         taken: list[int] = []
         while len(taken) < n:
             if self.position == self.count:
@@ -120,6 +120,7 @@ class PromptOrder:
         return taken
 
     def state(self) -> dict[str, Any]:
+        """Returns the position as JSON values, for a checkpoint."""
         return {
             "count": self.count,
             "seed": self.seed,
@@ -129,7 +130,10 @@ class PromptOrder:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UserError where it is of other data, seed or shuffling."""
+        """Continue where `state` was taken.
+
+        Raises UserError if it is of other data, another seed or other shuffling.
+        """
         mine = self.state()
         for key, cure in (
             ("count", "resume with the same data"),
@@ -138,13 +142,14 @@ class PromptOrder:
         ):
             if state.get(key) != mine[key]:
                 raise UserError(
-                    f"the checkpoint's order of prompts has {key} = {state.get(key)!r} "
-                    f"and this run {mine[key]!r}; {cure}"
+                    f"the checkpoint's order of prompts has {key} = {state.get(key)!r}, "
+                    f"but this run has {mine[key]!r}; {cure}"
                 )
         epoch, position = state.get("epoch"), state.get("position")
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= self.count:
             raise UserError(
-                f"the checkpoint's order of prompts is torn: epoch {epoch!r}, position {position!r} of {self.count}; "
+                f"the checkpoint's order of prompts is corrupt: epoch {epoch!r}, position {position!r} of "
+                f"{self.count}; "
                 "resume from another checkpoint"
             )
         self._go_to(epoch, position)

@@ -1,4 +1,4 @@
-"""Rows of JSON, JSONL and Parquet files, each with its place; a row that cannot be read costs only itself."""
+"""Reads the rows of JSON, JSONL and Parquet files with their location. An unreadable row is reported and skipped."""
 
 import json
 from codecs import BOM_UTF8
@@ -14,17 +14,19 @@ from r1zero.config import UserError, check_utf8, read_text, readable, reason
 
 
 class Record(NamedTuple):
+    """One row of a data file, with its location."""
+
     file: Path
     line: int
-    """From 1; of a Parquet file the row."""
+    """Line number, from 1; in a Parquet file the row number."""
     value: Any
-    """The row, an object as a rule; None where it cannot be read."""
+    """The row, usually an object; None if it cannot be read."""
     problem: str
-    """Why the row cannot be read; empty where it can."""
+    """Why the row cannot be read; empty if it can."""
     progress: float
-    """Share of the file that has been read."""
+    """Share of the file that has been read, from 0 to 1."""
     element: int = 0
-    """Number in a JSON list, from 1; 0 in other files."""
+    """Position in a JSON list, from 1; 0 in other files."""
 
     @property
     def source(self) -> str:
@@ -32,9 +34,9 @@ class Record(NamedTuple):
 
 
 def files(path: str) -> list[Path]:
-    """A data file, or all data files of a folder in order of name, without hidden ones.
+    """Returns a data file, or all data files of a folder sorted by name, without hidden ones.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     root, kinds = Path(path), ", ".join(READERS)
     with readable(f"input = {path!r}", "name the data to read"):
@@ -61,8 +63,8 @@ def _data_file(path: str) -> Path:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The rows of one file in order. Raises UserError where the file as a whole is torn or of another kind."""
-    with readable(path, "copy it again"):  # Arrow, too, tells of a torn footer in an OSError
+    """Yields the rows of one file in order. Raises UserError if the file as a whole is corrupt or of another kind."""
+    with readable(path, "copy it again"):  # Arrow also reports a damaged footer as an OSError
         yield from READERS[path.suffix](path)
 
 
@@ -83,12 +85,12 @@ def _parse(line: bytes) -> tuple[Any, str]:
         return None, f"is not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
     except json.JSONDecodeError as error:
         return None, f"is not JSON: {error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested thousands deep
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of nested brackets
         return None, f"is not JSON that can be read: {error}"
 
 
 def _json(path: Path) -> Iterator[Record]:
-    """A list of rows, an object that holds one such list, or an object a line, as many a .json file is written."""
+    """Reads a list of rows, an object that contains one such list, or, as in many .json files, one object per line."""
     with path.open("rb") as file:
         head = [line.removeprefix(BOM_UTF8).strip() for line in islice(filter(bytes.strip, file), 2)]
     if len(head) == 2 and _is_object(head[0]):
@@ -99,8 +101,10 @@ def _json(path: Path) -> Iterator[Record]:
     if text.startswith("[", at):
         yield from _elements(path, text, at, alone=True)
     elif not text.startswith("{", at):
-        raise UserError(f"{path}: holds neither a JSON list nor an object a line; write the rows as a list of objects")
-    elif _ends_early(text, at) and len(head) == 2 and _is_object(head[1]):  # of lines, only the first is damaged
+        raise UserError(
+            f"{path}: holds neither a JSON list nor one object per line; write the rows as a list of objects"
+        )
+    elif _ends_early(text, at) and len(head) == 2 and _is_object(head[1]):  # JSON lines of which the first is damaged
         yield from _lines(path)
     else:
         value, start = _object(path, text, at)
@@ -113,21 +117,24 @@ def _is_object(line: bytes) -> bool:
 
 
 def _ends_early(text: str, at: int) -> bool:
-    """Whether an object's first line ends as no line ends on which an object goes on."""
+    """Whether an object's first line ends in a way that no line does on which an object continues."""
     return not text[at:].partition("\n")[0].rstrip().endswith(("{", "[", ","))
 
 
 def _object(path: Path, text: str, at: int) -> tuple[Any, int | None]:
-    """The one object of a file, and where its list of rows begins; None where it is itself a row. Raises UserError."""
+    """Returns the only object of a file, and where its list of rows begins, or None if the object itself is a row.
+
+    Raises UserError.
+    """
     try:
         value, end = json.JSONDecoder().raw_decode(text, at)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is torn or not JSON ({error}); mend it, or write an object a line") from None
+        raise UserError(f"{path}: is corrupt or not JSON ({error}); fix it, or write one object per line") from None
     if text[end:].strip():
-        raise UserError(f"{path}: goes on after its first object; write the rows as one list, or each on one line")
+        raise UserError(f"{path}: continues after its first object; write the rows as one list, or each on one line")
     lists = {key: start for key, start, inside in _members(text, at) if _has_rows(inside)}
     if len(lists) > 1:
-        raise UserError(f"{path}: has lists of rows under {', '.join(map(repr, lists))}; keep one list a file")
+        raise UserError(f"{path}: has lists of rows under {', '.join(map(repr, lists))}; keep one list per file")
     return value, next(iter(lists.values()), None)
 
 
@@ -136,7 +143,7 @@ def _has_rows(value: Any) -> bool:
 
 
 def _members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
-    """Key, place of the value and value of each member of the well-formed object that begins at `at`."""
+    """Yields key, position of the value, and value of each member of the well-formed object that begins at `at`."""
     decoder = json.JSONDecoder()
     at = _skip_space(text, at + 1)
     while text[at] != "}":
@@ -149,7 +156,7 @@ def _members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
 
 
 def _elements(path: Path, text: str, at: int, *, alone: bool) -> Iterator[Record]:
-    """The elements of the list that begins at `at`. alone: nothing may follow it."""
+    """Yields the elements of the list that begins at `at`. alone: nothing may follow the list."""
     decoder, line, counted = json.JSONDecoder(), 1, 0
     at, number = _skip_space(text, at + 1), 0
     closed = text.startswith("]", at)
@@ -160,18 +167,18 @@ def _elements(path: Path, text: str, at: int, *, alone: bool) -> Iterator[Record
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{where}: is not JSON: {error}; mend it: in a torn list the later rows cannot be told apart"
+                f"{where}: is not JSON: {error}; fix it: the rows behind this element cannot be told apart"
             ) from None
         yield Record(path, line, value, "", at / len(text), number)
         at = _skip_space(text, at)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):
             raise UserError(
-                f"{where}: is followed by neither a comma nor the end of the list; the file is torn or needs mending"
+                f"{where}: is followed by neither a comma nor the end of the list; the file is corrupt: copy it again"
             )
         at = _skip_space(text, at + 1)
     if alone and text[at + (number == 0) :].strip():
-        raise UserError(f"{path}: goes on after the end of its list; keep one list a file")
+        raise UserError(f"{path}: continues after the end of its list; keep one list per file")
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -188,18 +195,14 @@ def _parquet(path: Path) -> Iterator[Record]:
                 for i in range(batch.num_rows):
                     number += 1
                     yield Record(path, number, *_row(batch, i), number / total)
-    except (
-        pa.ArrowException,
-        ValueError,
-        OverflowError,
-    ) as error:  # a torn file may even spell its columns in no UTF-8
-        raise UserError(f"{path}: is torn or not Parquet ({reason(error)}); copy it again") from None
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # even the names in a corrupt file may not be UTF-8
+        raise UserError(f"{path}: is corrupt or not Parquet ({reason(error)}); copy it again") from None
 
 
 def _row(batch: pa.RecordBatch, i: int) -> tuple[Any, str]:
     try:
         return {name: column[i].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}, ""
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date that Python cannot hold
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, or a date that Python cannot represent
         return None, f"cannot be read: {error}"
 
 

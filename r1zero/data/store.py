@@ -1,8 +1,8 @@
-"""The folder that preprocess.py writes and train.py reads: memory-mapped prompts.arrow, readable meta.json.
+"""The folder that preprocess.py writes and train.py reads: a memory-mapped prompts.arrow and a readable meta.json.
 
 prompts.arrow   Arrow IPC: token_ids, text, label, source (file:line), additional (the kept columns, as texts)
-meta.json       counts, token percentiles, tokenizer and template and source digests, stop_token_ids
-rejected.jsonl  one line for each row that was bad or too long, with its place and why
+meta.json       counts, percentiles of tokens, digests of tokenizer, template and sources, stop_token_ids
+rejected.jsonl  one line for each row that was invalid or too long, with its location and the reason
 """
 
 import hashlib
@@ -32,10 +32,11 @@ META_TYPES = {
     "stop_token_ids": list,
     "longest_prompt": int,
 }
-"""What a reader relies on. The rest of meta.json is for people."""
+"""The entries that readers use. The rest of meta.json is for people."""
 
 
 def schema(additional: tuple[str, ...]) -> pa.Schema:
+    """Returns the Arrow schema of prompts.arrow. additional: names of the kept columns."""
     kept = [("additional", pa.struct([(key, pa.string()) for key in additional]))] if additional else []
     return pa.schema(
         [
@@ -49,22 +50,23 @@ def schema(additional: tuple[str, ...]) -> pa.Schema:
 
 
 def inspect_command(folder: str) -> str:
-    """A command that shows the first three rows with pyarrow alone."""
+    """Returns a shell command that prints the first three rows with pyarrow alone."""
     file = str(Path(folder) / PROMPTS)
     rows = f"pa.ipc.open_file(pa.memory_map({file!r})).get_batch(0).slice(0, 3).to_pylist()"
     return f"python -c {shlex.quote(f'import pyarrow as pa; [print(row) for row in {rows}]')}"
 
 
 def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replaced(folder: str) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends well and vanishes when it does not.
+    """Yields an empty folder that replaces `folder` if the block succeeds and is removed otherwise.
 
-    A link is written through. Raises UserError where `folder` holds something else than prompts, or cannot be written.
+    A link is followed. Raises UserError if `folder` contains something else than prompts, or cannot be written.
     """
     output = Path(os.path.realpath(folder))
     try:
@@ -86,7 +88,7 @@ def replaced(folder: str) -> Iterator[Path]:
             output.rename(before)
         aside.rename(output)
         shutil.rmtree(before, ignore_errors=True)
-    except OSError as error:  # a full disk; a file elsewhere is an own handler's business
+    except OSError as error:  # for example a full disk; an error of a user's handler on another file is not handled
         if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(output.parent):
             raise
         raise UserError(f"output = {folder!r}: cannot be written ({reason(error)}); make room for it") from None
@@ -94,7 +96,7 @@ def replaced(folder: str) -> Iterator[Path]:
         if before.exists() and not output.exists():
             before.rename(output)
         shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # not empty, if all went well
+        with suppress(OSError):  # not empty after a success
             for parent in made:
                 parent.rmdir()
 
@@ -113,7 +115,7 @@ def _umask() -> int:
 
 
 def read_meta(folder: str) -> dict[str, Any]:
-    """Raises UserError where the folder is missing, not ours, or torn."""
+    """Read meta.json. Raises UserError if the folder is missing, has another format, or is corrupt."""
     file = Path(folder) / META
     if not folder:
         raise UserError("data.path is not set; name a folder that preprocess.py wrote")
@@ -139,16 +141,19 @@ def _check_types(values: Any, kinds: dict[str, type], where: str) -> None:
 
 
 def read_prompts(folder: str, meta: dict[str, Any]) -> pa.Table:
-    """The rows, memory-mapped. Raises UserError where the file is missing, torn, or not what `meta` describes."""
+    """Returns the rows, memory-mapped.
+
+    Raises UserError if the file is missing, corrupt, or not what `meta` describes.
+    """
     file = Path(folder) / PROMPTS
     with readable(file, "run preprocess.py again"):
         size = file.stat().st_size if file.is_file() else 0
     if size != meta["bytes"]:
         raise UserError(
-            f"{file}: has {size} bytes and {META} says {meta['bytes']}; it is torn or incomplete: "
+            f"{file}: has {size} bytes, but {META} states {meta['bytes']}; it is corrupt or incomplete: "
             "run preprocess.py again"
         )
-    # A flipped bit in an offset would end the process in Arrow's own code, far from here.
+    # Arrow's native code would crash later on a flipped bit in an offset.
     with readable(file, "run preprocess.py again"):
         found = file_digest(file)
     if found != meta["sha256"]:
@@ -156,10 +161,10 @@ def read_prompts(folder: str, meta: dict[str, Any]) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: is torn ({reason(error)}); run preprocess.py again") from None
+        raise UserError(f"{file}: is corrupt ({reason(error)}); run preprocess.py again") from None
     if len(table) != meta["rows"] or not {"token_ids", "text", "label", "source"} <= set(table.column_names):
         raise UserError(
-            f"{file}: holds {len(table)} rows of {table.column_names} and {META} says {meta['rows']}; "
+            f"{file}: has {len(table)} rows of {table.column_names}, but {META} states {meta['rows']}; "
             "run preprocess.py again"
         )
     return table

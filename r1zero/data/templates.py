@@ -1,8 +1,8 @@
-"""Question to prompt: templates from a JSON file in MindSpeed-RL's format (its own file loads as it is).
+"""Turns questions into prompts by templates from a JSON file in MindSpeed-RL's format, whose own file loads unchanged.
 
-The file is a list of entries. An entry has a `name` and, each optional, `format_user`, `format_assistant`,
-`format_system`, `format_separator`, `format_prefix` (each `{"slots": [...]}`), `default_system`, `stop_words`,
-`replace_eos`, `efficient_eos` and `template_class`. A slot is text with `{{content}}`, or `["bos_token"]`,
+The file is a list of entries. An entry has a `name` and optionally `format_user`, `format_assistant`, `format_system`,
+`format_separator`, `format_prefix` (each `{"slots": [...]}`), `default_system`, `stop_words`, `replace_eos`,
+`efficient_eos` and `template_class`. A slot is a text that may have `{{content}}`, or `["bos_token"]`,
 `["eos_token"]`, or `{"token": "<name>"}`. Semantics: mindspeed_rl/datasets/templates.py and formatter.py.
 """
 
@@ -35,42 +35,44 @@ FIELDS = (
     "template_class",
 )
 UNUSED_FIELDS = ("format_observation", "format_function", "format_tools", "force_system", "thought_words")
-"""Of tool calls, or without effect on a prompt in the reference too: allowed, not read."""
+"""For tool calls, or without effect on a prompt in the reference either. Allowed, but not used."""
 
 
 class Segment(NamedTuple):
-    """A part of a prompt that is tokenised by itself, so that merges never cross from one slot into the next."""
+    """A part of a prompt that is tokenised separately, so that merges never cross from one slot to the next."""
 
     kind: Literal["text", "token", "bos", "eos"]
     text: str = ""
     given: tuple[tuple[int, int], ...] = ()
-    """Begin and end of each part of the text that is the data's and not the template's."""
+    """Begin and end of each part of the text that comes from the data and not from the template."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
+    """A parsed entry of a template file."""
+
     name: str
     digest: str
-    """sha256 of the entry, whatever its spacing and order of keys."""
+    """sha256 of the entry, independent of spacing and order of keys."""
     user: tuple[Segment, ...]
     assistant: tuple[Segment, ...]
     system: tuple[Segment, ...]
     separator: tuple[Segment, ...]
-    """Before the second and later questions of a conversation."""
+    """Precedes the second and later questions of a conversation."""
     prefix: tuple[Segment, ...]
     default_system: str
-    """Where the data gives none; empty: no system part."""
+    """The system text if the data has none; empty: no system part."""
     stop_words: tuple[str, ...]
     replace_eos: bool
-    """The first stop word takes the place of the end token inside the template."""
+    """Whether the first stop word replaces the end token inside the template."""
     system_in_user: bool
-    """Llama 2: the system text stands inside the first question's brackets."""
+    """Llama 2: the system text is inside the brackets of the first question."""
     reasoning: bool
     """Qwen3: unless thinking is enabled, the prompt ends with an empty thought."""
 
 
 def load(path: str, name: str) -> Template:
-    """The entry `name` of a template file. Raises UserError with file, entry and field."""
+    """Load the entry `name` of a template file. Raises UserError with file, entry and field."""
     entries = _entries(path)
     names = [entry["name"] for entry in entries]
     if names.count(name) > 1:
@@ -86,10 +88,10 @@ def load(path: str, name: str) -> Template:
 def _entries(path: str) -> list[dict[str, Any]]:
     entries = read_json(path, "name an existing template file")
     if not isinstance(entries, list):
-        raise UserError(f"{path}: is a JSON {type(entries).__name__}; a template file is a list of entries")
+        raise UserError(f"{path}: is a JSON {type(entries).__name__}; a template file must be a list of entries")
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise UserError(f'{path}: entry {number} has no name; every entry is an object with a text under "name"')
+            raise UserError(f'{path}: entry {number} has no name; every entry must be an object with a text "name"')
     return entries
 
 
@@ -102,7 +104,7 @@ def _template(entry: dict[str, Any], where: str) -> Template:
         json.dumps(entry, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: spells {error.object[error.start]!r}, half of a character; write the whole one"
+            f"{where}: has the lone surrogate {error.object[error.start]!r}; write the whole character"
         ) from None
     stop_words, replace_eos = _stop_words(entry, where), _flag(entry, "replace_eos", where)
     if replace_eos and not stop_words:
@@ -154,7 +156,7 @@ def _default_system(entry: dict[str, Any], where: str) -> str:
 
 
 def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """Slots that hold `{{content}}` exactly once."""
+    """Returns the slots of a field, which must contain `{{content}}` exactly once."""
     if entry.get(key) is None:
         return default
     pieces = _slots(entry[key], f"{where}.{key}")
@@ -170,7 +172,7 @@ def _filled(entry: dict[str, Any], key: str, where: str, default: tuple[Segment,
 
 
 def _fixed(entry: dict[str, Any], key: str, where: str) -> tuple[Segment, ...]:
-    """Slots without a placeholder."""
+    """Returns the slots of a field, which must not contain a placeholder."""
     if entry.get(key) is None:
         return ()
     pieces = _slots(entry[key], f"{where}.{key}")
@@ -196,11 +198,11 @@ def _slot(slot: Any, where: str) -> Segment:
         return Segment(slot[0].removesuffix("_token"))
     if isinstance(slot, dict) and list(slot) == ["token"] and isinstance(slot["token"], str):
         return Segment("token", slot["token"])
-    raise UserError(f'{where} = {slot!r}; a slot is a text, ["bos_token"], ["eos_token"] or {{"token": "..."}}')
+    raise UserError(f'{where} = {slot!r}; a slot must be a text, ["bos_token"], ["eos_token"] or {{"token": "..."}}')
 
 
 def texts(template: Template) -> list[str]:
-    """What the template itself writes into a prompt, without the places that are filled."""
+    """Returns the texts that the template itself writes into a prompt, without the placeholders."""
     parts = template.user + template.assistant + template.system + template.separator + template.prefix
     written = [text for piece in parts for text in _PLACEHOLDER.split(piece.text)[::2]]
     thought = [_EMPTY_THOUGHT] if template.reasoning else []
@@ -210,9 +212,9 @@ def texts(template: Template) -> list[str]:
 def render(
     template: Template, question: str, system: str, history: tuple[tuple[str, str], ...], thinking: bool
 ) -> list[Segment]:
-    """The prompt for one question after `history`, pairs of an earlier question and its answer.
+    """Returns the prompt for one question after `history`, pairs of an earlier question and its answer.
 
-    `system` empty: the template's own. `thinking` is read by reasoning templates only.
+    system: empty for the template's own. thinking: used only by reasoning templates.
     """
     own, system = not system, system or template.default_system
     pieces = list(template.prefix)
@@ -239,7 +241,7 @@ def _fill(pieces: tuple[Segment, ...], content: str, turn: int) -> list[Segment]
 
 
 def _fill_text(text: str, content: str, turn: int) -> Segment:
-    """One pass over the template's text: a placeholder that the data's own text holds stays as it is."""
+    """Fill the placeholders of a template's text in one pass, so that placeholders in the data remain as they are."""
     filled, given, at = "", [], 0
     for match in _PLACEHOLDER.finditer(text):
         filled += text[at : match.start()]

@@ -1,4 +1,7 @@
-"""The only door to transformers' tokenizers: load, digest, encode a rendered prompt, decode a response."""
+"""Loads tokenizers, computes their digest, encodes prompts and decodes responses.
+
+The only module that imports transformers' tokenizers.
+"""
 
 import hashlib
 import json
@@ -13,17 +16,17 @@ from r1zero.data.templates import Segment
 from r1zero.reward.rules import ANSWER, END_ANSWER, END_THINK, THINK
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""One of them must be there: transformers makes an empty tokenizer out of a config.json alone."""
+"""One of these must exist: transformers makes an empty tokenizer from a config.json alone."""
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 COPY = "copy it again from its model"
 MARKS = (THINK, END_THINK, ANSWER, "\\boxed{", END_ANSWER)
-"""What the reward rules look for in a response."""
+"""The texts that the reward rules look for in a response."""
 _MARKER = re.compile(r"<[|｜][^<>|｜]+[|｜]>")
-"""How chat templates spell their control tokens."""
+"""Matches the usual spelling of control tokens in chat templates."""
 
 
 class _BareErrors:
-    """tokenizers' Rust code raises the bare class Exception for files that it cannot use; it becomes a UserError."""
+    """Turns the bare Exception that tokenizers' Rust code raises for files that it cannot use into a UserError."""
 
     def __init__(self, path: str):
         self.path = path
@@ -38,7 +41,10 @@ class _BareErrors:
 
 
 def load(path: str) -> Any:
-    """The fast tokenizer of a model folder; nothing is downloaded, no code of the folder is run. Raises UserError."""
+    """Load the fast tokenizer of a model folder. Nothing is downloaded and no code of the folder runs.
+
+    Raises UserError.
+    """
     folder, where = Path(path), f"tokenizer {path!r}"
     with readable(where, "name a folder with a model's tokenizer"):
         if not any((folder / name).is_file() for name in VOCABULARY_FILES):
@@ -47,14 +53,14 @@ def load(path: str) -> Any:
             )
         for name in JSON_FILES:
             _read_object(folder / name)
-    from transformers import AutoTokenizer  # here, because it takes seconds and an unreadable folder should not
+    from transformers import AutoTokenizer  # after the checks, because the import takes seconds
 
     try:
         with _BareErrors(path):
             tokenizer = AutoTokenizer.from_pretrained(
                 path, use_fast=True, local_files_only=True, trust_remote_code=False
             )
-            # transformers looks at some values of the files only now; an unk_token that is no token makes it recurse.
+            # transformers reads some values of the files only now; an unk_token that is not a token makes it recurse.
             tokenizer.decode(tokenizer.encode("a")), tokenizer.all_special_ids
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError) as error:
         raise UserError(f"{where}: cannot be loaded ({type(error).__name__}: {reason(error)}); {COPY}") from None
@@ -64,7 +70,7 @@ def load(path: str) -> Any:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    """A JSON file of a model folder; {} where it is missing. Raises UserError, also for a byte-order mark."""
+    """Read a JSON file of a model folder; {} if it is missing. Raises UserError, also for a byte-order mark."""
     if not file.is_file():
         return {}
     content = read_json(file, COPY)
@@ -79,16 +85,16 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def digest(path: str) -> str:
-    """sha256 of what decides the ids: tokens, merges, normaliser, pre-tokeniser, special tokens.
+    """Returns the sha256 of what determines the ids: tokens, merges, normaliser, pre-tokeniser, special tokens.
 
-    Of the loaded tokenizer rather than of its files: saving it again, or a new chat template, leaves the digest alone,
-    while another class for the same files (transformers chooses it by the config beside them) does not.
+    The digest is of the loaded tokenizer, not of its files. Saving it again, or changing the chat template, does not
+    change the digest; loading the same files with another class, which transformers chooses by the config beside them,
+    does.
     """
     tokenizer = load(path)
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = [
-        m if isinstance(m, str) else " ".join(m) for m in backend["model"].get("merges", [])
-    ]  # both spellings exist
+    # Merges are stored as strings or as pairs.
+    merges = [m if isinstance(m, str) else " ".join(m) for m in backend["model"].get("merges", [])]
     facts = [
         sorted(tokenizer.get_vocab().items()),
         merges,
@@ -102,18 +108,18 @@ def digest(path: str) -> str:
 
 
 def control_tokens(tokenizer: Any) -> dict[int, str]:
-    """Id and text of the special tokens, such as <|im_end|>: those that decoding leaves out by default."""
+    """Returns id -> text of the special tokens, such as <|im_end|>, which decoding omits by default."""
     return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def encode(
     tokenizer: Any, pieces: Sequence[Segment], eos_id: int | None, controls: Mapping[int, str]
 ) -> tuple[list[int], str]:
-    """Token ids of a rendered prompt and the text they stand for.
+    """Returns the token ids of a rendered prompt, and the text that they represent.
 
-    The begin token is there exactly where the template has it: the tokenizer adds none of its own. A tokenizer
-    without one adds nothing, as in the reference. `controls`: special tokens that are ordinary text where the data
-    spells them. Raises UserError where a token slot names no token.
+    The tokenizer adds no begin token of its own, so there is one exactly where the template has it. If the tokenizer
+    has no begin token, none is added, as in the reference. controls: special tokens that are encoded as ordinary text
+    where the data spells them. Raises UserError if a token slot does not name a token.
     """
     ids: list[int] = []
     text = ""
@@ -134,7 +140,7 @@ def encode(
 
 
 def _text_ids(tokenizer: Any, piece: Segment, controls: Mapping[int, str]) -> list[int]:
-    """Encoded in one go, unless the data spells control tokens: then the text is cut at the template's own."""
+    """Encode a text in one call, unless the data spells control tokens; then split it at the template's own."""
     ids = tokenizer.encode(piece.text, add_special_tokens=False)
     if not any(i in controls for i in ids):
         return ids
@@ -150,7 +156,7 @@ def _text_ids(tokenizer: Any, piece: Segment, controls: Mapping[int, str]) -> li
 
 
 def _own_controls(piece: Segment, controls: Mapping[int, str]) -> list[tuple[int, int, int]]:
-    """Begin, end and id of the control tokens that lie in the template's own part of a text."""
+    """Returns begin, end and id of the control tokens in the template's own part of a text."""
     by_text = {content: i for i, content in controls.items() if content}
     pattern = "|".join(map(re.escape, sorted(by_text, key=len, reverse=True)))
     found = ((m.start(), m.end(), by_text[m[0]]) for m in re.finditer(pattern, piece.text))
@@ -158,7 +164,7 @@ def _own_controls(piece: Segment, controls: Mapping[int, str]) -> list[tuple[int
 
 
 def single_token(tokenizer: Any, text: str) -> int:
-    """The id of a text that is one token. Raises UserError with what it is instead."""
+    """Returns the id of a text that is a single token. Raises UserError with its tokens if it is not."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         raise UserError(
@@ -169,10 +175,10 @@ def single_token(tokenizer: Any, text: str) -> int:
 
 
 def dropped_ids(tokenizer: Any, stop_token_ids: Iterable[int]) -> frozenset[int]:
-    """Tokens that the text of a response is graded without: special tokens, as in the reference, and those that end it.
+    """Returns the tokens that are removed before a response is graded: special tokens and stop tokens.
 
-    The reference makes every stop word a special token; here they may be ordinary. What the rules look for stays,
-    though a tokenizer has it as a special token: <think> is one in some models.
+    The reference makes every stop word a special token; here stop words may be ordinary. Texts that the rules look for
+    are kept even if they are special tokens, as <think> is in some models.
     """
     texts = tokenizer.added_tokens_decoder
     ids = {*control_tokens(tokenizer), *stop_token_ids}
@@ -184,13 +190,13 @@ def _is_of_marks(text: str) -> bool:
 
 
 def decode(tokenizer: Any, ids: Sequence[int], dropped: Set[int]) -> str:
-    """The text of a response as it is graded. dropped: see dropped_ids."""
+    """Returns the text of a response as it is graded. dropped: see `dropped_ids`."""
     kept = [i for i in ids if i not in dropped]
     return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def check_marks(tokenizer: Any) -> None:
-    """Raises CollectiveError where what the rules look for does not survive the way through the tokenizer."""
+    """Raises CollectiveError if a text that the rules look for does not survive encoding and decoding."""
     text = f"{THINK} a {END_THINK}{ANSWER} \\boxed{{1}} {END_ANSWER}"
     ids = tokenizer.encode(text, add_special_tokens=False)
     back = decode(tokenizer, ids, dropped_ids(tokenizer, ()))
@@ -198,12 +204,12 @@ def check_marks(tokenizer: Any) -> None:
         if mark not in back:
             raise CollectiveError(
                 f"tokenizer {tokenizer.name_or_path!r}: turns {text!r} into {back!r}, where {mark!r}, which the reward "
-                "rules look for, is lost; choose a tokenizer that can spell it"
+                "rules look for, is lost; choose a tokenizer that can represent it"
             )
 
 
 def check_texts(tokenizer: Any, where: str, texts: Iterable[str]) -> None:
-    """Raises UserError where a text comes back from the tokenizer as another one, white space aside."""
+    """Raises UserError if encoding and decoding changes a text, apart from white space."""
     for text in texts:
         back = decode(tokenizer, tokenizer.encode(text, add_special_tokens=False), frozenset())
         if "".join(back.split()) != "".join(text.split()):
@@ -214,23 +220,23 @@ def check_texts(tokenizer: Any, where: str, texts: Iterable[str]) -> None:
 
 
 def cut_markers(tokenizer: Any, texts: Iterable[str]) -> list[str]:
-    """Words of the texts that look like control tokens and are none in this tokenizer."""
+    """Returns the words of the texts that look like control tokens but are not tokens of this tokenizer."""
     markers = dict.fromkeys(marker for text in texts for marker in _MARKER.findall(text))
     return [marker for marker in markers if len(tokenizer.encode(marker, add_special_tokens=False)) > 1]
 
 
 def missing_ids(tokenizer: Any, vocab_size: int) -> list[int]:
-    """Ids below `vocab_size`, rows of the model's embedding, that no token has: never to be sampled."""
+    """Returns the ids below `vocab_size` (rows of the embedding) that stand for no token and must not be sampled."""
     known = set(tokenizer.get_vocab().values())
     return [i for i in range(vocab_size) if i not in known]
 
 
 def check_ids(tokenizer: Any, stop_token_ids: Sequence[int], vocab_size: int) -> None:
-    """Raises UserError where the tokenizer that made the data, or a stop token, has an id beyond the embedding."""
+    """Raises UserError if the tokenizer, or a stop token, has an id beyond the model's embedding."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path!r}: has ids up to {largest}, and the model's vocab_size is "
+            f"tokenizer {tokenizer.name_or_path!r}: has ids up to {largest}, but the model's vocab_size is "
             f"{vocab_size}; copy the model's own tokenizer into its folder and run preprocess.py again"
         )
     strange = [i for i in stop_token_ids if not 0 <= i < vocab_size]
@@ -242,9 +248,9 @@ def check_ids(tokenizer: Any, stop_token_ids: Sequence[int], vocab_size: int) ->
 
 
 def eos_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's own, and those of the model's generation_config.json beside it.
+    """Returns the ids that end a response: the tokenizer's own, and those in the model's generation_config.json.
 
-    Where neither has one, those of its config.json, as in transformers. Raises UserError for what is no id.
+    If neither has any, those in its config.json are used, as in transformers. Raises UserError for an invalid id.
     """
     folder = Path(tokenizer.name_or_path)
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -253,8 +259,10 @@ def eos_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def stop_ids(tokenizer: Any, stop_token_ids: Iterable[int]) -> list[int]:
-    """What ends a response: the end tokens and the template's stop words. Raises CollectiveError where there is
-    neither."""
+    """Returns the ids that end a response: end tokens and the template's stop words.
+
+    Raises CollectiveError if there are none.
+    """
     ids = sorted({*eos_ids(tokenizer), *stop_token_ids})
     if not ids:
         raise CollectiveError(

@@ -1,1 +1,1 @@
-"""Ranks, groups and devices: where everything runs, and samples on their way between grids."""
+"""Ranks, process groups and devices, the layout of the roles, and the exchange of samples between them."""

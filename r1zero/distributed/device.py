@@ -1,5 +1,4 @@
-"""Three rows: cpu/gloo, cuda/nccl, npu/hccl. The vendor's start-up, before torch or anything built on it is
-imported."""
+"""The three supported devices: cpu/gloo, cuda/nccl and npu/hccl, and the start-up that each needs before torch."""
 
 import ctypes
 import gc
@@ -18,20 +17,22 @@ from r1zero.config import UserError, found_alike
 
 @dataclass(frozen=True)
 class Device:
+    """What a kind of device needs at start-up."""
+
     kind: str
     backend: str
-    """Of torch.distributed."""
+    """Backend of torch.distributed."""
     environment: tuple[tuple[str, str], ...]
-    """Set before the vendor's first import, unless the user has set them."""
+    """Variables to set before the vendor's first import, unless the user has set them."""
     imports: tuple[str, ...]
-    """In this order, before megatron and vLLM."""
+    """Packages to import in this order, before megatron and vLLM."""
     deterministic: tuple[tuple[str, str], ...]
-    """Set for run.deterministic: what libraries outside torch read to give the same bits twice."""
+    """Variables to set for run.deterministic, so that libraries outside torch give bit-equal results."""
 
 
 DEVICES = {
-    # One thread a rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile costs
-    # 3 s at the first sample and gains nothing on small models. vLLM's own allocator is sized by kv_cache_memory_bytes.
+    # One thread per rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile
+    # costs 3 s at the first sample without a gain for small models. vLLM's allocator is sized by kv_cache_memory_bytes.
     "cpu": Device(
         "cpu",
         "gloo",
@@ -44,8 +45,8 @@ DEVICES = {
         (),
         (),
     ),
-    # megatron-core asserts CUDA_DEVICE_MAX_CONNECTIONS=1 for tensor parallel overlap.
-    # cuBLAS: a workspace of its own for each stream. NCCL: sums in the ring's order, not in the switch's.
+    # megatron-core asserts CUDA_DEVICE_MAX_CONNECTIONS=1 for the overlap of tensor parallelism. For determinism, cuBLAS
+    # needs a separate workspace per stream, and NCCL must sum in the ring's order instead of the switch's.
     "cuda": Device(
         "cuda",
         "nccl",
@@ -53,14 +54,14 @@ DEVICES = {
         (),
         (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NCCL_ALGO", "Ring")),
     ),
-    # MindSpeed's adaptor patches megatron-core and must come before it.
+    # MindSpeed's adaptor patches megatron-core and must be imported before it.
     "npu": Device(
         "npu",
         "cpu:gloo,npu:hccl",
         (("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("HCCL_CONNECT_TIMEOUT", "1800"), ("HCCL_EXEC_TIMEOUT", "3600")),
         ("torch_npu", "mindspeed.megatron_adaptor"),
-        # The order of sums in HCCL and LCCL, and of the cuts along K in CANN's and ATB's matrix products. None was
-        # tried.
+        # For determinism: the order of sums in HCCL and LCCL, and of the splits along K in the matrix products of CANN
+        # and ATB. None of these has been tried on a device.
         (
             ("HCCL_DETERMINISTIC", "true"),
             ("LCCL_DETERMINISTIC", "1"),
@@ -84,31 +85,31 @@ BUFFERS_MB = {
     "tp_dp_cp": 20,
     "intra_dist_opt_instance": 20,
 }
-"""HCCL: MiB of each of the two buffers that a communicator of megatron-core's takes, by megatron-core's name of its
-group. Without, each takes HCCL_BUFFSIZE, which the engine's dispatch of experts sets; the groups of norms and of the
-loss carry a few
-numbers."""
+"""HCCL only: MiB of each of the two buffers of a megatron-core communicator, by megatron-core's name of the group.
+
+Without an entry, a communicator uses HCCL_BUFFSIZE, which is set for the engine's expert dispatch. The groups for norms
+and losses transfer only a few numbers.
+"""
 
 COMMON = (
     ("TOKENIZERS_PARALLELISM", "false"),
-    ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),  # the engine lives in this process
+    ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),  # the engine runs in this process
     ("VLLM_USE_V2_MODEL_RUNNER", "0"),
     ("VLLM_NO_USAGE_STATS", "1"),
-    ("HF_HUB_OFFLINE", "1"),  # models and data are folders
+    ("HF_HUB_OFFLINE", "1"),  # models and data are local folders
     ("VLLM_LOGGING_LEVEL", "ERROR"),
     ("TORCH_CPP_LOG_LEVEL", "ERROR"),
-    ("TORCH_LOGS", "-torch._library.triton"),  # it warns that there is no triton; nothing here needs it
+    ("TORCH_LOGS", "-torch._library.triton"),  # it warns that triton is missing, which nothing here needs
 )
 
 
 def make_deterministic(kind: str) -> None:
-    """The device's part of run.deterministic, before `start`; over what the user has set, as it is a promise."""
+    """Set the device's variables for run.deterministic, before `start`. They override those that the user has set."""
     os.environ.update(DEVICES[kind].deterministic)
 
 
 def seed(number: int, deterministic: bool) -> None:
-    """The process's own generators: Python's, numpy's, torch's. Deterministic: of torch's algorithms only those that
-    are."""
+    """Seed Python's, numpy's and torch's generators. deterministic: allow only torch's deterministic algorithms."""
     import numpy as np
     import torch
 
@@ -119,9 +120,9 @@ def seed(number: int, deterministic: bool) -> None:
 
 
 def start(kind: str, local_rank: int) -> Device:
-    """Set the environment and import the vendor's packages; the rank's device becomes the current one.
+    """Set the environment, import the vendor's packages, and make the rank's device the current one.
 
-    Raises UserError where the host has no such device, or fewer than ranks were started on it.
+    Raises UserError if the host has no such device, or fewer of them than ranks.
     """
     device = DEVICES[kind]
     for name, value in COMMON + device.environment:
@@ -141,51 +142,56 @@ def start(kind: str, local_rank: int) -> Device:
 
 
 def _without(kind: str, there: int, local_rank: int, why: str = "") -> UserError:
-    """The error of a rank that has no device; the first of them on each host says it."""
+    """Returns the error of a rank that has no device. Only the first such rank on each host prints it."""
     host = socket.gethostname()
     if there:
         said = (
-            f"run.device = {kind!r}: {host} has {there} device{'s' * (there > 1)} and more ranks were started on it; "
-            "start one rank for each device"
+            f"run.device = {kind!r}: {host} has {there} device{'s' * (there > 1)} but more ranks were started on it; "
+            "start one rank per device"
         )
     else:
         said = (
             f"run.device = {kind!r}: {host} has no such device that its packages can use{why}; "
-            "name the device it has (run.device), or start on a host with one (launch/README.md)"
+            "set run.device to one that it has, or start on a host with this device (launch/README.md)"
         )
     return found_alike(said, speaker=local_rank == there)
 
 
 def module(kind: str) -> Any:
-    """torch.cpu, torch.cuda or torch.npu."""
+    """Returns torch.cpu, torch.cuda or torch.npu."""
     import torch
 
     return torch.get_device_module(kind)
 
 
 def torch_device(kind: str) -> Any:
-    """The rank's torch.device."""
+    """Returns the rank's torch.device."""
     import torch
 
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, module(kind).current_device())
 
 
 def set_expandable_segments(kind: str, allowed: bool) -> None:
-    """Whether torch's allocator joins what it frees: training then does not run out of memory in pieces, but what
-    vllm-ascend's allocator for sleeping takes must be whole. NPU only: on CUDA vLLM sees to it."""
+    """Toggle expandable segments of torch's allocator (NPU only; on CUDA, vLLM does it).
+
+    They are on for training, because they prevent fragmentation. They must be off before vllm-ascend's sleep allocator
+    takes memory, because it needs contiguous blocks.
+    """
     if kind == "npu":
-        module(kind).empty_cache()  # the setting is for what is taken from now on
+        module(kind).empty_cache()  # the setting applies only to memory that is allocated afterwards
         module(kind).memory._set_allocator_settings(f"expandable_segments:{allowed}")
 
 
 UNUSED_BYTES = 256 << 20
-"""What glibc's allocator may keep of freed memory before it is given back to the system."""
+"""Bytes of freed memory that glibc's allocator may keep before they are returned to the system."""
 
 
 def give_back_memory(kind: str) -> None:
-    """Return to the system what was freed in blocks of up to 32 MiB, which glibc keeps for its own use: after a pass
-    over a real model that is gigabytes. CPU only; a device's allocator is its own. Costs nothing where little is
-    kept."""
+    """Return freed memory to the system (CPU only; other devices have their own allocators).
+
+    glibc keeps freed blocks of up to 32 MiB for reuse. After a forward pass of a large model that can be gigabytes. The
+    call costs nothing if little is kept.
+    """
     libc = ctypes.CDLL(None)
     if kind != "cpu" or not hasattr(libc, "mallinfo2"):
         return
@@ -215,7 +221,7 @@ class _MallocState(ctypes.Structure):
 
 
 def group_options(kind: str, group: str) -> Any:
-    """What new_group takes for one of megatron-core's groups; None where there is nothing to say."""
+    """Returns the options of new_group for one of megatron-core's groups; None if there are none."""
     if kind != "npu" or group not in BUFFERS_MB:
         return None
     options = sys.modules["torch_npu"]._C._distributed_c10d.ProcessGroupHCCL.Options()
@@ -225,8 +231,10 @@ def group_options(kind: str, group: str) -> Any:
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """No garbage collection while thousands of modules are made: 6.0 s of imports become 4.3 s. What is then alive is
-    frozen, so that the collections that vLLM asks for at its start (five) do not walk it."""
+    """Disable garbage collection while many modules are imported, which reduces 6.0 s of imports to 4.3 s.
+
+    Afterwards all live objects are frozen, so that the five collections at vLLM's start do not traverse them.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
@@ -239,15 +247,13 @@ def quiet_imports() -> Iterator[None]:
 
 @contextmanager
 def _torch_kept() -> Iterator[None]:
-    """MindSpeed's adaptor patches for the whole process, vLLM included, what megatron-core asks of CUDA's libraries.
-    Undone here:
+    """Undo patches of MindSpeed's adaptor that change other libraries for the whole process, including vLLM:
 
-    * `dist.all_reduce` of doubles reduces a copy in float and drops it: every rank keeps its own values, and no error
-    is raised.
-    * `Tensor.view` of what is not contiguous is a copy: a write through it is lost.
-    * an empty `flash_attn` package, which vLLM 0.23 finds and then misses a module of (ApplyRotaryEmb).
+    * `dist.all_reduce` of float64 reduces a float32 copy and drops it: every rank silently keeps its own values.
+    * `Tensor.view` of a non-contiguous tensor returns a copy: a write through it is lost.
+    * An empty `flash_attn` package, which vLLM 0.23 finds and then fails to import a module from (ApplyRotaryEmb).
 
-    Left as it makes them: torch.compile and torch.jit.script do nothing, so that what asks for them runs eagerly.
+    Not undone: torch.compile and torch.jit.script do nothing, so that functions that use them run eagerly.
     """
     import torch
     import torch.distributed as dist
@@ -269,8 +275,7 @@ def _torch_kept() -> Iterator[None]:
 
 @contextmanager
 def _hidden_arguments() -> Iterator[None]:
-    """MindSpeed parses sys.argv at import and turns every unknown flag into an attribute of megatron's
-    configuration."""
+    """Hide sys.argv, which MindSpeed parses at import to set megatron configuration attributes from unknown flags."""
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
         yield

@@ -1,7 +1,7 @@
 """Moves samples between the grids of the roles: from the engines that generated them to the data-parallel ranks that
 need them.
 
-Lengths travel first, a few integers per sample to all ranks, so that every rank computes the same shards. Then each
+All ranks first receive the lengths, a few integers per sample, so that each rank computes the same shards. Then each
 sample goes directly from one rank that holds it to every rank that needs it, in one all-to-all. No rank gathers
 everything.
 """
@@ -26,34 +26,37 @@ class BatchLengths:
 
     @property
     def loss_tokens(self) -> float:
-        """Response tokens of all scored samples: the denominator of the loss."""
+        """Number of response tokens in all scored samples: the denominator of the loss."""
         return float((self.response_lengths_B * self.scored_B).sum())
 
 
 class Exchange:
+    """Moves samples between grids, on one rank. All methods that communicate are collective over the world."""
+
     def __init__(self, layout: Layout, rank: int, device: torch.device):
         self.layout, self.rank, self.device = layout, rank, device
 
     def gather_lengths(self, mine: Batch | None, samples: int) -> BatchLengths:
-        """mine: the samples of this rank's engine; None on a rank that does not generate. samples: B of all engines
-        together."""
+        """Share the lengths of all samples with all ranks. Collective over the world.
+
+        mine: the samples of this rank's engine; None on a rank that does not generate. samples: B, over all engines.
+        """
         share = samples // self.layout.engines
         row = torch.zeros(share, 3, dtype=torch.int32)
         if mine is not None:
             row = torch.stack([mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()], 1).int()
         rows = [torch.empty(share, 3, dtype=torch.int32, device=self.device) for _ in range(self.layout.size)]
         dist.all_gather(rows, row.to(self.device))
-        table = (
-            torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).long().cpu()
-        )  # in the order of the engines
+        # In the order of the engines.
+        table = torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).long().cpu()
         return BatchLengths(table[:, 0], table[:, 1], table[:, 2])
 
     def shards(self, lengths: BatchLengths, grid: Grid) -> list[list[int]]:
-        """Sample numbers for each data-parallel rank of a megatron grid, with tokens balanced."""
+        """Returns the sample numbers of each data-parallel rank of a megatron grid, with balanced numbers of tokens."""
         return balance((lengths.prompt_lengths_B + lengths.response_lengths_B).tolist(), grid.size("dp"))
 
     def to_grid(self, mine: Batch | None, lengths: BatchLengths, grid: Grid) -> Batch | None:
-        """This rank's shard over `grid`; None on a rank outside it."""
+        """Returns this rank's shard over `grid`, or None on a rank outside it. Collective over the world."""
         share = len(lengths.scored_B) // self.layout.engines
         engines = self.layout.rollout.groups("tp")
         holders = [engines[i // share] for i in range(len(lengths.scored_B))]
@@ -79,8 +82,8 @@ class Exchange:
         )
 
     def regrid(self, values_R: Tensor | None, lengths: BatchLengths, source: Grid, target: Grid) -> Tensor | None:
-        """Move values of response tokens, which the last stage of `source` has for its shards, to the shards of
-        `target`."""
+        """Move values of response tokens from the shards of `source`, where the last pipeline stage holds them, to the
+        shards of `target`. Collective over the world; returns None on ranks outside `target`."""
         source_shards, last = self.shards(lengths, source), source.size("pp") - 1
         holders: list[tuple[int, ...]] = [()] * len(lengths.scored_B)
         for dp, shard in enumerate(source_shards):
@@ -111,11 +114,11 @@ class Exchange:
         wanted: list[list[int]],
         dtype: torch.dtype = torch.int64,
     ) -> tuple[Tensor, Tensor]:
-        """One ragged all-to-all.
+        """Run one ragged all-to-all.
 
-        flat: this rank's rows, in the order of `have`. holders[i]: the ranks that have sample i; takers are served by
-        them in turn. wanted[r]: the samples that rank r takes. Returns (ids, flat) of what this rank takes, with ids
-        ascending.
+        flat: this rank's rows, in the order of `have`. holders[i]: the ranks that hold sample i; they take turns in
+        sending it. wanted[r]: the samples that rank r receives. Returns (ids, flat) of what this rank receives, with
+        ascending ids.
         """
 
         def sender(i: int, taker: int) -> int:
@@ -144,7 +147,7 @@ class Exchange:
 
 
 class _FloatRows:
-    """The layout in which the floats of samples travel: for each sample its advantage, its `scored`, then its rollout
+    """The format in which the floats of samples are sent: for each sample its advantage, `scored`, and rollout
     logprobs."""
 
     def __init__(self, response_lengths_B: Tensor):
@@ -154,7 +157,7 @@ class _FloatRows:
         self.is_logprob[self.starts_B] = self.is_logprob[self.starts_B + 1] = False
 
     def join(self, batch: Batch) -> Tensor:
-        """(B * 2 + R,)"""
+        """Returns (B * 2 + R,) values."""
         flat = torch.empty(len(self.is_logprob))
         flat[self.starts_B], flat[self.starts_B + 1], flat[self.is_logprob] = (
             batch.advantages_B,
@@ -164,5 +167,5 @@ class _FloatRows:
         return flat
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(advantages_B, scored_B, rollout_logprobs_R)"""
+        """Returns (advantages_B, scored_B, rollout_logprobs_R)."""
         return flat[self.starts_B], flat[self.starts_B + 1], flat[self.is_logprob]

@@ -1,4 +1,4 @@
-"""What this host has: memory, as far as its container may use it. No torch."""
+"""The memory of this host, as far as its container may use it. Needs no torch."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,16 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def total_memory() -> int:
-    """Bytes of the host, or of the container where that has less."""
+    """Returns the bytes of the host, or of the container if it has less."""
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(host, _cgroup_bytes("memory.max", host))
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping: the kernel's estimate, or what the container's limit leaves where that
-    is less."""
+    """Returns the bytes that can be allocated without swapping.
+
+    This is the kernel's estimate, or what remains of the container's limit if that is less.
+    """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return total_memory()
@@ -25,7 +27,7 @@ def available_memory() -> int:
 
 
 def _cgroup_bytes(name: str, otherwise: int) -> int:
-    """A figure of the control group (version 2); `otherwise` where there is none, or "max"."""
+    """Returns a value of the control group (version 2), or `otherwise` if it does not exist or is "max"."""
     try:
         return int((CGROUP / name).read_text(encoding="ascii"))
     except (OSError, ValueError):

@@ -1,8 +1,7 @@
-"""Where everything runs, as data: each role is a grid over world ranks. No torch: plan, tests and run carve the same
-object.
+"""The layout of the roles as data: each role is a grid over world ranks. Planning, tests and runs share it. No torch.
 
-Orders are megatron-core's ("tp-cp-ep-dp-pp", innermost first) and vLLM's (tensor, data, replica). Ranks of one tensor
-group are neighbours, then come data (or expert) ranks, then pipeline stages.
+The axis orders are megatron-core's ("tp-cp-ep-dp-pp", innermost first) and vLLM's (tensor, data, replica). Ranks of a
+tensor group are adjacent; then come data (or expert) ranks, then pipeline stages.
 """
 
 import math
@@ -18,7 +17,7 @@ Role = Literal["train", "reference", "rollout"]
 
 @dataclass(frozen=True)
 class Grid:
-    """`ranks` laid out along named `axes`, the first axis varying fastest."""
+    """The given `ranks`, arranged along named `axes` of which the first varies fastest."""
 
     ranks: tuple[int, ...]
     axes: tuple[tuple[str, int], ...]
@@ -31,10 +30,11 @@ class Grid:
         return rank in self._index
 
     def size(self, axis: str) -> int:
+        """Returns the size of an axis."""
         return dict(self.axes)[axis]
 
     def coordinate(self, rank: int, axis: str) -> int:
-        """Position of a world rank along one axis."""
+        """Returns the position of a world rank along one axis."""
         i = self._index[rank]
         for name, size in self.axes:
             if name == axis:
@@ -43,7 +43,7 @@ class Grid:
         raise KeyError(axis)
 
     def groups(self, *axes: str) -> list[tuple[int, ...]]:
-        """Ranks that differ only along `axes`, each group in grid order; the groups in order of their first rank."""
+        """Returns groups of ranks that differ only along `axes`, each in grid order, sorted by their first rank."""
         groups: dict[int, list[int]] = {}
         for i, rank in enumerate(self.ranks):
             key, stride, rest = 0, 1, i
@@ -55,10 +55,11 @@ class Grid:
         return [tuple(g) for g in groups.values()]
 
     def group(self, rank: int, *axes: str) -> tuple[int, ...]:
+        """Returns the group of `groups(*axes)` that contains a rank."""
         return next(g for g in self.groups(*axes) if rank in g)
 
     def at(self, **coordinates: int) -> int:
-        """The world rank at the given coordinates; an axis not named is at 0."""
+        """Returns the world rank at the given coordinates; an axis that is not named is at 0."""
         index, stride = 0, 1
         for name, size in self.axes:
             index += coordinates.get(name, 0) * stride
@@ -68,34 +69,37 @@ class Grid:
 
 @dataclass(frozen=True)
 class MegatronGrids:
-    """One role's two views of the same ranks: dense layers (tp, dp, pp) and experts (etp, ep, edp, pp)."""
+    """Two views of the ranks of one role: for dense layers (tp, dp, pp) and for experts (etp, ep, edp, pp)."""
 
     dense: Grid
     experts: Grid
     pipeline_layers: tuple[int, ...]
-    """Layers per stage; empty: equal."""
+    """Layers per stage; empty: equal stages."""
 
 
 @dataclass(frozen=True)
 class Layout:
+    """The grids of all roles in a world of `size` ranks."""
+
     size: int
     train: MegatronGrids
     reference: MegatronGrids | None
-    """None: no grid of its own; the reference takes train's place in turn."""
+    """None: the reference has no grid of its own and temporarily replaces the policy on train's."""
     rollout: Grid
-    """Axes tp, dp, replica. Every (dp, replica) is an engine with requests of its own."""
+    """Axes tp, dp, replica. Each (dp, replica) is an engine with its own requests."""
 
     @property
     def engines(self) -> int:
+        """Number of engines."""
         return self.rollout.size("dp") * self.rollout.size("replica")
 
     def engine_of(self, rank: int) -> int:
-        """Number of the engine that a rollout rank serves: 0 .. engines - 1."""
+        """Returns the number of the engine to which a rollout rank belongs: 0 .. engines - 1."""
         return self.rollout.coordinate(rank, "replica") * self.rollout.size("dp") + self.rollout.coordinate(rank, "dp")
 
 
 def carve(cfg: config.Layout, size: int) -> Layout:
-    """The layout of a world of `size` ranks. Raises UserError where degrees and ranks do not fit together."""
+    """Returns the layout of a world of `size` ranks. Raises UserError if degrees and ranks do not fit together."""
     train = _megatron("layout.train", cfg.train, size)
     reference = _megatron("layout.reference", cfg.reference, size) if cfg.reference else None
     rollout = _vllm("layout.rollout", cfg.rollout, size)
@@ -103,7 +107,7 @@ def carve(cfg: config.Layout, size: int) -> Layout:
         if cfg.reference != cfg.train:
             raise UserError(
                 "layout.reference covers the ranks of layout.train with other degrees; a colocated reference "
-                "keeps train's grid: leave the section out, or give it ranks of its own"
+                "uses train's grid: remove the section, or give it ranks of its own"
             )
         reference = None
     roles = {"train": set(train.dense.ranks), "rollout": set(rollout.ranks)}
@@ -141,8 +145,8 @@ def _megatron(section: str, cfg: config.MegatronGrid, size: int) -> MegatronGrid
             f"{section}: tp {tp} x pp {pp} = {tp * pp} does not divide its {len(ranks)} ranks (ranks = {cfg.ranks!r}); "
             "change a degree or the ranks"
         )
-    # Experts on one rank (ep 1) must be cut by the tensor degree, or megatron-core 0.16.1 never sums their gradients
-    # over the tensor ranks; spread experts are whole.
+    # If each rank holds all experts (ep 1), tensor parallelism must split them: otherwise megatron-core 0.16.1 never
+    # sums their gradients over the tensor ranks. With ep > 1 each expert is whole.
     etp = tp if ep == 1 else 1
     if len(ranks) % (etp * ep * pp):
         raise UserError(
@@ -151,7 +155,8 @@ def _megatron(section: str, cfg: config.MegatronGrid, size: int) -> MegatronGrid
         )
     if cfg.pipeline_layers and len(cfg.pipeline_layers) != pp:
         raise UserError(
-            f"{section}.pipeline_layers has {len(cfg.pipeline_layers)} entries for {pp} stages; give one number a stage"
+            f"{section}.pipeline_layers has {len(cfg.pipeline_layers)} entries for {pp} stages; give one number per "
+            "stage"
         )
     dense = (("tp", tp), ("dp", len(ranks) // (tp * pp)), ("pp", pp))
     experts = (("etp", etp), ("ep", ep), ("edp", len(ranks) // (etp * ep * pp)), ("pp", pp))
@@ -169,7 +174,7 @@ def _vllm(section: str, cfg: config.VllmGrid, size: int) -> Grid:
         )
     if dp > 1 and not cfg.enable_expert_parallel:
         raise UserError(
-            f"{section}.data_parallel_size = {dp} without enable_expert_parallel ties engines together for nothing; "
+            f"{section}.data_parallel_size = {dp} without enable_expert_parallel couples engines without a benefit; "
             "set it to 1 (replicas) or enable expert parallelism"
         )
     return Grid(ranks, (("tp", tp), ("dp", dp), ("replica", len(ranks) // (tp * dp))))
@@ -178,11 +183,11 @@ def _vllm(section: str, cfg: config.VllmGrid, size: int) -> Grid:
 def _check_positive(section: str, **degrees: int) -> None:
     for name, degree in degrees.items():
         if degree < 1:
-            raise UserError(f"{section}.{name} = {degree}; a degree is at least 1")
+            raise UserError(f"{section}.{name} = {degree}; it must be at least 1")
 
 
 def parse_ranks(field: str, text: str, size: int) -> tuple[int, ...]:
-    """ "all" or "0-5,8" as ascending world ranks. Raises UserError naming `field`."""
+    """Returns "all" or "0-5,8" as ascending world ranks. Raises UserError with the name of the field."""
     if text == "all":
         return tuple(range(size))
     ranks: set[int] = set()
@@ -190,7 +195,7 @@ def parse_ranks(field: str, text: str, size: int) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(
-                f'{field} = {text!r}: {part!r} is not a rank or a range; write "all" or for instance "0-5,8"'
+                f'{field} = {text!r}: {part!r} is not a rank or a range; write "all" or, for example, "0-5,8"'
             )
         ranks.update(range(int(first), int(last or first) + 1))
     if not ranks or max(ranks) >= size:
@@ -202,7 +207,7 @@ def parse_ranks(field: str, text: str, size: int) -> tuple[int, ...]:
 
 
 def _spell(ranks: set[int]) -> str:
-    """Ranks as ranges: {0,1,2,5} -> 0-2,5."""
+    """Returns ranks as ranges: {0,1,2,5} -> 0-2,5."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
         if runs and rank == runs[-1][-1] + 1:
@@ -213,7 +218,7 @@ def _spell(ranks: set[int]) -> str:
 
 
 def check_world(cfg: config.Layout, size: int) -> None:
-    """Raises UserError where others than the ranks that the file is made for were started."""
+    """Raises UserError if another number of ranks was started than the config is for."""
     if cfg.world not in (0, size):
         raise UserError(
             f"layout.world = {cfg.world}, but {size} ranks were started; "
@@ -222,8 +227,10 @@ def check_world(cfg: config.Layout, size: int) -> None:
 
 
 def check_batch(cfg: config.Config, layout: Layout) -> None:
-    """The batch algebra: prompts over engines, a response in a micro-batch, tokens in a scheduler step. Raises
-    UserError."""
+    """Check that prompts divide over engines, a response fits a micro-batch, and tokens fit a scheduler step.
+
+    Raises UserError.
+    """
     prompts, engines = cfg.grpo.prompts_per_iteration, layout.engines
     if prompts < 1 or prompts % engines:
         raise UserError(
@@ -231,7 +238,9 @@ def check_batch(cfg: config.Config, layout: Layout) -> None:
             f"use {max(1, math.ceil(prompts / engines)) * engines}, or change layout.rollout"
         )
     if cfg.grpo.group_size < 2:
-        raise UserError(f"grpo.group_size = {cfg.grpo.group_size}; a group needs at least 2 responses to have a spread")
+        raise UserError(
+            f"grpo.group_size = {cfg.grpo.group_size}; it must be at least 2, because rewards are compared in a group"
+        )
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
     if cfg.train.micro_batch_tokens < longest:
         raise UserError(

@@ -1,9 +1,8 @@
-"""Make torch.distributed look like a world of only some ranks, while a library that spans the whole world builds its
-groups.
+"""Makes torch.distributed look like a world of a subset of the ranks while a library builds its process groups.
 
 megatron-core's `initialize_model_parallel` and vLLM's `init_distributed_environment` both lay their grid over
-`get_world_size()`. Inside `subworld(within)` they find just those ranks; afterwards nothing is patched, and the groups
-that were made are ordinary ones. Only members enter: groups are made with local synchronisation (gloo and nccl).
+`get_world_size()` ranks. Inside `subworld(within)` they see only the given ranks. Afterwards nothing is patched, and
+the new groups are ordinary ones. Only members enter: groups are created with local synchronisation (gloo and nccl).
 """
 
 import functools
@@ -19,18 +18,18 @@ import torch.distributed as dist
 from r1zero.patches import patched
 
 PATCHED = ("get_world_size", "get_rank", "new_group", "all_gather_object", "barrier")
-"""Functions of torch.distributed that mean the whole world where no group is given."""
+"""Functions of torch.distributed that refer to the whole world if no group is given."""
 
 _made: dict[tuple[int, ...], int] = {}
-"""How many groups of exactly these ranks this process has made, over all subworlds: members count alike."""
+"""How many groups of exactly these ranks this process has created, over all subworlds. All members count alike."""
 
 
 @contextmanager
 def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
-    """`within`: world ranks, this one among them. The whole world: nothing is changed.
+    """within: world ranks, including this one. If it is the whole world, nothing is changed.
 
-    renumber: get_rank() and the lists given to new_group() count from 0 (megatron-core); else they are world
-    ranks (vLLM, whose GroupCoordinator keeps the world ranks it is given).
+    renumber: whether get_rank() and the lists passed to new_group() count from 0 (megatron-core) or are world ranks
+    (vLLM, whose GroupCoordinator keeps the world ranks that it is given).
     """
     if len(within) == dist.get_world_size():
         yield
@@ -47,7 +46,8 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         return real["new_group"](*bound.args, **bound.kwargs)
 
     def name_of(group_ranks: Any, use_hashed_name: bool) -> str:
-        # torch counts all groups of this process, and members with different histories would not meet.
+        # torch names a group by the number of groups in this process, so members with different histories would never
+        # find each other.
         key = tuple(group_ranks)
         _made[key] = _made.get(key, 0) + 1
         return hashlib.sha1(f"{key} {_made[key]}".encode()).hexdigest()
@@ -69,8 +69,7 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
         "all_gather_object": over_members("all_gather_object"),
         "barrier": over_members("barrier"),
     }
-    # Libraries pass the same argument by position in one place and by name in another: the signature tells which is
-    # which.
+    # Libraries pass the same argument sometimes by position and sometimes by name; the signature resolves that.
     patches = {f"torch {name}": _maker(replacements[name]) for name in PATCHED if renumber or name != "get_rank"}
     outside = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     with patched({"torch group names": lambda _: name_of}):
@@ -85,7 +84,7 @@ def subworld(within: tuple[int, ...], *, renumber: bool) -> Iterator[None]:
 
 
 def _maker(replacement: Callable[[inspect.BoundArguments], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes, from a function, one with the same signature that hands its bound arguments to `replacement`."""
+    """Returns a maker of functions with the original's signature that pass the bound arguments to `replacement`."""
 
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)

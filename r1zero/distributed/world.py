@@ -1,4 +1,4 @@
-"""Any launcher's variables to rank and size, read once and restated under torchrun's names; then the process group."""
+"""Finds rank and world size for any launcher, restates them under torchrun's names, and joins the process group."""
 
 import os
 import re
@@ -20,6 +20,8 @@ from r1zero.distributed.device import Device
 
 @dataclass(frozen=True)
 class Launch:
+    """What the launcher told this process."""
+
     rank: int
     size: int
     local_rank: int
@@ -27,8 +29,8 @@ class Launch:
     launcher: str
 
 
-# launcher: the variables of rank, size, local rank, local size. The first row whose rank and size are set is taken:
-# torchrun before MPI before Slurm, as each can run inside the next.
+# launcher: its variables for rank, size, local rank, local size. The first whose rank and size are set is used:
+# torchrun before MPI before Slurm, because each can run inside the next.
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "openmpi": (
@@ -43,20 +45,23 @@ LAUNCHERS = {
 MPI_LAUNCHERS = ("openmpi", "mpich")
 _NUMBER = re.compile(r"(\d+)")
 _TASKS = re.compile(r"(\d+)(\(x\d+\))?(,.*)?")
-"""Slurm writes "2(x3)" for three nodes of two tasks; the first number serves, as nodes are filled alike."""
+"""Slurm writes "2(x3)" for three nodes of two tasks. The first number is used, because nodes are filled alike."""
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Needs neither torch nor MPI. Raises UserError where variables are not numbers or contradict each other."""
+    """Read the launcher's variables. Raises UserError if they are not numbers or contradict each other.
+
+    Needs neither torch nor MPI.
+    """
     found = {
         launcher: _read(launcher, environment)
         for launcher, (rank, size, *_) in LAUNCHERS.items()
         if rank in environment and size in environment
     }
     if {"mpich", "srun"} <= set(found) and _same(found["mpich"], found["srun"]):
-        del found["mpich"]  # Slurm's own PMI, and not MPICH's launcher
+        del found["mpich"]  # the variables come from Slurm's own PMI, not from MPICH's launcher
     # torchrun's agent sets TORCHELASTIC_RUN_ID and may run inside any launcher. Without it, RANK and WORLD_SIZE may
-    # come from a container platform, which counts containers and not processes.
+    # come from a container platform, which counts containers instead of processes.
     bare = "TORCHELASTIC_RUN_ID" not in environment
     for inner, outer in combinations(found.values(), 2):
         by_hand = inner.launcher == "torchrun" and bare and outer != Launch(0, 1, 0, 1, "srun")
@@ -69,7 +74,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
 
 
 def stand_in(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Until `read_launch` has found the launch: of rank 0 on the one process that says what all of them find."""
+    """Returns a substitute until `read_launch` succeeds, with rank 0 on the one process that prints common errors."""
     ranks = (environment.get(LAUNCHERS[launcher][0]) for launcher in (*MPI_LAUNCHERS, "srun", "torchrun"))
     rank = next(filter(None, ranks), "0")
     return Launch(0 if rank == "0" else 1, 1, 0, 1, "none")
@@ -103,9 +108,9 @@ def _read(launcher: str, environment: Mapping[str, str]) -> Launch:
 
 
 def join(launch: Launch, device: Device, timeout_s: int) -> None:
-    """Meet the other ranks: rendezvous, torchrun's names in the environment, the default process group.
+    """Join the other ranks: sets torchrun's names in the environment and creates the default process group.
 
-    Raises UserError where the launcher's variables do not say how, or nobody is met.
+    Raises UserError if the launcher's variables do not say where to meet, or if not all ranks arrive.
     """
     _check_interfaces(device, launch.local_rank)
     address, port = _rendezvous(launch)
@@ -118,17 +123,16 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
         MASTER_PORT=str(port),
     )
     if address == "127.0.0.1":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's host name need not resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name of a laptop may not resolve
     if launch.launcher == "openmpi" and not _shows_colours(os.getppid()):
-        # Open MPI gives each rank a terminal, whatever its own output is. This is rich's switch against colours.
+        # Open MPI gives each rank a terminal, even if its own output is not one. This disables rich's colours.
         os.environ.setdefault("TTY_COMPATIBLE", "0")
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous as meet
 
     timeout = timedelta(seconds=timeout_s)
     try:
-        # torchrun's store outlives a restart, with what the failed attempt has written: this attempt's keys are its
-        # own.
+        # torchrun's store survives a restart, with the failed attempt's keys. A prefix separates this attempt's keys.
         store, _, _ = next(meet("env://", launch.rank, launch.size, timeout=timeout))
         dist.init_process_group(
             device.backend,
@@ -140,19 +144,19 @@ def join(launch: Launch, device: Device, timeout_s: int) -> None:
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {launch.rank} on {socket.gethostname()}: the ranks meet at {address}:{port} (MASTER_ADDR, "
-            f"MASTER_PORT), and {'it cannot listen' if launch.rank == 0 else 'nobody of this job answers'} there "
-            f"({reason(error)}); if another program has the port, set MASTER_PORT to a free one"
+            f"MASTER_PORT), but {'it cannot listen' if launch.rank == 0 else 'nobody of this job answers'} there "
+            f"({reason(error)}); if another program uses the port, set MASTER_PORT to a free one"
         ) from None
     except dist.DistStoreError as error:
         raise UserError(
             f"rank {launch.rank} on {socket.gethostname()}: not all {launch.size} ranks came to {address}:{port} "
-            f"(MASTER_ADDR, MASTER_PORT) within run.timeout_s = {timeout_s} ({reason(error)}); look at what became of "
+            f"(MASTER_ADDR, MASTER_PORT) within run.timeout_s = {timeout_s} ({reason(error)}); check what happened to "
             "the others"
         ) from None
 
 
 def _check_interfaces(device: Device, local_rank: int) -> None:
-    """Raises UserError if this host lacks a network interface that the user names, which the libraries do not say."""
+    """Raises UserError if a variable names a network interface that this host lacks. The libraries do not report it."""
     there = [name for _, name in socket.if_nameindex()]
     for variable, library in (
         ("GLOO_SOCKET_IFNAME", ""),
@@ -160,9 +164,9 @@ def _check_interfaces(device: Device, local_rank: int) -> None:
         ("HCCL_SOCKET_IFNAME", "hccl"),
     ):
         value = os.environ.get(variable, "")
-        if library not in device.backend or value.startswith("^"):  # all but those
+        if library not in device.backend or value.startswith("^"):  # "^" excludes interfaces
             continue
-        # gloo wants whole names, and every one of them; the others take what a name begins with, or after = is.
+        # gloo needs full names, all of which must exist. The others match the beginning of a name unless "=" is given.
         fits = str.__eq__ if not library or value.startswith("=") else str.startswith
         missing = [
             name for name in value.removeprefix("=").split(",") if name and not any(fits(one, name) for one in there)
@@ -176,7 +180,7 @@ def _check_interfaces(device: Device, local_rank: int) -> None:
 
 
 def _shows_colours(launcher: int) -> bool:
-    """Whether a launcher's standard output is a terminal, or colours are asked for."""
+    """Whether the launcher's standard output is a terminal, or colours are requested."""
     if "FORCE_COLOR" in os.environ:
         return True
     with suppress(OSError):
@@ -204,7 +208,7 @@ def _named_address(launch: Launch) -> tuple[str, int]:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "29500")
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise found_alike(
-            f"{launch.launcher}: MASTER_ADDR={address!r} MASTER_PORT={port!r} is no place to meet; set them to the "
+            f"{launch.launcher}: MASTER_ADDR={address!r} MASTER_PORT={port!r} is not a valid address; set them to the "
             "first node and a free port of it, from 1 to 65535, on all ranks",
             speaker=launch.rank == 0,
         )
@@ -213,7 +217,7 @@ def _named_address(launch: Launch) -> tuple[str, int]:
 
 def _first_node(launch: Launch) -> str:
     nodes = os.environ.get("SLURM_STEP_NODELIST", "")
-    if re.fullmatch(r"[\w.-]+", nodes):  # one
+    if re.fullmatch(r"[\w.-]+", nodes):  # a single node
         return nodes
     try:
         command = ["scontrol", "show", "hostnames", nodes]
@@ -233,7 +237,7 @@ def _address_by_mpi(launch: Launch) -> tuple[str, int]:
     if (world.rank, world.size) != (launch.rank, launch.size):
         library = MPI.Get_library_version().partition(",")[0].strip()
         raise found_alike(
-            f"{_spelt(launch)}: the launcher has started {launch.size} ranks, and mpi4py's MPI ({library}) knows of "
+            f"{_spelt(launch)}: the launcher has started {launch.size} ranks, but mpi4py's MPI ({library}) sees "
             f"{world.size}; start with the mpirun of that MPI, with srun --mpi=none, or with torchrun",
             speaker=launch.rank == 0,
         )
@@ -243,12 +247,12 @@ def _address_by_mpi(launch: Launch) -> tuple[str, int]:
 
 
 def rendezvous() -> tuple[str, int, str]:
-    """Address and port of the store where the ranks met, and which attempt of the launcher this is."""
+    """Returns address and port of the store where the ranks met, and the number of the launcher's attempt."""
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def address_towards(host: str, port: int) -> str:
-    """This machine's address on the interface that leads to `host`. Nothing is sent."""
+    """Returns this machine's address on the interface that leads to `host`, without sending anything."""
     family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as s:
         s.connect(target)
@@ -262,7 +266,7 @@ def _free_port() -> int:
 
 
 def leave(launch: Launch) -> None:
-    """End together after success."""
+    """Leave the process group after success. Collective over the world."""
     import torch.distributed as dist
 
     dist.barrier()
@@ -270,10 +274,10 @@ def leave(launch: Launch) -> None:
 
 
 def abort_on_exception(launch: Launch) -> None:
-    """From here on an exception that nothing catches ends all ranks, as the others would wait for this one forever."""
+    """Make an uncaught exception end all ranks, because the others would otherwise wait for this one forever."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # The true stderr: torch.distributed calls this with another in its place, to be copied out after we are gone.
+        # Write to the real stderr: torch.distributed replaces sys.stderr here and copies its content too late.
         sys.__stderr__.write(
             f"rank {launch.rank} on {socket.gethostname()}:\n{''.join(traceback.format_exception(kind, error, trace))}"
         )
@@ -283,11 +287,11 @@ def abort_on_exception(launch: Launch) -> None:
 
 
 def abort(launch: Launch, code: int) -> None:
-    """End the whole job at once from one rank's failure. torchrun ends its other ranks when this one has left."""
-    with suppress(OSError):  # the launcher may be gone, and its pipes with it
+    """End the whole job at once after a failure of this rank. torchrun ends its other ranks once it has exited."""
+    with suppress(OSError):  # the launcher and its pipes may be gone
         sys.stdout.flush()
         sys.__stderr__.flush()
-    time.sleep(0.5)  # mpirun forwards what was written above only while it still runs
+    time.sleep(0.5)  # mpirun forwards the output above only while this process runs
     if launch.launcher in MPI_LAUNCHERS:
         from mpi4py import MPI
 

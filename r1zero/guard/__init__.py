@@ -1,1 +1,1 @@
-"""What stops or warns of a run that goes wrong: engines that disagree, numbers that are none, figures that turn."""
+"""Checks that stop a run: engines that disagree with the trainer, and updates that are not finite."""

@@ -1,4 +1,4 @@
-"""Where engine and trainer part: the first layer whose output differs, then the weights in it that do."""
+"""Locates a disagreement of engine and trainer: the first layer whose output differs, and the weights that differ."""
 
 from collections.abc import Iterable
 
@@ -16,23 +16,24 @@ from r1zero.weight_sync import transfer
 from r1zero.weight_sync.routes import Span, axis, need_of
 
 DIFFERS = {"float32": 1e-4, "bfloat16": 0.05}
-"""Relative 2-norm of a hidden state's difference that rounding does not explain."""
+"""Relative 2-norm of the difference of a hidden state that rounding does not explain."""
 EXACT = 2.0**-22
-"""Of a tensor's largest element: weights are copied, not computed, and only an fp32 product with one may round."""
+"""Relative to a tensor's largest element. Weights are copied, not computed; only reading them by an fp32 product with
+the unit matrix may round."""
 NAMED = 6
-"""Tensors in the sentence."""
+"""Largest number of tensors named in the message."""
 
 
 class FaultLocalizer:
-    """Every rank of the world calls `share_tokens` and `explain`, in this order, with equal arguments."""
+    """Every rank of the world calls `share_tokens` and then `explain`, with equal arguments."""
 
     def __init__(self, cfg: Config, layout: Layout, rank: int, roles: Roles, compiled: transfer.Compiled):
-        """compiled: the reshard by which the engines got their weights."""
+        """compiled: the weight sync that gave the engines their weights."""
         self.cfg, self.layout, self.rank, self.roles, self.compiled = cfg, layout, rank, roles, compiled
         self.shape, self.device = roles.shape, compiled.device
 
     def share_tokens(self, mine: Batch | None, sample: int, owner: int) -> list[int]:
-        """The text of one sample, from a rank that has it to all."""
+        """Broadcast the tokens of one sample from `owner`, a rank that has it, to all ranks."""
         count = torch.zeros(1, dtype=torch.long, device=self.device)
         tokens = None
         if self.rank == owner:
@@ -45,7 +46,7 @@ class FaultLocalizer:
         return tokens.tolist()
 
     def explain(self, tokens: list[int], engines: list[int]) -> str:
-        """Half a sentence: the layer, the tensors, and what to do."""
+        """Returns the second half of an error message: the layer, the tensors, and what to do. Collective."""
         blamed = self.rank in self.layout.rollout and self.layout.engine_of(self.rank) in engines
         layer, distances = self._first_layer(tokens, blamed)
         where = _spoken(layer, distances, self.shape.layers)
@@ -56,8 +57,8 @@ class FaultLocalizer:
         )
         if not different:
             return (
-                f"{where}; all weights are equal, so that the two compute differently from equal weights: compare "
-                f"their versions and "
+                f"{where}; all weights are equal, so engine and trainer compute differently from the same weights: "
+                f"compare their versions and "
                 "the model's config.json (rotary positions, norms, routing)"
             )
         names = ", ".join(
@@ -67,12 +68,14 @@ class FaultLocalizer:
         more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
         return (
             f"{where}; tensors of the engine that differ from the trainer's: {names}{more}; "
-            "what loads or syncs them is at fault"
+            "check how they are loaded and synced"
         )
 
     def _first_layer(self, tokens: list[int], blamed: bool) -> tuple[int | None, list[float]]:
-        """(first layer that differs or None, relative distance of each output, the embedding's first), by the worst
-        blamed rank."""
+        """Returns the first layer that differs (-1 for the embedding, or None), and all relative distances.
+
+        The distances are those of the worst blamed rank, beginning with the embedding's.
+        """
         theirs = self.roles.engine.hidden(tokens) if self.roles.engine else {}
         ours = self._trainers(tokens)
         grid = self.layout.train.dense
@@ -111,8 +114,10 @@ class FaultLocalizer:
 
     @torch.no_grad()
     def _differing(self, suspects: list[Weight], blamed: bool) -> dict[str, tuple[float, list[int]]]:
-        """HF name -> (largest difference, ranks), of the suspects in the order of a forward pass; equal on all
-        ranks."""
+        """Returns HF name -> (largest difference, ranks) of the suspects that differ, in the order of a forward pass.
+
+        The result is the same on all ranks.
+        """
         wanted = {w.name for w in suspects}
         local = mapping.local_tensors(self.roles.chunks, self.shape, self.layout.train) if self.roles.chunks else {}
         mine: dict[str, float] = {}
@@ -134,12 +139,12 @@ class FaultLocalizer:
         return {name: (max(every[r][name] for r in holders), holders) for name, holders in ranks.items() if holders}
 
     def _held(self, weight: Weight) -> list[Tensor]:
-        """This rank's engine's own copies of a weight."""
+        """Returns the copies of a weight that this rank's engine holds."""
         beside = [weight] if weight.layer is None else [w for w in weights(self.shape) if w.layer == weight.layer]
         return self.roles.engine.held(weight.name, self._rows(beside))
 
     def _rows(self, every: Iterable[Weight]) -> dict[str, int]:
-        """HF name -> rows that this rank's engine has of it."""
+        """Returns HF name -> number of rows that this rank's engine holds."""
         spans = {w.name: (w, span) for w in every if (span := self._span(w))}
         return {name: span.end - span.first if axis(w) == 0 else w.shape[0] for name, (w, span) in spans.items()}
 
@@ -148,8 +153,10 @@ class FaultLocalizer:
 
 
 def _gap(held: Tensor, sent: Tensor, along: int, first: int) -> float:
-    """Largest difference of the engine's tensor from a piece of the trainer's that begins at `first` of its axis; 0
-    where there is none."""
+    """Returns the largest difference between the engine's tensor and a piece of the trainer's, or 0.
+
+    first: where the piece begins on the axis `along` of the engine's tensor.
+    """
     length = sent.shape[along]
     if held.dim() != sent.dim() or held.shape[along] < first + length:
         return torch.inf

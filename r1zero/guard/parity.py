@@ -1,8 +1,8 @@
-"""The parity gate: after a sync the same tokens are scored by every engine and by the trainer, and must get the same
-logprobs.
+"""The parity gate: after a weight sync, every engine and the trainer must compute the same logprobs for the same
+tokens.
 
-Each engine samples a few tokens to its own copy of some fixed prompts, and scores the same texts once more as prompts:
-what it decodes with, what it prefills with and what the trainer computes are three answers to one question.
+Each engine samples a few tokens for some fixed prompts, and then scores the same texts as prompts. Three results are
+compared: the engine's logprobs while decoding, its logprobs while prefilling, and the trainer's logprobs.
 """
 
 from dataclasses import dataclass
@@ -21,28 +21,30 @@ from r1zero.roles import Roles
 from r1zero.weight_sync.transfer import Compiled
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}
-"""Of the mean absolute difference of a token's logprob. Measured in fp32: 2e-7. For bf16: exp(0.05) is the token-wise
-error of probabilities above which NeMo-RL's documentation calls a run broken."""
+"""Limit for the mean absolute difference of the logprobs. In fp32 it was measured at 2e-7. For bf16: exp(0.05) is the
+error of a token's probability above which NeMo-RL's documentation considers a run broken."""
 
 DECODED, PREFILLED, LARGEST = range(3)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences of logprobs, one row an engine: mean of decoded from prefilled, mean and largest of prefilled from
-    trained."""
+    """Absolute differences of logprobs, one row per engine.
+
+    Columns: mean of decoded - prefilled, mean of prefilled - trainer, largest of prefilled - trainer.
+    """
 
     gaps_E3: Tensor
     worst_sample: int
-    """Where the trainer differs most."""
+    """Number of the sample for which the trainer differs most."""
 
     def disagreeing(self, tolerance: float) -> list[int]:
-        """Engines beyond the tolerance."""
+        """Returns the engines beyond the tolerance."""
         return [e for e, row in enumerate(self.gaps_E3.tolist()) if max(row[DECODED], row[PREFILLED]) > tolerance]
 
 
 class ParityGate:
-    """Called by every rank of the world after each sync, while engine and trainer are both on their devices."""
+    """Called by every rank of the world after each sync, while engine and trainer are both on the device."""
 
     def __init__(self, cfg: Config, roles: Roles, exchange: Exchange, compiled: Compiled, prompts: PromptSet):
         self.cfg, self.layout, self.rank = cfg, roles.layout, roles.rank
@@ -51,8 +53,10 @@ class ParityGate:
         self.tolerance = cfg.parity.tolerance or TOLERANCE[cfg.run.dtype]
 
     def after_sync(self, iteration: int) -> dict[str, float]:
-        """Figures where a check is due: after the sync of a start (iteration 0), and of every so many iterations.
-        Raises CollectiveError, on all ranks."""
+        """Check if a check is due: at a start (iteration 0) and once per parity.every_syncs iterations.
+
+        Returns the metrics, or {} if none is due. Raises CollectiveError on all ranks if an engine disagrees.
+        """
         every = self.cfg.parity.every_syncs
         if not self.prompts or (iteration and (not every or iteration % every)):
             return {}
@@ -68,8 +72,8 @@ class ParityGate:
         return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
 
     def _ask(self) -> tuple[Batch, Tensor] | None:
-        """This rank's engine's texts with their logprobs as prompts, and of each text how far decoding was from that,
-        on average."""
+        """Returns the texts of this rank's engine with their logprobs as prompts, and for each text the mean distance
+        of its logprobs while decoding from those."""
         if self.roles.engine is None:
             return None
         responses = self.roles.engine.probe(
@@ -91,7 +95,7 @@ class ParityGate:
         values = self.roles.policy.logprobs(batch) if self.roles.policy else None
         if values is not None and len(values):
             _fill(table_B3, batch, (values - batch.rollout_logprobs_R).abs())
-        # What is not a number must not pass for agreement: maxima skip it.
+        # A NaN counts as an infinite difference, because a maximum would ignore it.
         table_B3 = table_B3.nan_to_num(nan=torch.inf).to(self.exchange.device)
         dist.all_reduce(table_B3, dist.ReduceOp.MAX)
         return _comparison(table_B3.cpu(), lengths, self.layout.engines)
@@ -101,7 +105,7 @@ class ParityGate:
         where = ", ".join(f"{e} (ranks {', '.join(map(str, ranks_of(self.layout, e)))})" for e in engines)
         found = (
             f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
-            f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), and "
+            f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), but "
             f"parity.tolerance is {self.tolerance:.2g}"
         )
         suspects = localizer.FaultLocalizer(self.cfg, self.layout, self.rank, self.roles, self.compiled)
@@ -111,11 +115,12 @@ class ParityGate:
 
 
 def ranks_of(layout: Layout, engine: int) -> list[int]:
+    """Returns the world ranks of an engine."""
     return [r for r in layout.rollout.ranks if layout.engine_of(r) == engine]
 
 
 def texts_batch(texts: list[list[int]], scores: list[list[float]], first_id: int) -> Batch:
-    """Whole texts as samples: all but the first token count as response. scores: logprobs of those."""
+    """Returns whole texts as samples of which all but the first token are the response. scores: their logprobs."""
     lengths = torch.tensor([len(t) for t in texts])
     return Batch(
         ids_B=torch.arange(first_id, first_id + len(texts)),
@@ -140,7 +145,7 @@ def _fill(table_B3: Tensor, batch: Batch, gaps_R: Tensor) -> None:
 
 
 def _comparison(table_B3: Tensor, lengths: BatchLengths, engines: int) -> Comparison:
-    """An engine's mean over its tokens, its largest over all."""
+    """Returns for each engine the mean over its tokens, and the largest value."""
     lengths_E = lengths.response_lengths_B.view(engines, -1, 1)
     table = table_B3.view(engines, -1, 3)
     means = (table[..., :LARGEST] * lengths_E).sum(1) / lengths_E.sum(1)

@@ -1,5 +1,4 @@
-"""Updates that were skipped because loss or gradient were not finite: what they would have learned from, and when it is
-enough."""
+"""Updates that are skipped because loss or gradient is not finite: keeps their batches and limits their number."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,10 @@ from r1zero.policy import Policy
 
 
 def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, ref_logprobs_R: Tensor | None) -> None:
-    """Write this data-parallel rank's share of the batch, with the trainer's logprobs of it. Collective over the ranks
-    that train.
+    """Write this data-parallel rank's share of the batch and the trainer's logprobs of it.
 
-    `torch.load(path, weights_only=True)` gives a dict of Batch's tensors, and `logprobs_R`.
+    Collective over the ranks that train. `torch.load(path, weights_only=True)` returns a dict of Batch's tensors and
+    `logprobs_R`.
     """
     logprobs_R = policy.logprobs(batch)
     if not policy.is_reporting_rank:
@@ -30,13 +29,13 @@ def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, 
 
 
 class SkipLimit:
-    """Counts updates skipped in a row, alike on all ranks."""
+    """Counts consecutive skipped updates, alike on all ranks."""
 
     def __init__(self, limit: int, folder: Path):
         self.limit, self.folder, self.in_a_row = limit, folder, 0
 
     def see(self, figures: Mapping[str, float]) -> None:
-        """Raises CollectiveError when it ends."""
+        """Count an iteration, from its metrics. Raises CollectiveError if the limit is reached."""
         if figures["update/empty"]:
             return
         self.in_a_row = self.in_a_row + 1 if figures["update/skipped"] else 0
@@ -45,5 +44,5 @@ class SkipLimit:
                 f"{self.in_a_row} updates in a row had a loss or gradient that is not finite and were skipped "
                 f"(optimizer.max_skipped = {self.limit}); their batches are in {self.folder / 'skipped'}: look there "
                 f"for logprobs "
-                "that are no numbers, or lower optimizer.lr and start from an older checkpoint"
+                "that are not finite, or lower optimizer.lr and start from an older checkpoint"
             )

@@ -17,28 +17,28 @@ from r1zero.config import UserError, reason
 from r1zero.miniature import base, corpus, problems, solve
 
 HELDOUT = 200
-"""Problems that judge a model: enough for a standard error of 3 per cent."""
+"""Number of problems for evaluation, enough for a standard error of 3 per cent."""
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m r1zero.miniature", description="Miniature base models.")
     parser.add_argument(
-        "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of torch; default: cores"
+        "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="threads of torch; default: all cores"
     )
     commands = parser.add_subparsers(required=True)
     make = commands.add_parser("make", help="train a base model and write its problems")
-    make.add_argument("out", type=Path, help="folder to fill: base/ and problems/{train,heldout}.jsonl")
+    make.add_argument("out", type=Path, help="folder to create base/ and problems/{train,heldout}.jsonl in")
     make.add_argument("--family", choices=("qwen2", "deepseek_v3"), default="qwen2")
     make.add_argument("--seed", type=_seed, default=1)
-    make.add_argument("--steps", type=_positive, help="of the base model's training; default: what the family needs")
-    make.add_argument("--problems", type=_positive, default=960, help="rows to train by reinforcement")
+    make.add_argument("--steps", type=_positive, help="training steps of the base model; default: as the family needs")
+    make.add_argument("--problems", type=_positive, default=960, help="number of problems for reinforcement learning")
     make.set_defaults(run=run_make)
-    evaluate = commands.add_parser("evaluate", help="share of problems a saved model solves greedily")
+    evaluate = commands.add_parser("evaluate", help="print the share of problems that a saved model solves greedily")
     evaluate.add_argument("model", type=Path, help="a folder in Hugging Face's format")
-    evaluate.add_argument("problems", type=Path, help="a file that make wrote")
-    evaluate.add_argument("--limit", type=_positive, help="only the first so many problems")
+    evaluate.add_argument("problems", type=Path, help="a file of problems that `make` wrote")
+    evaluate.add_argument("--limit", type=_positive, help="use only this many problems")
     evaluate.set_defaults(run=run_evaluate)
-    show = commands.add_parser("show", help="one problem answered by two models")
+    show = commands.add_parser("show", help="print the answers of two models to one problem")
     show.add_argument("before", type=Path)
     show.add_argument("after", type=Path)
     show.add_argument("problems", type=Path)
@@ -59,8 +59,8 @@ def _seed(text: str) -> int:
 
 
 def run_make(options: argparse.Namespace, console: Console) -> None:
-    """Everything is written under another name first: OUT/problems and OUT/base exist only when they are whole."""
-    final = {name: Path(os.path.realpath(options.out / name)) for name in ("problems", "base")}  # a link stays
+    """Make base and problems under temporary names and rename them, so that OUT has only complete folders."""
+    final = {name: Path(os.path.realpath(options.out / name)) for name in ("problems", "base")}  # follows links
     for folder in final.values():
         if folder.exists():
             raise UserError(f"{folder} exists: remove it or name another folder")
@@ -106,7 +106,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def run_show(options: argparse.Namespace, console: Console) -> None:
-    """The first of the longest problems of the file."""
+    """Show the first of the longest problems in the file."""
     row = max(problems.read(options.problems), key=lambda row: len(row["problem"]))
     with Progress(console=console, transient=True) as progress:
         before, after = (solve.responses(model, [row], progress)[0] for model in (options.before, options.after))

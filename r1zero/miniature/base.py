@@ -1,4 +1,4 @@
-"""The base model: a configuration and a schedule for each family, the training loop, and the files it leaves."""
+"""The base model: configuration and schedule for each family, the training loop, and the saved files."""
 
 import math
 import random
@@ -20,24 +20,26 @@ from r1zero.miniature import corpus, problems, tokenizer
 
 NOT_SCORED = -100
 Document = tuple[list[int], list[int]]
-"""Ids of the prompt, and of the answer with its end."""
+"""Token ids of the prompt, and of the answer with the end token."""
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """How the base model of a family is trained."""
+
     config: PreTrainedConfig
     steps: int
     documents: int = 64
-    """A step."""
+    """Number of documents per step."""
     lr: float = 3e-3
-    """Peak, after WARM_UP steps; then straight down to LAST_LR of it."""
+    """Peak learning rate, after WARM_UP steps. From there it decreases linearly to LAST_LR of it."""
 
 
 WARM_UP = 30
 LAST_LR = 0.02
 GRAD_CLIP = 1.0
 BUCKET = 8
-"""Batches whose documents are sorted by length together: little padding, and still all manners in a batch."""
+"""Number of batches whose documents are sorted by length together: little padding, and still mixed batches."""
 
 COMMON: dict[str, Any] = {
     "vocab_size": tokenizer.VOCAB_SIZE,
@@ -47,16 +49,16 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
-    # The usual 0.02 belongs to widths of thousands; here it costs the first few hundred steps
+    # The usual 0.02 is for widths of thousands; here it would cost the first few hundred steps.
     "initializer_range": 0.06,
     "dtype": "bfloat16",
 }
 BIAS_RATE = 1e-3
-"""Of the router's correction bias, a step (DeepSeek-V3, arXiv 2412.19437, section 2.1.2 and 4.2)."""
+"""Change per step of the router's correction bias (DeepSeek-V3, arXiv 2412.19437, sections 2.1.2 and 4.2)."""
 
 
 def recipes(end: int) -> dict[str, Recipe]:
-    """One entry a family; `end` is the id that ends a document."""
+    """Returns one recipe per family. end: the id of the token that ends a document."""
     ends = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
     return {
         "qwen2": Recipe(Qwen2Config(**COMMON, **ends, num_key_value_heads=2), steps=800),
@@ -65,7 +67,7 @@ def recipes(end: int) -> dict[str, Recipe]:
                 **COMMON,
                 **ends,
                 num_key_value_heads=4,
-                # vLLM on CPU has kernels for kv_lora_rank + qk_rope_head_dim of 320, 512 and 576 only
+                # vLLM on a CPU has kernels only for kv_lora_rank + qk_rope_head_dim of 320, 512 and 576.
                 kv_lora_rank=256,
                 qk_rope_head_dim=64,
                 qk_nope_head_dim=32,
@@ -75,12 +77,13 @@ def recipes(end: int) -> dict[str, Recipe]:
                 n_routed_experts=8,
                 n_shared_experts=1,
                 moe_intermediate_size=96,
-                # Hugging Face scores a group by its best 2 experts, megatron by its best topk / topk_group: equal here
+                # Hugging Face scores a group by its best 2 experts, megatron by its best topk / topk_group; here these
+                # are equal.
                 num_experts_per_tok=2,
                 n_group=2,
                 topk_group=1,
                 norm_topk_prob=True,
-                # vLLM heeds the correction bias only if these two say so
+                # vLLM uses the correction bias only with these two settings.
                 topk_method="noaux_tc",
                 scoring_func="sigmoid",
                 num_mtp_layers=0,
@@ -91,18 +94,18 @@ def recipes(end: int) -> dict[str, Recipe]:
 
 
 def documents(encode: tokenizer.Qwen2Tokenizer, pool: dict[int, list[str]], rng: random.Random) -> Iterator[Document]:
-    """Without end, drawn and encoded a thousand at a time. The base must not read what is kept from it: asserted."""
+    """Yields documents without end, in batches of a thousand. Asserts that none is reserved for training or testing."""
     while True:
         drawn = corpus.documents(pool, 1000, rng)
         strangers = [expression for expression, _ in drawn if problems.part(expression) != "corpus"]
-        assert not strangers, f"kept for reinforcement and judgement, and yet in the corpus: {strangers[:3]}"
+        assert not strangers, f"reserved for training or evaluation, but in the corpus: {strangers[:3]}"
         prompts = encode([problems.prompt(expression) for expression, _ in drawn]).input_ids
         answers = encode([text for _, text in drawn]).input_ids
         yield from ((asked, [*said, encode.eos_token_id]) for asked, said in zip(prompts, answers, strict=True))
 
 
 def batches(read: Iterator[Document], size: int, pad: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-    """Input ids and labels, both (size, longest); labels are NOT_SCORED on the prompt and the padding."""
+    """Yields input ids and labels, both (size, longest). Labels are NOT_SCORED on the prompt and the padding."""
     while bucket := sorted(islice(read, size * BUCKET), key=lambda document: sum(map(len, document))):
         groups = [bucket[i : i + size] for i in range(0, len(bucket), size)]
         rng.shuffle(groups)
@@ -118,12 +121,12 @@ def batches(read: Iterator[Document], size: int, pad: int, rng: random.Random) -
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Share of the peak."""
+    """Returns the share of the peak learning rate."""
     return min((step + 1) / WARM_UP, LAST_LR + (1 - LAST_LR) * (1 - step / steps))
 
 
 def balance(router: DeepseekV3TopkRouter, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    """A forward hook: experts chosen less than their share become likelier to be chosen, the others less."""
+    """A forward hook that raises the bias of experts chosen less than average, and lowers that of the others."""
     if router.training:
         chosen = outputs[2].flatten().bincount(minlength=router.num_experts).float()
         router.e_score_correction_bias += BIAS_RATE * (chosen.mean() - chosen).sign()
@@ -132,9 +135,10 @@ def balance(router: DeepseekV3TopkRouter, inputs: tuple[Tensor], outputs: tuple[
 def train(
     model: PreTrainedModel, recipe: Recipe, stream: Iterator[tuple[Tensor, Tensor]], progress: Progress
 ) -> tuple[float, int]:
-    """Next-token loss on the answers. Returns the last tenth's mean loss, and the tokens read, padding left out.
+    """Train with the next-token loss on the answers.
 
-    bf16 autocast only where the CPU multiplies it natively: an AVX2 core does 2 GFLOP/s in bf16 and 66 in fp32.
+    Returns the mean loss of the last tenth of the steps, and the number of tokens read without padding. Uses bf16
+    autocast only if the CPU multiplies bf16 natively: an AVX2 core does 2 GFLOP/s in bf16 and 66 in fp32.
     """
     optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe.steps))
@@ -159,7 +163,7 @@ def train(
 
 
 def save(model: PreTrainedModel, encode: tokenizer.Qwen2Tokenizer, folder: Path) -> None:
-    """Hugging Face's layout in bf16; the router's correction bias stays fp32."""
+    """Save model and tokenizer in Hugging Face's format, in bf16 except for the router's correction bias (fp32)."""
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     model.save_pretrained(folder)
@@ -168,15 +172,17 @@ def save(model: PreTrainedModel, encode: tokenizer.Qwen2Tokenizer, folder: Path)
 
 @dataclass(frozen=True)
 class Made:
+    """What training a base model took and reached."""
+
     parameters: int
     tokens: int
-    """Read in training, prompts and ends included."""
+    """Number of tokens read in training, with prompts and end tokens."""
     loss: float
-    """Nats an answer token, mean of the last tenth of the steps."""
+    """Nats per answer token, mean over the last tenth of the steps."""
 
 
 def make(folder: Path, family: str, seed: int, steps: int | None, progress: Progress) -> Made:
-    """Trains one base model and saves it under `folder`. `steps` None: the family's own number."""
+    """Train a base model and save it in `folder`. steps: None for the number of the family's recipe."""
     encode = tokenizer.build()
     recipe = recipes(encode.eos_token_id)[family]
     recipe = replace(recipe, steps=steps or recipe.steps)

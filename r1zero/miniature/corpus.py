@@ -1,4 +1,5 @@
-"""The base model's reading: answers in many manners, of which few have the R1-Zero format and fewer think inside it."""
+"""The base model's corpus: answers in several styles, of which few have the R1-Zero format and fewer think inside
+it."""
 
 import random
 from collections.abc import Callable
@@ -17,7 +18,7 @@ def sentence(expression: str, rng: random.Random) -> str:
 
 
 def thought(expression: str, rng: random.Random) -> str:
-    """The chain of thought without tags."""
+    """A chain of thought without tags."""
     ending = rng.choice(("", " so the answer is {}", " \\boxed{{{}}}"))
     return " ".join(steps(expression)) + ending.format(answer(expression))
 
@@ -27,7 +28,7 @@ def full_format(thinking: str, expression: str) -> str:
 
 
 def guess_in_format(expression: str, rng: random.Random) -> str:
-    """The answer without a thought: too hard for the base to get right but for short chains."""
+    """The answer in the format without a thought. The base gets it right only for short chains."""
     return full_format("", expression)
 
 
@@ -36,7 +37,8 @@ def thought_in_format(expression: str, rng: random.Random) -> str:
 
 
 def broken_format(expression: str, rng: random.Random) -> str:
-    """The format with one of its five marks missing, the first one half the time: so the base seldom begins with it."""
+    """The format with one of its five marks missing, half the time the first, so that the base rarely starts with
+    it."""
     write = rng.choice((guess_in_format, thought_in_format))
     missing = TAGS[0] if rng.random() < 0.5 else rng.choice(TAGS[1:])
     return write(expression, rng).replace(missing, "", 1)
@@ -50,12 +52,12 @@ MANNERS: dict[Callable[[str, random.Random], str], float] = {
     thought_in_format: 0.05,
     broken_format: 0.20,
 }
-"""How an answer is written -> its share of the documents."""
+"""Style of an answer -> its share of the documents."""
 FORMAT_SHARE = MANNERS[guess_in_format] + MANNERS[thought_in_format]
 
 
 def documents(pool: dict[int, list[str]], count: int, rng: random.Random) -> list[tuple[str, str]]:
-    """`count` pairs (expression, the text after the prompt); long chains more often, being harder."""
+    """Returns `count` pairs (expression, text after the prompt). Long chains are more frequent, as they are harder."""
     lengths = rng.choices(sorted(pool), weights=[n - 1 for n in sorted(pool)], k=count)
     manners = rng.choices(list(MANNERS), weights=list(MANNERS.values()), k=count)
     chosen = (rng.choice(pool[n]) for n in lengths)

@@ -1,4 +1,4 @@
-"""Chains of digits with + and -, split by hash into what the base reads, what RL trains on and what judges it."""
+"""Chains of digits with + and -, split by hash into parts for the corpus, for RL training, and for evaluation."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ MAX_TERMS = 4
 MAX_TOTAL = 20
 OPERATORS = {"+": operator.add, "-": operator.sub}
 SHARES = {"heldout": 10, "train": 25, "corpus": 65}
-"""Per cent of all expressions. Only these names are drawn from, each from its own expressions."""
+"""Per cent of all expressions. Each part is drawn only from its own expressions."""
 
 
 def prompt(expression: str) -> str:
-    """What the model is asked: the very text of the corpus, of preprocessing's handler and of the evaluation."""
+    """Returns the prompt, identical in the corpus, in the data handler and in evaluation."""
     return f"Question: {expression}=?\nAssistant:\n"
 
 
 def steps(expression: str) -> list[str]:
-    """The chain of thought, one fact a step: "7+8-3" is ["7+8=15", "15-3=12"]."""
+    """Returns the chain of thought, one fact per step: "7+8-3" is ["7+8=15", "15-3=12"]."""
     total = int(expression[0])
     facts = []
     for sign, digit in zip(expression[1::2], expression[2::2], strict=True):
@@ -33,15 +33,17 @@ def steps(expression: str) -> list[str]:
 
 
 def answer(expression: str) -> str:
+    """Returns the value of a chain, as text."""
     return steps(expression)[-1].partition("=")[2]
 
 
 def terms(expression: str) -> int:
+    """Returns the number of digits in a chain."""
     return (len(expression) + 1) // 2
 
 
 def expressions() -> list[str]:
-    """All chains of 2 to MAX_TERMS digits whose running total stays within 0 to MAX_TOTAL: 43,829, shortest first."""
+    """Returns all chains of 2 to MAX_TERMS digits whose running total stays within 0 to MAX_TOTAL: 43,829."""
     chains = {str(digit): digit for digit in range(10)}
     found: list[str] = []
     for _ in range(MAX_TERMS - 1):
@@ -57,7 +59,7 @@ def expressions() -> list[str]:
 
 
 def part(expression: str) -> str:
-    """The one part an expression belongs to, by its hash alone: no seed, no order, no sampling can move it."""
+    """Returns the part to which an expression belongs, which depends only on its hash, not on a seed or sampling."""
     percent = int.from_bytes(hashlib.sha256(expression.encode()).digest()[:8]) % 100
     for name, share in SHARES.items():
         if percent < share:
@@ -67,7 +69,7 @@ def part(expression: str) -> str:
 
 
 def split() -> dict[str, dict[int, list[str]]]:
-    """part -> number of terms -> expressions."""
+    """Returns part -> number of terms -> expressions."""
     parts: dict[str, dict[int, list[str]]] = {name: {n: [] for n in range(2, MAX_TERMS + 1)} for name in SHARES}
     for expression in expressions():
         parts[part(expression)][terms(expression)].append(expression)
@@ -75,7 +77,7 @@ def split() -> dict[str, dict[int, list[str]]]:
 
 
 def draw(pool: dict[int, list[str]], count: int, rng: random.Random) -> list[str]:
-    """`count` different expressions, as evenly over the lengths as the short ones last, in random order."""
+    """Returns `count` different expressions in random order, distributed as evenly over the lengths as possible."""
     chosen: list[str] = []
     for left, n in zip(range(len(pool), 0, -1), sorted(pool), strict=True):
         wanted = (count - len(chosen)) // left
@@ -85,17 +87,17 @@ def draw(pool: dict[int, list[str]], count: int, rng: random.Random) -> list[str
 
 
 def write(path: Path, chosen: list[str]) -> None:
-    """One row a problem: {"problem": "7+8-3", "answer": "12"}."""
+    """Write one row per problem: {"problem": "7+8-3", "answer": "12"}."""
     rows = (json.dumps({"problem": expression, "answer": answer(expression)}) for expression in chosen)
     path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Raises UserError for a file that `write` did not write."""
+    """Read a file of problems. Raises UserError for a file that `write` did not write."""
     lines = enumerate(read_text(path, WHICH).split("\n"), 1)
     rows = [_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
     if not rows:
-        raise UserError(f"{path}: holds no problem; {WHICH}")
+        raise UserError(f"{path}: has no problem; {WHICH}")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Greedy answers of a saved model by plain transformers: how many problems it solves, and one of them to look at."""
+"""Greedy answers of a saved model with plain transformers: how many problems it solves, and one example."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,20 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class Answered:
+    """A problem with its right answer and a model's response."""
+
     problem: str
     answer: str
     response: str
 
     @property
     def solved(self) -> bool:
-        """What `base_acc` rewards. Answers are numbers without signs or zeros in front, so equal is equal as text."""
+        """Whether `base_acc` rewards it. Answers have no signs or leading zeros, so comparing texts is enough."""
         return base_acc(self.response, lambda content: content.strip() == self.answer) == 1.0
 
 
 def responses(folder: Path, rows: list[dict[str, str]], progress: Progress) -> list[Answered]:
-    """Greedy, at most MAX_NEW_TOKENS each; the weights as saved, multiplied in fp32."""
+    """Returns greedy answers of at most MAX_NEW_TOKENS tokens, computed in fp32 from the saved weights."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: name a folder in Hugging Face's format")
     encode = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -49,7 +51,7 @@ def responses(folder: Path, rows: list[dict[str, str]], progress: Progress) -> l
 
 
 def card(title: str, answered: Answered) -> Panel:
-    """One model's response, its four tags dim, framed in green or red."""
+    """Returns a panel with one model's response, in green or red, with dimmed tags."""
     text = Text(answered.response or "(nothing)")
     text.highlight_regex(r"</?(think|answer)>", "dim")
     text.highlight_regex(r"\\boxed\{[^}]*\}", "bold")
@@ -58,5 +60,6 @@ def card(title: str, answered: Answered) -> Panel:
 
 
 def before_and_after(before: Answered, after: Answered) -> Group:
+    """Returns two models' responses to the same problem, side by side."""
     question = Text(f"Question: {before.problem}=?   (answer {before.answer}, never seen in training)", style="bold")
     return Group(question, Columns([card("before", before), card("after", after)]))

@@ -1,11 +1,11 @@
-"""A byte-level tokenizer without merges, and a few whole words: any text is encodable, and the task is short."""
+"""A byte-level tokenizer without merges and with a few whole words: any text can be encoded, and the task is short."""
 
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
 VOCAB_SIZE = 384
-"""Rows of the embedding. Ids above the last token are ids no token has, as in the published models."""
+"""Rows of the embedding. Ids above the last token stand for no token, as in the published models."""
 END = "<|endoftext|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{")
 WORDS = (*TAGS, "Question:", "Assistant:", "answer", "the", "is", "so")
@@ -13,10 +13,10 @@ NUMBERS = tuple(str(number) for number in range(10, 100))
 
 
 def build() -> Qwen2Tokenizer:
-    """256 bytes, the end of a document, then words and two-digit numbers as ordinary (not special) added tokens.
+    """Returns a tokenizer of 256 bytes, an end token, and words and two-digit numbers as ordinary added tokens.
 
-    It has to be byte-level: transformers 5 reads any tokenizer beside a qwen2 config as Qwen2Tokenizer, whose
-    pre-tokenizer writes a space as another character; a vocabulary of plain characters then loses its spaces silently.
+    It must be byte-level: transformers 5 loads any tokenizer beside a qwen2 config as Qwen2Tokenizer, whose
+    pre-tokenizer writes a space as another character. A vocabulary of plain characters would silently lose its spaces.
     """
     alphabet = sorted(ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*alphabet, END])}

@@ -1,1 +1,1 @@
-"""Faces of the model: its family as data, its weights on disk, and its form in megatron-core."""
+"""The model: its family as data, the placement of its weights, and its implementation in megatron-core."""

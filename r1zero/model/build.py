@@ -1,13 +1,11 @@
-"""Shape and grid to a megatron-core model, its optimizer and its schedule of learning rates.
+"""Builds the megatron-core model of a shape on a grid, its optimizer and its learning-rate schedule.
 
-Contract for whoever drives the pipeline schedules (`megatron.core.pipeline_parallel.get_forward_backward_func`):
- * The loss function returns `(loss, torch.tensor(0, dtype=torch.int), report)` with a loss already divided by the
- global
-   denominator: gradients are plain sums over micro-batches and data-parallel ranks, nothing else scales them.
- * Every micro-batch may have a length of its own (`variable_seq_lengths`: with pipeline stages the shapes travel
- first);
-   `seq_length` and `micro_batch_size` of the schedule are then read by nobody: pass 1 and 1.
- * The schedule divides a returned loss in place only for a pair; report `loss.detach().clone()` all the same.
+Contract for callers of the pipeline schedules (`megatron.core.pipeline_parallel.get_forward_backward_func`):
+ * The loss function returns `(loss, torch.tensor(0, dtype=torch.int), report)`, with a loss that is already divided by
+   the global denominator. Gradients are plain sums over micro-batches and data-parallel ranks, without other scaling.
+ * Each micro-batch may have its own length (`variable_seq_lengths`: pipeline stages first send the shapes). The
+   schedule's `seq_length` and `micro_batch_size` are then ignored: pass 1 and 1.
+ * The schedule divides a loss in place only if a pair is returned. Report `loss.detach().clone()` nevertheless.
 """
 
 from typing import Any
@@ -38,10 +36,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def initialize(grids: MegatronGrids, kind: str, seed: int) -> torch.distributed.ProcessGroup:
-    """megatron's process groups over the grid's ranks, which all call this, and its generators.
+    """Create megatron's process groups over the grid's ranks, and its random generators. Collective over those ranks.
 
-    kind: the device's. A process belongs to one megatron world at a time; call it once. Returns a gloo group of all the
-    grid's ranks, for what the hosts tell each other.
+    kind: the device. May be called once per process, because a process belongs to one megatron world. Returns a gloo
+    group of all the grid's ranks, for communication between hosts.
     """
     if kind == "cpu":
         cpu_megatron.install()
@@ -62,10 +60,10 @@ def initialize(grids: MegatronGrids, kind: str, seed: int) -> torch.distributed.
 
 
 def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainable: bool) -> list[torch.nn.Module]:
-    """This rank's chunks of the model (one: there is no interleaving), with weights not yet set.
+    """Build this rank's chunks of the model (always one: there is no interleaving), with weights not yet set.
 
-    trainable: wrapped in megatron's data parallelism, with fp32 gradient buffers; else bare and without gradients.
-    Raises UserError where the degrees do not cut the model evenly.
+    trainable: wrap the model in megatron's data parallelism with fp32 gradient buffers; otherwise it is bare and has no
+    gradients. Raises UserError if the degrees do not divide the model evenly.
     """
     placement.check(shape, grids)
     settings = _settings(shape, cfg, grids)
@@ -94,9 +92,11 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
 
 
 def _mark_what_is_cut(model: torch.nn.Module, shape: Shape, grids: MegatronGrids) -> None:
-    """Parameters of which the tensor ranks hold different parts, or different experts. The norm of the gradient counts
-    the others on the first tensor rank only; megatron-core sets the mark where it initialises weights, which here it
-    does not."""
+    """Mark the parameters of which the tensor ranks hold different parts, or different experts.
+
+    The norm of the gradient counts the other parameters on the first tensor rank only. megatron-core sets this mark
+    where it initialises weights, which does not happen here.
+    """
     for local in mapping.local_tensors([model], shape, grids).values():
         local.parameter.tensor_model_parallel = local.weight.cut is not None or local.weight.expert is not None
 
@@ -131,17 +131,17 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> Transfo
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
         pipeline_model_parallel_layout=_pipeline_layout(shape, grids) if pp > 1 else None,
-        # Weights are always loaded; making them first would cost the full, uncut tensor on a CPU.
+        # Weights are always loaded. Initialising them on a CPU would need memory for the full, unsplit tensor.
         use_cpu_initialization=on_cpu,
         perform_initialization=False,
-        # Kernels of apex and transformer-engine.
+        # These fusions need kernels of apex or transformer-engine.
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        # Gradients are sums, see the contract above.
+        # Gradients are sums; see the contract above.
         calculate_per_token_loss=True,
         finalize_model_grads_func=_finalize,
     )
@@ -161,7 +161,7 @@ def _pipeline_layout(shape: Shape, grids: MegatronGrids) -> list[list[str]]:
 
 def _moe_settings(shape: Shape) -> dict[str, Any]:
     moe = shape.moe
-    # All groups taken is no choice of groups; megatron-core would still score them.
+    # If all groups are eligible there is no choice of groups, but megatron-core would still score them.
     limited = moe.topk_groups < moe.groups
     return dict(
         num_moe_experts=moe.experts,
@@ -175,7 +175,8 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
         moe_router_score_function="sigmoid",
         moe_router_dtype="fp32",
         moe_router_enable_expert_bias=True,
-        # Routing changes by gradients only: no balancing loss, and a bias that stays as loaded (the default moves it).
+        # Routing changes only by gradients: there is no balancing loss, and the bias stays as loaded (the default
+        # updates it).
         moe_router_bias_update_rate=0.0,
         moe_router_load_balancing_type="none",
         moe_aux_loss_coeff=0.0,
@@ -194,7 +195,7 @@ def _mla_settings(shape: Shape) -> dict[str, Any]:
         rotary_base=shape.rope_theta,
     )
     if yarn is None:
-        # The factor (by default 40) enters the softmax scale even with plain rotary positions.
+        # This factor (40 by default) enters the softmax scale even with plain rotary positions.
         return found | dict(rope_type="rope", rotary_scaling_factor=1.0, mscale_all_dim=0.0)
     return found | dict(
         rope_type="yarn",
@@ -216,7 +217,7 @@ def build_optimizer(
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """Adam with fp32 master weights sharded over data-parallel ranks. Load the weights first: the masters are copies.
 
-    The scheduler's rate is already that of the first update; call `scheduler.step(1)` after each.
+    The scheduler starts with the rate of the first update; call `scheduler.step(1)` after each update.
     """
     settings = unwrap_model(chunks[0]).config
     with subworld(grids.dense.ranks, renumber=True):
@@ -254,9 +255,9 @@ def build_optimizer(
 
 
 def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: PackedSequences) -> Tensor:
-    """Logits (T, V / tp) in the model's type on the last stage, hidden states for the next stage before it.
+    """Returns logits (T, V / tp) in the model's type on the last stage, and hidden states on earlier stages.
 
-    tokens_T: without the pack's padding. On later stages only its length is used.
+    tokens_T: without the padding. Later stages use only its length.
     """
     tokens = torch.nn.functional.pad(tokens_T, (0, len(packed.positions_T) - len(tokens_T)))
     out = chunk(

@@ -1,8 +1,8 @@
-"""How a field of config.json is treated, as data, and the check of a file against a table of fields. No torch.
+"""How each field of config.json is treated, as data, and the check of a file against a table of fields. Needs no torch.
 
-A field is read (it describes the model), supported with certain values only, or without effect on the logits. A field
-that is in no table is refused by name: Hugging Face or vLLM may act on it, and the trainer would then train another
-model than the one that was published.
+A field is read (it describes the model), supported with certain values only, or has no effect on the logits. A field
+that is in no table is refused by name: Hugging Face or vLLM may act on it, and the trainer would then train a different
+model than the published one.
 """
 
 import json
@@ -16,18 +16,18 @@ import tomli
 from r1zero.config import UserError
 
 LARGEST = 2**31 - 1
-"""Of whole numbers."""
+"""Largest integer."""
 MOST = 1e18
-"""Of other numbers."""
+"""Largest other number."""
 SHOWN = 60
-"""Characters of a value that a message repeats."""
+"""Number of characters of a value that a message shows."""
 REQUIRED = object()
 """The default of a field that every file must state."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The values that a field may have. A kind is as strict as Hugging Face's config classes, which the engine uses."""
+    """The values that a field may have. It is as strict as Hugging Face's config classes, which the engine uses."""
 
     says: str
     """Completes the sentence "it must be ..."."""
@@ -35,11 +35,12 @@ class Kind:
 
 
 def whole(least: int = 1) -> Kind:
+    """An integer of at least `least`."""
     return Kind(f"a whole number of at least {least}", lambda value: type(value) is int and least <= value <= LARGEST)
 
 
 def real(least: float = 0.0) -> Kind:
-    """Hugging Face takes no 1 where it wants a 1.0."""
+    """A float. Hugging Face does not accept 1 in place of 1.0."""
     return Kind(
         f"a number of at least {least:g}, written with a decimal point or an exponent",
         lambda value: type(value) is float and least <= value <= MOST,
@@ -47,18 +48,22 @@ def real(least: float = 0.0) -> Kind:
 
 
 def number(least: float = 0.0) -> Kind:
+    """An integer or a float of at least `least`."""
     return Kind(f"a number of at least {least:g}", lambda value: type(value) in (int, float) and least <= value <= MOST)
 
 
 def positive(kind: Kind) -> Kind:
+    """A number of `kind` that is greater than 0."""
     return Kind(kind.says.replace("of at least 0", "greater than 0"), lambda value: kind.holds(value) and value > 0)
 
 
 def one_of(*texts: str) -> Kind:
+    """One of the given texts."""
     return Kind(f"one of {', '.join(texts)}", lambda value: isinstance(value, str) and value in texts)
 
 
 def optional(kind: Kind) -> Kind:
+    """A value of `kind`, or null."""
     return Kind(f"{kind.says}, or null", lambda value: value is None or kind.holds(value))
 
 
@@ -85,24 +90,27 @@ BLOCK = Kind(
 
 @dataclass(frozen=True)
 class Field:
+    """How one field of config.json is treated."""
+
     kind: Kind = ANYTHING
     default: Any = REQUIRED
-    """What Hugging Face takes where the file does not say."""
+    """Hugging Face's value if the file does not state the field."""
     only: tuple[Any, ...] | None = None
-    """Other values than these are refused; (): every value is."""
+    """The supported values; others are refused. (): no value is supported. None: any that the kind allows."""
     why: str = ""
     """Completes the sentence that refuses a value."""
     effect: bool = True
-    """False: no value that the kind allows changes a logit."""
+    """Whether the value can change a logit."""
 
     def allows(self, value: Any) -> bool:
+        """Whether a value is supported."""
         if self.only is None:
             return self.kind.holds(value)
         return any(type(value) is type(allowed) and value == allowed for allowed in self.only)
 
     @property
     def wanted(self) -> str:
-        """The half of a sentence that says which values are allowed."""
+        """The second half of an error message, which states the allowed values."""
         if self.only is None:
             return f"it must be {self.kind.says}"
         values = (
@@ -112,14 +120,17 @@ class Field:
 
 
 def read(kind: Kind, default: Any = REQUIRED) -> Field:
+    """A field that describes the model."""
     return Field(kind, default)
 
 
 def only(*values: Any, why: str = "", default: Any = None) -> Field:
+    """A field of which only the given values are supported. why: the reason."""
     return Field(default=default, only=values, why=why)
 
 
 def no_effect(kind: Kind) -> Field:
+    """A field that does not change any logit."""
     return Field(kind, default=None, effect=False)
 
 
@@ -127,7 +138,7 @@ Fields = Mapping[str, Field]
 
 
 class Config(dict[str, Any]):
-    """config.json, or a file of configs/model/ with the same keys in TOML; or one section of it."""
+    """A config.json, a file in configs/model/ with the same keys in TOML, or one section of either."""
 
     def __init__(self, values: Mapping[str, Any], path: Path, prefix: str = ""):
         super().__init__(values)
@@ -135,11 +146,11 @@ class Config(dict[str, Any]):
 
     @classmethod
     def load(cls, path: Path) -> "Config":
-        """Raises UserError where the file cannot be read or is no object."""
+        """Raises UserError if the file cannot be read or is not an object."""
         toml = path.suffix == ".toml"
         try:
-            # transformers and vLLM cannot read a byte-order mark in config.json; a file of configs/model/ is ours
-            # alone.
+            # transformers and vLLM cannot read config.json with a byte-order mark. Only this program reads
+            # configs/model/.
             text = path.read_text(encoding="utf-8-sig" if path.suffix == ".toml" else "utf-8")
             values = tomli.loads(text) if toml else json.loads(text)
         except OSError as error:
@@ -157,10 +168,10 @@ class Config(dict[str, Any]):
         return cls(values, path)
 
     def checked(self, fields: Fields, what: str) -> "Config":
-        """The values, with the defaults of those that are missing. Raises UserError for a field that is missing or
-        unknown, or whose value is not allowed.
+        """Returns the values, with defaults for missing fields.
 
-        what: what the table is for, as in "is not known for ...".
+        what: the subject of the table, as in "is not known for ...". Raises UserError if a field is missing or unknown,
+        or if its value is not allowed.
         """
         for name, field in fields.items():
             if name in self and not field.allows(self[name]):
@@ -177,16 +188,16 @@ class Config(dict[str, Any]):
         return Config({name: field.default for name, field in fields.items()} | self, self.path, self.prefix)
 
     def section(self, name: str, fields: Fields, what: str) -> "Config":
-        """A checked section of the file, which must be there."""
+        """Returns a section of the file, which must exist, checked against `fields`."""
         return Config(self[name], self.path, f"{self.prefix}{name}.").checked(fields, what)
 
     def refusal(self, name: str, why: str) -> UserError:
-        """The sentence that refuses a field's value."""
+        """Returns the error that refuses a field's value."""
         spelt = name if name.isprintable() else repr(name)
         return UserError(f"{self.path}: {self.prefix}{spelt} = {shown(self[name])}; {why}")
 
 
 def shown(value: Any) -> str:
-    """A value in JSON's notation, cut short."""
+    """Returns a value in JSON notation, truncated to SHOWN characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,9 +1,9 @@
-"""megatron-core 0.16.1 on a CPU: what it asks of torch.cuda, answered. Applied only where the device is the CPU.
+"""Replacements for what megatron-core 0.16.1 needs of torch.cuda, so that it runs on a CPU. Used only on that device.
 
-The library says "cuda" in three ways: through the module `torch` that its files import, through methods of tensors, and
-through functions of its own. The first is answered by a facade put in place of the global `torch` of the library's own
-modules: torch itself stays whole (replacing torch.empty and its like for everybody breaks transformers without an
-error).
+The library refers to CUDA in three ways: through the module `torch` that its files import, through methods of tensors,
+and through functions of its own. For the first, a facade replaces the global name `torch` in the library's own modules,
+and torch itself is not changed (replacing torch.empty and similar functions for everybody breaks transformers
+silently).
 """
 
 import importlib
@@ -16,7 +16,7 @@ import torch
 
 from r1zero import patches
 
-# Loaded before the facade is put in: what build, policy and checkpoint use, some of it imported late by the library.
+# Loaded before the facade is installed. The library would otherwise import some of these later, without it.
 _MODULES = (
     "distributed",
     "optimizer",
@@ -38,7 +38,7 @@ _MODULES = (
 
 
 def install() -> None:
-    """Does nothing the second time. Raises UserError for a version that the patches were not checked with."""
+    """Apply the patches; a second call does nothing. Raises UserError for a version that they were not checked with."""
     for name in _MODULES:
         importlib.import_module(f"megatron.core.{name}")
     if isinstance(sys.modules["megatron.core.distributed.distributed_data_parallel"].torch, _Facade):
@@ -47,6 +47,7 @@ def install() -> None:
     patches.apply(
         {
             "megatron torch": lambda found: facade if found is torch else found,
+            "megatron Tensor.cuda": lambda _: lambda tensor, *args, **kwargs: tensor,
             "megatron get generator": lambda _: lambda *args, **kwargs: torch.get_rng_state(),
             "megatron router gemm": lambda _: None,
             "megatron token_dispatcher to host": lambda _: _to_numbers,
@@ -56,7 +57,7 @@ def install() -> None:
 
 
 def look_like_cuda(model: torch.nn.Module) -> None:
-    """The distributed optimizer sorts parameters by `param.type()` and knows torch.cuda.* only."""
+    """Give parameters CUDA type names, because the distributed optimizer sorts them by `param.type()`."""
     for parameter in model.parameters():
         _name_as_cuda(parameter)
 
@@ -67,7 +68,7 @@ def _name_as_cuda(tensor: torch.Tensor) -> None:
 
 
 class _Idle:
-    """A stream or an event with nothing to wait for."""
+    """A stream or event that has nothing to wait for."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -85,7 +86,7 @@ class _Idle:
 
 
 class _Facade(ModuleType):
-    """A module that has `original`'s attributes except for those set on itself."""
+    """A module with the attributes of `original`, except for those set on the facade itself."""
 
     def __init__(self, original: ModuleType):
         super().__init__(original.__name__)

@@ -1,12 +1,12 @@
-"""A model family is data: its shape from Hugging Face's config.json, and one table of its weights. No torch, no
-megatron.
+"""A model family as data: its shape from Hugging Face's config.json, and one table of its weights. Needs no torch.
 
-A row of a table says for one HF tensor: its shape in letters, the megatron-core parameter that holds it (alone or
-fused with others) and the axis along which tensor parallelism cuts it. Plan, load, export and sync read the same rows.
+A row of the table describes one HF tensor: its shape in letters, the megatron-core parameter that holds it (alone or
+fused with others) and the axis that tensor parallelism splits. Planning, loading, export and sync read the same rows.
 
 Letters: V vocabulary, H hidden, D head, Q all query heads, K all key (or value) heads, F dense MLP, E one expert,
-S shared experts, X routed experts, A query latent, C key-value latent, R rotary part of a key, B both parts of all
-queries (MLA), U keys and values made from the latent, O input of the attention's output projection.
+S shared experts, X routed experts, A query latent, C key-value latent, R latent and rotary key (the output of
+kv_a_proj), B both parts of all queries (MLA), U keys and values computed from the latent, O input of the output
+projection of attention.
 """
 
 import dataclasses
@@ -27,26 +27,26 @@ Holder = Literal["first", "layer", "last", "both ends"]
 
 @dataclass(frozen=True)
 class WeightRule:
-    """One line of a family's table. `{e}` stands for the expert."""
+    """One row of a family's table. `{e}` stands for the number of the expert."""
 
     hf: str
     dims: str
     megatron: str
-    """Below its layer where place is "layer". `{e}` is then the number of the expert on its rank."""
+    """Name of the parameter, relative to its layer if place is "layer". `{e}` is the expert's number on its rank."""
     cut: int | None = None
-    """Axis cut by the tensor degree (an expert's: by the expert tensor degree); None: every such rank has all of it."""
+    """Axis that the tensor degree splits (for an expert, the expert tensor degree). None: each rank has the whole."""
     fused: str = ""
-    """Letters of the tensors that share the parameter, in order, this one's in brackets: "Q[K]K"."""
+    """Letters of the tensors that share the parameter, in order, with this tensor's letter in brackets: "Q[K]K"."""
     blocks: str = ""
-    """The fused parameter repeats its order in so many blocks ("g": one for each key-value head); empty: once a
-    rank."""
+    """Letter for the number of blocks in which the fused parameter repeats its order ("g": one block per key-value
+    head); empty: one block per rank."""
     place: Holder = "layer"
     fp32: bool = False
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One HF tensor and its place in megatron-core."""
+    """One HF tensor and where megatron-core holds it."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,18 +54,19 @@ class Weight:
     expert: int | None
     place: Holder
     parameter: str
-    """Name in megatron-core below its layer ("layer") or its model chunk; `{e}`: the expert's number on its rank."""
+    """Name in megatron-core, relative to its layer ("layer") or model chunk; `{e}`: the expert's number on its rank."""
     cut: int | None
     fp32: bool
     first: int = 0
-    """WeightRule at which this tensor begins in the fused, uncut parameter ..."""
+    """First row of this tensor in the fused, unsplit parameter ..."""
     total: int = 0
-    """... which has so many rows."""
+    """... which has this many rows."""
     blocks: int = 1
-    """Blocks of the uncut fused parameter, dealt over the tensor ranks; 1: each rank has one block of its own."""
+    """Blocks of the unsplit fused parameter, distributed over the tensor ranks; 1: each rank has a block of its own."""
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -137,12 +138,14 @@ def _deepseek_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
 
 @dataclass(frozen=True)
 class Family:
+    """What distinguishes a family: the fields of its config.json and its table of weights."""
+
     fields: Fields
     """Every field that config.json may have."""
     read: Callable[[Config], dict[str, Any]]
-    """The fields of Shape that are the family's own, from a config that `fields` allows."""
+    """Reads the fields of Shape that are specific to the family, from a config that was checked against `fields`."""
     layer: Callable[[Shape, int], tuple[WeightRule, ...]]
-    """The rows of one transformer layer."""
+    """Returns the rows of one transformer layer."""
 
 
 FAMILIES = {
@@ -153,8 +156,10 @@ FAMILIES = {
 
 
 def read_shape(hf_dir: str | Path) -> Shape:
-    """The shape stated by `hf_dir`/config.json, or by a file of configs/model/. Raises UserError where it is missing,
-    contradicts itself, or has a field that is unknown or whose value is not supported."""
+    """Read the shape from `hf_dir`/config.json, or from a file in configs/model/.
+
+    Raises UserError if the file is missing, contradicts itself, or has an unknown field or an unsupported value.
+    """
     file = Config.load(Path(hf_dir) if Path(hf_dir).suffix == ".toml" else Path(hf_dir) / "config.json")
     architecture = _architecture(file)
     family = FAMILIES[architecture]
@@ -184,7 +189,7 @@ def _architecture(config: Config) -> str:
 
 
 def fp8_block(hf_dir: str | Path) -> tuple[int, int] | None:
-    """Rows and columns that share a scale in an FP8 checkpoint; None for other checkpoints. Raises UserError."""
+    """Returns (rows, columns) that share a scale in an FP8 checkpoint; None for other checkpoints. Raises UserError."""
     return _fp8_block(Config.load(Path(hf_dir) / "config.json"))
 
 
@@ -196,7 +201,7 @@ def _fp8_block(config: Config) -> tuple[int, int] | None:
 
 
 def model_shape(model: Model) -> Shape:
-    """From model.path's config.json or from model.shape; where both are there they must agree. Raises UserError."""
+    """Read the shape from model.path's config.json or from model.shape. Raises UserError if both exist and differ."""
     if not model.shape:
         return read_shape(model.path)
     stated = read_shape(model.shape)
@@ -206,14 +211,14 @@ def model_shape(model: Model) -> Shape:
             ours, theirs = getattr(stated, field.name), getattr(found, field.name)
             if ours != theirs:
                 raise UserError(
-                    f"{model.shape} says {field.name} = {ours}, {model.path}/config.json says {theirs}; "
-                    "name the shape file of this model, or leave model.shape out"
+                    f"{model.shape} states {field.name} = {ours}, but {model.path}/config.json states {theirs}; "
+                    "name the shape file of this model, or remove model.shape"
                 )
     return stated
 
 
 def weights(shape: Shape) -> list[Weight]:
-    """Every tensor of the HF checkpoint (multi-token prediction left out), in the order of a forward pass."""
+    """Returns all tensors of the HF checkpoint, except multi-token prediction, in the order of a forward pass."""
     return list(_weights(shape))
 
 

@@ -1,7 +1,7 @@
-"""One table for each family: every field that its config.json may have, and how it is treated. See config_fields.
+"""One table per family with every field that its config.json may have, and how it is treated. See config_fields.
 
-The names and defaults are those of Hugging Face's config classes, and of the config.json files that were published for
-Qwen2.5, Qwen3, DeepSeek-V3 and Moonlight. tests/model/test_config_fields.py compares every entry with Hugging Face.
+Names and defaults are those of Hugging Face's config classes and of the config.json files published for Qwen2.5, Qwen3,
+DeepSeek-V3 and Moonlight. tests/model/test_config_fields.py compares every entry with Hugging Face.
 """
 
 from r1zero.model.config_fields import (
@@ -29,7 +29,7 @@ from r1zero.model.config_fields import (
 
 TYPES = one_of("float32", "bfloat16", "float16")
 
-# Which Hugging Face takes out of config.json into its generation config. Responses are sampled as [rollout] says.
+# Fields that Hugging Face moves from config.json to its generation config. Here [rollout] determines the sampling.
 GENERATION = [
     "assistant_confidence_threshold",
     "assistant_lookbehind",
@@ -67,7 +67,7 @@ GENERATION = [
 ]
 
 HARMLESS: Fields = {name: no_effect(ANYTHING) for name in GENERATION} | {
-    # What was written by what, and how it is to be loaded.
+    # Origin of the file, and how to load it.
     "transformers_version": no_effect(optional(TEXT)),
     "_name_or_path": no_effect(optional(TEXT)),
     "name_or_path": no_effect(optional(TEXT)),
@@ -81,23 +81,23 @@ HARMLESS: Fields = {name: no_effect(ANYTHING) for name in GENERATION} | {
     "attn_implementation": no_effect(optional(TEXT)),
     "_attn_implementation_autoset": no_effect(optional(FLAG)),
     "experts_implementation": no_effect(optional(TEXT)),
-    # What a forward pass returns beside the logits, and how it gets there.
+    # What a forward pass returns beside the logits, and how it is computed.
     "use_cache": no_effect(FLAG),
     "output_hidden_states": no_effect(optional(FLAG)),
     "output_attentions": only(False, None),
     "return_dict": only(True),
     "tie_last_hidden_states": no_effect(optional(FLAG)),
     "chunk_size_feed_forward": no_effect(whole(0)),
-    # Special tokens: the template makes the prompts, and tokenizer and generation_config.json say what ends a response.
+    # Special tokens: the template makes the prompts; tokenizer and generation_config.json state the stop tokens.
     "bos_token_id": no_effect(optional(ID)),
     "eos_token_id": no_effect(optional(IDS)),
     "pad_token_id": no_effect(optional(ID)),
     "sep_token_id": no_effect(optional(ID)),
     "decoder_start_token_id": no_effect(optional(ID)),
-    # Of training: weights are loaded, and there is no dropout here.
+    # Only for training elsewhere: here weights are always loaded, and there is no dropout.
     "initializer_range": no_effect(real()),
     "attention_dropout": no_effect(number()),
-    # Of other tasks, and of versions of transformers before the fifth.
+    # For other tasks, and for versions of transformers before 5.
     "id2label": no_effect(optional(LABELS)),
     "label2id": no_effect(optional(SECTION)),
     "num_labels": no_effect(whole()),
@@ -128,12 +128,12 @@ COMMON: Fields = HARMLESS | {
     "rms_norm_eps": read(positive(real())),
     "hidden_act": only("silu"),
     "quantization_config": read(optional(SECTION), None),
-    # Rotary positions: `rope_parameters` since transformers 5, before that `rope_scaling` and `rope_theta`. See ROPE.
+    # Rotary positions: `rope_parameters` since transformers 5; before that `rope_scaling` and `rope_theta`. See ROPE.
     "rope_theta": read(positive(number()), None),
     "rope_scaling": read(optional(SECTION), None),
     "rope_parameters": read(optional(SECTION), None),
     "original_max_position_embeddings": only(why="state it inside rope_scaling"),
-    "partial_rotary_factor": only(1.0, 1, None, why="vLLM and Hugging Face rotate different parts of a head by it"),
+    "partial_rotary_factor": only(1.0, 1, None, why="vLLM and Hugging Face apply it to different parts of a head"),
 }
 
 DENSE: Fields = COMMON | {
@@ -150,12 +150,12 @@ QWEN2: Fields = DENSE | {"model_type": only("qwen2", default=REQUIRED), "head_di
 QWEN3: Fields = DENSE | {
     "model_type": only("qwen3", default=REQUIRED),
     "head_dim": read(whole(), 128),
-    "attention_bias": only(False, why="Hugging Face gives the output projection a bias, too, which vLLM does not have"),
+    "attention_bias": only(False, why="Hugging Face adds a bias to the output projection as well, which vLLM lacks"),
 }
 
 DEEPSEEK_V3: Fields = COMMON | {
     "model_type": only("deepseek_v3", default=REQUIRED),
-    "tie_word_embeddings": only(False, why="vLLM gives this family an output layer of its own"),
+    "tie_word_embeddings": only(False, why="vLLM always gives this family a separate output layer"),
     "attention_bias": only(False),
     "q_lora_rank": read(optional(whole())),
     "kv_lora_rank": read(whole()),
@@ -163,7 +163,7 @@ DEEPSEEK_V3: Fields = COMMON | {
     "qk_rope_head_dim": read(whole(2)),
     "v_head_dim": read(whole()),
     "rope_interleave": only(True, why="vLLM always rotates pairs of neighbouring elements"),
-    # Implied by other fields; where head_dim or num_local_experts contradicts them, Hugging Face follows these two.
+    # Implied by other fields. If head_dim or num_local_experts contradict those, Hugging Face uses these two.
     "head_dim": read(whole(), None),
     "qk_head_dim": read(whole(), None),
     "num_local_experts": read(whole(), None),
@@ -177,7 +177,7 @@ DEEPSEEK_V3: Fields = COMMON | {
     "routed_scaling_factor": read(positive(real())),
     "norm_topk_prob": only(True),
     "moe_layer_freq": only(1),
-    # Files written by transformers 5 have neither; the engine is told (see vllm_engine).
+    # Files written by transformers 5 have neither, so rollout/engine.py passes them to the engine.
     "scoring_func": only("sigmoid"),
     "topk_method": only("noaux_tc"),
     "num_nextn_predict_layers": no_effect(whole(0)),
@@ -193,7 +193,7 @@ _ANY_ROPE: Fields = {
     "rope_type": read(TEXT, None),
     "type": read(TEXT, None),
     "rope_theta": read(positive(number()), None),
-    "partial_rotary_factor": only(1.0, 1, why="vLLM and Hugging Face rotate different parts of a head by it"),
+    "partial_rotary_factor": only(1.0, 1, why="vLLM and Hugging Face apply it to different parts of a head"),
 }
 ROPE: dict[str, Fields] = {
     "default": _ANY_ROPE,
@@ -215,7 +215,7 @@ FP8: Fields = {
     "quant_method": only("fp8", default=REQUIRED, why="dequantise the checkpoint to bfloat16 first"),
     "fmt": only("e4m3"),
     "weight_block_size": read(BLOCK),
-    # How activations are quantised, and which tensors are not: the files' own types say which are.
+    # How activations are quantised, and which tensors are not. The type of each tensor in the files decides that.
     "activation_scheme": no_effect(TEXT),
     "scale_fmt": no_effect(TEXT),
     "dequantize": no_effect(FLAG),

@@ -12,15 +12,18 @@ from torch import Tensor
 
 @contextmanager
 def recorded(chunks: list[torch.nn.Module], tp_group: dist.ProcessGroup) -> Iterator[dict[int, Tensor]]:
-    """Filled by the next forward pass of one pack, on every rank with the layers of its stage: at -1 the embeddings, at
-    i what layer i (of the whole model) gives to the next. (T with the pack's padding, H), fp32."""
+    """Record the hidden states of the next forward pass of one micro-batch, as (T with padding, H) in fp32.
+
+    Every rank gets the layers of its pipeline stage. The dictionary has the embeddings at -1 and the output of layer i,
+    counted in the whole model, at i.
+    """
     model, found = unwrap_model(chunks[0]), {}
 
     def keep(layer: int) -> Any:
         def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             mine = (output[0] if isinstance(output, tuple) else output).detach().squeeze(1).float().contiguous()
             parts = [torch.empty_like(mine) for _ in range(tp_group.size())]
-            if len(parts) > 1:  # sequence parallel: each tensor rank has its own tokens
+            if len(parts) > 1:  # with sequence parallelism each tensor rank has its own tokens
                 dist.all_gather(parts, mine, group=tp_group)
             found[layer] = torch.cat(parts) if len(parts) > 1 else mine.clone()
 

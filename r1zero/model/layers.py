@@ -1,5 +1,5 @@
-"""The modules that megatron-core leaves to transformer-engine: norm, replicated linear, attention and rotary positions
-for packs."""
+"""The modules for which megatron-core uses transformer-engine: norm, replicated linear layer, attention and rotary
+positions of packed sequences."""
 
 from typing import Any
 
@@ -16,15 +16,17 @@ from r1zero.model.packing import PackedSequences, attend
 
 
 class RmsNorm(torch.nn.Module):
-    """In fp32, scaled in the activations' own type (as Hugging Face and vLLM do). Zhang and Sennrich, arXiv
-    1910.07467."""
+    """RMSNorm, computed in fp32 and scaled in the activations' own type, as Hugging Face and vLLM do.
+
+    Zhang and Sennrich, arXiv 1910.07467.
+    """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any):
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Where tokens are split over tensor ranks, each has only its part of the gradient: megatron sums marked
-        # weights.
+        # With sequence parallelism each tensor rank has only its tokens' part of the gradient. megatron sums the
+        # gradients of weights that are marked like this.
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,10 +42,10 @@ class LatentNorm(RmsNorm):
 
 
 class ReplicatedLinear(MegatronModule):
-    """A linear layer of which every tensor rank has all, applied to its own tokens.
+    """A linear layer that every tensor rank holds in full and applies to its own tokens.
 
-    megatron-core's own spec cuts the down projections of latent attention and gathers their output without summing the
-    gradient of the rotary key over tensor ranks: gradients are then wrong by up to 0.7 %, and no error is raised.
+    megatron-core's own spec splits the down projections of latent attention and gathers their output without summing
+    the gradient of the rotary key over the tensor ranks. The gradients are then wrong by up to 0.7 %, without an error.
     """
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any):
@@ -56,7 +58,7 @@ class ReplicatedLinear(MegatronModule):
 
 
 class PackedAttention(MegatronModule):
-    """Core attention over a pack: (T, heads, d) to (T, 1, heads * value dim)."""
+    """Core attention over packed sequences: (T, heads, d) to (T, 1, heads * value dim)."""
 
     def __init__(
         self,
@@ -83,10 +85,10 @@ class PackedAttention(MegatronModule):
 
 
 class PackedRotary(torch.nn.Module):
-    """Frequencies of each token's position in its own sequence, gathered once for a pack.
+    """Rotary frequencies for each token's position in its own sequence, gathered once per micro-batch.
 
-    megatron-core asks first for a length, then for the frequencies of that length, and then cuts them sequence by
-    sequence in a loop. Here the pack itself goes through as the length, and there is nothing left to cut.
+    megatron-core first asks for a length, then for the frequencies of that length, and then slices them sequence by
+    sequence in a loop. Here the packed sequences are passed as the length, so nothing is left to slice.
     """
 
     def __init__(self, frequencies: torch.nn.Module):
@@ -100,14 +102,14 @@ class PackedRotary(torch.nn.Module):
 
     def forward(self, packed: PackedSequences, packed_seq: bool = True, cp_group: Any = None) -> Any:
         found = self.of_length(packed.max_seqlen_q, packed_seq=True)
-        frequencies, *mscale = found if isinstance(found, tuple) else (found,)  # yarn returns its magnitude, too
+        frequencies, *mscale = found if isinstance(found, tuple) else (found,)  # yarn also returns its magnitude
         if packed.frequencies is None:
             packed.frequencies = frequencies.index_select(0, packed.positions_T)
         return (packed.frequencies, *mscale) if mscale else packed.frequencies
 
 
 def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """megatron-core's layers of this pipeline stage, with the modules above."""
+    """Returns the spec of this pipeline stage's layers: megatron-core's, with the modules above."""
     patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     block.layer_norm = RmsNorm
@@ -125,8 +127,7 @@ def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
 
 
 def use_packed_rotary(model: torch.nn.Module) -> None:
-    """Put PackedRotary in front of the model's rotary frequencies: one for the model, or one in each latent
-    attention."""
+    """Wrap the model's rotary frequencies in PackedRotary: once for the model, or once per latent attention."""
     for module in list(model.modules()):
         if isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
             module.rotary_pos_emb = PackedRotary(module.rotary_pos_emb)

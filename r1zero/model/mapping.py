@@ -1,4 +1,4 @@
-"""Which rectangle of each HF tensor a rank's megatron-core parameters hold, and where inside them it lies."""
+"""Maps each rank's megatron-core parameters to the rectangles of HF tensors that they hold."""
 
 from dataclasses import dataclass
 
@@ -20,13 +20,13 @@ class Local:
 
     weight: Weight
     part: Part
-    """The rectangle of the full tensor."""
+    """The rectangle of the full tensor that this rank holds."""
     parameter: Tensor
     degree: int
-    """Ranks that share the tensor."""
+    """Number of ranks that share the tensor."""
 
     def view(self) -> Tensor:
-        """The part inside its parameter, fused or not: a view, to be taken anew after parameters were exchanged."""
+        """Returns the part as a view of its parameter, fused or not. Parameters may be exchanged, so do not keep it."""
         whole, weight = self.parameter.detach(), self.weight
         if weight.total == weight.shape[0]:
             return whole
@@ -35,13 +35,16 @@ class Local:
         return whole.view(blocks, -1, *whole.shape[1:])[:, first : first + rows]
 
     def tensor(self) -> Tensor:
-        """The part with the shape it has in the full tensor; a copy only where the parameter interleaves it."""
+        """Returns the part with its shape in the full tensor. This copies only if the parameter interleaves it."""
         return self.view().reshape([cut.stop - cut.start for cut in self.part])
 
 
 def local_tensors(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGrids) -> dict[str, Local]:
-    """HF name -> this rank's part, in the order of a forward pass. Of a tied embedding the last stage has a copy,
-    too."""
+    """Returns HF name -> this rank's part, in the order of a forward pass.
+
+    The last pipeline stage has a copy of a tied embedding as well. Raises RuntimeError if the model has a parameter
+    that the family's table does not name.
+    """
     rank = dist.get_rank()
     stage = grids.dense.coordinate(rank, "pp")
     model = unwrap_model(chunks[0])
@@ -55,5 +58,5 @@ def local_tensors(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGr
     left = {id(p) for p in model.parameters()} - {id(local.parameter) for local in found.values()}
     if left:
         names = [name for name, p in model.named_parameters() if id(p) in left]
-        raise RuntimeError(f"parameters of the model that no row of the family's table names: {names}")
+        raise RuntimeError(f"the family's table has no row for these parameters of the model: {names}")
     return found

@@ -1,8 +1,7 @@
-"""Where the trained model's weights, gradients and optimizer state are: on the device while they are used, else on the
-host or nowhere.
+"""Moves the trained model's weights, gradients and optimizer state to the device when needed, and off it afterwards.
 
-megatron-core keeps a model's weights in a few flat buffers, of which every parameter is a view; the same holds for its
-gradients. Freeing a buffer's storage and taking it again leaves all views as they are.
+megatron-core keeps a model's weights in a few flat buffers, of which every parameter is a view, and the gradients
+likewise. Freeing a buffer's storage and allocating it again keeps all views valid.
 """
 
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ from torch import Tensor
 
 
 class WeightOffload:
-    """Host copies of the weights by name ("policy", "original"), one of them at a time on the device, or none.
+    """Host copies of the weights by name ("policy", "original"). At most one of them is on the device.
 
-    chunks: the trained model, whose weights are the original ones now.
+    chunks: the trained model, whose weights must still be the original ones.
     """
 
     def __init__(self, chunks: list[DistributedDataParallel], device: torch.device):
@@ -28,7 +27,7 @@ class WeightOffload:
         self.snapshot("original")
 
     def snapshot(self, name: str) -> None:
-        """Copy what is on the device to the host under `name`."""
+        """Copy the weights on the device to the host under `name`."""
         pinned = self.device.type != "cpu"
         if name not in self.copies:
             self.copies[name] = [
@@ -38,7 +37,7 @@ class WeightOffload:
             host.copy_(buffer.param_data)  # blocking: the storage is freed next
 
     def onload(self, name: str) -> None:
-        """Put the weights kept under `name` on the device."""
+        """Put the weights stored under `name` on the device."""
         if self.present == name:
             return
         for host, buffer in zip(self.copies[name], self.buffers, strict=True):
@@ -47,24 +46,24 @@ class WeightOffload:
         self.present = name
 
     def offload(self) -> None:
-        """Free the device of weights and gradients; the policy's weights wait on the host."""
+        """Free the device memory of weights and gradients. The policy's weights are kept on the host."""
         self.snapshot("policy")
         self.present = ""
         for tensor in self._storages():
             _resize(tensor, 0)
 
     def flat(self, parameter: Tensor) -> Tensor:
-        """The policy's elements of a parameter, 1-D, on the device or on the host, wherever they are now."""
+        """Returns the policy's elements of a parameter, 1-D, from the device or the host, wherever they are."""
         if self.present == "policy":
             return parameter.detach().view(-1)
         for host, buffer in zip(self.copies["policy"], self.buffers, strict=True):
             if parameter in buffer.param_index_map:
                 begin, end, _ = buffer.param_index_map[parameter]
                 return host[begin:end]
-        return parameter.detach().view(-1)  # a buffer such as the router's bias, which never leaves
+        return parameter.detach().view(-1)  # a buffer such as the router's bias, which stays on the device
 
     def gradients(self) -> None:
-        """Give the gradients memory again; they are zeroed before each update anyway."""
+        """Allocate the gradients again. Their content is undefined; they are zeroed before each update."""
         for buffer in self.buffers:
             _resize(buffer.grad_data, buffer.grad_data.numel())
 
@@ -75,22 +74,23 @@ class WeightOffload:
 
 
 class OptimizerOffload:
-    """Adam's moments and the fp32 master weights, on the host except inside `on_device()`, where the optimizer steps,
-    saves or loads.
+    """Keeps Adam's moments and the fp32 master weights on the host, except in the context of `on_device()`.
 
-    The step itself is the device's own, so that nothing else changes; megatron-core's optimizer_cpu_offload steps on
-    the host, over CUDA's streams, and MindSpeed's swap_optimizer replaces the optimizer.
+    The optimizer steps, saves and loads inside that context. The step itself runs on the device, so results do not
+    change. By contrast, megatron-core's optimizer_cpu_offload steps on the host and needs CUDA streams, and MindSpeed's
+    swap_optimizer replaces the optimizer.
     """
 
     def __init__(self, optimizer: MegatronOptimizer, device: torch.device):
         self.parts = getattr(optimizer, "chained_optimizers", [optimizer])
         self.pinned = device.type != "cpu"
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}
-        """id of a tensor -> the tensor, and what it holds while it has no memory."""
+        """id of a tensor -> the tensor, and its content while it has no memory."""
         self._leave()
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
+        """A context in which the optimizer's state is on the device. Changes to it are kept."""
         for tensor, host in self.copies.values():
             _resize(tensor, tensor.numel())
             tensor.copy_(host)
@@ -100,13 +100,14 @@ class OptimizerOffload:
             self._leave()
 
     def content(self, tensor: Tensor) -> Tensor:
-        """The elements of one of the optimizer's tensors, on the device or on the host, wherever they are now."""
+        """Returns the elements of one of the optimizer's tensors, from the device or the host, wherever they are."""
         kept = self.copies.get(id(tensor))
         return kept[1] if kept and not tensor.untyped_storage().size() else tensor.detach()
 
     @torch.no_grad()
     def _leave(self) -> None:
-        """The tensors are asked for anew: moments come with the first step, and loading makes others."""
+        """Move all tensors to the host. They are listed anew each time, because the first step creates the moments and
+        loading replaces tensors."""
         kept = self.copies
         self.copies = {}
         for tensor in self._tensors():

@@ -1,7 +1,7 @@
-"""Sequences one after the other in a pack, and the padded view in which attention is two products of matrices.
+"""Packed sequences, and the padded view of them in which attention consists of two matrix products.
 
-Legend: T tokens of the pack, N sequences, L tokens of the longest. Indices and mask are made once for a pack and used
-by every layer.
+Shapes: T tokens in total, N sequences, L tokens in the longest. Indices and mask are computed once per micro-batch and
+shared by all layers.
 """
 
 from dataclasses import dataclass
@@ -16,25 +16,26 @@ from r1zero.model.shape import DENSE_TOKENS
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """What megatron-core hands through to rotary positions and attention.
+    """The description of packed sequences that megatron-core passes to rotary positions and attention.
 
-    `cu_seqlens_q` is the pack as it is; `cu_seqlens_q_padded`, which only the rotary code reads, says that the pack is
-    one sequence, because the frequencies it gets are already those of each token's own position.
+    `cu_seqlens_q` has the true sequences. `cu_seqlens_q_padded`, which only the rotary code reads, describes them as a
+    single sequence, because PackedRotary already returns the frequencies for each token's own position.
     """
 
     lengths: tuple[int, ...] = ()
-    """Of the sequences; the last one's includes the padding."""
+    """Lengths of the sequences; that of the last one includes the padding."""
     positions_T: Tensor | None = None
     frequencies: Tensor | None = None
-    """(T, 1, 1, D), filled by the first layer that asks."""
+    """(T, 1, 1, D), set by the first layer that needs it."""
 
     @property
     def longest(self) -> int:
+        """Number of tokens in the longest sequence."""
         return max(self.lengths)
 
     @cached_property
     def slots_T(self) -> Tensor | None:
-        """Place of each token in the padded view (N * L); None where no padding is needed."""
+        """Index of each token in the padded view (N * L); None if no padding is needed."""
         if len(set(self.lengths)) == 1:
             return None
         lengths = torch.tensor(self.lengths, device=self.positions_T.device)
@@ -45,11 +46,12 @@ class PackedSequences(PackedSeqParams):
 
     @cached_property
     def mask_LL(self) -> Tensor:
+        """Causal mask to add to the scores: -inf above the diagonal, fp32."""
         return torch.full((self.longest, self.longest), float("-inf"), device=self.positions_T.device).triu(1)
 
 
 def pack(lengths: list[int], multiple: int, device: torch.device) -> PackedSequences:
-    """A pack of sequences of `lengths`, with padding at its end to a multiple of the tensor-parallel degree.
+    """Describe sequences of `lengths`, padded at the end to a multiple of `multiple`, the tensor-parallel degree.
 
     The padding lengthens the last sequence, whose own tokens do not see it because attention is causal. As a sequence
     of its own it would cost as much attention as the longest one.
@@ -74,7 +76,7 @@ def pack(lengths: list[int], multiple: int, device: torch.device) -> PackedSeque
 
 
 class _ToSlots(torch.autograd.Function):
-    """(T, ...) to (N * L, ...), zero elsewhere. Its gradient is a gather; that of torch's own index_copy clones."""
+    """(T, ...) to (N * L, ...), zero elsewhere. The gradient is a gather; that of torch's index_copy would clone."""
 
     @staticmethod
     def forward(ctx, packed, slots, size):
@@ -87,7 +89,7 @@ class _ToSlots(torch.autograd.Function):
 
 
 class _FromSlots(torch.autograd.Function):
-    """(N * L, ...) to (T, ...). Slots are distinct, so that the gradient is a copy and not a sum."""
+    """(N * L, ...) to (T, ...). The slots are distinct, so the gradient is a copy instead of a sum."""
 
     @staticmethod
     def forward(ctx, padded, slots):
@@ -102,7 +104,7 @@ class _FromSlots(torch.autograd.Function):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: PackedSequences) -> Tensor:
-    """Causal attention inside each sequence. q (T, h, d), k (T, g, d), v (T, g, e) to (T, h * e); g divides h."""
+    """Causal attention within each sequence. q (T, h, d), k (T, g, d), v (T, g, e) to (T, h * e). g must divide h."""
     tokens, heads, width = q.shape[0], q.shape[1], v.shape[2]
     count, longest = len(packed.lengths), packed.longest
 
@@ -122,10 +124,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: PackedSequence
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:
-    """(N, h, L, d), (N, g, L, d), (N, g, L, e) to (N, h, L, e): the h / g queries of a key head share one product.
+    """(N, h, L, d), (N, g, L, d), (N, g, L, e) to (N, h, L, e). The h / g queries of a key head share one product.
 
-    Scores are fp32 whatever the activations are: Qwen2's key biases make them so large that bfloat16 would round them
-    to units.
+    Scores are computed in fp32 whatever the type of the activations: Qwen2's key biases make them so large that
+    bfloat16 would round them to integers.
     """
     n, h, length, d = q.shape
     g, r = k.shape[1], h // k.shape[1]

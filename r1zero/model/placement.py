@@ -1,6 +1,6 @@
-"""Which rank holds which part of which weight: a pure function of the family's table and the layout. No torch.
+"""Which rank holds which part of which weight: a pure function of the family's table and the layout. Needs no torch.
 
-Every rank computes the same answer, so that loading, export, sync and the plan never have to ask another rank.
+Every rank computes the same result, so loading, export, sync and planning need no communication for it.
 """
 
 from r1zero.config import UserError
@@ -13,16 +13,16 @@ Part = tuple[slice, ...]
 
 
 def stages(shape: Shape, grids: MegatronGrids) -> list[range]:
-    """Layers of each pipeline stage. Raises UserError where they do not add up to the model's."""
+    """Returns the layers of each pipeline stage. Raises UserError if they do not add up to the model's layers."""
     pp = grids.dense.size("pp")
     if not grids.pipeline_layers and shape.layers % pp:
         raise UserError(
-            f"{shape.layers} layers do not divide into {pp} equal stages; state pipeline_layers, one number a stage"
+            f"{shape.layers} layers do not divide into {pp} equal stages; set pipeline_layers, one number per stage"
         )
     counts = grids.pipeline_layers or (shape.layers // pp,) * pp
     if sum(counts) != shape.layers or min(counts) < 1:
         raise UserError(
-            f"pipeline_layers = {list(counts)} adds up to {sum(counts)}, the model has {shape.layers} layers; "
+            f"pipeline_layers = {list(counts)} adds up to {sum(counts)}, but the model has {shape.layers} layers; "
             "every stage needs at least one"
         )
     starts = [sum(counts[:i]) for i in range(pp)]
@@ -30,7 +30,7 @@ def stages(shape: Shape, grids: MegatronGrids) -> list[range]:
 
 
 def check(shape: Shape, grids: MegatronGrids) -> None:
-    """Raises UserError where the degrees do not cut the model's dimensions evenly."""
+    """Raises UserError if the degrees do not divide the model's dimensions evenly."""
     stages(shape, grids)
     tp, etp, ep = grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
     cuts = [
@@ -46,17 +46,20 @@ def check(shape: Shape, grids: MegatronGrids) -> None:
         ]
         if shape.moe.experts % ep:
             raise UserError(
-                f"expert_model_parallel_size = {ep} does not divide the model's {shape.moe.experts} experts"
+                f"expert_model_parallel_size = {ep} does not divide the model's {shape.moe.experts} experts; "
+                "choose a divisor"
             )
     elif ep > 1:
         raise UserError(f"expert_model_parallel_size = {ep}, but {shape.family} has no experts; set it to 1")
     for name, size, degree in cuts:
         if size % degree:
-            raise UserError(f"tensor_model_parallel_size = {degree} does not divide the model's {name} = {size}")
+            raise UserError(
+                f"tensor_model_parallel_size = {degree} does not divide the model's {name} = {size}; choose a divisor"
+            )
 
 
 def stages_of(weight: Weight, shape: Shape, grids: MegatronGrids) -> tuple[int, ...]:
-    """Pipeline stages that hold the weight: one, or the first and the last for a tied embedding."""
+    """Returns the pipeline stages that hold the weight: one, or the first and the last for a tied embedding."""
     last = grids.dense.size("pp") - 1
     if weight.place == "layer":
         return tuple(i for i, layers in enumerate(stages(shape, grids)) if weight.layer in layers)
@@ -64,7 +67,7 @@ def stages_of(weight: Weight, shape: Shape, grids: MegatronGrids) -> tuple[int, 
 
 
 def part(weight: Weight, degree: int, index: int) -> Part:
-    """The rectangle of the full tensor that position `index` of `degree` tensor ranks holds."""
+    """Returns the rectangle of the full tensor at position `index` of `degree` tensor ranks."""
     cut = [slice(0, n) for n in weight.shape]
     if weight.cut is not None:
         n = weight.shape[weight.cut] // degree
@@ -73,18 +76,18 @@ def part(weight: Weight, degree: int, index: int) -> Part:
 
 
 def grid_of(weight: Weight, grids: MegatronGrids) -> tuple[Grid, str]:
-    """The grid that deals the weight out and the name of its tensor axis there."""
+    """Returns the grid over which the weight is distributed, and the name of its tensor axis there."""
     return (grids.dense, "tp") if weight.expert is None else (grids.experts, "etp")
 
 
 def degree(weight: Weight, grids: MegatronGrids) -> int:
-    """Ranks over which the weight is cut: the tensor ranks, an expert's the expert tensor ranks."""
+    """Returns the number of ranks that split the weight: tensor ranks, or expert tensor ranks for an expert."""
     grid, axis = grid_of(weight, grids)
     return grid.size(axis)
 
 
 def local_part(weight: Weight, shape: Shape, grids: MegatronGrids, rank: int) -> Part | None:
-    """What a world rank holds of the weight."""
+    """Returns the part of the weight that a world rank holds, or None."""
     grid, axis = grid_of(weight, grids)
     if grid.coordinate(rank, "pp") not in stages_of(weight, shape, grids):
         return None
@@ -94,7 +97,7 @@ def local_part(weight: Weight, shape: Shape, grids: MegatronGrids, rank: int) ->
 
 
 def holders(weight: Weight, shape: Shape, grids: MegatronGrids) -> dict[int, Part]:
-    """World rank -> the part of the weight that it holds. Ranks with equal parts are copies of each other."""
+    """Returns world rank -> the part of the weight that it holds. Ranks with equal parts hold copies of each other."""
     grid, axis = grid_of(weight, grids)
     others = [name for name, _ in grid.axes if name not in (axis, "ep", "pp")]
     fixed = {} if weight.expert is None else {"ep": weight.expert // experts_per_rank(shape, grids)}
@@ -108,11 +111,12 @@ def holders(weight: Weight, shape: Shape, grids: MegatronGrids) -> dict[int, Par
 
 
 def experts_per_rank(shape: Shape, grids: MegatronGrids) -> int:
+    """Returns the number of routed experts that a rank of the trainer holds."""
     return shape.moe.experts // grids.experts.size("ep")
 
 
 def parameter_name(weight: Weight, shape: Shape, grids: MegatronGrids, stage: int) -> str:
-    """Name of the megatron-core parameter (or buffer) in the model chunk of a stage that holds the weight."""
+    """Returns the name of the megatron-core parameter (or buffer) that holds the weight in a stage's model chunk."""
     if weight.place == "both ends" and stage > 0:
         return "output_layer.weight"
     if weight.place != "layer":

@@ -1,4 +1,4 @@
-"""A model's dimensions, and how each family states them in Hugging Face's config.json. No torch, no megatron."""
+"""A model's dimensions, and how each family states them in Hugging Face's config.json. Needs no torch or megatron."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,18 +8,17 @@ from r1zero.model.config_fields import Config, shown
 from r1zero.model.family_fields import ROPE
 
 ROPE_THETA = 10000.0
-"""Hugging Face's, where a file states none."""
+"""Hugging Face's default for a file that states none."""
 
 
 DENSE_TOKENS = 128
-"""On a CPU, sequences of up to this many tokens are attended by explicit products, whose scores are held for the
-backward pass; longer ones by torch's fused attention, which holds none. Measured with head dimensions 32 and 64 on one
-core with AMX: the products are faster up to 64 to 192 tokens in training."""
+"""On a CPU, attention over sequences of up to this many tokens uses explicit matrix products, whose scores are kept for
+the backward pass. Longer sequences use torch's fused attention, which keeps none. Measured with head dimensions 32 and
+64 on one core with AMX: in training the products are faster up to 64 to 192 tokens."""
 
 
 CHUNK_BYTES = 64 << 20
-"""A checkpoint's tensor is written in pieces of at most this many bytes, so that a save needs no more memory than
-that."""
+"""Largest number of bytes in which a checkpoint's tensor is written at a time, which bounds the memory of a save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Mla:
 
 @dataclass(frozen=True, kw_only=True)
 class Moe:
-    """Sigmoid router with a bias in the choice only (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+    """Sigmoid router whose bias affects only the choice of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
 
     experts: int
     topk: int
@@ -49,7 +48,7 @@ class Moe:
 
 @dataclass(frozen=True, kw_only=True)
 class Yarn:
-    """Longer context by interpolated rotary frequencies (arXiv 2309.00071). `mscale_all_dim` 0: absent."""
+    """YaRN: a longer context by interpolated rotary frequencies (arXiv 2309.00071). `mscale_all_dim` 0: absent."""
 
     factor: float
     original_max_positions: int
@@ -64,7 +63,7 @@ class Shape:
     """All dimensions of a model."""
 
     family: str
-    """HF's architecture, the key of FAMILIES."""
+    """Hugging Face's name of the architecture, the key of FAMILIES."""
     layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -76,7 +75,7 @@ class Shape:
     rms_norm_eps: float
     rope_theta: float
     tied: bool
-    """The output layer is the embedding."""
+    """Whether the output layer shares the embedding's weight."""
     qkv_bias: bool = False
     qk_norm: bool = False
     mla: Mla | None = None
@@ -84,16 +83,18 @@ class Shape:
     yarn: Yarn | None = None
 
     def is_moe(self, layer: int) -> bool:
+        """Whether a layer (from 0) has experts."""
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
     @property
     def positions(self) -> int:
-        """Tokens of the longest sequence that the engine has rotary positions for."""
+        """Length in tokens of the longest sequence for which the engine has rotary positions."""
         stretched = self.yarn.factor * self.yarn.original_max_positions if self.yarn else self.max_positions
         return int(min(stretched, self.max_positions))
 
 
 def read_qwen2(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Qwen2. Raises UserError."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     if hidden % heads:
         raise config.refusal("num_attention_heads", f"it must divide hidden_size = {hidden}")
@@ -105,6 +106,7 @@ def read_qwen2(config: Config) -> dict[str, Any]:
 
 
 def read_qwen3(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Qwen3. Raises UserError."""
     return {**_read_dense(config, config["head_dim"]), "qk_norm": True}
 
 
@@ -128,6 +130,7 @@ def _read_dense(config: Config, head_dim: int) -> dict[str, Any]:
 
 
 def read_deepseek(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to DeepSeek-V3. Raises UserError."""
     heads = config["num_attention_heads"]
     mla = Mla(
         **{
@@ -144,7 +147,7 @@ def read_deepseek(config: Config) -> dict[str, Any]:
         "qk_head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim,
     }.items():
         if config[name] not in (None, implied):
-            raise config.refusal(name, f"the other fields say {implied}; state that, or leave it out")
+            raise config.refusal(name, f"the other fields imply {implied}; state that value, or remove the field")
     theta, yarn = read_rope(config)
     return dict(
         kv_heads=heads,
@@ -184,22 +187,22 @@ def _read_moe(config: Config) -> Moe:
             "num_experts_per_tok",
             f"topk_group = {moe.topk_groups} of n_group = {moe.groups} groups have {eligible} experts",
         )
-    # HF scores a group by its best two experts, megatron-core by its best topk / topk_groups.
+    # HF scores a group by its two best experts, megatron-core by its best topk / topk_groups.
     if moe.topk_groups < moe.groups and moe.topk != 2 * moe.topk_groups:
         raise config.refusal(
             "num_experts_per_tok",
-            f"with topk_group = {moe.topk_groups}, trainer and engine score groups alike only where "
+            f"with topk_group = {moe.topk_groups}, trainer and engine score groups alike only if "
             "num_experts_per_tok = 2 x topk_group",
         )
     return moe
 
 
 def read_rope(config: Config) -> tuple[float, Yarn | None]:
-    """The base of the rotary frequencies, and how they are stretched. A file may state them in three places."""
+    """Returns the base of the rotary frequencies and their scaling, which a file may state in three places."""
     stated = [_read_rope(config, name) for name in ("rope_scaling", "rope_parameters") if config[name]]
     if len(stated) == 2 and stated[0] != stated[1]:
         raise UserError(
-            f"{config.path}: rope_scaling and rope_parameters contradict each other; Hugging Face takes rope_scaling: "
+            f"{config.path}: rope_scaling and rope_parameters contradict each other; Hugging Face uses rope_scaling: "
             "remove one of the two"
         )
     return stated[0] if stated else (float(config["rope_theta"] or ROPE_THETA), None)
@@ -224,7 +227,7 @@ def _read_yarn(rope: Config, config: Config) -> Yarn:
         raise UserError(
             f"{rope.path}: {rope.prefix}mscale = {shown(rope['mscale'])} and mscale_all_dim = "
             f"{shown(rope['mscale_all_dim'])}; "
-            "engines disagree on what one without the other means: give both or neither"
+            "engines disagree on the meaning of one without the other: state both or neither"
         )
     return Yarn(
         factor=float(rope["factor"]),

@@ -1,1 +1,1 @@
-"""What a run records and shows: metrics, plots, console lines, logs, alarms."""
+"""What a run records and shows: metrics, plots, console output, logs and alarms."""

@@ -1,4 +1,4 @@
-"""Lines for the person who watches: a terminal that cannot show them, or is gone, never stops a run."""
+"""Output for the person who watches the run. A terminal that fails never stops the run."""
 
 import logging
 import os
@@ -11,38 +11,36 @@ from rich.text import Text
 log = logging.getLogger(__name__)
 
 WIDTH = 150
-"""Columns where no terminal says how many it has."""
+"""Number of columns if no terminal states it."""
 
 
 class Terminal:
-    """Standard output. What cannot be written goes to the rank's log, once with the reason."""
+    """Standard output. If writing fails, the reason and all further lines go to the rank's log."""
 
     def __init__(self) -> None:
-        own = Console()  # knows a terminal, NO_COLOR, and what world.join says of a launcher's pseudo-terminal
+        own = Console()  # detects terminals, NO_COLOR, and the setting of world.join for pseudo-terminals
         self._has_colours = bool(sys.stdout) and own.is_terminal and not own.no_color
         self.ascii_only = not _encoding().lower().startswith("utf")
-        """Whether the terminal's encoding has no characters for drawing."""
+        """Whether the encoding lacks the characters for drawing."""
         self._is_broken = False
 
     def print(self, text: str | Text) -> None:
+        """Write a line. Never raises an error of the terminal."""
         if self._is_broken:
             log.info("%s", text)
             return
         try:
             sys.stdout.write(self._rendered(text).encode(_encoding(), "replace").decode(_encoding()))
             sys.stdout.flush()
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-        ) as error:  # a reader that ended, a full disk, a closed file, no file at all
+        # A reader that ended, a full disk, a closed file, or no file at all.
+        except (OSError, ValueError, AttributeError) as error:
             self._is_broken = True
-            log.error("standard output cannot be written any more (%s); the run goes on, and its lines are here", error)
+            log.error("standard output cannot be written any more (%s); its further lines are in this log", error)
             log.info("%s", text)
             _discard_stdout()
 
     def _rendered(self, text: str | Text) -> str:
-        """Not by rich's own console on standard output: that one ends the process where a pipe is broken."""
+        """Render a text. rich's own console on standard output would end the process at a broken pipe."""
         buffer = StringIO()
         console = Console(
             file=buffer,
@@ -60,8 +58,8 @@ def _encoding() -> str:
 
 
 def _discard_stdout() -> None:
-    """What is still in the buffer, and what others print, must not fail again at the end of the process."""
-    if sys.stdout is None:  # its number may be another file's by now
+    """Redirect standard output, so that buffered output does not fail again at the end of the process."""
+    if sys.stdout is None:  # its file descriptor may belong to another file by now
         return
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, sys.stdout.fileno())

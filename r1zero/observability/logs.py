@@ -1,5 +1,4 @@
-"""One log a rank: what libraries warn of, what this rank is at fault for, its stacks when it crashes or is asked for
-them."""
+"""One log file per rank, with warnings of libraries, the rank's own failure, and stacks after a crash or on request."""
 
 import faulthandler
 import logging
@@ -12,9 +11,9 @@ from typing import IO
 
 
 def start(folder: Path, rank: int) -> IO[str]:
-    """Python's warnings and logging go to `folder/rank_0003.log` from now on; our own warnings show on stderr, too.
+    """Send Python's warnings and logging to `folder/rank_0003.log`. Warnings of r1zero go to stderr as well.
 
-    A crash in native code leaves its stack there, and SIGUSR2 asks for it at any time.
+    A crash in native code writes its stack to that file, and so does SIGUSR2 at any time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / f"rank_{rank:04d}.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (kept open)
@@ -25,7 +24,7 @@ def start(folder: Path, rank: int) -> IO[str]:
     ours = logging.getLogger("r1zero")
     ours.setLevel(logging.INFO)
     to_stderr = logging.StreamHandler()
-    to_stderr.addFilter(lambda record: record.levelno == logging.WARNING)  # errors are said once, by the watchdog
+    to_stderr.addFilter(lambda record: record.levelno == logging.WARNING)  # the watchdog prints errors, once
     ours.addHandler(to_stderr)
     logging.captureWarnings(True)
     faulthandler.enable(file)

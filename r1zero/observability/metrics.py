@@ -29,20 +29,21 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """A context whose time counts for the phase `name`."""
         began = time.perf_counter()
         self._tell(name)
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-        self._tell("")  # not after an exception, which belongs to the phase
+        self._tell("")  # not after an exception, which is reported for the phase
 
     def _tell(self, name: str) -> None:
         for observe in self.observers:
             observe(name, self.iteration)
 
     def lap(self) -> dict[str, float]:
-        """`timing/<phase>` and `timing/all` since the last lap, in seconds."""
+        """Returns `timing/<phase>` and `timing/all` since the last lap, in seconds."""
         now = time.perf_counter()
         timings = {f"timing/{name}": seconds for name, seconds in self.seconds.items()}
         timings["timing/all"] = now - self._began
@@ -61,13 +62,15 @@ class MetricReducer:
         self.peaks: dict[str, float] = {}
 
     def add(self, name: str, value: float) -> None:
+        """Add to a sum."""
         self.sums[name] = self.sums.get(name, 0.0) + value
 
     def peak(self, name: str, value: float) -> None:
+        """Take into account for a maximum."""
         self.peaks[name] = max(self.peaks.get(name, -float("inf")), value)
 
     def reduce(self, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-        """(sums, maxima) over the world."""
+        """Returns (sums, maxima) over the world."""
         reduced = []
         for values, operation in ((self.sums, dist.ReduceOp.SUM), (self.peaks, dist.ReduceOp.MAX)):
             names = sorted(values)
@@ -80,8 +83,7 @@ class MetricReducer:
 
 
 def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
-    """Append one JSON line per row, each with its iteration. JSON has no infinity and no NaN; they are written as
-    null."""
+    """Append one JSON line per row, with its iteration. Infinity and NaN, which JSON lacks, are written as null."""
     with open(path, "a", encoding="utf-8") as file:
         for row in rows:
             finite = {
@@ -91,12 +93,12 @@ def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
 
 
 def keep_until(path: Path, iteration: int) -> None:
-    """Drop the lines of later iterations and an incomplete last line. The file is replaced by a rename.
+    """Remove the lines of later iterations and an incomplete last line. The file is replaced by a rename.
 
     Only a line feed ends a line, because JSON text may contain U+2028, U+2029 and U+0085. Raises UserError for a line
     that `append` did not write.
     """
-    path = Path(os.path.realpath(path))  # a symbolic link is kept
+    path = Path(os.path.realpath(path))  # so that a symbolic link is kept
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -114,10 +116,10 @@ def _iteration(line: bytes, where: str) -> int:
     try:
         return int(json.loads(line)["iteration"])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{where}: is no line of a run ({error}); remove it") from None
+        raise UserError(f"{where}: is not a line of a run ({error}); remove it") from None
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; a null is read as NaN."""
+    """Returns the lines of metrics.jsonl, with null as NaN."""
     with open(folder / "metrics.jsonl", "rb") as file:
         return [{name: nan if value is None else value for name, value in json.loads(line).items()} for line in file]

@@ -1,4 +1,4 @@
-"""The two curves by which the recipe is judged, as pictures: mean reward and mean response length over iterations."""
+"""The two plots by which the recipe is judged: mean reward and mean response length over iterations."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CURVES = (
 
 
 def draw(folder: Path) -> list[Path]:
-    """reward.png and response_length.png from the folder's metrics.jsonl."""
+    """Draw reward.png and response_length.png from the folder's metrics.jsonl. Returns their paths."""
     from matplotlib.figure import Figure
 
     lines = metrics.read(folder)
@@ -22,7 +22,7 @@ def draw(folder: Path) -> list[Path]:
         axes = figure.subplots()
         axes.plot(iterations, [line[key] for line in lines], color="#1f77b4", linewidth=1.8, marker=".", markersize=4)
         axes.set(xlabel="iteration", ylabel=label)
-        axes.set_title(folder.name, parse_math=False)  # a name is no formula
+        axes.set_title(folder.name, parse_math=False)  # a "$" in the name is not a formula
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)

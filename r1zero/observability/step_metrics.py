@@ -1,6 +1,6 @@
-"""The metrics of a step from its samples and its update.
+"""The metrics of a step, from its samples and its update.
 
-Names are those of MindSpeed-RL (docs/zh/features/log_metrics.md there).
+The names are those of MindSpeed-RL (docs/zh/features/log_metrics.md there).
 """
 
 import torch
@@ -12,11 +12,11 @@ from r1zero.observability.metrics import MetricReducer
 from r1zero.policy import SUMS
 
 RANGES = ("rewards", "response_length", "prompt_length")
-"""What is shown with mean, minimum and maximum."""
+"""Quantities that are reported with mean, minimum and maximum."""
 
 
 def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, graded: Graded | None) -> None:
-    """Add the samples of an engine, on its first rank. Every other rank passes None and adds the same names with no
+    """Add the samples of an engine, on its first rank. Other ranks pass None, which adds the same names without
     content."""
     rules = list(cfg.reward.rules)
     for name in (
@@ -64,7 +64,7 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
 
 
 def add_update(reducer: MetricReducer, update: dict[str, float]) -> None:
-    """Add what Policy.update returned; a rank that does not train passes an empty dict."""
+    """Add the result of Policy.update. A rank that does not train passes an empty dict."""
     for name in SUMS:
         reducer.add(f"actor/{name}", update.get(name, 0.0))
     for name in ("gap_max", "grad_norm", "lr", "skipped"):
@@ -72,8 +72,10 @@ def add_update(reducer: MetricReducer, update: dict[str, float]) -> None:
 
 
 def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], loss_tokens: float) -> dict[str, float]:
-    """Means over samples, groups or tokens; lengths in tokens. Unlike MindSpeed-RL's, actor/pg_loss is signed and
-    without KL."""
+    """Returns means over samples, groups or tokens, with lengths in tokens.
+
+    Unlike MindSpeed-RL's, actor/pg_loss is signed and does not include the KL.
+    """
     scored, tokens = max(sums["scored"], 1.0), max(loss_tokens, 1.0)
     means = {
         "rewards": sums["reward"] / scored,
@@ -110,8 +112,8 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
 
 
 def speeds(sums: dict[str, float], timings: dict[str, float], ranks: int) -> dict[str, float]:
-    """Tokens/s per rank (on Ascend a rank is a die): of the whole iteration, of the update, and of responses in the
-    rollout."""
+    """Returns tokens/s per rank (on Ascend a rank is a die) of the whole iteration, the update, and the rollout's
+    responses."""
     tokens = (sums["prompt_tokens"] + sums["response_tokens"]) / ranks
     return timings | {
         "e2e_tps": tokens / timings["timing/all"],

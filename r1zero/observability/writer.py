@@ -1,5 +1,4 @@
-"""What rank 0 shows and records of a run: metrics.jsonl, TensorBoard, alarms, one console line per iteration, and
-curves."""
+"""Records a run on rank 0: metrics.jsonl, TensorBoard, alarms, one console line per iteration, and plots."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,18 +16,18 @@ class RunWriter:
     """Writes the metrics of a run. On resume, records written after the checkpoint are removed."""
 
     def __init__(self, folder: Path, done: int, iterations: int, alarms: Alarms):
-        """done: iterations that are already in the checkpoint from which this run continues."""
+        """done: number of iterations in the checkpoint from which this run continues."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.iterations = folder, iterations
         metrics.keep_until(folder / "metrics.jsonl", done)
         self.alarms = AlarmMonitor(alarms, metrics.read(folder) if done else [])
-        self.board = SummaryWriter(
-            str(folder), purge_step=done + 1
-        )  # hides what an earlier process wrote about later steps
+        # purge_step hides what an earlier process wrote about later steps.
+        self.board = SummaryWriter(str(folder), purge_step=done + 1)
         self.terminal = Terminal()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Record and show the metrics of an iteration."""
         alarms, messages = self.alarms.see(iteration, values)
         values = {**values, **alarms}
         metrics.append(self.folder / "metrics.jsonl", iteration, [values])
@@ -39,11 +38,11 @@ class RunWriter:
             self.terminal.print(message)
 
     def flush(self) -> None:
-        """Called before a checkpoint: what was written before it is not written again after a resume."""
+        """Flush to disk before a checkpoint, because a resumed run does not write these lines again."""
         self.board.flush()
 
     def close(self) -> None:
-        """Close the files and draw the curves."""
+        """Close the files and draw the plots."""
         self.board.close()
         for path in draw(self.folder):
             self.terminal.print(f"drew {path}")

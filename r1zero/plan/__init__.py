@@ -1,5 +1,7 @@
-"""`train.py CONFIG --plan`: layout, memory, bytes and time of a run on any number of ranks; no device, no torch, no
-megatron, no vLLM."""
+"""`train.py CONFIG --plan`: layout, memory, traffic and duration of a run on any number of ranks.
+
+Needs no device, and imports none of torch, megatron and vLLM.
+"""
 
 from r1zero.plan.build import Plan, as_data, plan
 from r1zero.plan.report import main, render

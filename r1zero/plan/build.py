@@ -1,4 +1,4 @@
-"""The plan as data: everything that `train.py CONFIG --plan` shows, from the config and a number of ranks."""
+"""The plan as data: everything that `train.py CONFIG --plan` prints, from the config and a number of ranks."""
 
 import dataclasses
 from collections import Counter
@@ -22,41 +22,46 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Plan:
+    """Everything that --plan reports."""
+
     config: str
     world: int
     nodes: int
     parameters: int
-    """Without multi-token prediction; a router's bias counts, as in the published total."""
+    """Total number, without multi-token prediction. A router's bias counts, as in the published number."""
     active_parameters: float
-    """Met by one token; the embedding, which is looked up, does not count."""
+    """Number used per token. The embedding, which is looked up, does not count."""
     stages: tuple[tuple[int, int], ...]
     """First layer and number of layers of each pipeline stage of the trainer."""
     groups: tuple[Group, ...]
     batch: dict[str, float]
     places: tuple[RolesMemory, ...]
     host: dict[str, int]
-    """Kind -> bytes of the fullest node's host memory."""
+    """Kind -> bytes of host memory on the fullest node."""
     checkpoint: dict[str, float]
-    """Bytes of one checkpoint, host bytes that a rank needs for writing it, and seconds."""
+    """Bytes of one checkpoint, host bytes that a rank needs to write it, and seconds."""
     traffic: Traffic
     seconds: dict[str, float]
     tokens_per_second: float
-    """Prompts and responses, of all ranks."""
+    """Tokens of prompts and responses, over all ranks."""
     machine: Machine
     problems: tuple[str, ...]
-    """Why it would not run, each with the cure; empty: it fits."""
+    """Why the run would fail, each with a fix; empty: it fits."""
     notes: tuple[str, ...]
 
     @property
     def worst(self) -> RolesMemory:
+        """The roles whose ranks need the most memory in any phase."""
         return max(self.places, key=lambda p: p.phase_memory.total(p.phase_memory.worst))
 
 
 def plan(cfg: Config, world: int, name: str = "") -> Plan:
-    """Raises UserError where degrees, ranks, batch and model do not fit together. What does not fit the memory is a
-    problem of the plan, so that the numbers can be seen."""
+    """Compute the plan. Raises UserError if degrees, ranks, batch and model do not fit together.
+
+    If the memory does not suffice, the plan lists it under `problems` instead, so that its numbers can be seen.
+    """
     if world < 1:
-        raise UserError(f"--world {world}; a world has at least one rank")
+        raise UserError(f"--world {world}; it must be at least 1")
     layout = layouts.carve(cfg.layout, world)
     layouts.check_batch(cfg, layout)
     machine, shape = machine_for(cfg, world), families.model_shape(cfg.model)
@@ -83,7 +88,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         host=host,
         checkpoint={
             "bytes": memory.checkpoint_bytes(inputs),
-            "host bytes a rank": 2 * CHUNK_BYTES,
+            "host bytes per rank": 2 * CHUNK_BYTES,
             "seconds": memory.checkpoint_bytes(inputs) / GB / machine.storage_gbs,
         },
         traffic=inputs.traffic,
@@ -96,7 +101,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
 
 
 def memory_by_roles(inputs: MemoryInputs) -> tuple[RolesMemory, ...]:
-    """One phase_memory for each kind of place, and how many ranks it stands for."""
+    """Returns the memory of each distinct combination of roles, and how many ranks have it."""
     counted = Counter(
         memory.roles_of(inputs.layout, rank, bool(inputs.reference)) for rank in range(inputs.layout.size)
     )
@@ -104,6 +109,7 @@ def memory_by_roles(inputs: MemoryInputs) -> tuple[RolesMemory, ...]:
 
 
 def fullest_node(inputs: MemoryInputs) -> dict[str, int]:
+    """Returns kind -> bytes of pinned host memory on the node that needs the most."""
     per_node: dict[int, Counter[str]] = {}
     made: dict[RankRoles, dict[str, int]] = {}
     for rank in range(inputs.layout.size):
@@ -115,26 +121,28 @@ def fullest_node(inputs: MemoryInputs) -> dict[str, int]:
 
 
 def batch_algebra(inputs: MemoryInputs) -> dict[str, float]:
+    """Returns the sizes of the batch and its parts, by description."""
     cfg, layout = inputs.cfg, inputs.layout
     at_once, cache = memory.cache_need(inputs)
     samples = duration.samples(inputs)
     return {
-        "prompts an iteration": cfg.grpo.prompts_per_iteration,
-        "responses a prompt": cfg.grpo.group_size,
-        "responses an iteration": samples,
+        "prompts per iteration": cfg.grpo.prompts_per_iteration,
+        "responses per prompt": cfg.grpo.group_size,
+        "responses per iteration": samples,
         "engines": layout.engines,
-        "prompts an engine": cfg.grpo.prompts_per_iteration // layout.engines,
-        "responses decoded at a time by an engine": at_once,
+        "prompts per engine": cfg.grpo.prompts_per_iteration // layout.engines,
+        "responses that an engine decodes at a time": at_once,
         "waves of decoding": -(-(samples // layout.engines) // at_once),
-        "cache for as many full sequences, GB a rank": round(cache / GB, 1),
+        "cache for that many full sequences, GB per rank": round(cache / GB, 1),
         "data-parallel ranks": layout.train.dense.size("dp"),
-        "responses a data-parallel rank": samples / layout.train.dense.size("dp"),
-        "micro-batches a data-parallel rank, about": memory.micro_batches(inputs),
-        "updates an iteration": 1,
+        "responses per data-parallel rank": samples / layout.train.dense.size("dp"),
+        "micro-batches per data-parallel rank (estimate)": memory.micro_batches(inputs),
+        "updates per iteration": 1,
     }
 
 
 def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
+    """Returns warnings about a plan that fits."""
     cfg = inputs.cfg
     at_once, cache = memory.cache_need(inputs)
     have = cfg.rollout.kv_cache_gib * memory.GIB
@@ -142,7 +150,7 @@ def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
     if have < cache:
         found.append(
             f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
-            f"({cache / memory.GIB:.1f} GiB): where responses grow that long vLLM queues or recomputes some"
+            f"({cache / memory.GIB:.1f} GiB): if responses become that long, vLLM queues or recomputes some"
         )
     slow = [
         f"{group.kind.name} groups span {group.nodes} nodes"
@@ -153,6 +161,7 @@ def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
 
 
 def communicator_groups(inputs: MemoryInputs) -> list[Group]:
+    """Returns the process groups that communicate on the device."""
     return communicators.groups(
         inputs.layout,
         inputs.routes.shape,
@@ -163,7 +172,7 @@ def communicator_groups(inputs: MemoryInputs) -> list[Group]:
 
 
 def as_data(made: Plan) -> dict[str, Any]:
-    """Plain lists, dicts and numbers, for --json."""
+    """Returns the plan as plain lists, dicts and numbers, for --json."""
     data = dataclasses.asdict(made)
     for row in data["places"]:
         row["place"] = dict(zip(RankRoles._fields, row["place"], strict=True))

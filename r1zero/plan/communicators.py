@@ -1,4 +1,4 @@
-"""The groups that talk on the device, whom they join, and what their buffers take."""
+"""The process groups that communicate on the device, their ranks, and the memory of their buffers."""
 
 import math
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from r1zero.model.shape import Shape
 
 @dataclass(frozen=True)
 class Kind:
-    """Groups of one use."""
+    """The process groups of one purpose."""
 
     name: str
     axes: tuple[str, ...]
     grid: str
-    """dense, experts, reference or rollout: whose axes they are."""
+    """The grid that has these axes: dense, experts, reference or rollout."""
     note: str
     buffer: str = ""
-    """megatron-core's name of the group, by which device.BUFFERS_MB sizes it; "engine": vllm-ascend's own size; empty:
-    HCCL_BUFFSIZE."""
+    """megatron-core's name of the group, by which device.BUFFERS_MB sizes its buffers. "engine": vllm-ascend's size.
+    Empty: HCCL_BUFFSIZE."""
     buffered: bool = True
     """False: its collectives run on gloo, in host memory."""
 
 
-# The groups that megatron-core 0.16.1 and vLLM 0.23 use while training R1-Zero; they make more, which stay silent and
-# cost nothing: a communicator's buffers come with its first collective.
+# The groups that megatron-core 0.16.1 and vLLM 0.23 use in training R1-Zero. They create more groups, which cost
+# nothing because they are never used: a communicator allocates its buffers at its first collective.
 TRAIN = (
     Kind("train tp", ("tp",), "dense", "sequence parallel gather and scatter, vocabulary", "tp"),
     Kind("train dp", ("dp",), "dense", "dense gradients and weights", "dp_cp"),
@@ -47,7 +47,7 @@ REFERENCE = (
 )
 ROLLOUT = (
     Kind("engine tp", ("tp",), "rollout", "hidden states, logits", "engine"),
-    Kind("engine dp", ("dp",), "rollout", "who has unfinished requests", buffered=False),
+    Kind("engine dp", ("dp",), "rollout", "which engines have unfinished requests", buffered=False),
     Kind("engine ep", ("tp", "dp"), "rollout", "tokens to experts and back (prefill)", "engine"),
     Kind("engine mc2", ("tp", "dp"), "rollout", "tokens to experts and back (decode), fused operators"),
 )
@@ -55,26 +55,29 @@ ROLLOUT = (
 
 @dataclass(frozen=True)
 class Group:
+    """The process groups of one kind in a layout."""
+
     kind: Kind
     size: int
     count: int
     examples: tuple[tuple[int, ...], ...]
     nodes: int
-    """Most nodes that one group spans."""
+    """Largest number of nodes that one group spans."""
 
 
 ENGINE_MB = 200
-"""vllm-ascend 0.23.0's own (utils.get_default_buffer_config)."""
+"""Default of vllm-ascend 0.23.0 (utils.get_default_buffer_config)."""
 
 
 def buffer_mb(kind: Kind, device_kind: str, machine_mb: float) -> float:
-    """MiB of one of the kind's two buffers."""
+    """Returns the MiB of one of the two buffers of a communicator of this kind."""
     if device_kind != "npu" or not kind.buffer:
         return machine_mb
     return ENGINE_MB if kind.buffer == "engine" else device.BUFFERS_MB[kind.buffer]
 
 
 def grids(layout: Layout) -> dict[str, Grid]:
+    """Returns the grids of a layout by the names that Kind.grid uses."""
     found = {"dense": layout.train.dense, "experts": layout.train.experts, "rollout": layout.rollout}
     if layout.reference:
         found |= {"reference": layout.reference.dense, "reference experts": layout.reference.experts}
@@ -82,6 +85,7 @@ def grids(layout: Layout) -> dict[str, Grid]:
 
 
 def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str) -> list[Kind]:
+    """Returns the kinds of groups that a run uses and that have more than one rank."""
     found = []
     for kind in TRAIN + (REFERENCE if layout.reference else ()) + ROLLOUT:
         experts = kind.name.partition(" ")[2] in ("tp-dp", "ep", "etp", "etp-ep", "edp", "mc2")
@@ -97,6 +101,7 @@ def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str)
 
 
 def groups(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str, node_ranks: int) -> list[Group]:
+    """Returns the process groups of a run. node_ranks: number of ranks per node."""
     found = []
     for kind in kinds(layout, shape, expert_parallel, device_kind):
         every = grids(layout)[kind.grid].groups(*kind.axes)
@@ -108,10 +113,10 @@ def groups(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str
 
 
 def mc2_buffer(shape: Shape, layout: Layout, max_num_seqs: int) -> int:
-    """Bytes that one buffer of the engine's fused dispatch needs (npu_moe_distribute_dispatch_v2 in Ascend's
-    op-plugin).
+    """Returns the bytes that one buffer of the engine's fused expert dispatch needs.
 
-    Each rank of a tensor group dispatches its share of the decode batch; every rank may get all of it.
+    Source: npu_moe_distribute_dispatch_v2 in Ascend's op-plugin. Each rank of a tensor group dispatches its share of
+    the decode batch, and any rank may receive all of it.
     """
     ranks = layout.rollout.size("tp") * layout.rollout.size("dp")
     tokens = -(-max_num_seqs // layout.rollout.size("tp"))

@@ -1,4 +1,4 @@
-"""Seconds of one iteration by stage: arithmetic over the machine's supposed rates, a guide and no promise."""
+"""Estimate of the seconds of one iteration by phase, from the assumed rates of the machine."""
 
 from r1zero.plan.memory import MemoryInputs, cache_need, mean_tokens, micro_batches, optimizer_bytes, weight_bytes
 from r1zero.plan.sizes import Stage, absorbed_elements, attention_operations
@@ -6,7 +6,7 @@ from r1zero.rollout.engine_limits import cache_elements
 
 
 def seconds(inputs: MemoryInputs) -> dict[str, float]:
-    """Stage -> seconds. Grading runs beside the rollout, and the exchange of samples is not worth a line."""
+    """Returns phase -> seconds. Grading overlaps the rollout, and the exchange of samples is negligible."""
     prefill, decode = _rollout(inputs)
     found = {"prefill": prefill, "decode": decode}
     if inputs.reference:
@@ -18,12 +18,12 @@ def seconds(inputs: MemoryInputs) -> dict[str, float]:
 
 
 def samples(inputs: MemoryInputs) -> int:
+    """Returns the number of responses per iteration."""
     return inputs.cfg.grpo.prompts_per_iteration * inputs.cfg.grpo.group_size
 
 
 def _rollout(inputs: MemoryInputs) -> tuple[float, float]:
-    """(prefill, decode). One of so many samples is nearly always truncated, so decoding lasts for the longest
-    response."""
+    """Returns the seconds of (prefill, decode). With many samples, decoding lasts as long as the longest response."""
     cfg, m, shape = inputs.cfg, inputs.machine, inputs.routes.shape
     at_once, _ = cache_need(inputs)
     share = samples(inputs) // inputs.layout.engines
@@ -50,14 +50,14 @@ def _rollout(inputs: MemoryInputs) -> tuple[float, float]:
 
 
 def operations(inputs: MemoryInputs, length: float) -> float:
-    """Of a forward pass, for one token of a sequence of `length`: two for each weight it meets, and attention to half
-    of it."""
+    """Returns the operations per token of a forward pass over a sequence of `length`: two per active weight, and
+    attention to half of the sequence on average."""
     return 2 * sum(stage.work for stage in inputs.train) + attention_operations(inputs.routes.shape, length / 2)
 
 
 def _passes(inputs: MemoryInputs, model: list[Stage], forward: bool) -> float:
-    """All samples through a pipeline whose slowest stage sets the pace; backward is two forwards, recomputation a
-    third."""
+    """Returns the seconds for all samples in a pipeline that its slowest stage limits. A backward pass counts as two
+    forward passes, recomputation as one more."""
     m, grids = inputs.machine, inputs.layout.train if not forward else inputs.layout.reference or inputs.layout.train
     ranks, pp = len(grids.dense.ranks), grids.dense.size("pp")
     slowest = max(stage.work for stage in model) * pp / sum(stage.work for stage in model)
@@ -69,7 +69,7 @@ def _passes(inputs: MemoryInputs, model: list[Stage], forward: bool) -> float:
 
 
 def _gradients(inputs: MemoryInputs) -> float:
-    """fp32 gradients scattered and weights gathered over data-parallel ranks, once an iteration."""
+    """Returns the seconds to reduce-scatter fp32 gradients and all-gather weights over data-parallel ranks, once."""
     dense, experts = inputs.layout.train.dense.size("dp"), inputs.layout.train.experts.size("edp")
     moved = max(
         (s.dense * (1 - 1 / dense) + s.experts * (1 - 1 / experts)) * (4 + inputs.itemsize) for s in inputs.train
@@ -78,7 +78,7 @@ def _gradients(inputs: MemoryInputs) -> float:
 
 
 def _optimizer(inputs: MemoryInputs) -> float:
-    """State to the device and back when it lives on the host."""
+    """Returns the seconds to move the optimizer state to the device and back, if it is offloaded."""
     if not inputs.cfg.optimizer.offload or inputs.on_cpu:
         return 0.0
     return (
@@ -89,7 +89,7 @@ def _optimizer(inputs: MemoryInputs) -> float:
 
 
 def _host_copies(inputs: MemoryInputs) -> float:
-    """Weights out and in around the rollout, the reference in, the weights in again."""
+    """Returns the seconds to copy weights: out and in around the rollout, and the reference in and the policy back."""
     if inputs.on_cpu:
         return 0.0
     colocated = set(inputs.layout.train.dense.ranks) == set(inputs.layout.rollout.ranks)

@@ -1,4 +1,4 @@
-"""What does not fit, and what would: each cure is tried on the plan itself before it is named."""
+"""Reports what does not fit, with a fix. Every fix is tried on the plan itself before it is proposed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +16,7 @@ GB = 1e9
 
 
 def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str, int]) -> Iterator[str]:
+    """Yields a sentence with a fix for everything that does not fit. host: kind -> bytes on the fullest node."""
     limit = inputs.machine.memory_gib * memory.GIB
     full = [(p, p.phase_memory.worst) for p in places if p.phase_memory.total(p.phase_memory.worst) > limit]
     if full:
@@ -26,9 +27,9 @@ def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str
             for kind, n in sorted(worst.phase_memory.device[phase].items(), key=lambda kv: -kv[1])[:4]
         )
         yield (
-            f"phase {phase} needs {total / GB:.1f} GB on {sum(p.ranks for p, _ in full)} ranks, {limit / GB:.1f} GB "
-            f"are usable "
-            f"(plan.assume.memory_gib = {inputs.machine.memory_gib:g}); most of it: {biggest} GB. "
+            f"phase {phase} needs {total / GB:.1f} GB on {sum(p.ranks for p, _ in full)} ranks, but only "
+            f"{limit / GB:.1f} GB are usable "
+            f"(plan.assume.memory_gib = {inputs.machine.memory_gib:g}); the largest parts are {biggest} GB. "
             f"{_cure(inputs, [p.place for p in places], limit)}"
         )
     pinned = sum(host.values())
@@ -52,15 +53,15 @@ def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str
                 default=None,
             )
             yield (
-                f"the engine's dispatch of experts needs HCCL_BUFFSIZE of {need:.0f} MiB "
+                f"the engine's expert dispatch needs HCCL_BUFFSIZE of {need:.0f} MiB "
                 f"for rollout.max_num_seqs = {cfg.rollout.max_num_seqs}, "
-                f"plan.assume.buffer_mb is {inputs.machine.buffer_mb:g}; raise both (launch/env-a3.sh)"
+                f"but plan.assume.buffer_mb is {inputs.machine.buffer_mb:g}; raise both (launch/env-a3.sh)"
                 + (f", or lower max_num_seqs to {fits}" if fits else "")
             )
 
 
 def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
-    """The fewest changes that make every phase fit."""
+    """Returns, as a sentence, the smallest set of changes that makes every phase fit."""
     cfg = inputs.cfg
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
     changes: dict[str, Callable[[Config], Config]] = {}
@@ -87,7 +88,7 @@ def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
                 worst = _worst(replace(inputs, cfg=tried), places)
                 if worst <= limit and (names or extra):
                     said = " and ".join([*names, extra] if extra else names)
-                    return f"With {said} it would take {worst / GB:.1f} GB"
+                    return f"With {said} it would need {worst / GB:.1f} GB"
     for names in ((), tuple(changes)) if inputs.on_cpu else ():
         changed = reduce(lambda c, name: changes[name](c), names, cfg)
         if fewer := _fewer_ranks(replace(inputs, cfg=changed)):
@@ -100,7 +101,7 @@ def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
 
 
 def _fewer_ranks(inputs: MemoryInputs) -> int:
-    """The most ranks among which this machine's memory is enough; 0 for none."""
+    """Returns the largest number of ranks for which this machine's memory suffices; 0 for none."""
     cfg = inputs.cfg
     for size in range(inputs.layout.size - 1, 0, -1):
         try:
@@ -117,7 +118,8 @@ def _fewer_ranks(inputs: MemoryInputs) -> int:
 
 
 def _smaller_cache(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> tuple[str, Config]:
-    """The largest cache, in quarters of a GiB, that leaves the phases with a cache within the limit."""
+    """Returns the largest cache, in quarters of a GiB, with which the phases that have a cache stay within the
+    limit."""
     have = int(inputs.cfg.rollout.kv_cache_gib * memory.GIB)
     memory_by_roles = [memory.phase_memory(inputs, place) for place in places]
     rooms = [

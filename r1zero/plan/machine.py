@@ -1,4 +1,4 @@
-"""What the plan supposes of a machine: one row a kind of device, every value settable by name in `[plan] assume`."""
+"""What the plan assumes of a machine: one row per kind of device. `[plan] assume` overrides any value by name."""
 
 import difflib
 from dataclasses import dataclass, fields, replace
@@ -11,48 +11,50 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
+    """The capacities and rates of a machine and its devices."""
+
     memory_gib: float
-    """GiB of a device that all of a rank's memory together may take."""
+    """GiB of a device that a rank may use in total."""
     runtime_gib: float
-    """GiB that driver, operator library and allocator's gaps take."""
+    """GiB used by the driver, the operator library and fragmentation."""
     node_ranks: float
-    """Devices, hence ranks, of a node."""
+    """Number of devices, and therefore of ranks, in a node."""
     host_memory_gb: float
-    """GB of a node's host memory that pinned copies may take."""
+    """GB of a node's host memory that pinned copies may use."""
     buffer_mb: float
-    """MiB of one buffer of a communicator that has no size of its own, of which each live one has two:
-    HCCL_BUFFSIZE of launch/env-a3.sh."""
+    """MiB of each of the two buffers of a live communicator that has no size of its own: HCCL_BUFFSIZE in
+    launch/env-a3.sh."""
     tflops: float
-    """Dense bf16 peak of a device, 1e12 operations a second."""
+    """Dense bf16 peak of a device, in 1e12 operations/s."""
     mfu_forward: float
-    """Share of the peak reached by a forward pass: reference and prefill."""
+    """Share of the peak that a forward pass reaches (reference and prefill)."""
     mfu_update: float
-    """Share of the peak reached by forward, recomputation and backward together."""
+    """Share of the peak that forward, recomputation and backward reach together."""
     memory_gbs: float
-    """GB a second from the device's own memory."""
+    """Bandwidth of the device's own memory, in GB/s."""
     decode_share: float
-    """Share of it reached while decoding."""
+    """Share of that bandwidth that decoding reaches."""
     decode_overhead_ms: float
-    """Launches, collectives and scheduling of one decode step, whatever its batch."""
+    """Milliseconds per decode step for launches, collectives and scheduling, independent of the batch."""
     seed_us: float
-    """One seeded request's own random draw in one decode step; vLLM's samplers make them one by one."""
+    """Microseconds per decode step and request for its seeded random draw; vLLM's samplers draw one by one."""
     link_gbs: float
-    """GB a second that a device sends, and receives, in an all-to-all over all nodes."""
+    """GB/s that a device sends, and receives, in an all-to-all over all nodes."""
     host_link_gbs: float
-    """GB a second between a device and pinned host memory."""
+    """GB/s between a device and pinned host memory."""
     storage_gbs: float
-    """GB a second that all ranks together write to the run's folder."""
+    """GB/s that all ranks together write to the run's folder."""
     prompt_share: float = 0.2
-    """Mean prompt, as a share of rollout.max_prompt_tokens."""
+    """Mean length of a prompt, as a share of rollout.max_prompt_tokens."""
     response_share: float = 0.6
-    """Mean response, as a share of rollout.max_response_tokens."""
+    """Mean length of a response, as a share of rollout.max_response_tokens."""
     expert_imbalance: float = 2.0
-    """Tokens of the busiest rank's experts over the mean."""
+    """Number of tokens for the busiest rank's experts, relative to the mean."""
 
 
 MACHINES = {
-    # A die shows 64 GiB, of which 60 are usable. Peak 376 and 1.6 TB/s are the maker's; the rest is estimated, and
-    # gives the published 105 tokens a second and die for the 671B recipe within its own margins.
+    # A die reports 64 GiB, of which 60 are usable. The peak of 376 and the 1.6 TB/s are the manufacturer's. The rest is
+    # estimated, and reproduces the 105 tokens/s per die that were published for the 671B recipe, within its margins.
     "npu": Machine(
         memory_gib=60,
         runtime_gib=3,
@@ -70,7 +72,7 @@ MACHINES = {
         host_link_gbs=20,
         storage_gbs=20,
     ),
-    # An 80 GB card of the H100 kind, eight a node.
+    # An H100 with 80 GB, eight per node.
     "cuda": Machine(
         memory_gib=76,
         runtime_gib=1.5,
@@ -89,7 +91,7 @@ MACHINES = {
         storage_gbs=10,
     ),
     # One core per rank, measured on an AMD EPYC with AVX512-BF16: 0.44 TFLOP/s in bf16, 0.089 in fp32. All ranks run on
-    # this machine and share its memory: `machine_for` puts that in.
+    # this machine and share its memory, which `machine_for` fills in.
     "cpu": Machine(
         memory_gib=0,
         runtime_gib=0.5,
@@ -111,8 +113,10 @@ MACHINES = {
 
 
 def machine_for(cfg: Config, size: int) -> Machine:
-    """The device's row with the user's values in it. size: ranks of the world. Raises UserError for a name that no row
-    has."""
+    """Returns the device's row with the user's overrides. size: ranks of the world.
+
+    Raises UserError for a name that no row has, or a negative value.
+    """
     names = [f.name for f in fields(Machine)]
     for name in cfg.plan.assume:
         if name not in names:

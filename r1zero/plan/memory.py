@@ -1,4 +1,4 @@
-"""Bytes on a rank's device in each phase, by kind; and what waits in its host memory."""
+"""Bytes on a rank's device in each phase, by kind, and bytes in its host memory."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,10 +21,10 @@ ITEMSIZES = {"bfloat16": 2, "float32": 4}
 
 
 class RankRoles(NamedTuple):
-    """What a rank is: ranks of one place need the same memory. None: it has no part in that role."""
+    """The roles of a rank. Ranks with equal roles need the same memory. None: the rank does not have that role."""
 
     train: int | None
-    """Pipeline stage."""
+    """Pipeline stage of the trainer."""
     reference: int | None
     rollout: bool
 
@@ -34,7 +34,7 @@ class PhaseMemory:
     device: dict[str, dict[str, int]]
     """Phase -> kind -> bytes."""
     host: dict[str, int]
-    """Kind -> bytes of pinned host memory; nothing on a CPU, whose device it is."""
+    """Kind -> bytes of pinned host memory; empty on a CPU, where host and device are the same."""
 
     def total(self, phase: str) -> int:
         return sum(self.device[phase].values())
@@ -53,7 +53,7 @@ class RolesMemory:
 
 @dataclass(frozen=True)
 class MemoryInputs:
-    """What the memory_by_roles are computed from; made once for a config."""
+    """Everything from which the memory of any rank is computed. Created once per config."""
 
     cfg: Config
     layout: Layout
@@ -92,13 +92,12 @@ def roles_of(layout: Layout, rank: int, has_reference: bool) -> RankRoles:
 
 
 def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
-    """The residents by phase. Roles on other ranks leave their lines out; on a CPU nothing is ever put away."""
+    """Returns the memory of a rank with these roles, by phase. On a CPU nothing is ever offloaded."""
     shared = place.train is not None and place.rollout
     weights, gradients, optimizer, host = _trainer(inputs, place)
     engine, cache = _engine(inputs) if place.rollout else (0, 0)
-    asleep = (
-        shared and not inputs.on_cpu
-    )  # an engine that shares its device gives up weights and cache between rollouts
+    # An engine that shares its device drops weights and cache outside of rollouts.
+    asleep = shared and not inputs.on_cpu
     away = shared and inputs.cfg.train.offload and not inputs.on_cpu
     second = _reference_copy(inputs, place)
     always = {
@@ -119,11 +118,8 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
         },
         "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(inputs, place, False)},
         "update": {**trainer, **kept, **_passes(inputs, place, True)},
-        "step": {
-            **trainer,
-            **kept,
-            "optimizer": optimizer or host.get("optimizer", 0),
-        },  # the passes' activations are gone
+        # The activations of the passes are gone.
+        "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},
         "sync": {
             **trainer,
             "gradients": 0 if away else gradients,
@@ -131,7 +127,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
             "KV cache": kept["KV cache"],
             **(_sync_buffers(inputs, place) if engine or weights else {}),
         },
-        # After a sync, before the next rollout; a rank writes from wherever its state is, piece by piece.
+        # Between a sync and the next rollout. A rank writes its state piece by piece, from wherever it is.
         "save": {
             **rollout_trainer,
             "engine weights": engine,
@@ -145,19 +141,17 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
 
 
 def save_buffers(inputs: MemoryInputs) -> int:
-    """Host bytes of a rank that saves: the piece of a tensor that is being written, and its copy in the file's
-    format."""
+    """Returns the host bytes of a rank that saves: for the part that is written, and its copy in the file's format."""
     return 2 * CHUNK_BYTES if inputs.on_cpu else 0
 
 
 def checkpoint_bytes(inputs: MemoryInputs) -> int:
-    """One whole checkpoint: weights, two fp32 moments, and fp32 master weights unless the weights are fp32
-    themselves."""
+    """Returns the bytes of one checkpoint: weights, two fp32 moments, and in bf16 runs fp32 master weights."""
     return sum(weight.size for weight in inputs.routes.weights) * (14 if inputs.itemsize == 2 else 12)
 
 
 def _communicators(inputs: MemoryInputs, place: RankRoles) -> int:
-    """Two buffers for each live communicator of a rank, the world's among them."""
+    """Returns the bytes of the two buffers of each live communicator of a rank, including the world's."""
     layout, routes = inputs.layout, inputs.routes
     mine = {
         "dense": place.train is not None,
@@ -177,7 +171,7 @@ def _communicators(inputs: MemoryInputs, place: RankRoles) -> int:
 
 
 def _trainer(inputs: MemoryInputs, place: RankRoles) -> tuple[int, int, int, dict[str, int]]:
-    """(weights, gradients, resident optimizer, host) in bytes."""
+    """Returns the bytes of (weights, gradients, optimizer state on the device, host memory)."""
     if place.train is None:
         return 0, 0, 0, {}
     stage, cfg = inputs.train[place.train], inputs.cfg
@@ -200,14 +194,13 @@ def weight_bytes(stage: Stage, itemsize: int) -> int:
 
 
 def optimizer_bytes(stage: Stage, grids: MegatronGrids, itemsize: int) -> int:
-    """fp32 master weights (bf16 runs only: fp32 weights are their own) and two moments, dealt over the ranks that hold
-    copies."""
+    """Returns the bytes of two moments and, in bf16 runs, fp32 master weights, sharded over the ranks with copies."""
     each = 12 if itemsize == 2 else 8
     return each * -(-stage.dense // grids.dense.size("dp")) + each * -(-stage.experts // grids.experts.size("edp"))
 
 
 def _reference_copy(inputs: MemoryInputs, place: RankRoles) -> int:
-    """A reference of its own ranks; or the second copy of the weights where the device is the host."""
+    """Returns the bytes of a reference on its own ranks, or on a CPU of the colocated reference's weights."""
     if place.reference is None or (inputs.layout.reference is None and not inputs.on_cpu):
         return 0
     return weight_bytes(inputs.reference[place.reference], inputs.itemsize)
@@ -217,25 +210,25 @@ def _engine(inputs: MemoryInputs) -> tuple[int, int]:
     plain, fp32 = inputs.engine
     if inputs.cfg.run.device == "npu":
         plain += absorbed_elements(inputs.routes.shape, inputs.layout)
-    if inputs.on_cpu and inputs.routes.shape.tied:  # the head is packed for its kernel, beside the embedding
+    if inputs.on_cpu and inputs.routes.shape.tied:  # the head is packed for its kernel, in addition to the embedding
         plain += _head_elements(inputs)
     return plain * inputs.itemsize + 4 * fp32, int(inputs.cfg.rollout.kv_cache_gib * GIB)
 
 
 def _head_elements(inputs: MemoryInputs) -> int:
-    """The output layer on a rank of the engine."""
+    """Returns the number of elements of the output layer on a rank of the engine."""
     return inputs.routes.shape.vocab_size * inputs.routes.shape.hidden_size // inputs.layout.rollout.size("tp")
 
 
 def _sync_buffers(inputs: MemoryInputs, place: RankRoles) -> dict[str, int]:
-    """Staging of what a rank sends and receives; and on a CPU the weight that the engine's loader is about to pack."""
+    """Returns the bytes staged for sending and receiving, and on a CPU those of the weight that vLLM is packing."""
     staging = min(inputs.cfg.sync.staging_mib * MIB, inputs.traffic.most_sent + inputs.traffic.most_received)
     head = 0 if inputs.routes.shape.tied else _head_elements(inputs) * inputs.itemsize
     return {"staging": staging, "loading": head if inputs.on_cpu and place.rollout else 0}
 
 
 def _workspace(inputs: MemoryInputs) -> int:
-    """One layer's forward pass over a scheduler step, and the sampler's fp32 copies of the whole vocabulary."""
+    """Returns the bytes of one layer's forward pass over a scheduler step and of the sampler's fp32 logits."""
     shape, rollout, grid = inputs.routes.shape, inputs.cfg.rollout, inputs.layout.rollout
     tp = grid.size("tp")
     spread = inputs.routes.expert_parallel and tp * grid.size("dp") > 1
@@ -253,7 +246,7 @@ def _workspace(inputs: MemoryInputs) -> int:
 
 
 def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> LayerSize:
-    """Experts that no other rank shares have all tokens of this one, so none is busier than another."""
+    """Returns a layer's activations. If no other rank shares the experts (ep 1), there is no imbalance."""
     longest = inputs.cfg.rollout.max_prompt_tokens + inputs.cfg.rollout.max_response_tokens
     scores = longest if inputs.on_cpu and longest <= DENSE_TOKENS else 0
     imbalance = inputs.machine.expert_imbalance if grids.experts.size("ep") > 1 else 1.0
@@ -265,8 +258,7 @@ def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> Lay
 
 
 def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str, int]:
-    """Activations of the trainer's passes (training) or of the reference's, and what the logits take beyond their
-    most."""
+    """Returns the bytes of activations in the trainer's or reference's passes, and what the logits need beyond them."""
     stage = place.train if training else place.reference
     if stage is None:
         return {}
@@ -277,22 +269,21 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
     if not training:
         kept, live = 0.0, max(layer.forward for layer in each)
     else:
-        flying = min(pp - stage, micro_batches(inputs))  # one forward, one backward: packs under way at this stage
+        flying = min(pp - stage, micro_batches(inputs))  # 1F1B schedule: micro-batches in flight at this stage
         kept = flying * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
-        # With recomputation the layer's own tensors are there, too, while its gradients are made.
+        # With recomputation, the layer's own activations exist as well while its gradients are computed.
         live = max(layer.backward + (layer.kept if full else 0) for layer in each)
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
-        # Logits in the run's type; fp32: scaled logits, their exponentials and two products of the entropy. Gone before
-        # the layers' turn.
+        # Logits in the run's type, and in fp32 the scaled logits, their exponentials and two products for the entropy.
+        # They are freed before the layers run backward.
         beyond = tokens * shape.vocab_size // tp * (size + 16) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
     return found
 
 
 def micro_batches(inputs: MemoryInputs) -> int:
-    """Packs of one data-parallel rank in an iteration, at the mean length; packs are filled to nine tenths or
-    better."""
+    """Returns an estimate of the micro-batches per data-parallel rank and iteration, each at least 90 % full."""
     cfg = inputs.cfg
     tokens = (
         cfg.grpo.prompts_per_iteration
@@ -304,13 +295,13 @@ def micro_batches(inputs: MemoryInputs) -> int:
 
 
 def mean_tokens(inputs: MemoryInputs) -> float:
-    """Of one sample, prompt and response."""
+    """Returns the mean number of tokens of a sample, with prompt and response."""
     r, m = inputs.cfg.rollout, inputs.machine
     return m.prompt_share * r.max_prompt_tokens + m.response_share * r.max_response_tokens
 
 
 def cache_need(inputs: MemoryInputs) -> tuple[int, int]:
-    """(sequences decoded at a time by one engine, bytes of cache if all of them were full)."""
+    """Returns (sequences that one engine decodes at a time, bytes of cache if all of them were full)."""
     cfg = inputs.cfg
     share = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size // inputs.layout.engines
     at_once = min(cfg.rollout.max_num_seqs, share)

@@ -1,4 +1,4 @@
-"""The plan for eyes (tables) and for programs (JSON)."""
+"""Prints the plan, as tables or as JSON."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ GB = 1e9
 
 
 def main(cfg: Config, world: int, as_json: bool) -> int:
-    """Print the plan; 0 if it fits, 2 if it does not. Raises UserError where layout, batch and model do not agree."""
+    """Print the plan. Returns 0 if it fits and 2 if not. Raises UserError if layout, batch and model do not agree."""
     made = plan(cfg, world)
     if as_json:
         sys.stdout.write(json.dumps(as_data(made), indent=1) + "\n")
@@ -29,9 +29,10 @@ def main(cfg: Config, world: int, as_json: bool) -> int:
 
 
 def render(made: Plan, console: Console) -> None:
+    """Print the plan as tables."""
     console.print(
         f"[bold]{escape(made.config)}[/]: {made.world} ranks on {made.nodes} nodes, {made.parameters:,} parameters, "
-        f"{made.active_parameters / 1e9:.2f} B met by a token"
+        f"{made.active_parameters / 1e9:.2f} B of them active per token"
     )
     console.print(
         "pipeline stages: " + ", ".join(f"layers {start}-{start + count - 1}" for start, count in made.stages)
@@ -49,31 +50,31 @@ def render(made: Plan, console: Console) -> None:
         )
     saved = made.checkpoint
     console.print(
-        f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes a rank'] / GB:.2f} GB of host "
+        f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes per rank'] / GB:.2f} GB of host "
         f"memory per rank "
         f"while it is written, {saved['seconds']:,.0f} s (estimate)"
     )
     t = made.traffic
     console.print(
         _pairs(
-            "One sync of weights, GB",
+            "One weight sync, GB",
             {
                 "already in place": t.kept,
                 "within nodes": t.in_node,
                 "between nodes": t.between_nodes,
-                "sent by a rank, mean": t.mean_sent,
-                "sent by a rank, most": t.most_sent,
-                "received by a rank, most": t.most_received,
+                "sent per rank, mean": t.mean_sent,
+                "sent per rank, maximum": t.most_sent,
+                "received per rank, maximum": t.most_received,
             },
             lambda v: f"{v / GB:,.2f}",
         )
     )
-    console.print(f"imbalance of what is sent {t.imbalance:.3f}; a rank receives from at most {t.peers} others")
+    console.print(f"imbalance of the bytes sent: {t.imbalance:.3f}; a rank receives from at most {t.peers} others")
     total = sum(made.seconds.values())
-    console.print(_pairs("Seconds of an iteration (estimate)", {**made.seconds, "total": total}, lambda v: f"{v:,.1f}"))
+    console.print(_pairs("Seconds per iteration (estimate)", {**made.seconds, "total": total}, lambda v: f"{v:,.1f}"))
     console.print(
-        f"{made.tokens_per_second:,.0f} tokens a second, {made.tokens_per_second / made.world:.1f} a second and rank, "
-        f"under "
+        f"{made.tokens_per_second:,.0f} tokens/s, {made.tokens_per_second / made.world:.1f} tokens/s per rank, "
+        f"with "
         "these assumptions (plan.assume.NAME=VALUE changes one):"
     )
     console.print(
@@ -87,7 +88,7 @@ def render(made: Plan, console: Console) -> None:
         worst = made.worst
         used, limit = worst.phase_memory.total(worst.phase_memory.worst) / GB, made.machine.memory_gib * GIB / GB
         console.print(
-            f"[bold green]fits[/] the fullest phase, {worst.phase_memory.worst}, takes {used:.1f} of {limit:.1f} GB",
+            f"[bold green]fits[/] the fullest phase, {worst.phase_memory.worst}, needs {used:.1f} of {limit:.1f} GB",
             highlight=False,
         )
 
@@ -102,7 +103,7 @@ def _groups(groups: tuple[Group, ...]) -> Table:
 
 
 def _spell(ranks: tuple[int, ...]) -> str:
-    """0-3, or 0,4..60 for an even stride, or the ranks."""
+    """Returns ranks in short form: 0-3, or 0,4..60 for a constant stride, or a list."""
     steps = {b - a for a, b in itertools.pairwise(ranks)}
     if len(ranks) > 2 and len(steps) == 1:
         step = steps.pop()
@@ -122,10 +123,12 @@ def _pairs(title: str, values: dict[str, float], spell) -> Table:
 
 
 def _memory(made: Plan) -> Table:
-    """The fullest rank's phase_memory."""
+    """Returns the memory of the fullest rank, by phase."""
     worst = made.worst
     kinds = sorted({kind for lines in worst.phase_memory.device.values() for kind in lines})
-    table = Table("kind", title=f"GB on the fullest rank's device ({_where(worst)}), by phase", title_justify="left")
+    table = Table(
+        "kind", title=f"GB on the device of the fullest rank ({_where(worst)}), by phase", title_justify="left"
+    )
     for phase in PHASES:
         table.add_column(phase, justify="right")
     for kind in kinds:
@@ -136,7 +139,7 @@ def _memory(made: Plan) -> Table:
 
 
 def _stages(made: Plan) -> Table:
-    table = Table("ranks that are", "count", title="GB in all, by place", title_justify="left")
+    table = Table("roles of the rank", "ranks", title="Total GB, by roles", title_justify="left")
     for phase in PHASES:
         table.add_column(phase, justify="right")
     for row in made.places:

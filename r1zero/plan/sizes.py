@@ -1,5 +1,4 @@
-"""How many elements of the model a rank holds, as trainer by pipeline stage and as engine; bytes of the cache;
-operations a token."""
+"""Elements of the model on each rank, in the trainer by pipeline stage and in the engine, and of activations."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,24 +12,26 @@ from r1zero.weight_sync.routes import Routes, axis, need_of
 
 @dataclass(frozen=True)
 class Stage:
-    """Elements on each rank of one pipeline stage of a trainer or reference."""
+    """Number of elements on each rank of one pipeline stage of a trainer or reference."""
 
     layers: int
     dense: int
-    """Trained, replicated over data-parallel ranks."""
+    """Trained; replicated over data-parallel ranks."""
     experts: int
-    """Trained, replicated over expert-data-parallel ranks."""
+    """Trained; replicated over expert-data-parallel ranks."""
     buffers: int
     """fp32 tensors that are not trained: the routers' biases."""
     work: float
-    """Parameters that one token meets on all tensor ranks together, without the embedding."""
+    """Parameters used per token, on all tensor ranks together and without the embedding."""
 
     @property
     def elements(self) -> int:
+        """Number of trained elements."""
         return self.dense + self.experts
 
 
 def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
+    """Returns the sizes of all pipeline stages of a trainer or reference with these grids."""
     shape, tp, etp, ep = routes.shape, grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
     layers = placement.stages(shape, grids)
     where = [s for s, run in enumerate(layers) for _ in run]
@@ -47,7 +48,7 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
             elif weight.expert is None:
                 sums[stage][0] += weight.size // degree
             else:
-                sums[stage][1] += weight.size // degree  # of all experts; dealt below
+                sums[stage][1] += weight.size // degree  # of all experts; divided by ep below
             sums[stage][3] += active_params(weight, shape) if stage == homes[-1] else 0
     return [
         Stage(len(run), dense, experts // ep, buffers, work)
@@ -56,15 +57,15 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
 
 
 def active_params(weight: Weight, shape: Shape) -> float:
-    """Parameters of a weight that one token is multiplied with, on average. The embedding is looked up, not
-    multiplied."""
+    """Returns the mean number of a weight's parameters with which a token is multiplied. The embedding counts 0,
+    because it is looked up."""
     if weight.place == "first":
         return 0.0
     return weight.size * (shape.moe.topk / shape.moe.experts if weight.expert is not None else 1.0)
 
 
 def engine_elements(routes: Routes) -> tuple[int, int]:
-    """(elements of the run's type, fp32 elements) on each rollout rank, as vLLM keeps them. All ranks have the same."""
+    """Returns (elements of the run's type, fp32 elements) on each rollout rank in vLLM. It is the same on all ranks."""
     rank, plain, fp32 = routes.layout.rollout.ranks[0], 0, 0
     for weight in routes.weights:
         span = need_of(weight, routes.shape, routes.layout.rollout, routes.dealt, rank)
@@ -75,7 +76,8 @@ def engine_elements(routes: Routes) -> tuple[int, int]:
 
 
 def absorbed_elements(shape: Shape, layout: Layout) -> int:
-    """Copies of kv_b_proj that Ascend's latent attention keeps in the shape that decoding wants (W_UV and W_UK_T)."""
+    """Returns the elements of the copies of kv_b_proj that Ascend's latent attention keeps for decoding (W_UV,
+    W_UK_T)."""
     if not shape.mla:
         return 0
     return (
@@ -88,42 +90,42 @@ def absorbed_elements(shape: Shape, layout: Layout) -> int:
 
 
 def attention_operations(shape: Shape, context: float) -> float:
-    """Operations of scores and weighted values for one token that sees `context` tokens, all layers and heads."""
+    """Returns the operations of attention for one token that sees `context` tokens, over all layers and heads."""
     values = shape.mla.v_head_dim if shape.mla else shape.head_dim
     return 2.0 * shape.layers * shape.heads * (shape.head_dim + values) * context
 
 
 class LayerSize(NamedTuple):
-    """Elements for one token, on one rank."""
+    """Elements per token on one rank."""
 
     kept: float
     """Saved for the backward pass."""
     forward: float
-    """Alive at once in a pass that saves nothing."""
+    """Alive at the same time in a pass that saves nothing."""
     backward: float
-    """Gradients alive at once, beside what is kept."""
+    """Gradients that are alive at the same time, in addition to what was saved."""
 
 
 class Pass(NamedTuple):
-    """What a layer's size depends on, beside its shape."""
+    """Conditions of a forward or backward pass on which the size of a layer depends."""
 
     tp: int
     experts_cut: int
-    """Ranks over which an expert is cut: a routed token is then whole on each of them."""
+    """Number of ranks that split an expert. Each of them then holds its routed tokens in full."""
     imbalance: float
-    """Tokens of this rank's experts over the mean."""
+    """Number of tokens for this rank's experts, relative to the mean."""
     itemsize: int
     scores: int
-    """Length of the sequences whose attention scores are held; 0: fused attention holds none."""
+    """Length of the sequences whose attention scores are saved; 0: fused attention saves none."""
 
 
 def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
-    """What megatron-core's layer holds, with our norm and attention and unfused activations, under sequence
-    parallelism.
+    """Returns the activations of a megatron-core layer with our norm and attention, under sequence parallelism.
 
-    A norm keeps its input in fp32, its input normalised and its output, which is the next linear layer's input. A gated
-    linear unit keeps its two inputs, the activated gate, the other half once more and the product; an expert's also the
-    product times its probability. tests/plan/test_plan_against_run.py compares with storages of a run.
+    Activation functions are not fused. A norm saves its input in fp32, the normalised input, and its output, which is
+    the input of the next linear layer. A gated linear unit saves its two inputs, the activated gate, the other half a
+    second time, and the product; an expert also saves the product times its probability.
+    tests/plan/test_plan_against_run.py compares this with the storages of a run.
     """
     h, heads, wide = shape.hidden_size, shape.heads, 4 / on.itemsize
     q, out = heads * shape.head_dim, heads * (shape.mla.v_head_dim if shape.mla else shape.head_dim)

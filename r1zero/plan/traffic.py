@@ -1,4 +1,4 @@
-"""Bytes that one sync moves, by link, from the compiled routes."""
+"""Bytes that one weight sync transfers, by type of link, computed from the routes."""
 
 from dataclasses import dataclass
 
@@ -10,27 +10,27 @@ from r1zero.weight_sync.routes import Route, Routes
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one sync, all ranks together unless said."""
+    """Bytes of one weight sync, over all ranks unless stated otherwise."""
 
     kept: int
-    """Already on the rank that needs it: copied within its device, or not at all."""
+    """Already on the rank that needs them: copied within its device, or not at all."""
     in_node: int
     between_nodes: int
     most_sent: int
-    """By one rank."""
+    """Largest number of bytes that one rank sends."""
     mean_sent: int
     most_received: int
     peers: int
-    """Most ranks that one rank receives from."""
+    """Largest number of ranks from which one rank receives."""
 
     @property
     def imbalance(self) -> float:
-        """Most sent over mean sent."""
+        """Largest over mean number of bytes sent by a rank."""
         return self.most_sent / self.mean_sent if self.mean_sent else 1.0
 
 
 def sync_traffic(routes: Routes, itemsize: int, node_ranks: int) -> Traffic:
-    """Every weight's route, weighed by its bytes. Weights of one kind share a route, so 12,288 ranks take seconds."""
+    """Sum the routes of all weights. Weights of one kind share a route, so 12,288 ranks take only seconds."""
     units: dict[int, tuple[Route, int]] = {}
     for weight in routes.weights:
         route = routes.route(weight)

@@ -1,5 +1,4 @@
-"""Check before spending: what all ranks must agree on, the links between them, and with --check one of everything that
-a step does."""
+"""Checks before a run: what all ranks must agree on, the links between them, and with --check a trial of each part."""
 
 import socket
 from collections.abc import Iterable, Iterator
@@ -26,8 +25,8 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def before(cfg: Config, layout: Layout, launch: Launch) -> list[CheckResult]:
-    """Before anything is built; the same rows on every rank."""
-    dist.barrier()  # clocks are read together
+    """Run the checks that need no model. Collective over the world; returns the same rows on every rank."""
+    dist.barrier()  # so that all ranks read their clocks at the same time
     mine = gather(cfg, launch.rank, launch.local_rank == 0)
     every: list[Facts] = [mine] * launch.size
     dist.all_gather_object(every, mine)
@@ -35,21 +34,24 @@ def before(cfg: Config, layout: Layout, launch: Launch) -> list[CheckResult]:
 
 
 def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device) -> list[CheckResult]:
-    """groups: this rank's, by timings.KINDS. The same rows on every rank."""
+    """Time the communicators. Collective over the world; returns the same rows on every rank.
+
+    groups: this rank's process groups, by the names of timings.KINDS.
+    """
     names = [""] * size
     dist.all_gather_object(names, socket.gethostname())
     return judge(measure({"world": dist.group.WORLD, **groups}, device), dict(enumerate(names)))
 
 
 def stop_if_failed(rows: list[CheckResult]) -> None:
-    """Raises CollectiveError, with a line for each row that failed."""
+    """Raises CollectiveError with one line per failed row."""
     failed = [f"preflight: {row.line}" for row in rows if row.grade == "failed"]
     if failed:
         raise CollectiveError("\n".join(failed))
 
 
 def warn(rows: list[CheckResult], rank: int) -> None:
-    """Rank 0 prints, once, what does not stop a start."""
+    """Print the rows with warnings, on rank 0."""
     console = Console(stderr=True, highlight=False)
     for row in rows:
         if row.grade == "warning" and rank == 0:
@@ -57,8 +59,7 @@ def warn(rows: list[CheckResult], rank: int) -> None:
 
 
 def show(rows: Iterable[CheckResult], rank: int) -> Iterator[CheckResult]:
-    """The rows, each printed by rank 0 as soon as it is there: what was found is not lost to an attempt that ends the
-    process."""
+    """Yield the rows; rank 0 prints each at once, so that earlier results are visible if a trial ends the process."""
     terminal = Terminal()
     for row in rows:
         if rank == 0:

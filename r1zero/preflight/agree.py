@@ -1,5 +1,7 @@
-"""All ranks' facts compared: a pure function. What most ranks have (of equal parties, the one with the lowest rank) is
-what is expected."""
+"""Compares the facts of all ranks, as a pure function.
+
+The expected value is that of most ranks; of equally large parties, that of the party with the lowest rank.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,28 +13,29 @@ from r1zero.preflight.rows import CheckResult, format_ranks
 
 GB, MB = 1e9, 1e6
 SKEW_S = 30.0
-"""Clocks further apart than that confuse logs and shared folders."""
+"""Largest acceptable difference of clocks in seconds; a larger one confuses logs and shared folders."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the plan says that a run takes."""
+    """What a run needs, according to the plan."""
 
     checkpoint: int
-    """Bytes of one."""
+    """Bytes of one checkpoint."""
     checkpoints: int
-    """How many the run's folder holds at once, with one that is being written."""
+    """Largest number of checkpoints in the run's folder at once, including one that is being written."""
     memory: tuple[int, ...]
-    """Bytes of each rank in its fullest phase."""
+    """Bytes that each rank needs in its fullest phase."""
     on_host: bool
     """Whether that is host memory."""
     shared: tuple[int, ...]
-    """Bytes that each rank's engine takes of its host's shared memory ..."""
+    """Bytes of the host's shared memory that each rank's engine needs ..."""
     queue: int
-    """... beside which so many must be free when it starts; 0: no engine has more than one rank."""
+    """... and bytes of it that must be free in addition at its start; 0: no engine has more than one rank."""
 
 
 def compare(facts: Sequence[Facts], needs: Needs) -> list[CheckResult]:
+    """Returns the rows of the table from the facts of all ranks."""
     hosts = {f.rank: f.host for f in facts}
     rows = [*_same("code", {f.rank: f.code[:12] for f in facts}, hosts, "copy the same r1zero folder to all hosts")]
     rows += _each(
@@ -62,7 +65,7 @@ def compare(facts: Sequence[Facts], needs: Needs) -> list[CheckResult]:
 
 
 def _same(what: str, values: dict[int, str], hosts: dict[int, str], cure: str, each: str = "rank") -> list[CheckResult]:
-    """One row where all are equal, else one for each party that differs. each: what the values are of."""
+    """Returns one row if all values are equal, otherwise one per deviating party. each: what has a value, as a word."""
     (expected, count), *others = Counter(values.values()).most_common()
     if not others:
         return [CheckResult(what, expected, f"the same on {len(values)} {each}{'s' * (len(values) > 1)}")]
@@ -81,7 +84,7 @@ def _same(what: str, values: dict[int, str], hosts: dict[int, str], cure: str, e
 
 
 def _each(what: str, values: dict[int, dict[str, str]], hosts: dict[int, str], cure: str) -> list[CheckResult]:
-    """`_same` of every key whose values differ."""
+    """Returns the rows of `_same` for every key whose values differ."""
     keys = list(dict.fromkeys(key for of_rank in values.values() for key in of_rank))
     rows = [
         row
@@ -107,7 +110,7 @@ def _clock(facts: Sequence[Facts], hosts: dict[int, str]) -> list[CheckResult]:
             f"within {SKEW_S:g} s of the others",
             "warning",
             format_ranks(off, hosts),
-            "set it by NTP",
+            "synchronise it by NTP",
         )
     ]
 
@@ -131,7 +134,7 @@ def _folder(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
     if rows:
         return rows
     least = min(facts, key=lambda f: f.free_disk)
-    wanted = f"{needs.checkpoint / GB:.3f} GB a checkpoint, {needs.checkpoints} of them"
+    wanted = f"{needs.checkpoint / GB:.3f} GB per checkpoint, {needs.checkpoints} of them"
     found, where = f"{least.free_disk / GB:.3f} GB free", format_ranks([least.rank], hosts)
     if least.free_disk < needs.checkpoint:
         return [
@@ -154,11 +157,13 @@ def _folder(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
 
 
 def _memory(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list[CheckResult]:
-    """Host memory of the host that has least to spare; a device's own is the plan's and the allocator's business."""
+    """Check the host with the least memory to spare. Memory of other devices is left to the plan and the allocator."""
     if not needs.on_host:
         return [
             CheckResult(
-                "device memory", "not asked", f"{max(needs.memory) / GB:.2f} GB in the fullest phase, by the plan"
+                "device memory",
+                "not checked",
+                f"{max(needs.memory) / GB:.2f} GB in the fullest phase, according to the plan",
             )
         ]
     by_host = _by_host(facts)
@@ -169,19 +174,19 @@ def _memory(facts: Sequence[Facts], hosts: dict[int, str], needs: Needs) -> list
     free, wanted = spare[host]
     found, expected = (
         f"{free / GB:.2f} GB available",
-        f"{wanted / GB:.2f} GB for its {len(by_host[host])} ranks, by the plan",
+        f"{wanted / GB:.2f} GB for its {len(by_host[host])} ranks, according to the plan",
     )
     if free < wanted:
         return [
             CheckResult(
-                "memory", found, expected, "warning", host, "start fewer ranks a host, or lower rollout.kv_cache_gib"
+                "memory", found, expected, "warning", host, "start fewer ranks per host, or lower rollout.kv_cache_gib"
             )
         ]
     return [CheckResult("memory", found, expected)]
 
 
 def _shared(facts: Sequence[Facts], needs: Needs) -> list[CheckResult]:
-    """Shared memory of the host that has least to spare. With too little, vLLM fails at its start or dies of SIGBUS."""
+    """Check the host with the least shared memory to spare. Without enough, vLLM fails at its start or gets SIGBUS."""
     if not needs.queue:
         return []
     free = {host: min(f.free_shared for f in few) for host, few in _by_host(facts).items()}

@@ -1,9 +1,9 @@
-"""What one rank can say of itself and its host before anything is built. No torch.
+"""What one rank knows of itself and its host before anything is built. Needs no torch.
 
-Digests are sha256. Code: every .py file of the package. Data and weights: the names and sizes of all files; the whole
-content of small ones (configuration, tokenizer, index, manifest, headers of safetensors by way of each file's first 64
-KiB); of large ones 8 blocks of 4 KiB, evenly spread. That tells folders apart in a second at any size; it is no proof
-that they are equal.
+Digests are sha256. For code they cover every .py file of the package. For data and weights they cover the names and
+sizes of all files, the first 64 KiB of each (all of configuration, tokenizer, index and manifest, and the headers of
+safetensors), and 8 evenly spread blocks of 4 KiB of larger files. This detects different folders in a second at any
+size, but does not prove that folders are equal.
 """
 
 import hashlib
@@ -46,6 +46,8 @@ HEAD, BLOCKS, BLOCK = 64 << 10, 8, 4 << 10
 
 @dataclass(frozen=True)
 class Facts:
+    """What all ranks compare."""
+
     rank: int
     host: str
     code: str
@@ -54,20 +56,22 @@ class Facts:
     packages: dict[str, str]
     data: str
     weights: str
-    """Of model.path and model.checkpoint; empty on ranks that are not their host's first, which spare the disk."""
+    """Digest of model.path and model.checkpoint. Empty on ranks that are not the first of their host, to spare the
+    disk."""
     clock: float
-    """Seconds since 1970, read when all ranks had met."""
+    """Seconds since 1970, read after a barrier."""
     free_disk: int
-    """Bytes, where the run's folder is."""
+    """Bytes free on the disk of the run's folder."""
     trouble: str
-    """Why the run's folder cannot be written; empty: it can."""
+    """Why the run's folder cannot be written; empty if it can."""
     free_memory: int
-    """Bytes of the host that are available."""
+    """Bytes of host memory that are available."""
     free_shared: int
     """Bytes free in SHARED, through which the processes of a host share memory; sys.maxsize if it does not exist."""
 
 
 def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
+    """Returns this rank's facts. first_of_host: whether it is the first rank on its host."""
     folder = Path(cfg.run.dir) / cfg.run.name
     trouble = write_trouble(folder, rank)
     weights = digest([Path(p) for p in (cfg.model.path, cfg.model.checkpoint) if p]) if first_of_host else ""
@@ -88,6 +92,7 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
 
 
 def code_digest() -> str:
+    """Returns the sha256 of the package's source files."""
     root, found = Path(r1zero.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         found.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
@@ -95,6 +100,7 @@ def code_digest() -> str:
 
 
 def versions() -> dict[str, str]:
+    """Returns package -> installed version, or "none"."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -105,11 +111,11 @@ def versions() -> dict[str, str]:
 
 
 def digest(folders: list[Path]) -> str:
-    """Of the files directly in the folders. A folder that is missing has a digest of its own."""
+    """Returns a digest of the files directly in the folders. A missing folder contributes nothing."""
     found = hashlib.sha256()
     for folder in folders:
         for path in sorted(p for p in folder.glob("*") if p.is_file()):
-            with readable(path, "copy it again, or mend its permissions"), open(path, "rb") as file:
+            with readable(path, "copy it again, or fix its permissions"), open(path, "rb") as file:
                 size = path.stat().st_size
                 found.update(f"{path.name} {size}\n".encode(errors="surrogateescape"))
                 found.update(file.read(HEAD))
@@ -120,7 +126,7 @@ def digest(folders: list[Path]) -> str:
 
 
 def write_trouble(folder: Path, rank: int) -> str:
-    """Why the folder cannot be written; empty: it can, and is there. A link that leads nowhere yet is followed."""
+    """Create the folder and try to write to it; a link's missing target is created. Returns a problem, or ""."""
     mark = folder / f".preflight_{rank}"
     try:
         Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)

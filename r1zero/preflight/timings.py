@@ -1,5 +1,4 @@
-"""Every communicator that a step uses, warmed up once and timed: what a broken cable or a far-away peer slows is
-named."""
+"""Warms up and times every communicator that a step uses, to name groups that a bad cable or a distant peer slows."""
 
 import time
 from collections.abc import Mapping
@@ -11,17 +10,17 @@ import torch.distributed as dist
 from r1zero.preflight.rows import CheckResult, format_ranks
 
 KINDS = ("world", "train tp", "train pp", "train dp", "train ep", "rollout tp", "rollout ep")
-"""In this order on every rank."""
+"""All ranks time these kinds in this order."""
 BYTES, TIMES = 1 << 20, 3
 SLOW, FLOOR_S = 4.0, 0.02
-"""A group is slow where it takes so many times its kind's median, and so much longer."""
+"""A group is slow if it takes SLOW times the median of its kind and FLOOR_S seconds longer."""
 
 Timing = tuple[tuple[int, ...], float]
-"""World ranks of a group, seconds of a sum of BYTES over it, the best of TIMES."""
+"""World ranks of a group, and the seconds of an all-reduce of BYTES over it, the best of TIMES."""
 
 
 def measure(groups: Mapping[str, dist.ProcessGroup], device: torch.device) -> dict[str, list[Timing]]:
-    """Kind -> timings of all groups of more than one rank. Collective over the world. groups: this rank's."""
+    """Returns kind -> timings of all groups of more than one rank. Collective over the world. groups: this rank's."""
     mine: dict[str, Timing] = {}
     for kind in KINDS:
         dist.barrier()
@@ -40,7 +39,7 @@ def measure(groups: Mapping[str, dist.ProcessGroup], device: torch.device) -> di
 
 def _seconds(group: dist.ProcessGroup, device: torch.device) -> float:
     tensor, taken = torch.zeros(BYTES // 4, device=device), []
-    for _ in range(1 + TIMES):  # the first makes the communicator's connections
+    for _ in range(1 + TIMES):  # the first one establishes the connections
         began = time.perf_counter()
         dist.all_reduce(tensor, group=group)
         tensor[0].item()  # waits for the device
@@ -49,7 +48,7 @@ def _seconds(group: dist.ProcessGroup, device: torch.device) -> float:
 
 
 def judge(found: Mapping[str, list[Timing]], hosts: Mapping[int, str]) -> list[CheckResult]:
-    """A row for each kind, and one for each slow group."""
+    """Returns a row for each slow group, and for each kind without one."""
     rows = []
     for kind, timings in found.items():
         middle = median(seconds for _, seconds in timings)
@@ -63,7 +62,7 @@ def judge(found: Mapping[str, list[Timing]], hosts: Mapping[int, str]) -> list[C
                 f"{1e3 * middle:.1f} ms as in the median group",
                 "warning",
                 format_ranks(ranks, hosts),
-                "look at the network of these hosts, and whether something else runs there",
+                "check the network of these hosts, and whether something else runs there",
             )
             for ranks, seconds in slow
         ]

@@ -1,4 +1,4 @@
-"""What --check tries for real, in the place where the run would do it: a sync and a generated token, a graded sample, a
+"""The trials of --check, with the real components of the run: a sync and a generated token, a grade, and a
 checkpoint."""
 
 import os
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 GB = 1e9
 ASIDE = "check"
-"""Folder in the run's, which is removed again."""
+"""Name of a temporary folder in the run's folder."""
 
 
 def trial(trainer: "Trainer") -> Iterator[CheckResult]:
-    """Collective over the world, which walks it together; the same rows on every rank."""
+    """Run the trials. Collective over the world, which must exhaust it; yields the same rows on every rank."""
     names = [""] * dist.get_world_size()
     dist.all_gather_object(names, socket.gethostname())
     hosts = dict(enumerate(names))
@@ -35,7 +35,7 @@ def trial(trainer: "Trainer") -> Iterator[CheckResult]:
 def _tried(
     what: str, attempt: Callable[["Trainer"], str], trainer: "Trainer", hosts: dict[int, str]
 ) -> list[CheckResult]:
-    """What the ranks that had a part in it found, or the sentences of those that failed."""
+    """Run a trial. Returns one row with what the ranks report, or one per error of the ranks that failed."""
     began = time.perf_counter()
     try:
         mine = ("found", attempt(trainer))
@@ -49,11 +49,11 @@ def _tried(
             failures.setdefault(said, []).append(rank)
     if failures:
         return [
-            CheckResult(what, "none", "one", "failed", format_ranks(ranks, hosts), said)
+            CheckResult(what, "an error", "success on all ranks", "failed", format_ranks(ranks, hosts), said)
             for said, ranks in failures.items()
         ]
     found = next(said for _, said in every if said)
-    return [CheckResult(what, f"{found}, {time.perf_counter() - began:.2f} s", "one of every part")]
+    return [CheckResult(what, f"{found}, {time.perf_counter() - began:.2f} s", "success on all ranks")]
 
 
 def _generate(trainer: "Trainer") -> str:
@@ -64,7 +64,7 @@ def _generate(trainer: "Trainer") -> str:
 
 
 def _grade(trainer: "Trainer") -> str:
-    """The right answer to the first prompt, as it is and as it comes back from the tokenizer."""
+    """Grade the right answer to the first prompt, once as it is and once after the tokenizer has coded it."""
     grader, prompt = trainer.grader, trainer.prompts[0]
     if grader.scorer is None:
         return ""
@@ -81,8 +81,8 @@ def _grade(trainer: "Trainer") -> str:
         )
     if score.reward != plain.reward:
         raise UserError(
-            f"the right answer to the first prompt earns {plain.reward:g}, and {score.reward:g} after encoding and "
-            f"decoding, which give {back!r}; choose a tokenizer that can spell it"
+            f"the right answer to the first prompt earns {plain.reward:g}, but {score.reward:g} after encoding and "
+            f"decoding, which give {back!r}; choose a tokenizer that can represent it"
         )
     return f"reward {score.reward:g} for the first prompt's label"
 

@@ -1,9 +1,10 @@
-"""Rewards by rule: mathematical equality and format, graded in killable worker processes.
+"""Rewards by rules: mathematical equality and format, graded in worker processes that can be killed.
 
-Usable on its own: importing it loads the standard library only, the workers add the solver (math-verify, sympy).
+The package can be used on its own. Importing it loads only the standard library; the workers load the solver
+(math-verify, sympy).
 
     with Scorer(rules={"base_acc": 1.0}, workers=2, deadline_s=5.0) as scorer:
-        scorer.submit("first", response, label)      # grading begins
+        scorer.submit("first", response, label)      # starts grading
         scores = scorer.collect()                    # {"first": Score(outcome="scored", reward=1.0, ...)}
 """
 

@@ -1,13 +1,13 @@
 """Grade a file: `python -m r1zero.reward FILE.jsonl --rules base_acc,acc [--deadline S] [--memory MIB]`.
 
-Each line of FILE is an object with the text `response` and the text or number `label`, and, for rules of your own that
-want them, the text `prompt` and the object `additional`. Standard output gets one line of JSON for each, in order:
+Each line of FILE is an object with a text `response` and a text or number `label`. For rules of your own it may also
+have a text `prompt` and an object `additional`. For each line, one line of JSON is written to standard output:
 
     {"outcome": "scored", "equal": true, "scores": {"base_acc": 1.0, "acc": 1.0}, "ms": 0.4}
 
-`outcome` is scored, timeout or failed; `equal` says whether the last box equals the label, format aside (null unless
-scored); `ms` is the time in the worker. Workers and limits are those of training. Everything else goes to standard
-error; the exit status is 0, or 2 where the rules or the file are not usable.
+`outcome` is scored, timeout or failed. `equal` tells whether the last box equals the label, regardless of the format
+(null unless scored). `ms` is the time in the worker. Workers and limits are those of training. Everything else goes to
+standard error. The exit status is 0, or 2 if the rules or the file cannot be used.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m r1zero.reward", description="Grade responses against labels.")
     parser.add_argument("file", type=Path, metavar="FILE.jsonl", help='lines of {"response": ..., "label": ...}')
-    parser.add_argument("--rules", default="base_acc", help="names with commas between, or path.py:function")
-    parser.add_argument("--deadline", type=float, default=5.0, metavar="S", help="seconds for one response")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="grading processes")
-    parser.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help="of one grading process")
+    parser.add_argument("--rules", default="base_acc", help="names separated by commas, or path.py:function")
+    parser.add_argument("--deadline", type=float, default=5.0, metavar="S", help="seconds to grade one response")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="number of grading processes")
+    parser.add_argument("--memory", type=int, default=MEMORY_MIB, metavar="MIB", help="memory of a grading process")
     options = parser.parse_args(arguments)
     try:
         with Scorer(
@@ -46,16 +46,17 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; closing must not fail again
+        # The reader has ended. Without this, closing standard output would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _CLOSED
     return 0
 
 
 def grade_file(path: Path, scorer: Scorer) -> None:
-    """Writes one JSON line to standard output for each line of the file.
+    """Write one JSON line to standard output for each line of the file.
 
     Raises:
-        RewardError: a rule or a line that cannot be used; what came before it is graded and written.
+        RewardError: a rule or a line cannot be used. Everything before it was graded and written.
     """
     rows = enumerate(read_rows(path))
     while batch := list(itertools.islice(rows, _BATCH)):
@@ -67,18 +68,19 @@ def grade_file(path: Path, scorer: Scorer) -> None:
 
 
 def as_json(score: Score) -> dict[str, object]:
+    """Returns a score as the fields of an output line."""
     return {"outcome": score.outcome, "equal": score.equal, "scores": score.scores, "ms": round(score.ms, 3)}
 
 
 class _Number(str):
-    """A number of the file, as its text: a label may be one."""
+    """A number of the file as text, because a label may be a number."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, str, str, dict[str, Any] | None]]:
-    """(response, label, prompt, additional) of each line that is not blank. A byte-order mark is skipped.
+    """Yields (response, label, prompt, additional) for each line that is not blank. A byte-order mark is skipped.
 
     Raises:
-        RewardError: naming the file and the line.
+        RewardError: with the file and the line.
     """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogatepass", newline="\n") as lines:

@@ -1,25 +1,27 @@
-r"""Where the boxed answers of a text are, in one pass and without a regular expression that can backtrack."""
+r"""Finds the boxed answers of a text in one pass, without a regular expression that can backtrack."""
 
 import re
 from typing import NamedTuple
 
-# A box opens at \boxed{ (white space between is allowed, as TeX does); any other backslash hides the character
-# after it, so that the braces of \{1, 2\} are not counted.
+# A box opens at \boxed{ (white space in between is allowed, as in TeX). Any other backslash escapes the character after
+# it, so that the braces of \{1, 2\} are not counted.
 _TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _OPENING = re.compile(r"\\boxed\s*\{")
 
 
 class Box(NamedTuple):
-    start: int  # of the backslash
-    stop: int  # one past the closing brace
+    """A boxed answer and its position in the text."""
+
+    start: int  # position of the backslash
+    stop: int  # position after the closing brace
     content: str
 
 
 def last_box(text: str) -> Box | None:
-    r"""The last box of the text, or None: the outer one where boxes are nested.
+    r"""Returns the last box of the text, the outer one if boxes are nested, or None.
 
-    A box that never closes is no box, but nothing before it counts either: a text cut off inside its last box has
-    not answered.
+    If the last box is never closed there is no answer at all: a text that is cut off inside its last box has not
+    answered, whatever came before.
 
     >>> last_box(r"so \boxed{3}, no: \boxed{\frac{1}{2}}").content
     '\\frac{1}{2}'

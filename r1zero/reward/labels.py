@@ -1,4 +1,4 @@
-"""Are the labels of a data set gradable? A label that nothing can equal is a prompt without signal."""
+"""Checks whether the labels of a data set can be graded. A label that no answer can equal gives no learning signal."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from r1zero.reward.scorer import Pool
 
 SHOWN = 10
-"""Rows of each kind in LabelReport.summary."""
+"""Number of rows of each kind in LabelReport.summary."""
 
 _BATCH = 1000
 _MARK = "####"
@@ -14,42 +14,43 @@ _MARK = "####"
 
 @dataclass(frozen=True)
 class LabelRow:
+    """A label with its location."""
+
     file: str
     line: int
     label: str
-    solution: str | None  # worked solution, graded against the label where it boxes an answer
+    solution: str | None  # worked solution, graded against the label if it boxes an answer
 
 
 @dataclass
 class LabelReport:
-    """What grading each label against itself, and each solution's last box against its label, has shown."""
+    """The results of grading each label against itself, and each solution's last box against its label."""
 
     rows: int = 0
-    unparsable: list[LabelRow] = field(default_factory=list)  # equal to nothing but the same letters
-    marked: int = 0  # labels with gsm8k's mark of a final answer in them
+    unparsable: list[LabelRow] = field(default_factory=list)  # equal only to the identical text
+    marked: int = 0  # labels that contain gsm8k's mark of a final answer
     boxed: int = 0  # solutions with a boxed answer
-    choices: list[tuple[LabelRow, str]] = field(
-        default_factory=list
-    )  # the box holds a choice letter, the label a value
+    choices: list[tuple[LabelRow, str]] = field(default_factory=list)  # the box has a choice letter, the label a value
     disagreeing: list[tuple[LabelRow, str]] = field(default_factory=list)
-    ungraded: list[LabelRow] = field(default_factory=list)  # past the deadline, or the worker died
+    ungraded: list[LabelRow] = field(default_factory=list)  # deadline exceeded, or the worker died
 
     @property
     def unparsable_share(self) -> float:
+        """Share of all labels that are unparsable."""
         return len(self.unparsable) / self.rows if self.rows else 0.0
 
     @property
     def agreement(self) -> float:
-        """Of the solutions whose box can be compared with the label."""
+        """Share of equal pairs among the solutions whose box can be compared with the label."""
         compared = self.boxed - len(self.choices)
         return 1 - len(self.disagreeing) / compared if compared else 1.0
 
     def lines(self) -> list[str]:
-        """The whole report as sentences, each row with its file and line."""
+        """Returns the whole report as lines, each row with its file and line number."""
         return [line for heading, rows in self._sections() for line in (*heading, *rows)]
 
     def summary(self, file: str) -> list[str]:
-        """The same with at most SHOWN rows of each kind; `file` is where the whole report stands."""
+        """Returns the report with at most SHOWN rows of each kind. file: where the whole report is."""
         out = []
         for heading, rows in self._sections():
             out += [*heading, *rows[:SHOWN]]
@@ -57,12 +58,12 @@ class LabelReport:
         return out
 
     def _sections(self) -> list[tuple[list[str], list[str]]]:
-        """(headings, rows) of each kind of trouble."""
+        """Returns (headings, rows) for each kind of problem."""
         labels = [f"{self.rows} labels, {len(self.unparsable)} of them unparsable ({self.unparsable_share:.2%})"]
         if self.marked:
             labels.append(
-                f'{self.marked} labels hold "{_MARK}", after which gsm8k has the final answer; '
-                'handler = "gsm8k" in the data\'s config takes that for the label'
+                f'{self.marked} labels contain "{_MARK}", after which gsm8k has the final answer; '
+                'handler = "gsm8k" in the data\'s config uses only that as the label'
             )
         solutions = [
             (
@@ -77,7 +78,7 @@ class LabelReport:
             (
                 solutions if self.boxed else [],
                 [
-                    f"{row.file}:{row.line}: the solution boxes {box!r}, the label is {row.label!r}"
+                    f"{row.file}:{row.line}: the solution boxes {box!r}, but the label is {row.label!r}"
                     for row, box in self.disagreeing
                 ],
             ),
@@ -85,10 +86,10 @@ class LabelReport:
 
 
 def check_labels(rows: Iterable[LabelRow], workers: int, deadline_s: float) -> LabelReport:
-    """Grades every label and solution in killable workers, as training will.
+    """Grade every label and solution in killable workers, as training does.
 
     Raises:
-        RewardError: no workers or no deadline.
+        RewardError: there are no workers, or there is no deadline.
     """
     report, pool, batch = LabelReport(), Pool([], workers, deadline_s), []
     try:

@@ -1,4 +1,4 @@
-"""A rule of the user's own, `path.py:function`: checking that the file has it, loading it, passing what it declares."""
+"""Rules of the user, `path.py:function`: checks the file, loads the function, and passes the arguments it declares."""
 
 import ast
 import difflib
@@ -14,21 +14,19 @@ from typing import Any
 from r1zero.config.errors import RewardError
 
 OFFERED = ("prompt", "additional", "equal")
-"""What a rule may declare beside the response and the label; it gets those of them that it declares, by name."""
+"""Keyword arguments that a rule may declare in addition to response and label."""
 
-_CALL = (
-    "a rule is called as rule(response, label), and gets prompt, additional and equal by name where it declares them"
-)
+_CALL = "a rule is called as rule(response, label), and gets prompt, additional and equal by name if it declares them"
 _MODULE = "user_rule_"
 
 Rule = Callable[[str, str, dict[str, Any]], float]
 
 
 def check_rule(name: str) -> None:
-    """Refuses a file that is missing, is not Python, or does not define the function; runs nothing.
+    """Check that the file exists, is Python, and defines the function, without running anything.
 
     Raises:
-        RewardError: naming what the file lacks.
+        RewardError: with what the file lacks.
     """
     path, function = _parts(name)
     if not path.is_file():
@@ -52,7 +50,7 @@ def _parts(name: str) -> tuple[Path, str]:
 
 
 def _bound(statements: list[ast.stmt]) -> Iterator[str]:
-    """The names that a module binds: functions, classes, what it imports or assigns, also under `if` and `try`."""
+    """Yields the names that a module binds by definition, import or assignment, also under `if` and `try`."""
     for statement in statements:
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             yield statement.name
@@ -68,19 +66,19 @@ def _bound(statements: list[ast.stmt]) -> Iterator[str]:
 
 
 def load_rule(name: str) -> Rule:
-    """`rule(response, label, offered)`, the user's function behind it, its file run once, before any worker is forked.
+    """Returns `rule(response, label, offered)`, which calls the user's function.
 
-    The file may import what lies beside it.
+    The file is executed once, before any worker is forked. It may import the files beside it.
 
     Raises:
-        RewardError: the file cannot be run, or the function not be called as rules are.
+        RewardError: the file cannot be run, or the function does not have the signature of a rule.
     """
     path, function = _parts(name)
     spec = importlib.util.spec_from_file_location(f"{_MODULE}{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # for good: a rule may import only when it is called
+        sys.path.insert(0, folder)  # permanently, because a rule may import only when it is called
     _run(spec.loader.exec_module, module, name, path)
     rule = getattr(module, function, None)
     if not callable(rule):
@@ -94,7 +92,7 @@ def load_rule(name: str) -> Rule:
 
 
 def _run(execute: Callable[[Any], None], module: Any, name: str, path: Path) -> None:
-    """Raises RewardError for whatever the user's file raises."""
+    """Raises RewardError for any exception of the user's file."""
     finished = False
     try:
         execute(module)
@@ -106,11 +104,11 @@ def _run(execute: Callable[[Any], None], module: Any, name: str, path: Path) -> 
 
 
 def _declared(name: str, rule: Callable[..., Any]) -> list[str]:
-    """Which of OFFERED the rule takes. Raises RewardError where it needs anything else, or no two texts."""
+    """Returns which of OFFERED the rule takes. Raises RewardError if it needs anything else, or not two texts."""
     try:
         parameters = list(inspect.signature(rule).parameters.values())
     except ValueError:
-        return []  # built in; it is called with the two texts
+        return []  # a built-in function, which is called with the two texts
     by_name = [p for p in parameters if p.name in OFFERED and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     by_place = [p for p in parameters if p not in by_name and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variadic = [p.kind for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -124,7 +122,7 @@ def _declared(name: str, rule: Callable[..., Any]) -> list[str]:
 
 
 def place(trace: TracebackType | None, path: Path | None = None) -> str | None:
-    """file:line of the innermost call in a user's rule (in `path`, or in any); None where there is none."""
+    """Returns file:line of the innermost call in a user's rule (in `path`, or in any), or None if there is none."""
     found = None
     for frame, line in traceback.walk_tb(trace):
         ours = (
@@ -137,5 +135,5 @@ def place(trace: TracebackType | None, path: Path | None = None) -> str | None:
 
 
 def said(error: BaseException) -> str:
-    """The exception as Python's last line has it; a syntax error with its own place."""
+    """Returns the exception as in the last line of Python's traceback; a syntax error includes its location."""
     return " ".join(traceback.format_exception_only(error)[-1].split())

@@ -1,8 +1,8 @@
-r"""The reward rules: text in, number out, all in time linear in the text.
+r"""The reward rules: functions of text that return a number, in time linear in the text.
 
 Each rule is `rule(response, correct) -> float`, where `correct(answer)` decides whether the content of a box equals the
-label. The names and values are those of MindSpeed-RL (`models/rule_verifier.py`); where its regular expressions
-backtrack without bound, the same language is decided here by finding the tags in order.
+label. Names and values are those of MindSpeed-RL (`models/rule_verifier.py`). Its regular expressions can backtrack
+without bound; the functions here decide the same language by finding the tags in order.
 """
 
 import re
@@ -23,8 +23,8 @@ _STEP_MARKERS = re.compile(r"Step \d+:|^\d+\.|^[-*]|First,|Second,|Next,|Finally
 def has_format(response: str) -> bool:
     r"""Whether `re.match(r"^<think>.*?</think>\s*<answer>.*?</answer>$", response, DOTALL | MULTILINE)` finds anything.
 
-    The first `.*?` may run over any number of `</think>`, so only the earliest `</think> <answer>` matters; after it
-    any `</answer>` at an end of line will do.
+    The first `.*?` may extend over any number of `</think>`, so only the earliest `</think> <answer>` matters. After it
+    any `</answer>` at an end of line is sufficient.
 
     >>> has_format("<think>2+2</think> <answer>4</answer>\nand more")
     True
@@ -40,8 +40,8 @@ def has_format(response: str) -> bool:
 def has_base_format(response: str) -> bool:
     r"""Whether `re.fullmatch(r"<think>.*</think>.*<answer>.*\\boxed{.*}.*</answer>", response, DOTALL)` finds anything.
 
-    Each tag is taken at its earliest place after the one before, which leaves the most room for the rest. One
-    character before the first tag or after the last is enough to fail.
+    Each tag is taken at its earliest position after the previous one, which leaves the most room for the rest. A
+    single character before the first tag or after the last one is enough to fail.
     """
     if not (response.startswith(THINK) and response.endswith(END_ANSWER)):
         return False
@@ -55,7 +55,9 @@ def has_base_format(response: str) -> bool:
 
 
 def has_strict_format(response: str) -> bool:
-    r"""Starts with <think>, ends with </answer>, each tag and `\boxed{..}` (on one line) once, in their order.
+    r"""Whether the text starts with <think>, ends with </answer>, and has each tag and a `\boxed{..}` once, in order.
+
+    The box must be on one line.
 
     >>> has_strict_format(r"<think>2+2</think><answer>\boxed{4}</answer>")
     True
@@ -76,8 +78,7 @@ def has_strict_format(response: str) -> bool:
 
 
 def _one_line_boxes(text: str) -> list[int]:
-    r"""The starts of at most two matches of `\\boxed\{.*?\}`, a search that a regular expression does in square
-    time."""
+    r"""Returns the starts of at most two matches of `\\boxed\{.*?\}`, without a regular expression's quadratic time."""
     starts: list[int] = []
     place = 0
     for line in text.split("\n"):
@@ -113,7 +114,7 @@ def acc(response: str, correct: Correct) -> float:
 def base_acc(response: str, correct: Correct) -> float:
     r"""1.0 only if the whole response is in the format and its last box, inside the last answer block, is correct.
 
-    A right box followed by a wrong one, or standing before the last <answer>, earns nothing.
+    A correct box that is followed by a wrong one, or that is before the last <answer>, earns nothing.
     """
     if not has_base_format(response):
         return 0.0
@@ -129,8 +130,8 @@ def base_acc(response: str, correct: Correct) -> float:
 def step(response: str, correct: Correct) -> float:
     """A third for each marker of stepwise thinking, at most 1.0.
 
-    Every numbered or bulleted line counts, as the published rule says; the reference's code lacks the multi-line flag
-    and so counts a number only at the very start of the text.
+    Every numbered or bulleted line counts, as in the published rule. The reference's code lacks the multi-line flag, so
+    it counts a number only at the very start of the text.
     """
     markers = 0
     for _ in _STEP_MARKERS.finditer(response):

@@ -1,4 +1,4 @@
-"""Scores for responses, from rules named in the config, graded in killable processes beside the trainer."""
+"""Scores responses by the rules named in the config, in killable processes beside the trainer."""
 
 import difflib
 import math
@@ -18,9 +18,9 @@ from r1zero.reward.rules import RULES
 from r1zero.reward.workers.protocol import Frames, frame, receive
 
 LEAST_MEMORY_MIB = 16
-MEMORY_MIB = 512  # address space of a worker beyond what it starts with
-# What the supervisor keeps of the environment: enough for the interpreter to start. Nothing of a launcher or a device
-# may reach it, so what is kept is listed, not what is dropped.
+MEMORY_MIB = 512  # address space that a worker may use beyond its initial size
+# Environment variables that the supervisor inherits, enough for the interpreter to start. No variable of a launcher or
+# a device may reach it, so the allowed ones are listed.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONHOME", "VIRTUAL_ENV")
 _PATIENT_SEND_S = 0.1
 _CLOSE_S = 5.0
@@ -28,11 +28,11 @@ _CLOSE_S = 5.0
 
 @dataclass(frozen=True)
 class Score:
-    """What grading one response gave.
+    """The result of grading one response.
 
-    `scored`: `reward` is the weighted sum of `scores` ({rule: value}); `equal` says whether the last box equals the
-    label, format aside. `timeout` (past the deadline) and `failed` (the worker died of it): no scores, `equal` None,
-    `reward` nan; never a zero in disguise. `ms` is the time that grading took in the worker.
+    scored: `reward` is the weighted sum of `scores` ({rule: value}), and `equal` tells whether the last box equals the
+    label, regardless of the format. timeout (past the deadline) and failed (the worker died or a rule raised): no
+    scores, `equal` None and `reward` NaN, so that they are never mistaken for a zero. `ms` is the time in the worker.
     """
 
     outcome: Literal["scored", "timeout", "failed"]
@@ -43,10 +43,10 @@ class Score:
 
 
 def check_rules(names: Iterable[str]) -> None:
-    """Refuses names that are neither in the table nor `path.py:function`; runs nothing.
+    """Check that each name is in the table or is `path.py:function`, without running anything.
 
     Raises:
-        RewardError: naming the nearest rule, or what the file lacks.
+        RewardError: with the nearest rule, or what the file lacks.
     """
     names = list(names)
     if not names:
@@ -65,7 +65,7 @@ def check_rules(names: Iterable[str]) -> None:
 
 
 class Pool:
-    """The trainer's end of the supervisor: tasks in, results out, no thread."""
+    """The trainer's connection to the supervisor. Submits tasks and collects results without a thread of its own."""
 
     def __init__(self, rules: list[str], workers: int, deadline_s: float, memory_mib: int = MEMORY_MIB) -> None:
         if workers < 1 or not deadline_s > 0 or memory_mib < LEAST_MEMORY_MIB:
@@ -81,8 +81,8 @@ class Pool:
             env=kept | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
             pass_fds=[child.fileno()],
             stdin=subprocess.DEVNULL,
-            stdout=2,  # what a user's rule prints must not reach our standard output
-            start_new_session=True,  # out of reach of the terminal's Ctrl-C
+            stdout=2,  # output of a user's rule must not reach this process's standard output
+            start_new_session=True,  # the terminal's Ctrl-C must not reach it
         )
         child.close()
         self._frames, self._outbox = Frames(), bytearray()
@@ -93,12 +93,12 @@ class Pool:
         self._send()
 
     def submit(self, tasks: list[list[Any]]) -> None:
-        """Sends tasks [number, kind, *arguments], waiting at most 0.1 s; what does not fit goes with the next call."""
+        """Send tasks [number, kind, *arguments]. Waits at most 0.1 s; the next call sends what is left."""
         self._outbox += frame(tasks)
         self._send()
 
     def wait_started(self) -> None:
-        """Until the supervisor has loaded the rules.
+        """Wait until the supervisor has loaded the rules.
 
         Raises:
             RewardError: a user's rule could not be loaded.
@@ -108,7 +108,7 @@ class Pool:
             self._take()
 
     def collect(self, numbers: Iterable[int]) -> dict[int, list[Any]]:
-        """`{number: [outcome, result, ms]}` of all the tasks named, once the last of them is there."""
+        """Wait for the given tasks and return `{number: [outcome, result, ms]}`."""
         missing = {number for number in numbers if number not in self._results}
         while missing:
             self._send()
@@ -117,7 +117,7 @@ class Pool:
         return {number: self._results.pop(number) for number in numbers}
 
     def _take(self) -> list[int]:
-        """One read from the supervisor; the numbers of the results that it brought."""
+        """Read once from the supervisor. Returns the numbers of the results that arrived."""
         try:
             messages = receive(self._sock, self._frames)
         except TimeoutError:
@@ -146,10 +146,10 @@ class Pool:
         except TimeoutError:
             pass  # the supervisor is still loading; the next call sends the rest
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it is gone; the next read says so
+            pass  # it has ended, which the next read reports
 
     def close(self) -> None:
-        """Ends the supervisor and with it every worker; may be called twice."""
+        """End the supervisor and all workers. May be called twice."""
         self._sock.close()
         try:
             self._process.wait(_CLOSE_S)
@@ -159,21 +159,21 @@ class Pool:
 
 
 class Scorer:
-    """Grades responses while others still decode.
+    """Grades responses while others are still being decoded.
 
-    Create it before MPI, torch or a device is started. `submit` returns at once and grading begins; `collect` waits for
-    what is left and adds the seconds to `waited_s`. `rules` maps each rule, one of `RULES` or `path.py:function`, to
-    its weight in the reward. A function of your own is
+    Create it before MPI, torch or a device is started. `submit` starts grading and returns at once; `collect` waits for
+    the results and adds the waiting time to `waited_s`. `rules` maps each rule, one of `RULES` or `path.py:function`,
+    to its weight in the reward. A function of your own has the signature
 
         def rule(response: str, label: str, *, prompt: str, additional: dict, equal) -> float
 
-    and takes of the three keywords those that it wants: the prompt's text, the row's additional columns, and
-    `equal(answer, label) -> bool`, the check behind `acc`. It runs in the same workers under the same deadline and at
-    most `memory_mib` MiB of memory, its file executed once in the supervisor; an exception or a value that is not a
-    finite number makes the sample `failed`.
+    and may declare any of the three keywords: the prompt's text, the row's additional columns, and
+    `equal(answer, label) -> bool`, the check behind `acc`. Its file is executed once, in the supervisor. The function
+    runs in the workers with the same deadline and at most `memory_mib` MiB of additional memory. An exception, or a
+    value that is not a finite number, makes the sample `failed`.
 
     Raises:
-        RewardError: a rule that does not exist, cannot be loaded or has a weight that is not finite; no worker.
+        RewardError: a rule does not exist, cannot be loaded, or has a weight that is not finite; or there is no worker.
     """
 
     def __init__(self, rules: dict[str, float], workers: int, deadline_s: float, memory_mib: int = MEMORY_MIB) -> None:
@@ -193,14 +193,17 @@ class Scorer:
     def submit(
         self, key: Hashable, response: str, label: str, prompt: str = "", additional: dict[str, Any] | None = None
     ) -> None:
-        """Begins to grade one response; `collect` calls it `key`. `prompt` and `additional` are for own rules."""
+        """Start grading a response; `collect` returns it as `key`.
+
+        `prompt` and `additional` are for the user's rules.
+        """
         self._keys[self._next] = key
         context = [prompt, additional] if self._own else []
         self._pool.submit([[self._next, "grade", response, label, *context]])
         self._next += 1
 
     def collect(self) -> dict[Hashable, Score]:
-        """The scores of everything submitted since the last call, in the order of submission."""
+        """Returns the scores of everything submitted since the last call, in the order of submission."""
         started = time.monotonic()
         results = self._pool.collect(list(self._keys))
         self.waited_s += time.monotonic() - started
@@ -215,11 +218,12 @@ class Scorer:
             return Score(outcome, math.nan, {}, None, ms)
         scores = result["scores"]
         reward = sum(weight * scores[name] for name, weight in self.rules.items())
-        if not all(map(math.isfinite, (*scores.values(), reward))):  # finite scores may add up to infinity
+        if not all(map(math.isfinite, (*scores.values(), reward))):  # the sum of finite scores may overflow
             return Score("failed", math.nan, {}, None, ms)
         return Score("scored", reward, scores, result["equal"], ms)
 
     def close(self) -> None:
+        """End the workers."""
         self._pool.close()
 
     def __enter__(self) -> Self:

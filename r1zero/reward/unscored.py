@@ -1,4 +1,4 @@
-"""What becomes of samples that could not be graded: counted, dumped, and above a share the end of the run."""
+"""Handling of samples that could not be graded: they are counted and dumped, and above a limit the run stops."""
 
 import json
 from collections.abc import Hashable, Mapping
@@ -9,7 +9,7 @@ from r1zero.reward.scorer import Score
 
 
 def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Hashable, tuple[str, str]]) -> int:
-    """Appends a JSON line for each ungraded sample, its (response, label) from `texts`; returns how many there were."""
+    """Append a JSON line for each ungraded sample, with its (response, label) from `texts`. Returns their number."""
     unscored = [key for key, score in scores.items() if score.outcome != "scored"]
     if unscored:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[H
 
 
 def refuse_share(timeouts: int, failures: int, samples: int, max_share: float) -> None:
-    """Stops a run whose rewards have become too few to mean anything.
+    """Stop a run in which too few samples have rewards.
 
     Raises:
         RewardError: more than `max_share` of the samples were not graded.
@@ -32,6 +32,6 @@ def refuse_share(timeouts: int, failures: int, samples: int, max_share: float) -
         raise RewardError(
             f"{timeouts + failures} of {samples} samples ({share:.1%}) could not be graded, more than the "
             f"{max_share:.1%} "
-            f"allowed: {timeouts} ran past the deadline, {failures} ended their worker; their texts are in the run "
-            f"folder"
+            f"allowed: {timeouts} ran past the deadline, {failures} ended their worker; their texts are in "
+            f"unscored.jsonl in the run folder"
         )

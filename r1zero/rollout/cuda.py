@@ -11,33 +11,37 @@ from r1zero.rollout.loader_trace import Named
 
 ARGUMENTS: dict[str, Any] = {"enable_sleep_mode": True}
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
-"""In the Hugging Face name of a tensor of a routed expert."""
+"""Matches the Hugging Face name of a routed expert's tensor."""
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments for a model; none are needed."""
     return {}
 
 
 @contextmanager
 def while_alive() -> Iterator[None]:
+    """A context for the life of an engine; nothing is patched."""
     yield
 
 
 @contextmanager
 def during_construction() -> Iterator[None]:
+    """A context for the construction of LLM(); nothing is patched."""
     yield
 
 
 def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
-    """All but the experts, which a kernel may want in an order of its own."""
+    """Returns all tensors but those of experts, which a kernel may store in a different order."""
     return [named for named in tensors if not EXPERT.search(named[0])]
 
 
 def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Load new weights."""
     llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
 
 
 def sleep(llm: Any) -> bool:
-    """Drop weights and cache."""
+    """Free the memory of weights and cache without keeping their content."""
     llm.sleep(level=2)
     return True

@@ -1,7 +1,7 @@
-"""Generation by vLLM inside this process: no server, no worker processes, every rank drives its own share of an engine.
+"""Generation by vLLM inside this process, without a server or worker processes. Each rank runs its share of an engine.
 
-Ranks of one engine (tensor parallel) are given the same requests and sample the same tokens; engines that share experts
-(data parallel) step together. What is sampled depends on the weights, the prompt and the request's own seed only.
+The tensor-parallel ranks of an engine receive the same requests and sample the same tokens. Engines that share experts
+(data parallel) step together. A sample depends only on the weights, the prompt and the seed of its request.
 """
 
 import hashlib
@@ -24,20 +24,20 @@ from r1zero.rollout import cpu, cuda, inspect, isolation, npu
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
 ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
-"""What differs between the devices. Each module has the same functions."""
+"""The parts that differ between devices. All modules have the same functions."""
 
 
 class Engine:
-    """This rank's part of the engine that it serves. Weights are random until `reload`."""
+    """This rank's part of its engine. The weights are random until `reload`."""
 
     def __init__(
         self, cfg: config.Config, layout: Layout, rank: int, *, stop_token_ids: list[int], forbidden_ids: list[int]
     ):
-        """Called together by all ranks of layout.rollout, inside the job's world.
+        """Collective over the ranks of layout.rollout, inside the job's world.
 
-        stop_token_ids: a response ends with any of these, and with no other token.
-        forbidden_ids: ids that no token has; they are masked before the softmax, in sampling and in logprobs alike.
-        The model must be one that rollout.engine_limits.check lets pass.
+        stop_token_ids: a response ends with any of these tokens, and with no other.
+        forbidden_ids: ids that stand for no token; they are masked before the softmax, for sampling and for logprobs.
+        The model must have passed rollout.engine_limits.check.
         """
         self._cfg, self._stop_token_ids, self._adapter = cfg, stop_token_ids, ADAPTERS[cfg.run.device]
         self._asleep = self._cache_asleep = False
@@ -62,7 +62,7 @@ class Engine:
             detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields
         )
         self.owned_experts = range(self._llm.llm_engine.model_config.get_num_experts())
-        """Routed experts whose weights this rank holds, whole or cut."""
+        """The routed experts whose weights this rank holds, whole or in part."""
         if cfg.layout.rollout.enable_expert_parallel:
             self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
 
@@ -77,8 +77,8 @@ class Engine:
         """Returns group_size responses to each prompt, in (prompt, sample) order.
 
         All tensor-parallel ranks of an engine pass the same prompts and get all responses. first_position: position of
-        the first prompt in the run's order of prompts. on_finished: called with each response as it ends, while others
-        still decode.
+        the first prompt in the run's order of prompts. on_finished: called with each response when it ends, while
+        others are still being decoded.
         """
         for p, prompt in enumerate(prompts):
             for sample in range(group_size):
@@ -100,7 +100,7 @@ class Engine:
         return [responses[p, sample] for p in range(len(prompts)) for sample in range(group_size)]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Logprobs of tokens 1.. of each sequence by the logits that generate samples from."""
+        """Returns the logprobs of tokens 1.. of each sequence, from the same logits that `generate` samples from."""
         for i, tokens in enumerate(sequences):
             self._request(str(i), tokens, temperature=0.0, max_tokens=1, prompt_logprobs=0)
         scores: dict[int, list[float]] = {}
@@ -110,9 +110,9 @@ class Engine:
         return [scores[i] for i in range(len(sequences))]
 
     def places(self, tensors: list[Named]) -> WriteTargets:
-        """Where this rank keeps those of its weights that may be written in place, for as long as the engine lives.
+        """Returns where this rank keeps those of its weights that may be written in place.
 
-        They may be written only while `reload` runs.
+        The result is valid as long as the engine exists, but the weights may be written only while `reload` runs.
         """
 
         def find(model: nn.Module) -> WriteTargets:
@@ -125,8 +125,7 @@ class Engine:
         return found
 
     def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
-        """One response of so many tokens to each prompt, by seeds of its own: equal weights give equal ones, whenever
-        it is called."""
+        """Returns one response of this many tokens to each prompt. The seeds are fixed: only weights affect it."""
         for p, prompt in enumerate(prompts):
             self._request(
                 f"{p}-0",
@@ -137,11 +136,11 @@ class Engine:
                 max_tokens=tokens,
             )
         found = sorted(map(_response, self._outputs()), key=lambda response: response.prompt)
-        self._drop_prefixes()  # as if nothing had been asked
+        self._drop_prefixes()  # leave the engine as it was
         return found
 
     def hidden(self, tokens: list[int]) -> dict[int, Tensor]:
-        """Hidden states of one sequence: see inspect.recorded."""
+        """Returns the hidden states of one sequence, as described at inspect.recorded."""
         with inspect.recorded(self._model, len(tokens)) as found:
             self.score([tokens])
         return found
@@ -157,11 +156,11 @@ class Engine:
         return self._llm.apply_model(lambda model: model)[0]
 
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Take new weights: (Hugging Face checkpoint name, full tensor), layer by layer; vLLM cuts this rank's share.
+        """Load new weights: (Hugging Face checkpoint name, full tensor), layer by layer. vLLM takes this rank's share.
 
-        The iterator may run collectives, and write weights that are not in it to their `places`: it is walked to its
-        end on every rank. A tensor must stay as it is until the rest of its layer has come. What the old weights left
-        in the prefix cache is dropped.
+        The iterator may run collectives, and may write weights to their `places` instead of yielding them, so it is
+        exhausted on every rank. A tensor must not change until the rest of its layer has been yielded. The prefix
+        cache, which was computed with the old weights, is dropped.
         """
         self._adapter.load(self._llm, weights)
         if self._cache_asleep:
@@ -171,21 +170,22 @@ class Engine:
 
     def _drop_prefixes(self) -> None:
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
+            raise RuntimeError("vLLM did not reset its prefix cache, because requests are still running")
 
     def sleep(self) -> None:
-        """Free the device for training: weights and key-value cache are dropped. Nothing on CPU, where vLLM cannot."""
+        """Free the device memory of weights and key-value cache. Does nothing on a CPU, where vLLM cannot sleep."""
         self._asleep = self._adapter.sleep(self._llm) or self._asleep
 
     def wake(self) -> None:
-        """Take the memory again, where it was left; `reload` must follow."""
+        """Allocate the weights' memory again at its old addresses. `reload` must follow."""
         if self._asleep:
             self._asleep = False
-            self._llm.wake_up(tags=["weights"])  # the cache when the trainer's weights have come and gone
+            # The cache is woken at the end of `reload`, when the trainer's staging buffers are free again.
+            self._llm.wake_up(tags=["weights"])
             self._cache_asleep = True
 
     def close(self) -> None:
-        """Release the engine and its groups. Called together by all ranks of layout.rollout."""
+        """Release the engine and its groups. Collective over the ranks of layout.rollout."""
         with patched({"vllm shutdown": lambda destroy: lambda group=None: group and destroy(group)}):
             self._llm.llm_engine.engine_core.shutdown()
         del self._llm
@@ -196,7 +196,7 @@ class Engine:
         self._llm.llm_engine.add_request(name, prompt, self._sampling(**fields))
 
     def _outputs(self) -> Iterator[Any]:
-        """Step until nothing is left, here and on the engines that share experts with this one."""
+        """Step until no request is left, here and on the engines that share experts with this one."""
         engine = self._llm.llm_engine
         with isolation.generators_kept(self._cfg.run.device):
             while engine.has_unfinished_requests():
@@ -204,7 +204,7 @@ class Engine:
 
 
 def request_seed(run_seed: int, iteration: int, position: int, sample: int) -> int:
-    """The 63-bit seed of one response, which does not depend on where, or beside what, it is sampled.
+    """Returns the 63-bit seed of one response, which does not depend on its engine or on other requests.
 
     position: of its prompt in the run's order of prompts.
     """
@@ -221,13 +221,13 @@ def _response(output: Any) -> Response:
 
 
 def _sample_from(model: nn.Module, temperature: float, forbidden_ids: list[int]) -> None:
-    """Make the model's logits the logprobs that are sampled from: fp32, divided by the temperature, masked, normalised.
+    """Make the model return logprobs in place of logits: fp32, divided by the temperature, masked and normalised.
 
-    Done in this one place, ahead of vLLM's sampler, it holds for the sampled tokens, for their logprobs and for prompt
-    logprobs, which know neither temperature nor masks, and for samplers whose logprobs are those before the temperature
-    (vllm-ascend). vLLM is told to report these logits as they are (`logprobs_mode`): its own log_softmax adds the
-    exponentials of a large vocabulary one after the other in fp32, and its logprobs are then all too high by the same
-    error (1.9e-5 for 151,936 ids).
+    Doing this once, before vLLM's sampler, covers the sampled tokens, their logprobs, and prompt logprobs, to which
+    vLLM applies neither temperature nor mask. It also covers samplers that report logprobs from before the temperature
+    (vllm-ascend). vLLM is configured to report these values unchanged (`logprobs_mode`). Its own log_softmax adds the
+    exponentials of a large vocabulary one after another in fp32, which shifts all logprobs upwards by the same error
+    (1.9e-5 for 151,936 ids).
     """
     plain = model.compute_logits
     forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
@@ -244,25 +244,25 @@ def _sample_from(model: nn.Module, temperature: float, forbidden_ids: list[int])
 
 
 def _set_latent_epsilon(model: nn.Module) -> None:
-    """The norms inside latent attention have an epsilon of 1e-6 in DeepSeek's code and in Hugging Face. vLLM gives them
-    the model's rms_norm_eps."""
+    """Set the epsilon of the norms inside latent attention to 1e-6, as in DeepSeek's code and in Hugging Face. vLLM
+    uses the model's rms_norm_eps."""
     for name, module in model.named_modules():
         if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
             module.variance_epsilon = 1e-6
 
 
 def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Fields of config.json that vLLM is to read otherwise than they stand there."""
-    # Published in FP8 or not, weights come from the trainer.
+    """Returns the fields of config.json that vLLM must read with other values."""
+    # The weights come from the trainer unquantised, even if the model was published in FP8.
     plain = {"quantization_config": None} if "quantization_config" in model_config else {}
-    # transformers 5 writes neither field, as it knows no other routing; vLLM would route by a softmax without bias.
+    # transformers 5 omits both fields, as it supports no other routing. vLLM would use a softmax without bias instead.
     routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in model_config else {}
     return plain | routing
 
 
 def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of vLLM that 0.23.0 (NPU) and 0.32.0 (CPU) share. model_config: the model's config.json."""
-    # score() has the longest response as a prompt, and vLLM insists on one token more.
+    """Returns the arguments common to vLLM 0.23.0 (NPU) and 0.32.0 (CPU). model_config: the model's config.json."""
+    # score() passes the longest prompt and response as a prompt, and vLLM requires room for one token more.
     max_model_len = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
     return {
         "model": cfg.model.path,
@@ -270,14 +270,14 @@ def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, An
         "hf_overrides": _overrides(model_config),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
-        "seed": cfg.run.seed % 2**32,  # numpy's range; each request has a seed of its own, made from the whole
+        "seed": cfg.run.seed % 2**32,  # numpy's range; each request has its own seed, made from the whole value
         "distributed_executor_backend": "external_launcher",
         "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
         "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,
         "enforce_eager": True,
         "max_model_len": max_model_len,
         "max_num_seqs": cfg.rollout.max_num_seqs,
-        # Prompts whole, never in chunks: a seeded request whose prompt is cut crashes vLLM on CPU.
+        # Prompts are never prefilled in chunks: a seeded request with a chunked prompt crashes vLLM on a CPU.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, max_model_len, cfg.rollout.max_num_seqs),
         "enable_prefix_caching": True,
@@ -289,7 +289,8 @@ def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, An
 
 
 def _owned_experts(experts: int, layout: Layout, rank: int) -> range:
-    """vLLM's linear placement: neighbouring experts on neighbouring ranks of the replica; the first take the rest."""
+    """Returns the rank's experts under vLLM's linear placement, where consecutive ranks of a replica hold consecutive
+    experts. If the division leaves a remainder, the first ranks hold one expert more."""
     replica = layout.rollout.group(rank, "tp", "dp")
     place, (share, rest) = replica.index(rank), divmod(experts, len(replica))
     first = place * share + min(place, rest)

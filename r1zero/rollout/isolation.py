@@ -1,4 +1,4 @@
-"""What vLLM must find around it while it starts and works, and what it must leave as it was."""
+"""The environment that vLLM needs while it starts and runs, and the restoring of what it must not change."""
 
 import os
 import random
@@ -18,9 +18,10 @@ from r1zero.patches import patched
 
 @contextmanager
 def environment(layout: Layout, rank: int) -> Iterator[None]:
-    """Data parallelism is told to vLLM by variables: its argument counts the world twice where there are replicas.
+    """Set the variables with which vLLM configures data parallelism, and restore the environment afterwards.
 
-    Afterwards the environment is as it was: vLLM writes LOCAL_WORLD_SIZE and LD_PRELOAD while it starts.
+    Variables are used because vLLM's argument counts the world twice if there are replicas. The restoring matters
+    because vLLM sets LOCAL_WORLD_SIZE and LD_PRELOAD while it starts.
     """
     variables = {}
     if layout.rollout.size("dp") > 1:
@@ -43,7 +44,7 @@ def environment(layout: Layout, rank: int) -> Iterator[None]:
 
 @contextmanager
 def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
-    """vLLM lays its grid over `ranks` as if they were the world, and keeps their world ranks for its collectives."""
+    """Let vLLM treat `ranks` as the whole world, while its collectives use their real world ranks."""
     if len(ranks) == dist.get_world_size():
         yield
         return
@@ -60,7 +61,7 @@ def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
 
 @contextmanager
 def generators_kept(kind: str) -> Iterator[None]:
-    """vLLM seeds the process's generators and draws from them; they are the trainer's, and stay as they are."""
+    """Restore the random generators of the process afterwards: vLLM seeds and uses them, but they are the trainer's."""
     python, numpy = random.getstate(), np.random.get_state()
     accelerators = [] if kind == "cpu" else [device.torch_device(kind).index]
     with torch.random.fork_rng(accelerators, device_type="cuda" if kind == "cpu" else kind):

@@ -1,8 +1,7 @@
-"""Where an engine keeps each weight, learnt from the engine's own loader, so that a part can be written there and no
-tensor made whole.
+"""Finds out where an engine keeps each weight, so that parts of it can be written there without a whole tensor.
 
-vLLM's loaders cut, fuse, repeat and deal out tensors by rules of their own. They are run here once over tensors without
-content, and the copies that they would make are written down instead of made.
+vLLM's loaders split, fuse, repeat and distribute tensors by rules of their own. Here they run once on tensors without
+content, and the copies that they would make are recorded instead of made.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,15 +12,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Named = tuple[str, tuple[int, ...]]
-"""A Hugging Face tensor's name and shape."""
+"""Name and shape of a Hugging Face tensor."""
 
 
 class WriteTarget(NamedTuple):
-    """One rectangle of a Hugging Face tensor."""
+    """Where the engine keeps one rectangle of a Hugging Face tensor."""
 
     corner: tuple[int, ...]
     target: Tensor
-    """View of the engine's parameter, of the rectangle's shape."""
+    """View of the engine's parameter, with the shape of the rectangle."""
 
 
 WriteTargets = dict[str, tuple[WriteTarget, ...]]
@@ -30,8 +29,11 @@ WriteTargets = dict[str, tuple[WriteTarget, ...]]
 def learn(
     load_weights: Callable[[Iterator[tuple[str, Tensor]]], Any], tensors: Iterable[Named], dtype: torch.dtype
 ) -> WriteTargets:
-    """What the loader would copy where. A tensor is left out where a copy is not of a rectangle of it as it stands:
-    cast before, or turned; it has to go through the loader. dtype: of the tensors that will be brought."""
+    """Returns the rectangles that the loader would copy, by Hugging Face name.
+
+    dtype: type of the tensors that will be written. A tensor is omitted if any copy is not of a plain rectangle of it,
+    because it is cast or transposed first; it must go through the loader.
+    """
     recorder = _Recorder()
     with torch.no_grad(), recorder:
         load_weights(recorder.probes(tensors, dtype))
@@ -39,8 +41,10 @@ def learn(
 
 
 def write(places: tuple[WriteTarget, ...], axis: int, first: int, tensor: Tensor) -> None:
-    """Copy `tensor`, which begins at unit `first` of the axis and is whole along the others, to wherever its parts
-    belong."""
+    """Copy a part of a Hugging Face tensor to its places in the engine.
+
+    tensor: begins at unit `first` of the axis, and is whole along the other axes.
+    """
     end = first + tensor.shape[axis]
     for corner, target in places:
         begin, stop = max(first, corner[axis]), min(end, corner[axis] + target.shape[axis])
@@ -57,10 +61,10 @@ class _Recorder(TorchDispatchMode):
         self.found: dict[str, list[WriteTarget]] = {}
         self.odd: set[str] = set()
         self._live: dict[int, tuple[str, Tensor]] = {}
-        """Storage of a tensor that was handed out -> its name, and the tensor, so that no other takes its place."""
+        """Storage of the current probe -> its name, and the tensor itself, so that its storage is not reused."""
 
     def probes(self, tensors: Iterable[Named], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Tensors on the host that are never written, hence have no memory behind them."""
+        """Yield probes: tensors on the host that are never written, so that they take no memory."""
         for name, shape in tensors:
             probe = torch.empty(shape, dtype=dtype, device="cpu")
             self._live = {_storage(probe): (name, probe)}
@@ -73,7 +77,7 @@ class _Recorder(TorchDispatchMode):
             return args[0]
         out = func(*args, **(kwargs or {}))
         if known and isinstance(out, Tensor) and _storage(out) not in self._live:
-            self.odd.add(self._live[_storage(known[0])][0])  # a copy of its own, of which nothing more is known
+            self.odd.add(self._live[_storage(known[0])][0])  # the loader copied it, so its origin is lost
         return out
 
     def _note(self, name: str, whole: Tensor, source: Tensor, target: Tensor) -> None:

@@ -1,10 +1,12 @@
-"""vLLM on an NPU: new weights into vllm-ascend 0.23.0, whose worker has no reload of its own.
+"""vLLM on an NPU: loading new weights into vllm-ascend 0.23.0, whose worker has no reload of its own.
 
-Waking from a level 2 sleep gives the memory back with nothing in it. Then, in this order: experts in the layout of
-loading, with their loaders; all tensors; the processing that follows a load, once; and what nobody loads, made again.
-Every step is in place, so that addresses stay and no second copy of the weights is ever there.
-Read in worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispatcher.py and attention/mla_v1.py of that
-release; tests/rollout/test_npu_vllm.py runs those very functions.
+Waking from a level 2 sleep restores the memory but not its content. A reload then has these steps, in this order: bring
+the experts back to the layout of loading, with their loaders; load all tensors; run the processing that follows a load,
+once; and recompute the tensors that are not loaded. Each step is in place, so addresses stay valid and there is never a
+second copy of the weights.
+
+Source: worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispatcher.py and attention/mla_v1.py of that
+release. tests/rollout/test_npu.py runs those functions.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from r1zero.rollout.loader_trace import Named
 
-# Weights stay in plain format, because they are loaded again after every update.
+# Weights stay in plain format (not NZ), because they are loaded again after every update.
 ARGUMENTS: dict[str, Any] = {
     "enable_sleep_mode": True,
     "additional_config": {"weight_nz_mode": 0, "enable_cpu_binding": False},
@@ -24,7 +26,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for a model with latent attention. config: its config.json.
+    """Returns the arguments for a model with latent attention; others need none. config: its config.json.
 
     Where prompts are not cut into chunks, the prefill of vllm-ascend ignores a prefix that is in the cache
     (attention/mla_v1.py builds the context of chunks only), and every sample of a prompt but the first would be
@@ -36,33 +38,39 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def while_alive() -> Iterator[None]:
+    """A context for the life of an engine; nothing is patched."""
     yield
 
 
 @contextmanager
 def during_construction() -> Iterator[None]:
+    """A context for the construction of LLM(); nothing is patched."""
     yield
 
 
 def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Load new weights."""
     llm.apply_model(lambda model: reload(model, llm.llm_engine.model_config, weights))
 
 
 def sleep(llm: Any) -> bool:
-    """Drop weights and cache."""
+    """Free the memory of weights and cache without keeping their content."""
     llm.sleep(level=2)
     return True
 
 
 def reload(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """weights: (Hugging Face checkpoint name, tensor), of what this rank keeps; some or all may be written to their
-    places meanwhile instead. Called where the model lives."""
+    """Load new weights. Runs in the process that holds the model.
+
+    weights: (Hugging Face checkpoint name, tensor) for the weights of this rank. While the iterator advances, some or
+    all weights may be written in place instead of being yielded.
+    """
     from vllm.model_executor.model_loader import utils
     from vllm_ascend.ops import rotary_embedding
     from vllm_ascend.ops.fused_moe.moe_comm_method import _MoECommMethods
 
     dispatchers = [method.token_dispatcher for method in _MoECommMethods.values()]
-    # vllm-ascend puts its own function in the module: it must be looked up there, now.
+    # vllm-ascend replaces this function in its module, so it is looked up there at the time of the call.
     reload_in_order(model, model_config, weights, utils.process_weights_after_loading, dispatchers)
     renew_rotary_tables(rotary_embedding)
 
@@ -74,27 +82,30 @@ def reload_in_order(
     process: Callable[[nn.Module, Any, torch.device], None],
     dispatchers: list[Any],
 ) -> None:
-    """`reload` with its two vendors' parts as arguments."""
+    """`reload`, with the parts of the two vendors as arguments."""
     prepare_experts(model, model_config.hf_text_config.hidden_size)
     model.load_weights(weights)
-    # Transposes the experts again, and makes the absorbed weights of latent attention anew: exactly once.
+    # Transposes the experts again and recomputes the absorbed weights of latent attention. Must run exactly once.
     process(model, model_config, next(model.parameters()).device)
     for dispatcher in dispatchers:
         renew_dispatcher(dispatcher)
 
 
 def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
-    """All: weights in plain format are computed with as they were loaded, and experts, turned, in the same memory. The
-    model is left ready to load; `reload` must follow."""
+    """Returns all tensors: the kernels use plain weights as they were loaded, and experts transposed in place.
+
+    Leaves the model ready to load, so `reload` must follow.
+    """
     prepare_experts(model, model_config.hf_text_config.hidden_size)
     return tensors
 
 
 def prepare_experts(model: nn.Module, hidden_size: int) -> None:
-    """Experts as loading wants them, (E, 2I, H) and (E, H, I), each with its loader: after processing, or after a wake
-    that has transposed them already, both by new Parameters that forgot it. Raises RuntimeError where shapes do not
-    tell
-    which."""
+    """Bring the experts to the layout of loading, (E, 2I, H) and (E, H, I), and attach the loader to each.
+
+    Processing, and also waking, transposes them and replaces them with new Parameters that have no loader. Raises
+    RuntimeError if the shapes do not reveal which layout the experts have.
+    """
     for name, module in model.named_modules():
         if not isinstance(getattr(module, "w13_weight", None), nn.Parameter):
             continue
@@ -103,7 +114,7 @@ def prepare_experts(model: nn.Module, hidden_size: int) -> None:
             others = {1, 2} - {processed_axis}
             if held.shape[1] == held.shape[2] or hidden_size not in held.shape[1:]:
                 raise RuntimeError(
-                    f"{name}.{parameter} is {tuple(held.shape)}: its layout cannot be told from hidden_size "
+                    f"{name}.{parameter} has shape {tuple(held.shape)}: its layout cannot be told from hidden_size "
                     f"{hidden_size}"
                 )
             if held.shape[processed_axis] == hidden_size:
@@ -114,8 +125,10 @@ def prepare_experts(model: nn.Module, hidden_size: int) -> None:
 
 
 def renew_dispatcher(dispatcher: Any) -> None:
-    """The all-to-all dispatcher's number of each expert on its rank: a plain tensor, so a deep sleep loses it, and
-    prefill then routes wrongly without an error."""
+    """Recompute the all-to-all dispatcher's index of each expert on its rank.
+
+    The index is a plain tensor, which a level 2 sleep erases. Prefill would then route tokens wrongly without an error.
+    """
     numbers = getattr(dispatcher, "expert_ids_per_ep_rank", None)
     if numbers is not None:
         numbers.copy_(torch.arange(dispatcher.num_experts, dtype=numbers.dtype) % dispatcher.num_local_experts)

@@ -1,1 +1,1 @@
-"""Which rank failed, fell silent or is late: it is named, and the job ends."""
+"""Ends the job if a rank fails, becomes silent or exceeds its deadline, and names that rank."""

@@ -1,4 +1,4 @@
-"""Finds the rank that failed, fell silent or is late, from what every rank last wrote into one store."""
+"""Finds the rank that failed, became silent or is late, from what every rank last wrote to a store."""
 
 import json
 import time
@@ -11,12 +11,14 @@ from r1zero.watchdog.verdict import Failure, Stamp, Verdict
 BEAT_S = 1.0
 """Seconds between two stamps of a rank."""
 CONFIRM_S = 3.0
-"""The same ranks must be late in the same phases for this long before it counts as a verdict."""
+"""Seconds for which the same ranks must be late in the same phases before there is a verdict."""
 
 
 class FailureDetector:
-    """Judges one store: what was last heard of every rank, and when. Rank 0 judges the first store, the last rank the
-    second."""
+    """Judges by one store, from each rank's last stamp and when it arrived.
+
+    Rank 0 judges by the first store, the last rank by the second.
+    """
 
     def __init__(self, store: dist.Store, number: int, size: int, silence_limit_s: float):
         self.store, self.number, self.size, self.silence_limit_s = store, number, size, silence_limit_s
@@ -24,10 +26,11 @@ class FailureDetector:
         self.looked = time.monotonic()
         self.first_failure = 0.0
         self.suspects: dict[int, int] = {}
-        """Rank -> phases entered, of those found late, and since when they have been the same."""
+        """Rank -> phases entered, for the ranks that were found late. `suspected`: when that last changed."""
         self.suspected = 0.0
 
     def judge(self, called: bool) -> Verdict | None:
+        """Returns a verdict, or None. called: whether stamps with stacks were requested."""
         raw, now = self._look(), time.monotonic()
         if raw is None:
             return None
@@ -35,7 +38,7 @@ class FailureDetector:
         failures = [self._failure(n) for n in range(1, self.store.add("failures", 0) + 1)]
         self.first_failure = self.first_failure or now if failures else 0.0
         if self.number == 1 and silent_s[0] < (verdict.GONE_S if failures else self.silence_limit_s):
-            return None  # rank 0 is there, and judges
+            return None  # rank 0 is alive, and judges
         if not failures and not called and max(silent_s) < self.silence_limit_s:
             return None
         stamps = [Stamp(**json.loads(text)) for text in raw]
@@ -44,7 +47,7 @@ class FailureDetector:
         return verdict.of_silence(stamps, silent_s, self.silence_limit_s) or self._of_lateness(stamps)
 
     def _look(self) -> list[bytes] | None:
-        """All stamps; None while some rank has not yet begun, or after this process itself stood still."""
+        """Returns all stamps, or None if some rank has not begun yet or this process itself was suspended."""
         now = time.monotonic()
         stood_still, self.looked = now - self.looked > 5 * BEAT_S, now
         keys = [f"stamp/{rank}" for rank in range(self.size)]
@@ -61,7 +64,10 @@ class FailureDetector:
         return Failure(**fields | {"stamp": Stamp(**fields["stamp"])})
 
     def _of_lateness(self, stamps: list[Stamp]) -> Verdict | None:
-        """Confirmed by a second look: the stamps are not of one moment, and who is seen late may just have gone on."""
+        """Returns a verdict on late ranks after a second look.
+
+        The stamps are not of the same moment, so a rank that seems late may just have continued.
+        """
         if not any(s.seconds > s.limit for s in stamps):
             self.store.delete_key("call")
         late = {s.rank: s.entered for s in verdict.late(stamps)} if all(s.stack for s in stamps) else {}

@@ -1,13 +1,13 @@
-"""No silent hang: every rank says once a second where it is, and what is past its deadline, silent or failed ends the
-job by name.
+"""The heartbeat of every rank, which turns a hang into an error: a rank that is late, silent or failed ends the job.
 
-Each rank has two lines, threads with a connection of their own to a store: the job's rendezvous store, and one that
-lives in the last rank, so that no single process is both the culprit and the only witness. Rank 0 judges; the last rank
-does where rank 0 is silent. A verdict travels the same lines and ends every rank, whatever its main thread is stuck in.
+Each rank reports its phase once a second through two threads, each with its own connection to a store: the job's
+rendezvous store, and one in the last rank, so that no single process is both the culprit and the only witness. Rank 0
+judges; if it is silent, the last rank does. The verdict is sent through the same stores, and ends every rank whatever
+its main thread is doing.
 
-What it cannot see: a rank that never joined the world (torch's rendezvous has its own deadline), and a device that
-hangs with all ranks alike in their waiting: then the deadline ends the job, and every rank's stack is shown in place of
-a name.
+Not covered: a rank that never joins the world (torch's rendezvous has its own deadline), and a device that hangs while
+all ranks wait alike. In the latter case the deadline ends the job, and the stacks of all ranks are printed instead of a
+name.
 """
 
 import faulthandler
@@ -39,27 +39,27 @@ from r1zero.watchdog.verdict import Failure, Stamp, Verdict
 log = logging.getLogger(__name__)
 
 FLOOR_S, MULTIPLE = 120.0, 5.0
-"""A phase that was seen before may take so many times its longest so far, at least so many seconds, at most
+"""A known phase may take MULTIPLE times its longest duration so far: at least FLOOR_S seconds, and at most
 run.phase_timeout_s."""
 UNHEARD_S = 12.0
-"""A rank that failed, or lost both lines, waits so long for a verdict before it ends the job itself."""
+"""Seconds after which a rank that failed, or lost both stores, ends the job itself if it gets no verdict."""
 OBEY_S = 2.0
-"""From reading a verdict to one's own end: the judge prints meanwhile."""
+"""Seconds between reading a verdict and exiting, in which the judge prints it."""
 LAST_S = 10
-"""So long after that the kernel ends this process."""
+"""Seconds after which the kernel ends this process if exiting does not succeed."""
 FRAMES = 12
 WAITING = (
     "/torch/distributed/distributed_c10d.py",
     "/torch/distributed/_functional_collectives.py",
     "/vllm/distributed/",
 )
-"""Files in which a rank waits for others; elsewhere it does where the line that runs calls wait()."""
+"""Files in which a rank waits for others. In other files it waits if the current line calls wait()."""
 THROUGH = "/torch/_ops.py"
-"""Between a rank's own code and a native operator."""
+"""A file that appears between a rank's own code and a native operator."""
 
 
 class Watchdog:
-    """This rank's account of itself."""
+    """What this rank reports of itself, and how it ends."""
 
     def __init__(self, cfg: Run, launch: world.Launch, log_file: IO[str]):
         self.cfg, self.launch, self.log_file = cfg, launch, log_file
@@ -67,7 +67,7 @@ class Watchdog:
         self.longest: dict[str, float] = {}
         self.failure: Failure | None = None
         self.renewals: list[Callable[[], None]] = []
-        """Called about once a second while this process lives, from any thread."""
+        """Functions to call about once a second while this process lives, from any thread."""
         self.ending = threading.Event()
         self.main = threading.main_thread().ident
         self.host = socket.gethostname()
@@ -75,16 +75,17 @@ class Watchdog:
         self._one = threading.Lock()
 
     def phase(self, name: str, iteration: int) -> None:
-        """Told of every phase that begins, by its name, or ends, by ""."""
+        """Note the begin of a phase, by its name, or the end of one, by an empty name."""
         now = time.monotonic()
         self.longest[self.name] = max(self.longest.get(self.name, 0.0), now - self.began)
         self.name, self.iteration, self.began = name or "between", iteration, now
         self.entered += 1
-        if name:  # or one that is stopped right away would be blamed for an earlier phase
+        if name:  # report it at once: if this process is stopped now, it must not be blamed for an earlier phase
             for thread in self.threads:
                 thread.wake.set()
 
     def stamp(self) -> Stamp:
+        """Returns this rank's current stamp, without its stack."""
         return Stamp(
             self.launch.rank,
             self.host,
@@ -102,20 +103,21 @@ class Watchdog:
         return min(most, max(FLOOR_S, MULTIPLE * self.longest[self.name])) if self.name in self.longest else most
 
     def stamp_with_stack(self) -> Stamp:
+        """Returns this rank's current stamp, with the stack of the main thread."""
         top = traceback.extract_stack(sys._current_frames()[self.main])[-FRAMES:]
         last = next(f for f in reversed(top) if not f.filename.endswith(THROUGH))
         waiting = any(part in last.filename for part in WAITING) or "wait(" in (last.line or "")
         return replace(self.stamp(), waiting=waiting, stack="".join(traceback.format_list(top)))
 
     def alive(self) -> None:
-        """If this is not called again in time, the stack goes to the log, by a thread that needs no interpreter."""
+        """Renew the deadline after which faulthandler, which needs no interpreter, writes the stack to the log."""
         for renew in self.renewals:
             renew()
         if self.cfg.silence_timeout_s:
             faulthandler.dump_traceback_later(self.cfg.silence_timeout_s, file=self.log_file)
 
     def fail(self, text: str, code: int, echo: bool) -> None:
-        """Tell the others, and be ended by the verdict; where none comes, by oneself."""
+        """Report a failure to the other ranks, and wait for the verdict; without one, end the job."""
         log.error("failed in phase %s: %s", self.name, text)
         self.failure = Failure(self.stamp(), text, code, echo)
         for thread in self.threads:
@@ -124,26 +126,25 @@ class Watchdog:
         self.end(Verdict(verdict.failed(self.failure, self.launch.size), code), speak=True)
 
     def end(self, found: Verdict, speak: bool, tell: "Sequence[HeartbeatThread]" = ()) -> None:
-        """The end of this process, by the first of its threads that comes here; where it speaks, of the job. Does not
-        return.
+        """End this process, in the first thread that calls this, and if `speak` the whole job. Does not return.
 
-        tell: lines by which the others hear of it; only from here, as this process's own lines hear it, too, and could
-        be first.
+        tell: threads through which the other ranks are told. They are told only here, because this process's own
+        threads read the verdict as well and could otherwise be the first.
         """
         self._one.acquire()
-        signal.alarm(LAST_S)  # whatever stands in the way below
+        signal.alarm(LAST_S)  # ends this process even if something below blocks
         log.error("the job ends: %s", found.text)
         if speak:
-            with suppress(OSError):  # the launcher may be gone, and its pipe with it
+            with suppress(OSError):  # the launcher and its pipe may be gone
                 sys.__stderr__.write(found.text)
                 sys.__stderr__.flush()
-        # After the words: what the others do now may end the job. A line's store may be what is stuck: nobody waits for
-        # these threads.
+        # After the output, because the other ranks may now end the job. A store may be what blocks, so separate threads
+        # write to them, for which nobody waits.
         for thread in tell:
             threading.Thread(target=thread.store.set, args=("verdict", json.dumps(asdict(found))), daemon=True).start()
-        time.sleep(BEAT_S)  # meanwhile the others read it and write it to their logs
+        time.sleep(BEAT_S)  # lets the others read the verdict and write it to their logs
         for rank, host, pid in found.silent:
-            # One that is stopped hears no launcher's SIGTERM. MPI's daemons see to that themselves.
+            # A stopped process does not act on a launcher's SIGTERM. MPI's daemons handle that themselves.
             if host == self.host and rank != self.launch.rank and self.launch.launcher not in world.MPI_LAUNCHERS:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -154,7 +155,7 @@ class Watchdog:
 
 
 class HeartbeatThread(threading.Thread):
-    """A thread that stamps into one store, asks it for a verdict, and judges where it is the judge's."""
+    """A thread that writes stamps to one store, reads its verdict, and on the judging rank runs the detector."""
 
     def __init__(self, watch: Watchdog, store: dist.Store, number: int):
         super().__init__(name=f"watchdog-{number}", daemon=True)
@@ -174,9 +175,9 @@ class HeartbeatThread(threading.Thread):
             while not self.watch.ending.is_set():
                 self._beat()
                 self._rest()
-        except RuntimeError as error:  # of torch's stores: the process that has it is gone
+        except RuntimeError as error:  # raised by torch's stores if the process that hosts them is gone
             self.broken = time.monotonic()
-            log.info("line %d is lost: %s", self.number, str(error).partition("\n")[0])
+            log.info("the connection to watchdog store %d is lost: %s", self.number, str(error).partition("\n")[0])
         while not self.watch.ending.wait(BEAT_S):
             if all(thread.broken and time.monotonic() - thread.broken > UNHEARD_S for thread in self.watch.threads):
                 self.watch.end(
@@ -188,8 +189,8 @@ class HeartbeatThread(threading.Thread):
                 )
 
     def _rest(self) -> None:
-        """Until the next beat. A phase that begins is told in between, at most ten times a second; a failure is a
-        reason to beat."""
+        """Wait until the next beat. New phases are reported in between, at most ten times a second; a failure returns
+        at once."""
         due = time.monotonic() + BEAT_S
         while (left := due - time.monotonic()) > 0 and self.wake.wait(left):
             self.wake.clear()
@@ -222,8 +223,10 @@ class HeartbeatThread(threading.Thread):
 def watch_rank(
     cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tuple[type[Exception], ...]
 ) -> Iterator[Watchdog]:
-    """From joining the world to leaving it. What is raised inside ends all ranks; of `sentences` only the text is
-    shown."""
+    """Watch this rank from joining the world to leaving it. An exception inside ends all ranks.
+
+    sentences: exceptions of which only the text is shown.
+    """
     watch = Watchdog(cfg, launch, log_file)
     stores, server = _stores(launch)
     watch.threads = [HeartbeatThread(watch, store, number) for number, store in enumerate(stores)]
@@ -231,7 +234,7 @@ def watch_rank(
         thread.start()
 
     def on_exit(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if launch.size == 1:  # a debugger may want it
+        if launch.size == 1:  # leave the exception to Python, or to a debugger
             return
         if isinstance(error, sentences):
             watch.fail(f"{error}\n", 2, echo=False)
@@ -247,8 +250,10 @@ def watch_rank(
 
 
 def _stores(launch: world.Launch) -> tuple[list[dist.Store], dist.Store | None]:
-    """Connections of the watchdog's own, as one that a thread waits on is not usable from another; and the store that
-    lives here, if one does."""
+    """Returns connections for the watchdog's threads, and the store that this process hosts, if any.
+
+    A connection on which a thread waits cannot be used by another, so these are separate from the job's.
+    """
     host, port, attempt = world.rendezvous()
     wait = timedelta(seconds=60)
 

@@ -1,24 +1,23 @@
-"""Who is to blame when ranks fail, fall silent or wait for each other: pure functions over what each rank last said of
-itself.
+"""Decides which rank is at fault when ranks fail, become silent or wait, as pure functions of each rank's last stamp.
 
-A rank that waits is not the one that is late: ranks that stand inside a collective wait for one that does not. Launches
-on a device are asynchronous, so there a rank may wait in any call that needs a result; then all are shown, grouped by
-their stacks.
+A rank that waits is not the one that is late: ranks inside a collective wait for one that is not. Kernel launches on a
+device are asynchronous, so there a rank may wait in any call that needs a result. In that case all ranks are shown,
+grouped by their stacks.
 """
 
 from dataclasses import dataclass
 
 GONE_S = 5.0
-"""Without a sign of life from a rank, after others lost their connection to somebody."""
+"""Seconds without a stamp after which a rank is gone, if others have lost a connection."""
 ECHO_S = 8.0
-"""A lost connection is the news of another rank's end: so long it may take until that one is known."""
+"""Seconds to wait for the cause when ranks report only lost connections, which follow from the end of another rank."""
 ECHOES = ("connection", "closed by peer", "broken pipe", "socket", "timed out", "timeout", "communicat")
 """Words in the errors of collectives whose other ranks are gone."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a rank says of itself once a second."""
+    """What a rank reports of itself once a second."""
 
     rank: int
     host: str
@@ -26,25 +25,25 @@ class Stamp:
     phase: str
     iteration: int
     entered: int
-    """Phases begun and ended since the start: the same sequence on all ranks."""
+    """Number of phases begun and ended since the start. All ranks have the same sequence."""
     seconds: float
-    """In the phase."""
+    """Seconds in the current phase."""
     limit: float
-    """Seconds that this rank grants the phase."""
+    """Seconds that this rank allows for the phase."""
     log: str
     waiting: bool = False
-    """The main thread stands inside a collective. Only when asked, like the stack."""
+    """Whether the main thread is inside a collective. Set only on request, like the stack."""
     stack: str = ""
 
     @property
     def top(self) -> str:
-        """The innermost three calls."""
+        """Returns the innermost three calls."""
         return "".join(self.stack.splitlines(keepends=True)[-6:])
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that nothing caught. code: the exit status, 2 for what the user can mend."""
+    """An uncaught exception. code: the exit status, 2 for an error that the user can fix. echo: see `is_echo`."""
 
     stamp: Stamp
     text: str
@@ -54,7 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The end of the job. silent: (rank, host, process id) of those who may not hear of it."""
+    """The reason to end the job. silent: (rank, host, process id) of ranks that may not receive the verdict."""
 
     text: str
     code: int
@@ -62,14 +61,15 @@ class Verdict:
 
 
 def is_echo(error: BaseException) -> bool:
+    """Whether an error is only the consequence of another rank's end."""
     return isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in ECHOES)
 
 
 def of_failures(failures: list[Failure], stamps: list[Stamp], silent_s: list[float], since_s: float) -> Verdict | None:
-    """The first rank that failed by itself; where all only lost a connection, the one that is gone; None: it is too
-    early to say.
+    """Returns a verdict on the first rank that failed by itself, or None if it is too early.
 
-    silent_s: by rank. since_s: since the first failure.
+    If all ranks only lost a connection, the rank that is gone is at fault. silent_s: seconds since the last stamp, by
+    rank. since_s: seconds since the first failure.
     """
     for failure in failures:
         if not failure.echo:
@@ -83,6 +83,7 @@ def of_failures(failures: list[Failure], stamps: list[Stamp], silent_s: list[flo
 
 
 def of_silence(stamps: list[Stamp], silent_s: list[float], limit_s: float) -> Verdict | None:
+    """Returns a verdict on the ranks that gave no sign of life for `limit_s` seconds, or None."""
     gone = [s for s in stamps if silent_s[s.rank] > limit_s]
     lines = [
         f"{_name(s, len(stamps))} has given no sign of life for {silent_s[s.rank]:.0f} s; it was in {_where(s)}: its "
@@ -94,13 +95,13 @@ def of_silence(stamps: list[Stamp], silent_s: list[float], limit_s: float) -> Ve
 
 
 def late(stamps: list[Stamp]) -> list[Stamp]:
-    """Those for whom all wait, if one of them is past its own limit."""
+    """Returns the ranks for which all others wait, if one of them is past its own limit; otherwise none."""
     found = behind(stamps)
     return found if any(s.seconds > s.limit for s in found) else []
 
 
 def of_lateness(stamps: list[Stamp]) -> Verdict:
-    """Names who is late, with stacks; ranks with the same stack share it."""
+    """Returns a verdict that names the late ranks and shows each distinct stack once."""
     found = late(stamps)
     lines = []
     for group in _alike(found):
@@ -122,15 +123,14 @@ def of_lateness(stamps: list[Stamp]) -> Verdict:
 
 
 def behind(stamps: list[Stamp]) -> list[Stamp]:
-    """Of the ranks that are least far, those that are not waiting for another one; all of them where that tells
-    nothing."""
+    """Returns the ranks with the fewest phases that are not waiting for another; if all are waiting, all of these."""
     least = min(s.entered for s in stamps)
     last = [s for s in stamps if s.entered == least]
     return [s for s in last if not s.waiting] or last
 
 
 def _alike(stamps: list[Stamp]) -> list[list[Stamp]]:
-    """By stack, the rarest first."""
+    """Returns the stamps grouped by stack, the rarest stack first."""
     groups: dict[str, list[Stamp]] = {}
     for stamp in stamps:
         groups.setdefault(stamp.stack, []).append(stamp)
@@ -138,6 +138,7 @@ def _alike(stamps: list[Stamp]) -> list[list[Stamp]]:
 
 
 def failed(failure: Failure, size: int) -> str:
+    """Returns the text of a verdict on a rank that failed."""
     if failure.code == 2:
         return failure.text
     s = failure.stamp

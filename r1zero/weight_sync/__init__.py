@@ -1,1 +1,1 @@
-"""The trained weights on their way to the engines: who sends what, when, and the transfer itself."""
+"""Transfer of the trained weights to the engines: who sends what (routes), when (rounds), and the transfer itself."""

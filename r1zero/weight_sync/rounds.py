@@ -1,5 +1,4 @@
-"""When each part travels: rounds of one collective each, none of which stages more than a bound on any rank. No
-torch."""
+"""Schedules the transfers in rounds of one collective each, with a bound on what any rank stages. Needs no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from r1zero.weight_sync.routes import Hop, Route, Routes, axis
 
 
 class Unit(NamedTuple):
-    """Transfer `index` of `count` of one weight's journey: so much of each of its hops."""
+    """Part `index` of `count` of the transfer of one weight: this part of each of its hops."""
 
     weight: int
-    """Number in `Routes.weights`."""
+    """Index in `Routes.weights`."""
     index: int
     count: int
 
     def cut(self, hop: Hop) -> Hop:
+        """Returns this unit's part of a hop."""
         length = hop.end - hop.first
         return hop._replace(
             first=hop.first + length * self.index // self.count, end=hop.first + length * (self.index + 1) // self.count
@@ -28,13 +28,15 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
+    """One collective, with the units that it transfers."""
+
     fp32: bool
-    """A round has one data type: fp32, or the run's."""
+    """Whether the round's data type is fp32; otherwise it is the run's type. A round has one data type."""
     units: tuple[Unit, ...]
 
 
 class Transfer(NamedTuple):
-    """What one rank sends, receives or copies in a round."""
+    """An interval of a weight that one rank sends to another in a round, or copies if source and target are equal."""
 
     weight: int
     source: int
@@ -44,7 +46,10 @@ class Transfer(NamedTuple):
 
 
 def order(routes: Routes) -> list[int]:
-    """Weights, the stages' layers interleaved: each round then has layers of every stage, and all their owners send."""
+    """Returns the order of the weights, with the layers of the pipeline stages interleaved.
+
+    Each round then has layers of every stage, so that all stages send at the same time.
+    """
     starts = [routes.stage_of_layer.index(s) for s in routes.stage_of_layer]
 
     def key(item: tuple[int, Weight]) -> tuple[int, int, int]:
@@ -57,13 +62,15 @@ def order(routes: Routes) -> list[int]:
 
 
 def unit_bytes(weight: Weight, itemsize: int) -> int:
-    """Bytes of one unit of the weight's axis."""
+    """Returns the bytes of one unit (row or column) of the weight's axis."""
     return weight.size // weight.shape[axis(weight)] * (4 if weight.fp32 else itemsize)
 
 
 def schedule(routes: Routes, itemsize: int, staging_bytes: int) -> list[Round]:
-    """Rounds in which no rank sends and receives more than `staging_bytes` together (but always one unit of an
-    axis)."""
+    """Returns rounds in which no rank sends and receives more than `staging_bytes` in total.
+
+    A single unit of an axis is transferred even if it exceeds the bound.
+    """
     numbers = order(routes)
     rounds = []
     for fp32 in (False, True):
@@ -73,7 +80,7 @@ def schedule(routes: Routes, itemsize: int, staging_bytes: int) -> list[Round]:
 
 
 class _Load:
-    """Most units of the axis that ranks send and receive in one of `count` parts of a route."""
+    """The units of the axis that each rank sends and receives, at most, in one of `count` parts of a route."""
 
     def __init__(self, route: Route, count: int):
         of: dict[int, int] = {}
@@ -84,11 +91,11 @@ class _Load:
         self.ranks = np.fromiter(of.keys(), np.int64, len(of))
         self.units = np.fromiter(of.values(), np.int64, len(of))
         self.earliest = 0
-        """No round before this one has room for the route: rounds only fill up."""
+        """No round before this one has room for the route. It only grows, because rounds only fill up."""
 
     @staticmethod
     def under(route: Route, bound: int, length: int) -> "_Load":
-        """With the fewest parts that keep every rank at `bound` units, or in parts of one unit."""
+        """Returns the load with the fewest parts that keep each rank within `bound` units, or parts of one unit."""
         load = _Load(route, 1)
         while load.units.size and int(load.units.max()) > bound and load.count < length:
             more = -(-load.count * int(load.units.max()) // max(1, bound))
@@ -97,8 +104,10 @@ class _Load:
 
 
 def _first_fit(routes: Routes, numbers: list[int], itemsize: int, staging_bytes: int) -> list[list[Unit]]:
-    """Each unit goes to the first round with room on all its ranks, so that one full rank does not end a round for
-    all."""
+    """Put each unit in the first round that has room on all its ranks.
+
+    One full rank therefore does not end a round for the others.
+    """
     rounds: list[list[Unit]] = []
     staged: list[np.ndarray] = []
     loads: dict[tuple[int, int], _Load] = {}
@@ -128,7 +137,7 @@ def _first_fit(routes: Routes, numbers: list[int], itemsize: int, staging_bytes:
 
 
 def pieces(routes: Routes, rounds: list[Round]) -> Iterator[tuple[int, Transfer]]:
-    """Everything that moves or is copied, on all ranks, with the number of its round."""
+    """Yields every transfer and copy on all ranks, with the number of its round."""
     for number, r in enumerate(rounds):
         for unit in r.units:
             for hop in routes.route(routes.weights[unit.weight]).hops:
@@ -139,17 +148,18 @@ def pieces(routes: Routes, rounds: list[Round]) -> Iterator[tuple[int, Transfer]
 
 @dataclass(frozen=True)
 class Task:
-    """One rank's part in one round. Both sides sort alike, so that buffers need no header."""
+    """One rank's transfers in one round. Sender and receiver sort them alike, so buffers need no header."""
 
     fp32: bool
     sends: tuple[Transfer, ...]
-    """By target, then in the round's order."""
+    """Sorted by target, then in the round's order."""
     receives: tuple[Transfer, ...]
-    """By source, then in the round's order."""
+    """Sorted by source, then in the round's order."""
     copies: tuple[Transfer, ...]
 
 
 def compile_for(routes: Routes, rounds: list[Round], rank: int) -> list[Task]:
+    """Returns the tasks of one rank, one per round."""
     tasks = []
     for r in rounds:
         sends, receives, copies = [], [], []

@@ -1,8 +1,9 @@
-"""Who sends which part of which weight to whom, from both layouts. Pure data: no torch.
+"""Computes from both layouts which rank sends which part of which weight to which rank. Needs no torch.
 
-A part of a weight is an interval on one axis: the one that tensor parallelism cuts, or the first. Trainer and engine
-cut a weight along the same axis, by degrees of their own. Each needed interval comes from one rank that holds it: from
-the rank itself where it can, else from the holders in turn. So nothing is gathered, and a rank receives no byte twice.
+A part of a weight is an interval on one axis: the axis that tensor parallelism splits, or the first. Trainer and engine
+split a weight along the same axis, each by its own degree. Each interval that an engine needs comes from one rank that
+holds it: from the same rank if possible, otherwise from the holders in turn. No tensor is gathered, and no rank
+receives a byte twice.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from r1zero.model.families import Weight, weights
 from r1zero.model.shape import Shape
 
 VOCABULARY_MULTIPLE = 64
-"""vLLM pads the vocabulary to this multiple before it cuts it (VocabParallelEmbedding)."""
+"""vLLM pads the vocabulary to a multiple of this before it splits it (VocabParallelEmbedding)."""
 
 
 class Span(NamedTuple):
@@ -27,16 +28,18 @@ class Span(NamedTuple):
 
 
 class Hop(NamedTuple):
+    """An interval of a weight's axis that one rank sends to another."""
+
     source: int
     target: int
-    """World ranks; equal: the part is already there and is only copied."""
+    """World ranks. If they are equal, the part is already there and is only copied."""
     first: int
     end: int
 
 
 @dataclass(frozen=True)
 class Route:
-    """The hops of one weight, shared by all weights with the same holders and needs."""
+    """The hops of one weight. All weights with the same holders and needs share one Route."""
 
     hops: tuple[Hop, ...]
 
@@ -52,7 +55,7 @@ class Route:
 
     @cached_property
     def traffic(self) -> dict[int, tuple[int, int]]:
-        """World rank -> units of the axis that it sends to and receives from other ranks."""
+        """World rank -> units of the axis that it (sends to, receives from) other ranks."""
         found: dict[int, tuple[int, int]] = {}
         for hop in self.hops:
             if hop.source != hop.target:
@@ -64,27 +67,31 @@ class Route:
 
 
 class Dealing(NamedTuple):
-    """How vLLM deals out layers with experts."""
+    """How vLLM distributes the layers with experts."""
 
     expert_parallel: bool
-    """Experts whole, over tensor and data ranks; else cut by the tensor degree."""
+    """True: whole experts are distributed over tensor and data ranks. False: tensor parallelism splits each expert."""
     shared_whole: bool
-    """Each rank has all of the shared experts, and its own tokens."""
+    """Whether each rank holds all of the shared experts and processes its own tokens."""
 
 
 def dealing(rollout: Grid, expert_parallel: bool, device: str) -> Dealing:
-    """vLLM cuts tokens instead of shared experts where both degrees are over one
-    (ParallelConfig.use_sequence_parallel_moe); vllm-ascend switches that off (NPUPlatform.check_and_update_config)."""
+    """Returns how vLLM distributes experts on this grid.
+
+    If both the tensor and the data degree exceed 1, vLLM splits tokens instead of shared experts
+    (ParallelConfig.use_sequence_parallel_moe). vllm-ascend disables that (NPUPlatform.check_and_update_config).
+    """
     both = expert_parallel and rollout.size("tp") > 1 and rollout.size("dp") > 1
     return Dealing(expert_parallel, both and device != "npu")
 
 
 def axis(weight: Weight) -> int:
+    """Returns the axis along which a weight is transferred."""
     return weight.cut or 0
 
 
 def need(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing) -> dict[int, Span]:
-    """World rank -> what vLLM keeps of the weight there, for the ranks that keep any."""
+    """Returns world rank -> the interval of the weight that vLLM keeps there, for the ranks that keep any."""
     tp = rollout.size("tp")
     if weight.expert is not None and dealt.expert_parallel:
         dp, t = divmod(_owner(weight, shape, rollout), tp)
@@ -97,7 +104,7 @@ def need(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing) -> dict[in
 
 
 def need_of(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing, rank: int) -> Span | None:
-    """`need` of one rank."""
+    """Returns the entry of `need` for one rank, or None."""
     if rank not in rollout:
         return None
     tp, t = rollout.size("tp"), rollout.coordinate(rank, "tp")
@@ -108,7 +115,10 @@ def need_of(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing, rank: i
 
 
 def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
-    """vLLM deals experts over a replica's ranks, tensor rank fastest, in runs of equal length ("linear" placement)."""
+    """Returns the index within a replica of the rank that holds the weight's expert, tensor rank fastest.
+
+    Consecutive ranks hold equal runs of consecutive experts (vLLM's "linear" placement).
+    """
     return weight.expert // (shape.moe.experts // (rollout.size("tp") * rollout.size("dp")))
 
 
@@ -120,13 +130,13 @@ def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, dealt: Dealing) ->
         width = -(-length // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // tp
         return Span(min(length, t * width), min(length, (t + 1) * width))
     if ".k_proj." in weight.name or ".v_proj." in weight.name:
-        # More tensor ranks than key-value heads: each head is on several of them.
+        # With more tensor ranks than key-value heads, several ranks hold the same head.
         tp, t = min(tp, shape.kv_heads), t * shape.kv_heads // tp if tp > shape.kv_heads else t
     return Span(t * length // tp, (t + 1) * length // tp)
 
 
 def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
-    """Raises UserError where vLLM's degrees do not cut the model's dimensions evenly."""
+    """Raises UserError if vLLM's degrees do not divide the model's dimensions evenly."""
     tp, dp = rollout.size("tp"), rollout.size("dp")
     cuts = [
         ("num_attention_heads", shape.heads),
@@ -147,12 +157,10 @@ def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
     if shape.mla is None and shape.kv_heads % tp and tp % shape.kv_heads:
         raise UserError(
             f"layout.rollout.tensor_parallel_size = {tp} neither divides nor is a multiple of the model's "
-            f"num_key_value_heads = {shape.kv_heads}"
+            f"num_key_value_heads = {shape.kv_heads}; choose a divisor or a multiple"
         )
     if expert_parallel and not shape.moe:
-        raise UserError(
-            f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; leave it out"
-        )
+        raise UserError(f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; remove it")
     if expert_parallel and shape.moe.experts % (tp * dp):
         fits = [
             n
@@ -169,13 +177,13 @@ def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
 
 @dataclass
 class Routes:
-    """Routes of all weights, each kind worked out once: DeepSeek-V3 has 45,446 weights and some 1,600 kinds."""
+    """The routes of all weights. One is computed per kind: DeepSeek-V3 has 45,446 weights of some 1,600 kinds."""
 
     layout: Layout
     shape: Shape
     expert_parallel: bool
     device: str
-    """cpu, cuda or npu: whose engine it is."""
+    """cpu, cuda or npu: the device of the engine."""
     _made: dict[tuple, Route] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -185,19 +193,22 @@ class Routes:
 
     @cached_property
     def weights(self) -> list[Weight]:
+        """All weights of the model."""
         return weights(self.shape)
 
     @cached_property
     def stage_of_layer(self) -> list[int]:
+        """Pipeline stage of each layer in the trainer."""
         return [s for s, layers in enumerate(placement.stages(self.shape, self.layout.train)) for _ in layers]
 
     def kind(self, weight: Weight) -> tuple:
-        """Weights of one kind have the same holders and needs."""
+        """Returns a key that is equal for weights with the same holders and needs."""
         place = weight.place if weight.layer is None else self.stage_of_layer[weight.layer]
         rule = next((part for part in (".k_proj.", ".v_proj.", ".shared_experts.") if part in weight.name), "")
         return place, weight.expert, weight.cut, weight.shape[axis(weight)], rule
 
     def route(self, weight: Weight) -> Route:
+        """Returns the route of a weight. Weights of the same kind share one."""
         kind = self.kind(weight)
         if kind not in self._made:
             needed = need(weight, self.shape, self.layout.rollout, self.dealt)
@@ -205,14 +216,16 @@ class Routes:
         return self._made[kind]
 
     def held(self, weight: Weight) -> dict[int, Span]:
-        """World rank -> what the trainer holds of the weight there."""
+        """Returns world rank -> the interval of the weight that the trainer holds there."""
         parts = placement.holders(weight, self.shape, self.layout.train)
         return {rank: Span(part[axis(weight)].start, part[axis(weight)].stop) for rank, part in parts.items()}
 
 
 def match(have: dict[int, Span], need: dict[int, Span]) -> list[Hop]:
-    """Hops that give every rank what it needs, each unit once. Ranks that need the same are dealt to the holders in
-    turn."""
+    """Returns hops that give every rank the units it needs, each once.
+
+    Ranks that need the same interval are assigned to its holders in turn.
+    """
     holders: dict[Span, list[int]] = {}
     for rank in sorted(have):
         holders.setdefault(have[rank], []).append(rank)

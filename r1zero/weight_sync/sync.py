@@ -1,8 +1,7 @@
-"""Trained weights to the engines: the reshard, compiled once from both layouts, and where each engine puts what
-arrives.
+"""Weight sync: sends the trained weights to the engines and stores them there.
 
-What the engine keeps as it was loaded is written there at once; the rest, which the engine's kernels want packed, goes
-through its own loader.
+The transfers are computed once, from both layouts. Tensors that the engine keeps as they were loaded are written in
+place as they arrive. The others, which its kernels need packed, go through the engine's own loader.
 """
 
 from functools import partial
@@ -23,7 +22,7 @@ MIB = 1 << 20
 
 
 class Sync:
-    """Every rank of the world pushes together; what each sends and receives was worked out when this was made."""
+    """Sends the trained weights to the engines. Construction computes what this rank sends and receives."""
 
     def __init__(self, cfg: Config, layout: Layout, shape: Shape, rank: int, device: torch.device):
         self.layout, self.shape, self.every = layout, shape, cfg.sync.verify_every
@@ -39,8 +38,11 @@ class Sync:
         self.writers: dict[str, transfer.Write] | None = None
 
     def push(self, chunks: list[torch.nn.Module] | None, engine: Engine | None) -> None:
-        """chunks: the trained model's on a rank that trains; engine: on a rank that generates. Raises
-        transfer.ChecksumError."""
+        """Transfer all weights. Collective over the world.
+
+        chunks: the trained model, on a rank that trains. engine: on a rank that generates. Raises
+        transfer.ChecksumError.
+        """
         if self.local is None:
             self.local = mapping.local_tensors(chunks, self.shape, self.layout.train) if chunks else {}
         if self.writers is None:
@@ -49,12 +51,13 @@ class Sync:
         tensors = transfer.stream(self.compiled, lambda weight: self.local[weight.name].tensor(), self.writers, verify)
         if engine:
             engine.reload(tensors)
-        for _ in tensors:  # a rank that only sends; after reload nothing is left
+        for _ in tensors:  # for a rank that only sends; after `reload` nothing is left
             pass
         self.done += 1
 
     def _writers(self, engine: Engine) -> dict[str, transfer.Write]:
-        """Raises RuntimeError where the engine keeps other rows of a weight than the reshard brings."""
+        """Returns functions that write in place. Raises RuntimeError if the engine keeps other rows of a weight than
+        those that the sync brings."""
         weights = {self.compiled.routes.weights[number]: span for number, span in self.compiled.wanted.items()}
         known = engine.places([(weight.name, weight.shape) for weight in weights])
         for weight, span in weights.items():
@@ -74,5 +77,5 @@ def _check(weight: Weight, span: Span, found: tuple[loader_trace.WriteTarget, ..
     if rows != set(range(span.first, span.end)) or not full:
         raise RuntimeError(
             f"vLLM keeps {len(rows)} units of axis {along} of {weight.name} on this rank, from {min(rows)}; "
-            f"the reshard brings {span.first} to {span.end - 1}: reshard.routes does not know this layout"
+            f"the sync brings {span.first} to {span.end - 1}: weight_sync.routes does not know this layout"
         )

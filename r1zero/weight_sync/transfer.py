@@ -1,8 +1,8 @@
-"""The compiled reshard, carried out: one all-to-all a round, straight from the trainer's parts to the engine's places.
+"""Executes the compiled transfers: one all-to-all per round, from the trainer's parts to the engine's memory.
 
-Only what this rank must send or receive is staged. `pieces` yields what arrives; `stream` writes some weights where the
-caller says and yields the others, whole, for an engine's own loader (which repacks them, as on the CPU). Both check a
-checksum of every piece against its sender's when asked.
+Only what this rank sends or receives is staged. `pieces` yields what arrives. `stream` passes some weights to the
+caller's writers and yields the others, whole, for an engine's own loader (which may repack them, as on a CPU). Both
+compare a checksum of every piece with its sender's if asked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from r1zero.weight_sync import rounds as planned
 from r1zero.weight_sync.routes import Routes, Span, axis, need_of
 
 Read = Callable[[Weight], Tensor]
-"""The trainer's own part of a weight on this rank, in HF's orientation."""
+"""Returns this rank's part of a weight from the trainer, in HF orientation."""
 Write = Callable[[Weight, Span, Tensor], None]
 """Takes a piece: units first .. end - 1 of the weight's axis, counted in the whole HF tensor."""
 
@@ -28,7 +28,7 @@ class ChecksumError(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """One rank's part, ready to run. The same rounds on every rank, whether it has anything to do in them or not."""
+    """One rank's tasks, ready to run. All ranks have the same rounds, even if a rank has nothing to do in some."""
 
     routes: Routes
     tasks: list[planned.Task]
@@ -36,17 +36,17 @@ class Compiled:
     device: torch.device
     dtype: torch.dtype
     held: dict[int, int]
-    """Weight -> unit of the axis at which this rank's trainer part begins."""
+    """Index of a weight -> first unit of its axis in this rank's trainer part."""
     wanted: dict[int, Span]
-    """Weight -> what this rank's engine keeps."""
+    """Index of a weight -> interval that this rank's engine keeps."""
     own: frozenset[str]
-    """Names of the weights of which this rank's trainer has all that its engine keeps."""
+    """Names of the weights of which this rank's trainer holds everything that its engine keeps."""
 
 
 def compile_reshard(
     routes: Routes, rank: int, *, dtype: torch.dtype, device: torch.device, staging_bytes: int
 ) -> Compiled:
-    """Done once, alike on every rank, without communication. 384 ranks of DeepSeek-V3: 3 s."""
+    """Compute this rank's tasks, once and without communication. Takes 3 s for DeepSeek-V3 on 384 ranks."""
     layout, shape = routes.layout, routes.shape
     rounds = planned.schedule(routes, dtype.itemsize, staging_bytes)
     held, wanted, own = {}, {}, set()
@@ -65,11 +65,10 @@ def compile_reshard(
 
 
 def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weight, Span, Tensor]]:
-    """Move everything; yields each piece of this rank's engine once, with the units of the weight's axis that it
-    covers.
+    """Transfer all weights, and yield each piece for this rank's engine with the units of the axis that it covers.
 
-    Collective over the world: every rank must walk it to its end. A piece is a view of the trainer's tensor or of a
-    round's staging buffer. verify: the sums of all pieces' bits travel too, and are compared with what arrived. Raises
+    Collective over the world: every rank must exhaust the iterator. A piece is a view of the trainer's tensor or of the
+    round's staging buffer. verify: also transfer checksums of all pieces and compare them with what arrived. Raises
     ChecksumError.
     """
     weights = compiled.routes.weights
@@ -85,18 +84,18 @@ def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weigh
         received = _exchange(compiled, task, piece_of, verify)
         for piece in task.copies:
             yield weights[piece.weight], Span(piece.first, piece.end), piece_of(piece)
-            parts.pop(piece.weight)  # where the trainer's part is a copy it need not stay until the round's end
+            parts.pop(piece.weight)  # the trainer's part may be a copy, which need not stay until the round's end
         for piece, tensor in zip(task.receives, received, strict=True):
             yield weights[piece.weight], Span(piece.first, piece.end), tensor
 
 
 def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify: bool) -> Iterator[tuple[str, Tensor]]:
-    """(HF name, tensor of the whole weight's shape) for an engine's loader, as soon as a weight has arrived; one that
-    has a writer is given to it piece by piece instead. Raises ChecksumError.
+    """Yield (HF name, tensor of the whole weight's shape) for an engine's loader, as soon as a weight is complete.
 
-    Only this rank's own part of the tensor is filled; the rest was never written and, on the CPU, has no memory behind
-    it. An engine's loader cuts out its part and never looks at the rest. Experts of other ranks are not in the stream.
-    Collective: every rank must exhaust it, the ranks without an engine too.
+    A weight that has a writer is passed to it in pieces instead. Only this rank's own part of a yielded tensor is
+    filled. The rest is never written and, on a CPU, takes no memory; an engine's loader takes its part and never reads
+    the rest. Experts of other ranks are not yielded. Collective over the world: every rank must exhaust the iterator,
+    including ranks without an engine. Raises ChecksumError.
     """
     open_: dict[str, tuple[Tensor, int]] = {}
     wanted = {compiled.routes.weights[number].name: span for number, span in compiled.wanted.items()}
@@ -105,9 +104,8 @@ def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify:
             writers[weight.name](weight, span, tensor)
             continue
         dtype, units = _dtype(compiled, weight), span.end - span.first
-        if (
-            weight.name in compiled.own and units == weight.shape[axis(weight)] and tensor.dtype == dtype
-        ):  # the trainer's own tensor
+        # The trainer's own tensor is the whole weight in the right type.
+        if weight.name in compiled.own and units == weight.shape[axis(weight)] and tensor.dtype == dtype:
             yield weight.name, tensor
             continue
         whole, missing = open_.get(weight.name, (None, 0))
@@ -128,14 +126,14 @@ def _dtype(compiled: Compiled, weight: Weight) -> torch.dtype:
 def _exchange(
     compiled: Compiled, task: planned.Task, piece_of: Callable[[planned.Transfer], Tensor], verify: bool
 ) -> list[Tensor]:
-    """Tensors of `task.receives`, in order: views of one staging buffer."""
+    """Returns the tensors of `task.receives`, in order, as views of one staging buffer."""
     dtype, size = torch.float32 if task.fp32 else compiled.dtype, compiled.routes.layout.size
     shapes = [_shape(compiled.routes.weights[piece.weight], piece) for piece in task.receives]
     counts = [shape.numel() for shape in shapes]
     outgoing = [piece_of(piece).to(dtype) for piece in task.sends]
     send = torch.empty(sum(t.numel() for t in outgoing), dtype=dtype, device=compiled.device)
     for place, tensor in zip(send.split([t.numel() for t in outgoing]), outgoing, strict=True):
-        place.view(tensor.shape).copy_(tensor)  # `place` is contiguous: its view is no copy, on any device
+        place.view(tensor.shape).copy_(tensor)  # `place` is contiguous, so its view is not a copy
     receive = torch.empty(sum(counts), dtype=dtype, device=compiled.device)
     sent_to, got_from = [0] * size, [0] * size
     for piece, tensor in zip(task.sends, outgoing, strict=True):
@@ -156,7 +154,7 @@ def _shape(weight: Weight, piece: planned.Transfer) -> torch.Size:
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """Sum of the bits as integers: equal for equal tensors, whatever the order of the sum. (1,) int64."""
+    """Returns the sum of the bits as integers, which does not depend on the order of addition. (1,) int64."""
     bits = torch.int16 if tensor.dtype.itemsize == 2 else torch.int32
     return tensor.contiguous().view(bits).sum(dtype=torch.int64).reshape(1)
 

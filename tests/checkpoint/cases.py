@@ -14,8 +14,8 @@ from unittest import mock
 import torch
 
 from r1zero.config import Checkpoint, MegatronGrid, UserError
-from tests.model.cases import Built, build_on, together
-from tests.model.oracle import Oracle
+from tests.model.cases import Built, build_on
+from tests.oracles.transformers_model import Oracle
 
 
 class Killed(BaseException):
@@ -73,7 +73,6 @@ def write(built: Built, folder: Path, iteration: int, keep: Checkpoint = Checkpo
     training.save(folder, iteration, built.trained, {"iteration": iteration}, keep)
 
 
-@together
 def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[str, int, int, list[str]]]:
     """For each flush, rename and removal, and some of the writes: (what, iteration of the newest whole checkpoint, the
     weights' value in it, what the folder holds after the next save)."""
@@ -105,14 +104,12 @@ def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[s
     return seen
 
 
-@together
 def save_two(rank: int, oracle: Oracle, place: MegatronGrid, folder: Path) -> None:
     built = build_on(oracle, place)
     for iteration in (1, 2):
         write(built, folder, iteration)
 
 
-@together
 def newest(rank: int, folder: Path) -> Any:
     """(iteration, warnings of this rank), or the sentence of the error."""
     from r1zero.checkpoint import step_folders
@@ -126,7 +123,6 @@ def newest(rank: int, folder: Path) -> Any:
     return found.iteration if found else None, warnings
 
 
-@together
 def save_without_room(rank: int, oracle: Oracle, place: MegatronGrid, folder: Path, how: str) -> str:
     """The sentence of a save whose files may not grow on rank 1, or whose disk is too small."""
     built = build_on(oracle, place)
@@ -146,7 +142,6 @@ def save_without_room(rank: int, oracle: Oracle, place: MegatronGrid, folder: Pa
     return ""
 
 
-@together
 def save_while_the_disk_fills(
     rank: int, oracle: Oracle, disk: Path, shares: list[float]
 ) -> list[tuple[str, list[str], int, list[str]]]:
@@ -179,7 +174,6 @@ def save_while_the_disk_fills(
     return seen
 
 
-@together
 def save_six(rank: int, oracle: Oracle, folder: Path) -> list[str]:
     built = build_on(oracle, MegatronGrid())
     for iteration in range(1, 7):
@@ -187,7 +181,6 @@ def save_six(rank: int, oracle: Oracle, folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@together
 def load_another_model(rank: int, oracle: Oracle, folder: Path) -> str:
     from r1zero.checkpoint import step_folders, training
 

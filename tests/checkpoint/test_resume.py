@@ -111,7 +111,7 @@ def test_a_run_that_must_not_resume_refuses_a_folder_with_a_checkpoint(ranks, qw
     before = (tmp_path / "job/metrics.jsonl").read_text()
     never = dataclasses.replace(cfg, checkpoint=config.Checkpoint(resume="never"))
     for sentence in ranks.run(refused, never, size=2):
-        assert 'checkpoint.resume = "never"' in sentence and "step_1 is there" in sentence
+        assert 'checkpoint.resume = "never"' in sentence and "step_1 exists" in sentence
     assert (tmp_path / "job/metrics.jsonl").read_text() == before
 
 

@@ -72,7 +72,7 @@ def test_a_torn_checkpoint_is_named_in_one_warning_and_the_one_before_is_taken(r
     first, second = ranks.run(cases.newest, folder, size=2)
     assert second == (1, [])
     assert first[0] == 1 and len(first[1]) == 1
-    with pytest.raises(AssertionError, match=f"step_2 is torn and passed over: .*{complaint}"):
+    with pytest.raises(AssertionError, match=f"step_2 is corrupt and is skipped: .*{complaint}"):
         raise AssertionError(first[1][0])
 
 

@@ -3,10 +3,13 @@
 import inspect
 import os
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from r1zero.distributed.subworld import PATCHED, subworld
+from r1zero.patches import PATCHES
+from tests.without import without
 
 
 def inside(rank, within, renumber):
@@ -82,6 +85,21 @@ def test_every_patched_function_takes_its_arguments_as_torchs_own_does(ranks):
         ([], [1, 2], [1, 2], [2, 2, 0, 0]),
         ([], [1, 2], [1, 2], [2, 2, 1, 1]),
     ]
+
+
+def inside_without(rank, *names):
+    with without(*names):
+        return inside(rank, (1, 2, 3), True), by_position_and_by_name(rank, (1, 2))
+
+
+@pytest.mark.parametrize("name", [name for name, patch in PATCHES.items() if "test_subworld.py" in patch.test])
+def test_without_a_patch_members_see_another_world_or_wait_for_ever(ranks, name):
+    right = ranks.run(inside_without, size=4)
+    try:
+        seen = ranks.run(inside_without, name, size=4, idle_s=5.0)
+    except AssertionError:
+        return
+    assert seen != right
 
 
 def leave_a_group_behind(rank):

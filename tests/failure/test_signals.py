@@ -47,4 +47,6 @@ def test_the_clock_saves_and_a_failed_save_stops_the_run_or_does_not(ranks, base
         "after the last iteration nothing is forgiven"
     )
     said = log.read_text()
-    assert said.count('the run goes on, as checkpoint.on_failed_save = "continue"') == 1 and "Traceback" not in said
+    assert (
+        said.count('the run continues, because checkpoint.on_failed_save = "continue"') == 1 and "Traceback" not in said
+    )

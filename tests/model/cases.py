@@ -1,7 +1,6 @@
 """What the ranks of a test world do: build a model on a grid, run megatron's schedule, bring results together by HF
 name."""
 
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from r1zero import config
 from r1zero.distributed import layout
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model.families import read_shape
-from tests.model.oracle import LENGTHS, Oracle
+from tests.oracles.transformers_model import LENGTHS, Oracle
 
 CPU = torch.device("cpu")
 
@@ -137,7 +136,7 @@ def my_samples(built: Built, oracle: Oracle) -> tuple[list[int], list[torch.Tens
 def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) -> dict[str, torch.Tensor]:
     """HF name -> full tensor of something that lies like the parameters do, on every rank of the grid."""
     from r1zero.model import mapping
-    from tests.reshard import generic
+    from tests.oracles import gathered_weights as generic
 
     local = {
         name: replace(found, parameter=what(found.parameter))
@@ -150,19 +149,6 @@ def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) 
     return {name: tensor.clone() for name, tensor in found}
 
 
-def together(case: Callable[..., Any]) -> Callable[..., Any]:
-    """Ranks outside a case's grid wait for the others: rank 0 keeps the store in which groups meet."""
-
-    @functools.wraps(case)
-    def run(*args: Any) -> Any:
-        result = case(*args)
-        dist.barrier()
-        return result
-
-    return run
-
-
-@together
 def parity(
     rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none"
 ) -> dict[str, Any] | None:
@@ -230,7 +216,6 @@ def _full_state(built: Built, parameter: torch.Tensor, key: str) -> torch.Tensor
     return full.view(parameter.shape)
 
 
-@together
 def save_then_continue(
     rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any
 ) -> dict[str, torch.Tensor] | None:
@@ -253,7 +238,6 @@ def save_then_continue(
     )
 
 
-@together
 def load_then_continue(
     rank: int, oracle: Oracle, place: config.MegatronGrid, dtype: str, folder: Any
 ) -> dict[str, torch.Tensor] | None:
@@ -278,14 +262,13 @@ def load_then_continue(
     )
 
 
-@together
 def streamed(
     rank: int, oracle: Oracle, place: config.MegatronGrid, receivers: dict[str, tuple[int, ...]]
 ) -> dict[str, torch.Tensor]:
     """What this rank gets when weights whose name contains a key of `receivers` (the first that fits) go to those
     ranks."""
     from r1zero.model import mapping
-    from tests.reshard import generic
+    from tests.oracles import gathered_weights as generic
 
     built = build_on(oracle, place, trainable=False)
     grids = layout._megatron("layout.train", place, dist.get_world_size())
@@ -297,7 +280,6 @@ def streamed(
     return {name: tensor.clone() for name, tensor in found}
 
 
-@together
 def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense_tokens: int) -> dict[str, Any] | None:
     """The last stage's logits with all sequences in one pack, and with each in a pack of its own."""
     from unittest import mock
@@ -315,7 +297,6 @@ def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense
         }
 
 
-@together
 def trained(
     rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: str, packs: int
 ) -> dict[str, torch.Tensor] | None:
@@ -338,7 +319,6 @@ def trained(
     return gathered(built, oracle, lambda parameter: parameter) | buffers
 
 
-@together
 def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
     """Learning rates of the first updates."""
     from r1zero.model import build
@@ -353,7 +333,6 @@ def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
     return found
 
 
-@together
 def transformers_beside_megatron(rank: int, oracle: Oracle) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain transformers' logits in a process that megatron-core runs in, and in one where it does not."""
     import transformers

@@ -3,7 +3,7 @@
 from typing import Any
 
 from r1zero.model.families import FAMILIES
-from tests.model.oracle import DENSE, LATENT
+from tests.oracles.transformers_model import DENSE, LATENT
 
 QWEN2, QWEN3, DEEPSEEK = FAMILIES
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=8)

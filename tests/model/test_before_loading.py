@@ -57,7 +57,7 @@ def strange_end(base):
     [
         (
             smaller_vocabulary,
-            "base': has ids up to 357, and the model's vocab_size is 260; copy the model's own tokenizer",
+            "base': has ids up to 357, but the model's vocab_size is 260; copy the model's own tokenizer",
         ),
         (strange_end, "stop token id 384: is not below the model's vocab_size = 384; correct eos_token_id in"),
         (other_tensors, "tensors are missing (lm_head.weight, model.embed_tokens.weight,"),

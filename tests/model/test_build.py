@@ -3,12 +3,9 @@
 python -m pytest tests/model/test_build.py
 """
 
-from unittest import mock
-
 import pytest
 import torch
 
-from r1zero.model import cpu_megatron
 from tests.model import cases
 from tests.model.cases import grid
 
@@ -44,14 +41,6 @@ def test_recomputation_changes_no_bit_of_the_trained_weights(ranks, models, name
 
 def test_answering_for_cuda_leaves_torch_whole_for_transformers(ranks, models):
     assert torch.equal(*ranks.run(cases.transformers_beside_megatron, models("deepseek_yarn"), size=1)[0])
-
-
-def test_another_version_of_megatron_is_refused_on_a_cpu():
-    with (
-        mock.patch.object(cpu_megatron, "PINNED", "0.0.0"),
-        pytest.raises(RuntimeError, match="megatron-core .* on a CPU"),
-    ):
-        cpu_megatron.install()
 
 
 def test_the_routers_bias_stays_in_fp32_as_it_was_loaded(ranks, models):

@@ -19,8 +19,8 @@ from tests.fuzz.strategies import damaged, replaced
 from tests.model import cases
 from tests.model.cases import grid
 from tests.model.config_values import DEEPSEEK, HARMLESS_OF, MINIMAL, QWEN2, READ, REFUSED, SAME_SHAPE, YARN
-from tests.model.oracle import LENGTHS, Oracle
-from tests.model.published import PUBLISHED
+from tests.oracles.published import PUBLISHED
+from tests.oracles.transformers_model import LENGTHS, Oracle
 
 CLASSES = {name: getattr(transformers, name.replace("ForCausalLM", "Config")) for name in FAMILIES}
 ODD = [

@@ -49,18 +49,18 @@ def test_what_the_engine_can_do_passes(tmp_path, model, rollout):
             dict(max_response_tokens=220),
             "+ 1 = 321 exceeds the model's original_max_position_embeddings x factor = 320 (",
         ),
-        (dict(DENSE, head_dim=24), {}, "config.json: head_dim = 24; vLLM on a CPU has attention for 32, 48, 64,"),
+        (dict(DENSE, head_dim=24), {}, "config.json: head_dim = 24; vLLM on a CPU supports only 32, 48, 64,"),
         (
             dict(LATENT, kv_lora_rank=128),
             {},
-            "kv_lora_rank + qk_rope_head_dim = 192; vLLM on a CPU has latent attention for 320, 512 and 576",
+            "kv_lora_rank + qk_rope_head_dim = 192; vLLM on a CPU supports only 320, 512 and 576",
         ),
-        (dict(LATENT, hidden_size=48), {}, "hidden_size = 48; vLLM on a CPU has experts for multiples of 32 only"),
+        (dict(LATENT, hidden_size=48), {}, "hidden_size = 48; vLLM on a CPU supports only multiples of 32"),
         # One token of 4 layers of 2 x 2 heads of 32 elements of 4 bytes takes 2 KiB.
         (
             DENSE,
             dict(kv_cache_gib=127 * 2048 / 2**30),
-            "has room for 127 tokens of the model, and max_prompt_tokens + max_response_tokens + 1 = 128",
+            "has room for 127 tokens of the model, but max_prompt_tokens + max_response_tokens + 1 = 128",
         ),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 from r1zero.config import Model, UserError
 from r1zero.model.families import model_shape, read_shape, weights
 from tests.model.config_values import MINIMAL, QWEN2
-from tests.model.oracle import MODELS
-from tests.model.published import PUBLISHED
+from tests.oracles.published import PUBLISHED
+from tests.oracles.transformers_model import MODELS
 
 ROOT = Path(__file__).parents[2]
 V3 = PUBLISHED["DeepSeek-V3"]

@@ -14,7 +14,7 @@ from r1zero.distributed import layout
 from r1zero.model import placement
 from r1zero.model.families import read_shape, weights
 from tests.model.config_values import DEEPSEEK, MINIMAL, QWEN2
-from tests.model.published import PUBLISHED
+from tests.oracles.published import PUBLISHED
 
 
 def carved(size, **degrees):

@@ -20,7 +20,7 @@ from r1zero.distributed import device, layout
 from r1zero.model import families
 from r1zero.plan import communicators
 from tests.model.cases import build_on, grid
-from tests.model.oracle import Oracle, make
+from tests.oracles.transformers_model import Oracle
 from tests.plan.test_plan_against_run import batch
 
 CASES = {  # name: (model, ranks, grid)
@@ -69,10 +69,10 @@ def names() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_plan_lists_the_groups_that_an_update_uses_and_no_other(ranks: Any, tmp_path: Path, name: str) -> None:
+def test_the_plan_lists_the_groups_that_an_update_uses_and_no_other(ranks: Any, models: Any, name: str) -> None:
     """A group that is not in the list takes buffers of which the plan knows nothing, and on NPUs larger ones."""
     model, size, place = CASES[name]
-    oracle = make(model, tmp_path)
+    oracle = models(model)
     found = {names()[text] for of_rank in ranks.run(used, oracle, place, size=size) for text in of_rank}
     place = layout.carve(config.Layout(train=place), size)
     listed = communicators.kinds(place, families.read_shape(oracle.folder), False, "npu")

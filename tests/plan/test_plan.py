@@ -90,7 +90,7 @@ def test_the_recipe_agrees_with_the_hand_arithmetic(recipe: plan.Plan) -> None:
         ENGINE_BYTES + 2 * ABSORBED
     }
     assert pytest.approx(20.8, abs=0.05) == (ENGINE_BYTES + 2 * ABSORBED) / GB
-    assert recipe.batch["cache for as many full sequences, GB a rank"] == 27.6
+    assert recipe.batch["cache for that many full sequences, GB per rank"] == 27.6
     assert {kind: round(n / GB) for kind, n in recipe.host.items()} == {
         "optimizer": 381,
         "weights": 87,
@@ -104,7 +104,7 @@ def test_the_recipe_agrees_with_the_hand_arithmetic(recipe: plan.Plan) -> None:
     )
     assert recipe.active_parameters / 1e9 == pytest.approx(36.62, abs=0.02)
     assert recipe.stages == ((0, 11), (11, 11), (22, 10), (32, 10), (42, 10), (52, 9))
-    assert recipe.batch["responses a data-parallel rank"] == 768 and recipe.batch["prompts an engine"] == 4
+    assert recipe.batch["responses per data-parallel rank"] == 768 and recipe.batch["prompts per engine"] == 4
     assert 240 < sum(recipe.seconds.values()) < 480, "4 to 8 minutes an iteration"
 
 
@@ -213,7 +213,7 @@ def test_groups_lie_where_the_recipe_wants_them(recipe: plan.Plan) -> None:
 def test_what_does_not_fit_is_refused_with_a_cure_that_works(overrides: tuple[str, ...]) -> None:
     (problem,) = plan.plan(load("a3", *overrides), 384).problems
     assert "GB are usable" in problem and "With " in problem, problem
-    cure = problem.partition("With ")[2].partition(" it would take")[0].split(" and ")
+    cure = problem.partition("With ")[2].partition(" it would need")[0].split(" and ")
     assert not plan.plan(
         load("a3", *overrides, *(text.replace(" = ", "=").replace('"', "") for text in cure)), 384
     ).problems
@@ -271,7 +271,7 @@ def test_ranks_on_a_cpu_share_this_machines_memory_and_the_cure_names_type_refer
         (("grpo.prompts_per_iteration=100",), 384, ["not a multiple of the 96 rollout engines", "use 192"]),
         (("plan.assume.mfu=0.3",), 384, ["no mfu", "mfu_update"]),
         (("plan.assume.tflops=-1",), 384, ["cannot be negative"]),
-        ((), 0, ["at least one rank"]),
+        ((), 0, ["at least 1"]),
     ],
 )
 def test_what_does_not_divide_is_one_sentence(overrides: tuple[str, ...], world: int, words: list[str]) -> None:

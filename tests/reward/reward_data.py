@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-DATA = Path(__file__).parents[1] / "data" / "reward"
+DATA = Path(__file__).parents[1] / "inputs" / "reward"
 
 
 class Pair(NamedTuple):

@@ -75,7 +75,7 @@ def test_the_summary_shows_ten_rows_of_a_kind_says_where_the_rest_is_and_knows_g
         and sum("unparsable label" in line for line in report.lines()) == 25
     )
     assert summary[-1] == "... and 15 more like these in out/labels.txt"
-    assert '25 labels hold "####"' in summary[1] and 'handler = "gsm8k"' in summary[1]
+    assert '25 labels contain "####"' in summary[1] and 'handler = "gsm8k"' in summary[1]
 
 
 @pytest.mark.slow

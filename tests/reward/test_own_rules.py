@@ -129,11 +129,11 @@ def test_a_file_is_refused_unrun(written, text, sentence):
         ("return response.no_such_thing", "mine.py:2: AttributeError: 'str' object has no attribute 'no_such_thing'\n"),
         (
             "return len(bytearray(1 << 40))",
-            "mine.py:2: MemoryError; a grading worker may take 512 MiB beyond what it starts with: raise ",
+            "mine.py:2: MemoryError; a grading worker may use 512 MiB beyond its initial memory: raise ",
         ),
         (
             "import os; os.abort()",
-            "a response was not graded: its worker was ended by SIGABRT; a grading worker may take 512 MiB",
+            "a response was not graded: its worker was ended by SIGABRT; a grading worker may use 512 MiB",
         ),
     ],
 )

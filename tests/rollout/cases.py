@@ -16,7 +16,7 @@ from r1zero import config
 from r1zero.batch import Prompt, Response
 from r1zero.distributed import device, layout
 from r1zero.patches import PATCHES
-from tests.rollout import models
+from tests.oracles import tiny_models as models
 from tests.without import without
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.rollout import models
+from tests.oracles import tiny_models as models
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tests.model.config_values import DEEPSEEK, HARMLESS_OF, QWEN2, QWEN3, YARN
-from tests.rollout import cases, models
+from tests.oracles import tiny_models as models
+from tests.oracles.generation import TOLERANCE, gap
+from tests.rollout import cases
 from tests.rollout.cases import Case, prompts
-from tests.rollout.oracle import TOLERANCE, gap
 
 # family, kind of model, its dimensions, what config.json then says; every field that is read has another value than its
 # default

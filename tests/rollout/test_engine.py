@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from r1zero.rollout.engine import request_seed
+from tests.oracles.generation import TOLERANCE, expected, gap, worst
 from tests.rollout import cases
 from tests.rollout.cases import Answer, Case, prompts
-from tests.rollout.oracle import TOLERANCE, expected, gap, worst
 
 
 @pytest.fixture(scope="module")

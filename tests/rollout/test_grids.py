@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from r1zero.config import VllmGrid
+from tests.oracles.generation import TOLERANCE, gap
 from tests.rollout import cases
 from tests.rollout.cases import Answer, Case, prompts
-from tests.rollout.oracle import TOLERANCE, gap
 
 LENGTHS = [5, 9, 14, 20]
 

@@ -3,9 +3,10 @@
 import pytest
 
 from r1zero.rollout.engine_limits import CPU_EXPERT_MULTIPLE, CPU_HEAD_DIMS, CPU_LATENT_DIMS
-from tests.rollout import cases, models
+from tests.oracles import tiny_models as models
+from tests.oracles.generation import TOLERANCE, gap
+from tests.rollout import cases
 from tests.rollout.cases import Case, prompts
-from tests.rollout.oracle import TOLERANCE, gap
 
 
 def stated(rank):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from r1zero.config import VllmGrid
+from tests.oracles.generation import TOLERANCE, gap
 from tests.rollout import cases
 from tests.rollout.cases import Case, prompts
-from tests.rollout.oracle import TOLERANCE, gap
 
 
 @pytest.mark.parametrize(

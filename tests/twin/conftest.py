@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.rollout import models
 from tests.twin.client import Twin
 from tests.twin.environment import environment
+from tests.twin.project import models
 
 
 @pytest.fixture(scope="session")

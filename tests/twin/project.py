@@ -16,11 +16,10 @@ from r1zero.batch import Prompt, Response
 from r1zero.config import Config, Layout, MegatronGrid, VllmGrid
 from r1zero.distributed import device, layout
 from tests import jobs
-from tests.model import oracle
-from tests.model.oracle import LENGTHS, Oracle
-from tests.rollout import models
+from tests.oracles import tiny_models as models
+from tests.oracles.generation import expected, gap
+from tests.oracles.transformers_model import LENGTHS, Oracle
 from tests.rollout.cases import Answer, Case, prompts, share, texts
-from tests.rollout.oracle import expected, gap
 
 KIND = "npu"
 DEVICE = device.DEVICES[KIND]
@@ -184,7 +183,7 @@ def metrics_of(path: Path) -> list[dict[str, float]]:
     return jobs.metrics_of(config.load(str(path), [], Config))
 
 
-make_base, make_oracle = jobs.make_base, oracle.make
+make_base = jobs.make_base
 
 __all__ = [
     "DEVICE",
@@ -211,7 +210,6 @@ __all__ = [
     "hidden_states",
     "import_everything",
     "make_base",
-    "make_oracle",
     "metrics_of",
     "model_of",
     "models",

@@ -46,19 +46,6 @@ GRADIENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Oracle]:
-    """Name -> oracle, each made when first asked for."""
-    made: dict[str, Oracle] = {}
-
-    def get(name: str) -> Oracle:
-        if name not in made:
-            made[name] = project.make_oracle(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return get
-
-
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_logits_and_gradients_equal_transformers(twin: Twin, models: Callable[[str], Oracle], name: str) -> None:
     model, size, place, packs = GRADIENTS[name]

@@ -1,1 +1,1 @@
-"""Is this answer equal to that label?"""
+"""Decides whether an answer is mathematically equal to a label."""

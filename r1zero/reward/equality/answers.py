@@ -1,8 +1,8 @@
-r"""Is this answer equal to that label?
+r"""Decides whether an answer is equal to a label.
 
-A text is brought into one spelling (spelling), divided into lists, tuples, sets and relations (meaning), and compared
-kind by kind (comparison). math-verify reads the expressions in it (solver); whether two are equal is decided by their
-values (scalars), and what cannot be decided is refused. The decisions, with `label` on the left:
+A text is converted to a single spelling (spelling), divided into lists, tuples, sets and relations (meaning), and
+compared by kind (comparison). math-verify reads the expressions in it (solver). Two expressions are equal if their
+values are (scalars); if that cannot be decided, the answer is refused. Examples, with `label` on the left:
 
 >>> both = [("0.5", r"\frac{1}{2}"), ("1000", "1,000"), ("1200", "1.2e3"), (r"2\frac12", "5/2"), ("√2", r"\sqrt2")]
 >>> [equal(answer, label) for label, answer in both]                        # numbers, however written
@@ -67,7 +67,7 @@ _PRIMES = re.compile(r"[A-Za-z}]\s*((?:'|\\prime|\^\s*\{\s*\\prime\s*\})+)")
 
 
 def equal(answer: str, label: str) -> bool:
-    """Whether the content of a box is mathematically equal to the label; False where either cannot be read."""
+    """Whether the content of a box is mathematically equal to the label. False if either cannot be read."""
     answer, label = tidy(answer), tidy(label)
     if not answer or not label:
         return False
@@ -84,7 +84,8 @@ def equal(answer: str, label: str) -> bool:
 
 
 def warm(samples: Iterable[str | tuple[str, str]]) -> Iterator[None]:
-    """Reads one sample a step, or reads two and compares them: the parser and sympy load what such answers need."""
+    """Read one sample per step, or read and compare a pair, so that the parser and sympy load what such answers
+    need."""
     for sample in samples:
         texts = (sample,) if isinstance(sample, str) else sample
         for text in texts:
@@ -94,19 +95,19 @@ def warm(samples: Iterable[str | tuple[str, str]]) -> Iterator[None]:
 
 
 def _equal_inside_box(answer: str, label: str) -> bool:
-    r"""A box in a box is the box; beside anything else, as in `\boxed{5}+1`, it is no answer."""
+    r"""Compare a box in a box by its content. Beside anything else, as in `\boxed{5}+1`, it is not an answer."""
     box = last_box(answer) if len(answer) <= size_limits.MAX_CHARACTERS else None
     return box is not None and len(answer) == box.stop - box.start and equal(box.content, label)
 
 
 def parses(label: str) -> bool:
-    """Whether the label is read as more than its letters: a number, words, an expression, or what is made of these."""
+    """Whether the label is understood as more than its letters: a number, words, an expression, or a combination."""
     label = tidy(label)
     return bool(label) and size_limits.readable(label) and comparison.is_read(label)
 
 
 def is_choice(text: str) -> bool:
-    r"""Whether the text is a choice letter and nothing more.
+    r"""Whether the text is only a choice letter.
 
     >>> is_choice(r"\textbf{(B)}"), is_choice("D"), is_choice(r"\textbf{(B)}\ 5")
     (True, True, False)
@@ -115,7 +116,7 @@ def is_choice(text: str) -> bool:
 
 
 def tidy(text: str) -> str:
-    r"""In the one spelling, without the dollars of TeX, and without white space and punctuation around it.
+    r"""Returns the text in the single spelling, without TeX's dollars and surrounding white space and punctuation.
 
     >>> tidy(r" $\dfrac{1}{2}$. "), tidy("$18"), tidy("$1$ or $2$")
     ('\\frac{1}{2}', '$18', '1  or  2')
@@ -138,5 +139,5 @@ def _tidied(text: str) -> str:
 
 
 def _marks(text: str) -> tuple[str, ...]:
-    """What math-verify's normalisation drops though it matters: the primes of names."""
+    """Returns the primes of names, which math-verify's normalisation drops although they matter."""
     return tuple("'" * len(re.findall(r"'|prime", marks)) for marks in _PRIMES.findall(text))

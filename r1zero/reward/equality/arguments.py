@@ -1,11 +1,11 @@
-r"""The arguments of commands and functions, marked so that a parser takes what a reader does.
+r"""Marks the arguments of commands and functions, so that a parser reads them as a person does.
 
-TeX takes single tokens for arguments (\frac12), and people write sqrt(2), 2^(n+1) and \sin 2x.
+TeX takes single tokens as arguments (\frac12), and people write sqrt(2), 2^(n+1) and \sin 2x.
 """
 
 import re
 
-# Command, and how many arguments it has. In parentheses one is meant that TeX would not take for an argument.
+# Commands, by their number of arguments. Parentheses after them hold an argument that TeX itself would not accept.
 _COMMANDS = re.compile(
     r"\\(?P<two>frac|binom)(?![A-Za-z])|(?:\\|(?<![A-Za-z\\]))(?P<root>sqrt)(?![A-Za-z])(?P<degree>\s*\[[^][]*\])?"
     r"|\^\s*(?=\()|\\log\s*_\s*(?=[0-9]\s*[0-9])"
@@ -19,7 +19,7 @@ _TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)
 
 
 def braced(text: str) -> str:
-    r"""The text with braces around every argument.
+    r"""Returns the text with braces around every argument.
 
     >>> braced(r"\frac12"), braced(r"\frac{\sqrt3}2"), braced(r"sqrt(x(1+x))"), braced("2^(n+1)"), braced(r"\log_23")
     ('\\frac{1}{2}', '\\frac{\\sqrt{3}}{2}', '\\sqrt{x(1+x)}', '2^{n+1}', '\\log_{2}3')
@@ -41,7 +41,7 @@ def braced(text: str) -> str:
 
 
 def _argument(text: str, place: int, round_too: bool) -> tuple[str | None, int]:
-    """The group or the one token after `place`, and where it ends; None where the text ends first."""
+    """Returns the group or the single token after `place`, and where it ends; None if the text ends first."""
     while place < len(text) and text[place].isspace():
         place += 1
     token = _TOKEN.match(text, place)
@@ -58,10 +58,10 @@ def _argument(text: str, place: int, round_too: bool) -> tuple[str | None, int]:
 
 
 def applied(text: str) -> str | None:
-    r"""The text with the arguments of functions in parentheses; None where a fraction bar leaves open what they are.
+    r"""Returns the text with function arguments in parentheses; None if a fraction bar makes an argument ambiguous.
 
-    An argument goes on over factors side by side, to a written sign or another function. math-verify would read the
-    logarithm of 2 times that of 3 as one logarithm.
+    An argument extends over adjacent factors, up to a written sign or another function. Without this, math-verify would
+    read the logarithm of 2 times that of 3 as one logarithm.
 
     >>> applied(r"\ln 2\cdot \ln 3"), applied(r"2\sin^2 3x \cos{x}"), applied(r"\arctan 2\sqrt{2}"), applied(r"\sin(x)")
     ('\\ln(2)\\cdot \\ln(3)', '2\\sin^2 (3x)\\cos(x)', '\\arctan(2\\sqrt{2})', '\\sin(x)')
@@ -85,7 +85,7 @@ def applied(text: str) -> str | None:
 
 
 def _bare_argument(text: str, start: int) -> tuple[str, int, bool]:
-    """(argument, where it ends, whether a fraction bar lies in it); '' and `start` for one that has parentheses."""
+    """Returns (argument, its end, whether it contains a fraction bar); '' and `start` if it has parentheses."""
     opening = text[start : start + 1]
     if opening in ("(", ""):
         return "", start, False
@@ -112,7 +112,7 @@ def _end_of_argument(text: str, start: int) -> tuple[int, bool]:
 
 
 def _ends_argument(word: str, before: str) -> bool:
-    """A sign ends it, but not as its first token; a root ends it where more than a number stands before."""
+    """Whether a token ends an argument: a sign, unless it comes first, or a root after more than a number."""
     if word == r"\sqrt":
         return bool(before) and not before.isdigit()
     return (_FUNCTION.fullmatch(word) is not None and bool(before)) or (

@@ -1,6 +1,6 @@
-r"""Characters beyond ASCII as the TeX that they stand for: √2, ½, x², ∞, full-width punctuation, single Greek letters.
+r"""Replaces non-ASCII characters by TeX: √2, ½, x², ∞, full-width punctuation, single Greek letters.
 
-Digits of other scripts are not numbers and stay as they are, and so do words.
+Digits of other scripts are not numbers and are not changed, and neither are words.
 """
 
 import re
@@ -36,7 +36,7 @@ _ROOT_SIGN = re.compile(r"√\s*(?P<digits>[0-9]+(?:\.[0-9]+)?)?")
 
 
 def as_tex(text: str) -> str:
-    r"""The text with TeX in place of the characters that have one.
+    r"""Returns the text with TeX for each character that has an equivalent.
 
     >>> as_tex("3½ ≤ x²"), as_tex("2πr"), as_tex("√10"), as_tex("①③"), as_tex("（x，∞）"), as_tex("επί")
     ('3\\frac{1}{2} \\le  x^{2}', '2\\pi r', '\\sqrt{10}', '1, 3', '(x,\\infty )', 'επί')
@@ -54,6 +54,6 @@ def _on_the_line(match: re.Match[str]) -> str:
 
 
 def _greek_command(match: re.Match[str]) -> str:
-    r"""`\alpha ` for α. Unicode's names are TeX's, but for lambda."""
+    r"""Returns `\alpha ` for α. Except for lambda, Unicode's names are those of TeX."""
     name = unicodedata.name(match.group()).rsplit(" ", 1)[-1].lower().replace("lamda", "lambda")
     return f"\\{name.capitalize() if match.group().isupper() else name} "

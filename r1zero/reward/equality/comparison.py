@@ -1,4 +1,4 @@
-r"""Do two texts in the one spelling mean the same? Kind by kind, down to numbers, words and expressions."""
+r"""Compares two texts in the single spelling, by kind, down to numbers, words and expressions."""
 
 import re
 
@@ -26,7 +26,7 @@ _DIGITS_AND_COMMAS = re.compile(r"[0-9]+(?:,\s*[0-9]+)+")
 
 
 def same(answer: str, label: str) -> bool:
-    """Whether the answer means what the label means; False where that cannot be decided."""
+    """Whether the answer means the same as the label. False if that cannot be decided."""
     if answer == label or _same_digits(answer, label):
         return True
     if (verdict := _same_words(answer, label)) is not None:
@@ -39,15 +39,15 @@ def same(answer: str, label: str) -> bool:
 
 
 def _same_digits(answer: str, label: str) -> bool:
-    """125, 875, 000 is 125,875,000, a list or a number."""
+    """Whether 125, 875, 000 is 125,875,000: they have the same digits, be it a list or a number."""
     texts = [_SPACE_AFTER_COMMA.sub(",", text) for text in (answer, label)]
     return texts[0] == texts[1] and _DIGITS_AND_COMMAS.fullmatch(label) is not None
 
 
 def _same_words(answer: str, label: str) -> bool | None:
-    """For two texts of words, of counted units or of words with numbers; None where one may be an expression."""
+    """Compare words, counted units, or words with numbers. Returns None if one text may be an expression."""
     ours, theirs = notation.words(answer), notation.words(label)
-    if (ours or theirs) and not len(answer) == len(label) == 1:  # R and r are two letters
+    if (ours or theirs) and not len(answer) == len(label) == 1:  # R and r are different letters
         ours, theirs = ours or notation.words(answer, short=True), theirs or notation.words(label, short=True)
         if ours and theirs:
             return ours == theirs
@@ -82,7 +82,7 @@ def _same_meaning(answer: Meaning, label: Meaning) -> bool:
 
 
 def _unwrapped(side: Meaning, other: Meaning) -> Meaning:
-    r"""The list of x \in {1, 2} where it is compared with a list."""
+    r"""Returns the list in x \in {1, 2} if it is compared with a list; otherwise the side itself."""
     if not (isinstance(side, Equation) and isinstance(other, Listing)):
         return side
     value = relations.value_of(side)
@@ -90,7 +90,8 @@ def _unwrapped(side: Meaning, other: Meaning) -> Meaning:
 
 
 def _same_uneven(answer: Meaning, label: Meaning) -> bool:
-    """A matrix may be answered by a multiple of one, and a tuple by one with a unit, or with the name of a point."""
+    """Compare different kinds: a matrix with a multiple of one, and a tuple with one that has a unit or a point's
+    name."""
     if {type(answer), type(label)} == {Grid, Leaf}:
         return leaves.same_expression(answer.text, label.text)
     bare = [
@@ -119,7 +120,7 @@ def _same_listing(answer: Meaning, label: Meaning) -> bool:
 
 
 def _parts(side: Meaning) -> tuple[str, ...] | None:
-    """A list's elements; a single value is a list of one, unless it is itself a set."""
+    """Returns the elements of a list. A single value is a list of one, unless it is itself a set."""
     if isinstance(side, Listing):
         return side.parts
     return (side.text,) if isinstance(side, Leaf) else None
@@ -134,13 +135,13 @@ def _is_set_of_sets(side: Meaning) -> bool:
 
 
 def _names(parts: tuple[str, ...]) -> list[str | None]:
-    """What each element is a value of; the name before the first goes for all where no other has one."""
+    """Returns the name of each element's variable. If only the first has a name, it applies to all."""
     names = [relations.name_of(m) if isinstance(m := read(part), Equation) else None for part in parts]
     return names[:1] * len(names) if not any(names[1:]) else names
 
 
 def _names_agree(ours: list[str | None], theirs: list[str | None]) -> bool:
-    """Whether the named values may be compared as values of one letter, or name by name."""
+    """Whether the named values can be compared as values of one letter, or name by name."""
     named = [side for side in (ours, theirs) if any(side)]
     if any(None in side for side in named):
         return False
@@ -156,7 +157,7 @@ def _value(part: str) -> str:
 
 
 def _matched(ours: list[str], theirs: list[str]) -> bool:
-    """Whether each element of one list equals one of the other, none being used twice."""
+    """Whether each element of one list equals an element of the other, none being used twice."""
     left = list(ours)
     for part in theirs:
         place = next((k for k, other in enumerate(left) if same(other, part)), None)
@@ -167,14 +168,14 @@ def _matched(ours: list[str], theirs: list[str]) -> bool:
 
 
 def _tuple_as_listing(point: Ordered, listing: Listing, label_is_tuple: bool) -> bool:
-    """(1, 2) may be answered by 1, 2 in that order, and x = 1, y = 2 by (1, 2); no other list is a tuple."""
+    """Compare a tuple with a list. The label (1, 2) may be answered by 1, 2, and x = 1, y = 2 by (1, 2)."""
     if listing.braces or point.opening + point.closing != "()" or len(point.parts) != len(listing.parts):
         return False
     names = _names(listing.parts)
     if (any(names) and (None in names or names != sorted(set(names)))) or (not any(names) and not label_is_tuple):
         return False
     if any(names) and not label_is_tuple and len(relations.base_names(names)) == 1:
-        return False  # two values of one letter
+        return False  # these are two values of one letter
     pairs = zip(map(_value, listing.parts), point.parts, strict=True)
     return all(same(a, b) if label_is_tuple else same(b, a) for a, b in pairs)
 
@@ -196,7 +197,7 @@ def _same_equation(answer: Meaning, label: Meaning) -> bool:
     if theirs is not None and ours is not None and _same_name(answer, label):
         return same(ours, theirs)
     if name and theirs is not None and _is_constant(theirs):
-        return False  # x = 2 is solved, and 2x = 4 is not
+        return False  # x = 2 is a solution, but 2x = 4 is not
     return relations.same_equation(label, answer)
 
 
@@ -237,7 +238,7 @@ def _region(side: Meaning) -> Region | None:
 
 
 def _same_region(answer: Region | None, label: Region | None) -> bool:
-    """The name of what lies in the region may be missing on one side."""
+    """Compare regions. The name of the elements may be missing on one side."""
     if answer is None or label is None or (answer.name and label.name and answer.name != label.name):
         return False
     return realsets.same_set(answer.points, label.points)
@@ -266,7 +267,7 @@ def _same_quantity(answer: Quantity, label: Quantity) -> bool:
 
 
 def _same_body(answer: str, label: str) -> bool:
-    """What the unit stood beside may be a tuple."""
+    """Compare what remains without the unit, which may be a tuple."""
     kinds = read(answer), read(label)
     if all(isinstance(kind, Leaf) for kind in kinds):
         return leaves.same_expression(answer, label)
@@ -279,7 +280,7 @@ def _hundredth(body: str) -> Numeral | None:
 
 
 def is_read(text: str) -> bool:
-    """Whether all parts of the text mean something beyond their letters."""
+    """Whether all parts of the text are understood as more than their letters."""
     if notation.words(text) or notation.phrase(text) or notation.counts(text):
         return True
     meaning = read(families.split_condition(text)[0])

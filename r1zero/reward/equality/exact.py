@@ -1,4 +1,4 @@
-"""Rational values of trees, as fractions of integers: no rounding, and no number longer than was agreed."""
+"""Rational values of trees as fractions of integers, without rounding and within a limit of length."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,13 +7,13 @@ from fractions import Fraction
 import sympy
 
 MAX_BITS = 1 << 18  # of a numerator or denominator
-_MAX_FALLING = 30  # factors of binomial(x, k) for an x that is no integer
+_MAX_FALLING = 30  # number of factors of binomial(x, k) for an x that is not an integer
 
 Values = Mapping[sympy.Basic, Fraction]
 
 
 def exact(tree: sympy.Basic, values: Values) -> Fraction | None:
-    """The value where letters have those `values`; None where it is not rational, not defined, not known, or too long.
+    """Returns the value for letters with `values`, or None if it is not rational, undefined, unknown or too long.
 
     >>> x = sympy.Symbol("x")
     >>> trees = [x**2 + 1, sympy.factorial(5) / sympy.Integer(7), sympy.sqrt(2), 1 / (3 * x - 1)]

@@ -1,4 +1,4 @@
-r"""Answers that are families of values, with their condition at the end: for every integer k, or modulo 7."""
+r"""Answers that are families of values, with a condition at the end: for every integer k, or modulo 7."""
 
 import re
 
@@ -13,7 +13,7 @@ _MODULUS = re.compile(
 
 
 def split_condition(text: str) -> tuple[str, tuple[str, ...]]:
-    r"""The text without its condition, and the letter with its set, or the modulus; () where there is none.
+    r"""Returns the text without its condition, and the letter with its set, or the modulus, or ().
 
     >>> split_condition(r"2k\pi, k \in \mathbb{Z}"), split_condition(r"3 \pmod{7}")
     (('2k\\pi', ('k', '\\mathbb{Z}')), ('3', ('mod 7',)))
@@ -26,7 +26,7 @@ def split_condition(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def aligned(answer: str, label: str) -> tuple[str, str] | None:
-    r"""The two without their conditions, with the label's letter in both; None where the conditions differ.
+    r"""Returns both texts without their conditions and with the label's letter, or None if the conditions differ.
 
     >>> aligned(r"2n\pi, n \in \mathbb{Z}", r"2k\pi, k \in \mathbb{Z}"), aligned(r"3 \pmod 5", r"3 \pmod 7")
     (('2k\\pi', '2k\\pi'), None)

@@ -1,4 +1,4 @@
-r"""Do two texts that cannot be divided mean the same? Times, ratios, numbers in a base, and expressions."""
+r"""Compares two texts that cannot be divided: times, ratios, numbers in a base, and expressions."""
 
 import re
 from functools import lru_cache
@@ -18,12 +18,12 @@ _JUXTAPOSED = re.compile(
     r"|\(\s*[-+]?[0-9.]+\s*\)\s*[0-9]"
     r"|\\frac\{[^{}]*\}\{[^{}]*\}\s*[0-9]"
 )
-_QUOTES = re.compile(r"\"|[0-9]\s*'")  # feet and inches; math-verify drops the marks
+_QUOTES = re.compile(r"\"|[0-9]\s*'")  # feet and inches, whose marks math-verify drops
 _COMPUTED_ON_READING = re.compile(r"\\det|vmatrix|operatorname\{(?!gcd|lcm)")
 
 
 def same_notation(answer: str, label: str) -> bool | None:
-    """For times, ratios and numbers in a base; None where the texts are expressions."""
+    """Compare times, ratios and numbers in a base. Returns None if the texts are expressions."""
     ours, theirs = notation.clock(answer), notation.clock(label)
     if ours is not None and theirs is not None:
         return notation.same_clock(ours, theirs)
@@ -34,7 +34,7 @@ def same_notation(answer: str, label: str) -> bool | None:
 
 
 def _same_ratio(answer: str, label: str) -> bool | None:
-    """1:2 is 2:4 and a half; None where neither is a ratio."""
+    """Compare ratios: 1:2 equals 2:4 and one half. Returns None if neither text is a ratio."""
     ours, theirs = (notation.ratio(split(text, _COLON), text) for text in (answer, label))
     if ours is None and theirs is None:
         return None
@@ -49,7 +49,7 @@ def _same_ratio(answer: str, label: str) -> bool | None:
 
 
 def _same_quotient(a: list[str], b: list[str]) -> bool:
-    """Whether a[0]/a[1] = b[0]/b[1], none of the four being 0."""
+    """Whether a[0]/a[1] = b[0]/b[1], where none of the four is 0."""
     trees = [tree_of(text) for text in (*a, *b)]
     if not all(isinstance(tree, sympy.Expr) and tree.is_zero is not True for tree in trees):
         return False
@@ -58,7 +58,7 @@ def _same_quotient(a: list[str], b: list[str]) -> bool:
 
 
 def same_expression(answer: str, label: str) -> bool:
-    """Numbers exactly, all else by the values of what the solver reads."""
+    """Compare numbers exactly, and everything else by the values of what the solver reads."""
     if answer == label:
         return True
     ours, theirs = numeral(answer), numeral(label)
@@ -91,17 +91,17 @@ def _as_matrix(tree: solver.Tree) -> solver.Tree:
 
 @lru_cache(maxsize=4096)
 def tree_of(text: str) -> solver.Tree | None:
-    """The expression that the text writes, None where it is none that can be read."""
+    """Returns the expression that the text writes, or None if it cannot be read as one."""
     value = numeral(text)
     if value is not None and not value.rounded:
         return sympy.Rational(value.value.numerator, value.value.denominator)
     if not text or _JUXTAPOSED.search(text) or _QUOTES.search(text):
-        return None  # math-verify adds numbers that stand side by side, as in a mixed number
+        return None  # math-verify would add numbers that stand side by side, as in a mixed number
     return solver.parse(text)
 
 
 def is_read(text: str) -> bool:
-    """Whether the text, its unit taken off, means something beyond its letters."""
+    """Whether the text, without its unit, is understood as more than its letters."""
     if notation.clock(text) or notation.based(text) or numeral(text) is not None:
         return True
     terms = notation.ratio(split(text, _COLON), text) or [text]

@@ -1,7 +1,7 @@
-r"""What kind of answer a text is: a list, tuple or interval, a matrix, a relation, a region of numbers, an expression.
+r"""Determines the kind of an answer: list, tuple or interval, matrix, relation, set of real numbers, or expression.
 
-The text is divided outside of its brackets, and only the parts that cannot be divided go to the parser. For a tuple the
-parser would need 50 times as long as for its elements, and math-verify would compare them by its own rules.
+The text is divided outside of its brackets, and only parts that cannot be divided go to the parser. For a tuple the
+parser would take 50 times as long as for its elements, and math-verify would compare tuples by its own rules.
 """
 
 import re
@@ -15,6 +15,8 @@ from r1zero.reward.equality.splitting import enclosed, split
 
 
 class Leaf(NamedTuple):
+    """A text that cannot be divided."""
+
     text: str
 
 
@@ -26,7 +28,7 @@ class Listing(NamedTuple):
 
 
 class Ordered(NamedTuple):
-    """A tuple or an interval; the open interval from 1 to 2 and the point (1, 2) look alike."""
+    """A tuple or an interval. The open interval from 1 to 2 and the point (1, 2) look the same."""
 
     opening: str
     parts: tuple[str, ...]
@@ -41,20 +43,20 @@ class Grid(NamedTuple):
 
 
 class Equation(NamedTuple):
-    r"""a = b = c; x \in S is one too."""
+    r"""a = b = c, and also x \in S."""
 
     sides: tuple[str, ...]
 
 
 class Inequality(NamedTuple):
-    """a < b <= c, from the smaller side to the larger, or a != b."""
+    """a < b <= c, with sides in ascending order, or a != b."""
 
     signs: tuple[str, ...]
     sides: tuple[str, ...]
 
 
 class Region(NamedTuple):
-    """A set of real numbers, and the letter that stands for its elements where there is one."""
+    """A set of real numbers, and the letter that stands for its elements, if any."""
 
     name: str | None
     points: sympy.Set
@@ -89,7 +91,7 @@ _FUNCTION = re.compile(r"[A-Za-z]'*\s*\(\s*[A-Za-z0-9]+\s*\)")
 
 @lru_cache(maxsize=4096)
 def read(text: str) -> Meaning:
-    r"""The kind of a text in the one spelling.
+    r"""Returns the kind of a text, which must be in the single spelling.
 
     >>> read("1, 2 or 3"), read("x = 2")
     (Listing(parts=('1', '2', '3'), braces=False), Equation(sides=('x', '2')))
@@ -102,12 +104,12 @@ def read(text: str) -> Meaning:
 
 
 def is_name(text: str) -> bool:
-    """Whether the text is a letter, a function of one, or words."""
+    """Whether the text is a letter, a function of one argument, or words."""
     return any(pattern.fullmatch(text) for pattern in (LETTER, _FUNCTION, _WORDS))
 
 
 def _environment(text: str) -> Meaning | None:
-    """A matrix, or the equations of a system one below the other."""
+    """Returns a matrix, or the equations of a system written one below the other."""
     if matrix := _MATRIX.fullmatch(text):
         rows = [row for row in split(matrix["body"], _ROWS) if row]
         return Grid(text, tuple(tuple(split(row, _CELLS)) for row in rows))
@@ -117,7 +119,7 @@ def _environment(text: str) -> Meaning | None:
 
 
 def _combined(text: str) -> Meaning | None:
-    """Regions joined by words or commas, or a list."""
+    """Returns regions joined by words or commas, or a list."""
     for words, join in ((_OR, sympy.Union), (_AND, sympy.Intersection)):
         if len(parts := split(text, words)) > 1 and (region := _joined([read(part) for part in parts], join)):
             return region
@@ -127,7 +129,7 @@ def _combined(text: str) -> Meaning | None:
     meanings = [read(part) for part in parts]
     if not all(isinstance(meaning, Region) for meaning in meanings):
         return _listing(parts, braces=False)
-    # x > 1, x < 3 are conditions on one number; x < 1, x > 3 are cases.
+    # x > 1, x < 3 are conditions on one number; x < 1, x > 3 are separate cases.
     both, either = _joined(meanings, sympy.Intersection), _joined(meanings, sympy.Union)
     if both is None or either is None:
         return _listing(parts, braces=False)
@@ -143,7 +145,7 @@ def _joined(meanings: list[Meaning], join: type[sympy.Set]) -> Region | None:
 
 
 def _elements(text: str) -> list[str]:
-    """A list's parts, with 1,000 as one number."""
+    """Returns the parts of a list, with 1,000 as one number."""
     guarded = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     return [part for part in split(guarded, _COMMAS) if part]
 
@@ -153,7 +155,7 @@ def _listing(parts: list[str], braces: bool) -> Listing:
 
 
 def variants(text: str) -> list[str]:
-    r"""The two values of a text with \pm; just the text without it."""
+    r"""Returns the two values of a text with \pm, or just the text if it has none."""
     if not _PLUS_MINUS.search(text):
         return [text]
     upper = _PLUS_MINUS.sub(lambda match: "+" if match[1] == "pm" else "-", text)
@@ -165,7 +167,7 @@ def _varied(text: str) -> Meaning | None:
 
 
 def _related(text: str) -> Meaning | None:
-    """An equation or inequality, and a set written with operations."""
+    """Returns an equation, an inequality, or a set that is written with operations."""
     sides = split(text, _RELATION)
     if len(sides) == 1:
         points = realsets.from_operations(text)
@@ -217,7 +219,7 @@ def _in_brackets(text: str) -> Meaning | None:
 
 
 def _ungrouped(inside: str) -> str:
-    """In brackets (100,200) is a pair, and (1,000, 2) has a number with a comma in it: other commas have a space."""
+    """Remove commas between thousands: (100,200) is a pair, but in (1,000, 2) the other commas have a space."""
     return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), inside) if ", " in inside else inside
 
 
@@ -231,7 +233,7 @@ def _in_braces(inside: str) -> Meaning | None:
 
 
 def _condition(element: str, condition: str) -> Meaning | None:
-    r"""{x : x > 2} and {x \in R | x > 2} are what the condition says; other domains are not read."""
+    r"""Returns the meaning of {x : x > 2} or {x \in R | x > 2}, which is that of the condition. Other domains: None."""
     name, *domain = split(element, re.compile(r"\\in(?![A-Za-z])"))
     if domain not in ([], [r"\mathbb{R}"]):
         return None

@@ -1,4 +1,4 @@
-"""What is no expression though it may look like one: words, dates, counts, times of day, ratios, numbers in a base."""
+"""Notations that look like expressions but are none: words, dates, counts, times, ratios, and numbers in a base."""
 
 import re
 import unicodedata
@@ -30,25 +30,29 @@ _PHRASE = re.compile(r"[\w\s.,'():/-]+")
 
 
 class Clock(NamedTuple):
-    time: tuple[int, ...]  # hour, minute, and the second where it is written
-    half: str | None  # a or p, None where neither is written
+    """A time of day."""
+
+    time: tuple[int, ...]  # hour, minute, and the second if it is written
+    half: str | None  # a or p; None if neither is written
 
 
 class Based(NamedTuple):
+    """A number that is written in a base."""
+
     digits: str
     base: int
 
 
 def unwrapped(text: str) -> str:
-    r"""The text without \text{..} around its words."""
+    r"""Returns the text without \text{..} around its words."""
     return _BLANKS.sub(" ", _WRAPPER.sub(r" \1 ", text)).strip()
 
 
 def words(text: str, short: bool = False) -> frozenset[str]:
-    r"""Choice letters and words of any script, in any order; empty where the text is mathematics.
+    r"""Returns choice letters, or words of any script, in any order; empty if the text is mathematics.
 
-    Bare letters are words from three on, or in a list of single capitals; fewer may be a product of variables, unless
-    `short`, because what they are compared with is a word. A sign between single letters is a sign.
+    Bare letters are words if there are at least three, or in a list of single capitals. Fewer letters may be a product
+    of variables, unless `short` is set because they are compared with a word. A sign between single letters is a sign.
 
     >>> [sorted(words(text)) for text in (r"\text{B, C}", "Monday", "(D)", "да", "two-digit", "xy", "x-y")]
     [['b', 'c'], ['monday'], ['d'], ['да'], ['twodigit'], [], []]
@@ -80,7 +84,7 @@ def _is_bare_word(part: str, short: bool) -> bool:
 
 
 def phrase(text: str) -> tuple[str, ...] | None:
-    r"""The words and numbers of a date, a name with a number or a list of counted things, in their order.
+    r"""Returns the words and numbers, in order, of a date, a name with a number, or a list of counted things.
 
     >>> phrase(r"\text{October 30}"), phrase("12 girls and 8 boys"), phrase("5 apples"), phrase("2x")
     (('october', '30'), ('12', 'girls', '8', 'boys'), None, None)
@@ -97,7 +101,7 @@ def phrase(text: str) -> tuple[str, ...] | None:
 
 
 def counts(text: str) -> tuple[tuple[str, str | None], ...] | None:
-    r"""Two or more counted units: 7 minutes and 5 seconds.
+    r"""Returns two or more counted units, such as 7 minutes and 5 seconds.
 
     >>> counts(r"7\text{ minutes, }5\text{ seconds}"), counts("7 minutes")
     ((('7', 'minute'), ('5', 'second')), None)
@@ -114,7 +118,7 @@ def counts(text: str) -> tuple[tuple[str, str | None], ...] | None:
 
 
 def clock(text: str) -> Clock | None:
-    """A time of day, with minutes, or with a.m. or p.m.
+    """Returns a time of day, written with minutes, a.m. or p.m.
 
     >>> clock("8 : 34"), clock(r"12:05\\text{ p.m.}"), clock("3:4"), clock("7:60"), clock("8")
     (Clock(time=(8, 34), half=None), Clock(time=(12, 5), half='p'), None, None, None)
@@ -129,7 +133,7 @@ def clock(text: str) -> Clock | None:
 
 
 def same_clock(answer: Clock, label: Clock) -> bool:
-    """A missing a.m. or p.m. is like a missing unit; 15:30 is 3:30 p.m."""
+    """Compare two times. A missing a.m. or p.m. is treated like a missing unit; 15:30 is 3:30 p.m."""
     if answer.time == label.time:
         return None in (answer.half, label.half) or answer.half == label.half
     return (answer.half is None) != (label.half is None) and _of_day(answer) == _of_day(label)
@@ -142,7 +146,7 @@ def _of_day(clock: Clock) -> tuple[int, ...]:
 
 
 def ratio(terms: list[str], text: str) -> list[str] | None:
-    r"""The terms of a ratio, given the parts of the text between colons.
+    r"""Returns the terms of a ratio, given the parts of the text between colons.
 
     >>> ratio(["1", "2"], "1 : 2"), ratio([r"3 \text{ to } 4"], r"3 \text{ to } 4"), ratio(["x"], "x")
     (['1', '2'], ['3', '4'], None)
@@ -153,10 +157,10 @@ def ratio(terms: list[str], text: str) -> list[str] | None:
 
 
 def may_be_scaled(terms: list[str], by: list[str] | None) -> bool:
-    """Whether a label's ratio may be answered by a multiple of it, or by a fraction (None).
+    """Whether a label's ratio may be answered by a multiple of it, or by a fraction (`by` is None).
 
-    A ratio with a zero has no other form. What may be a time of day is one where the answer could be one too, and
-    where a ratio would have been reduced.
+    A ratio with a zero has no other form. Text that may be a time of day is treated as one if the answer could be one
+    as well, or if a ratio would have been reduced.
     """
     numbers = [numeral(term) for term in terms]
     if any(number is not None and number.value == 0 for number in numbers):
@@ -169,7 +173,7 @@ def may_be_scaled(terms: list[str], by: list[str] | None) -> bool:
 
 
 def based(text: str) -> Based | None:
-    r"""A number written in a base, its digits in capitals without zeros in front.
+    r"""Returns a number that is written in a base, with capital digits and without leading zeros.
 
     >>> based("1011_2"), based(r"(2a)_{16}"), based(r"11_{\text{two}}"), based("x_1"), based("a_{12}"), based("12_1")
     (Based(digits='1011', base=2), Based(digits='2A', base=16), Based(digits='11', base=2), None, None, None)
@@ -185,7 +189,7 @@ def based(text: str) -> Based | None:
 
 
 def same_based(answer: Based | str, label: Based | str) -> bool:
-    """11_2 and 11_3 differ. A base missing on one side (a text, then) is like a missing unit."""
+    """Compare numbers in a base. 11_2 and 11_3 differ. A missing base (a text) is treated like a missing unit."""
     digits = [
         side.digits if isinstance(side, Based) else side.replace(" ", "").upper().lstrip("0")
         for side in (answer, label)

@@ -1,6 +1,6 @@
-r"""Numbers as people write them, read exactly: most answers are one, and need no parser.
+r"""Reads numbers as people write them, exactly. Most answers are a number and need no parser.
 
-Digits are ASCII digits: other scripts and look-alikes are not read as numbers, as math-verify does not.
+Only ASCII digits are digits: as in math-verify, digits of other scripts and similar characters are not.
 """
 
 import re
@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-DECIMALS = 6  # math-verify's float_rounding
+DECIMALS = 6  # as math-verify's float_rounding
 RELATIVE = Fraction(1, 10_000)
 MAX_EXPONENT = 400
 
@@ -33,13 +33,15 @@ _NOT_DIGITS = re.compile(r"[^0-9.]")
 
 
 class Numeral(NamedTuple):
+    """A number and whether it may be rounded."""
+
     value: Fraction
-    rounded: bool  # written with a decimal point, so that it may stand for a number that never ends
+    rounded: bool  # has a decimal point, so it may stand for a number whose decimals never end
 
 
 @lru_cache(maxsize=4096)
 def numeral(text: str) -> Numeral | None:
-    r"""The number that the text writes down, or None if it is not just one number.
+    r"""Returns the number that the text writes, or None if it is not exactly one number.
 
     >>> [str(numeral(t).value) for t in ("-1,234.50", r"\frac{6}{4}", r"2\frac12", "2 1/2", r"1.5 \times 10^3", "2e-1")]
     ['-2469/2', '3/2', '5/2', '5/2', '1500', '1/5']
@@ -85,8 +87,8 @@ def _first(group: dict[str, str | None], name: str) -> int:
 def same(a: Numeral, b: Numeral) -> bool:
     """Whether two numerals are the same number.
 
-    Numbers whose decimals end are compared exactly. Only against one that never ends may the other be rounded, and
-    then to six decimals, as math-verify does, but to one part in 10,000 at least.
+    Numbers whose decimals end are compared exactly. Only in comparison with a number whose decimals never end may the
+    other be rounded: to six decimals, as in math-verify, and at least to one part in 10,000.
 
     >>> third = numeral("1/3")
     >>> [same(third, numeral(t)) for t in ("0.333333", "0.3333", "0.3", "2/6")]
@@ -102,12 +104,12 @@ def same(a: Numeral, b: Numeral) -> bool:
 
 
 def close(a: Fraction, b: Fraction) -> bool:
-    """Equal at six decimals and to one part in 10,000."""
+    """Whether two numbers are equal to six decimals and to one part in 10,000."""
     return round(a, DECIMALS) == round(b, DECIMALS) and abs(a - b) <= RELATIVE * max(abs(a), abs(b))
 
 
 def ends(value: Fraction) -> bool:
-    """Whether the decimal expansion ends: no prime but 2 and 5 divides the denominator."""
+    """Whether the decimal expansion ends, that is, the denominator has no prime factors but 2 and 5."""
     rest = value.denominator
     rest >>= (rest & -rest).bit_length() - 1
     while rest % 5 == 0:

@@ -1,4 +1,4 @@
-r"""What stands beside a number, split from it: unit, degrees, money, percent, and words that multiply it."""
+r"""Separates a number from what stands beside it: unit, degrees, money, percent, and words that multiply it."""
 
 import re
 from fractions import Fraction
@@ -15,7 +15,7 @@ _CURRENCIES = {
     r"US\$": "dollar", r"\$": "dollar", "$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen",
     "₹": "rupee", "Rs.": "rupee",
 }  # fmt: skip
-# Words that make of a number something that is none, and functions written without their backslash.
+# Words that change what a number means, and functions written without their backslash.
 _NO_UNIT = frozenset(
     [
         "or",
@@ -56,7 +56,7 @@ _NO_UNIT = frozenset(
     ]
 )
 
-_LETTERS = "ACFHJKNTVWΩ"  # physicists' units
+_LETTERS = "ACFHJKNTVWΩ"  # units of physics
 
 _TEXT = r"\\text\s*\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?"
@@ -77,13 +77,15 @@ _NO_WRAPPER = re.compile(r"\\text\s*\{([^{}]*)\}|\\cdot")
 
 
 class Quantity(NamedTuple):
-    body: str  # what is left for the parser
+    """A number or expression, separated from what stands beside it."""
+
+    body: str  # the rest, for the parser
     unit: Unit | None
     percent: bool
 
 
 def quantity(text: str) -> Quantity:
-    r"""Splits unit, degree, currency or percent sign from the expression it belongs to.
+    r"""Separates unit, degree, currency or percent sign from the expression to which it belongs.
 
     >>> texts = (r"5\text{ cm}^2", "12 square feet", r"\$1.50", r"36 \text{ km} / \text{h}", "3 m/s^2")
     >>> [quantity(text).unit.known for text in texts]
@@ -113,7 +115,7 @@ def quantity(text: str) -> Quantity:
 
 
 def _without_currency(text: str) -> tuple[str, str]:
-    """Without the sign of a currency before or after the number, and the currency's name; '' where there is none."""
+    """Returns the text without a currency sign before or after the number, and the currency's name, or ''."""
     sign, rest = ("-", text[1:].lstrip()) if text.startswith("-") else ("", text)
     for symbol, name in _CURRENCIES.items():
         if rest.startswith(symbol) and len(rest) > len(symbol):
@@ -124,7 +126,7 @@ def _without_currency(text: str) -> tuple[str, str]:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-    """What comes before the unit, and the unit's words; the whole text and '' where there is none."""
+    """Returns the text before the unit, and the words of the unit; the whole text and '' if there is none."""
     if (match := _FRACTION_TAIL.search(text)) and match.start() > 0:
         names = match["above"] + "/" + match["below"]
     elif (match := _TEXT_TAIL.search(text)) and match.start() > 0:
@@ -141,12 +143,12 @@ def _without_unit(text: str) -> tuple[str, str]:
 
 
 def _is_no_unit(word: str) -> bool:
-    """A word that changes what the number says, or a letter that may be a variable."""
+    """Whether a word changes what the number means, or is a letter that may be a variable."""
     return word.lower() in _NO_UNIT or (len(word) == 1 and canonical(word) is None and word not in _LETTERS)
 
 
 def _is_bare_unit(number: str, match: re.Match[str]) -> bool:
-    """5cm and 5 m are one, and 5 apples; 5m, 5 x and 5 ab may be products."""
+    """Whether the text ends in a unit without \\text: 5cm, 5 m and 5 apples do; 5m, 5 x and 5 ab may be products."""
     letters = match["unit"].replace(".", "").strip()
     if not number or numeral(number) is None:
         return False
@@ -156,7 +158,7 @@ def _is_bare_unit(number: str, match: re.Match[str]) -> bool:
 
 
 def _scaled(names: str) -> tuple[Fraction | int, str]:
-    """The product of the words that multiply, and the names without them."""
+    """Returns the product of the words that multiply, and the other words."""
     scale: Fraction | int = 1
     rest = []
     for word in names.split():

@@ -1,4 +1,4 @@
-"""Sets of real numbers: intervals, unions of them, what a chain of inequalities says, and whether two are the same."""
+"""Sets of real numbers: intervals and their unions, the solutions of chains of inequalities, and their comparison."""
 
 import re
 from typing import NamedTuple
@@ -27,7 +27,7 @@ _COMMA = re.compile("[,;]")
 
 
 class Interval(NamedTuple):
-    """An interval, or a point as one that is closed."""
+    """An interval. A point is a closed interval of length 0."""
 
     start: sympy.Expr
     end: sympy.Expr
@@ -36,7 +36,7 @@ class Interval(NamedTuple):
 
 
 def from_operations(text: str) -> sympy.Set | None:
-    r"""A named set, or one written with \cup, \cap and \setminus; None for anything else, one interval too.
+    r"""Returns a named set, or one written with \cup, \cap and \setminus; None for anything else, also an interval.
 
     >>> from_operations(r"[0, 1) \cup (1, 3]"), from_operations("[0, 1)")
     (Union(Interval.Ropen(0, 1), Interval.Lopen(1, 3)), None)
@@ -65,7 +65,7 @@ def _operand(text: str) -> sympy.Set | None:
 
 
 def from_parts(opening: str, parts: list[str] | tuple[str, ...], closing: str) -> sympy.Set | None:
-    """An interval of two ends in brackets, or the numbers in braces."""
+    """Returns an interval with two ends in brackets, or the numbers in braces."""
     numbers = [number(part) for part in parts]
     if None in numbers:
         return None
@@ -77,6 +77,7 @@ def from_parts(opening: str, parts: list[str] | tuple[str, ...], closing: str) -
 
 
 def interval(start: sympy.Expr, end: sympy.Expr, left_open: bool, right_open: bool) -> sympy.Interval | None:
+    """Returns the interval, or None if it is empty or its ends cannot be compared."""
     try:
         return sympy.Interval(start, end, left_open, right_open) if bool(start < end) else None
     except UNDECIDED:
@@ -84,7 +85,7 @@ def interval(start: sympy.Expr, end: sympy.Expr, left_open: bool, right_open: bo
 
 
 def from_chain(signs: tuple[str, ...], sides: list[str], name: str) -> sympy.Set | None:
-    r"""What a < x \le b says of x, its sides in ascending order; None where another side is no number."""
+    r"""Returns what a < x \le b states about x, with sides in ascending order; None if another side is not a number."""
     place = sides.index(name)
     if len(sides) > 3 or (len(sides) == 3 and place != 1):
         return None
@@ -96,7 +97,7 @@ def from_chain(signs: tuple[str, ...], sides: list[str], name: str) -> sympy.Set
 
 
 def without(side: str, is_set: bool) -> sympy.Set | None:
-    """All numbers but one, or but those of a set."""
+    """Returns all real numbers except one number, or except those of a set."""
     points = _operand(side) if is_set else number(side)
     if points is None:
         return None
@@ -104,7 +105,7 @@ def without(side: str, is_set: bool) -> sympy.Set | None:
 
 
 def number(text: str) -> sympy.Expr | None:
-    """The real number, or infinity, that the text writes; None where it is none. A unit is dropped."""
+    """Returns the real number, or infinity, that the text writes, without its unit; None if it writes none."""
     text = quantity(text).body
     if (value := numeral(text)) is not None:
         return sympy.Rational(value.value.numerator, value.value.denominator)
@@ -119,7 +120,7 @@ def number(text: str) -> sympy.Expr | None:
 
 
 def same_set(a: sympy.Set, b: sympy.Set) -> bool:
-    """Whether the two have the same points; False where it cannot be decided."""
+    """Whether the two sets have the same points. False if that cannot be decided."""
     if a == b:
         return True
     ours, theirs = _pieces(a), _pieces(b)
@@ -129,7 +130,7 @@ def same_set(a: sympy.Set, b: sympy.Set) -> bool:
 
 
 def _pieces(points: sympy.Set) -> list[Interval] | None:
-    """In ascending order."""
+    """Returns the intervals and points of a set in ascending order, or None."""
     pieces: list[Interval] = []
     for part in points.args if isinstance(points, sympy.Union) else (points,):
         if isinstance(part, sympy.Interval):

@@ -1,4 +1,4 @@
-"""Equations and inequalities: what one says of a letter, and whether two say the same."""
+"""Equations and inequalities: what one states about a letter, and whether two state the same."""
 
 import re
 
@@ -10,19 +10,19 @@ from r1zero.reward.equality.scalars import same_value
 from r1zero.reward.equality.solver import UNDECIDED, parse
 from r1zero.reward.equality.splitting import enclosed
 
-_POINTS = tuple(sympy.Rational(41 + 7 * k, 31 + 5 * k) for k in range(20))  # like those of scalars, and others
+_POINTS = tuple(sympy.Rational(41 + 7 * k, 31 + 5 * k) for k in range(20))  # of the same kind as in scalars
 _SET_OPERATION = re.compile(r"[A-Za-z'() ]+(?:\\(?:cup|cap|setminus)(?![A-Za-z])[A-Za-z'() ]+)+")
 _INDEX = re.compile(r"_\{?([A-Za-z0-9]+)\}?")
 
 
 def name_of(equation: Equation) -> str | None:
-    """What an assignment names: the letter or function on one side of it; None where there is none."""
+    """Returns the letter or function on one side of an assignment, or None if there is none."""
     first, last = (_spaceless(side) for side in (equation.sides[0], equation.sides[-1]))
     return first if is_name(first) else last if is_name(last) else None
 
 
 def value_of(equation: Equation) -> str | None:
-    """The last side, where all before it are names for it; None where the equation is still to be solved."""
+    """Returns the last side if all others are names for it, or None if the equation still has to be solved."""
     *names, value = equation.sides
     if len(names) == 1 and LETTER.fullmatch(value) and not LETTER.fullmatch(names[0]):
         return names[0]  # 5 = x
@@ -30,7 +30,7 @@ def value_of(equation: Equation) -> str | None:
 
 
 def _names(side: str) -> bool:
-    """A letter, a function, a tuple of letters, or whatever else may stand for a value (unevaluated.is_name)."""
+    """Whether a side is a letter, a function, a tuple of letters, or another name for a value (unevaluated.is_name)."""
     brackets = enclosed(side)
     if (
         is_name(side)
@@ -43,7 +43,7 @@ def _names(side: str) -> bool:
 
 
 def base_names(names: list[str]) -> set[str]:
-    """The letters without their index, where it is only an index: x_1 and x_2 are two values of x."""
+    """Returns the letters without their index if it is only an index: x_1 and x_2 are two values of x."""
     bases = [_INDEX.sub("", name) for name in names]
     return set(bases) if len(set(names)) == len(names) or len(set(bases)) == len(set(names)) == 1 else set(names)
 
@@ -53,7 +53,7 @@ def _spaceless(text: str) -> str:
 
 
 def same_equation(label: Equation, answer: Equation) -> bool:
-    """Whether every solution of one is one of the other: the one is a multiple of the other."""
+    """Whether the two have the same solutions, because one is a multiple of the other."""
     trees = [_difference(equation.sides[0], equation.sides[-1]) for equation in (label, answer)]
     return None not in trees and (
         _proportional(*trees, positive=False) or _proportional(*map(_numerator, trees), positive=False)
@@ -61,7 +61,7 @@ def same_equation(label: Equation, answer: Equation) -> bool:
 
 
 def same_inequality(label: Inequality, answer: Inequality) -> bool:
-    """For those of two sides: the same sign, and one a positive multiple of the other."""
+    """Whether two inequalities of two sides have the same sign, and one is a positive multiple of the other."""
     if label.signs != answer.signs or len(label.sides) != 2:
         return False
     trees = [_difference(*inequality.sides) for inequality in (label, answer)]
@@ -84,7 +84,7 @@ def _numerator(tree: sympy.Expr) -> sympy.Expr:
 
 
 def _proportional(f: sympy.Expr, g: sympy.Expr, positive: bool) -> bool:
-    """Whether f is a constant multiple of g, neither being 0, by f(p) g(x) = g(p) f(x) for a point p."""
+    """Whether f is a constant multiple of g and neither is 0, by f(p) g(x) = g(p) f(x) for a point p."""
     letters = sorted(f.free_symbols | g.free_symbols, key=lambda letter: letter.name)
     if not letters or len(letters) > len(_POINTS) or f.free_symbols != g.free_symbols:
         return False

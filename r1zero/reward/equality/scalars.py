@@ -1,8 +1,8 @@
-r"""Are two expressions the same number, or the same function of their letters?
+r"""Decides whether two expressions are the same number, or the same function of their letters.
 
-Rational numbers are compared exactly, others by their distance relative to their size, with as many digits as the
-numbers in them can need. Functions are compared at points. sympy would prove the same by simplifying, 10 to 100 times
-slower and not always; math-verify takes a difference below an absolute 1e-15 for none, so that 2^{-60} is 2^{-61}.
+Rational numbers are compared exactly, and others by their relative distance, with as many digits as the numbers may
+need. Functions are compared at points. sympy could prove the same by simplification, but 10 to 100 times more slowly
+and not always. math-verify ignores differences below an absolute 1e-15, so that 2^{-60} equals 2^{-61}.
 """
 
 from collections.abc import Iterable
@@ -17,29 +17,29 @@ from r1zero.reward.equality.exact import exact
 from r1zero.reward.equality.numerals import close, ends
 from r1zero.reward.equality.solver import UNDECIDED, rebuilt
 
-_DIGITS = 60  # that are compared, beyond what the size of the numbers takes
-_LOST = 10  # of these may be lost to rounding
+_DIGITS = 60  # number of digits to compare, in addition to those for the size of the numbers
+_LOST = 10  # number of these that rounding may affect
 _MAX_DIGITS = 6000
 _ROUNDED_DIGITS = 30
 _MIN_POINTS = 2
 _OPERATIONS = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit)
 _UNKNOWN = (AppliedUndef, sympy.Derivative)
-# Equal at some points need not be equal everywhere: |x - 100| and 100 - x.
+# Being equal at some points does not imply being equal everywhere, as |x - 100| and 100 - x show.
 _PIECEWISE = (sympy.Abs, sympy.floor, sympy.ceiling, sympy.Mod, sympy.Max, sympy.Min, sympy.sign, sympy.Piecewise)
-# No value that a formula likes. Letters in alphabetical order take one each, with the signs of a row of _SIGNS.
+# Values without special properties. Letters in alphabetical order take one each, with the signs of a row of _SIGNS.
 _POINTS = tuple(Fraction(37 + 6 * k, 29 + 4 * k) for k in range(20))
 _SIGNS = ((1, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 
 
 class Number(NamedTuple):
-    """A complex number; a part that is 0 as far as it can be told is 0."""
+    """A complex number. A part that cannot be distinguished from 0 is 0."""
 
     real: sympy.Expr
     imaginary: sympy.Expr
 
 
 def same_value(gold: sympy.Basic, pred: sympy.Basic) -> bool:
-    """Whether the two are equal; False where it cannot be decided."""
+    """Whether the two are equal. False if that cannot be decided."""
     try:
         return _same(gold, pred)
     except UNDECIDED:
@@ -62,14 +62,14 @@ def _same(gold: sympy.Basic, pred: sympy.Basic) -> bool:
 
 
 def _prepared(tree: sympy.Expr) -> sympy.Expr:
-    """With decimals as the fractions that they write, and sums, limits and integrals done."""
+    """Returns the tree with decimals as fractions, and with sums, products, limits and integrals evaluated."""
     if tree.has(sympy.Float):
         tree = rebuilt(tree, lambda node: sympy.Rational(str(node)) if isinstance(node, sympy.Float) else None)
     return tree.doit() if tree.has(*_OPERATIONS) else tree
 
 
 def _without_functions(*trees: sympy.Expr) -> Iterable[sympy.Expr]:
-    """f(x), f(y) and derivatives as letters of their own."""
+    """Returns the trees with f(x), f(y) and derivatives replaced by letters."""
 
     def letter(node: sympy.Basic) -> sympy.Symbol | None:
         return sympy.Symbol(str(node)) if isinstance(node, _UNKNOWN) else None
@@ -86,7 +86,7 @@ def _same_number(gold: sympy.Expr, pred: sympy.Expr) -> bool:
 
 
 def _same_rounded(gold: sympy.Expr, pred: sympy.Expr) -> bool:
-    """Decimals may stand for a number that never ends, rounded; see numerals.same."""
+    """Compare decimals with a number whose decimals never end, which they may round; see numerals.same."""
     a, b = (_real(tree) for tree in (gold, pred))
     if a is None or b is None or all(exact(tree, {}) is not None and ends(v) for tree, v in ((gold, a), (pred, b))):
         return False
@@ -101,7 +101,7 @@ def _real(tree: sympy.Expr) -> Fraction | None:
 
 
 def _digits_for(*trees: sympy.Expr) -> int | None:
-    """Enough to tell apart sums and functions of numbers of that size; None where that is too many."""
+    """Returns enough digits to distinguish sums and functions of numbers of that size; None if there are too many."""
     parts = [part for tree in trees for part in tree.atoms(sympy.Add, sympy.Rational)]
     parts += [part for tree in trees for function in tree.atoms(sympy.Function) for part in function.args]
     digits = _DIGITS + 2 * int(max((size_limits.size(part).digits for part in parts), default=0.0))
@@ -109,7 +109,7 @@ def _digits_for(*trees: sympy.Expr) -> int | None:
 
 
 def _number(tree: sympy.Expr, values: dict[sympy.Basic, sympy.Rational], digits: int) -> Number | None:
-    """The value to so many digits; None where it has none, or none that is finite."""
+    """Returns the value to this many digits, or None if it has none or is not finite."""
     value = tree.evalf(digits, subs=values, maxn=3 * digits)
     if not (isinstance(value, sympy.Expr) and value.is_number and value.is_finite):
         return None
@@ -118,7 +118,7 @@ def _number(tree: sympy.Expr, values: dict[sympy.Basic, sympy.Rational], digits:
 
 
 def _close_by(a: Number | None, b: Number | None, digits: int) -> bool | None:
-    """Whether the distance is nothing beside the numbers; None where one is missing."""
+    """Whether the distance is negligible relative to the numbers. None if one is missing."""
     if a is None or b is None:
         return None
     largest = max(abs(part) for part in (*a, *b))
@@ -127,9 +127,9 @@ def _close_by(a: Number | None, b: Number | None, digits: int) -> bool | None:
 
 
 def _same_function(gold: sympy.Expr, pred: sympy.Expr, letters: list[sympy.Symbol]) -> bool:
-    """Equal at every point where both are real, or at every point where both are defined if they are never real.
+    """Whether two functions are equal wherever both are real, or wherever both are defined if they are never real.
 
-    Analytic functions that agree at a few points without any relation to them agree everywhere.
+    Analytic functions that agree at a few points without special properties agree everywhere.
     """
     if len(letters) > len(_POINTS):
         return False
@@ -151,7 +151,7 @@ def _same_function(gold: sympy.Expr, pred: sympy.Expr, letters: list[sympy.Symbo
 def _at_point(
     gold: sympy.Expr, pred: sympy.Expr, point: dict[sympy.Symbol, Fraction], digits: int
 ) -> tuple[bool, bool] | None:
-    """(both real, equal), None where one is not defined."""
+    """Returns (both real, equal), or None if one is not defined."""
     a, b = exact(gold, point), exact(pred, point)
     if a is not None and b is not None:
         return True, a == b
@@ -165,9 +165,9 @@ def _at_point(
 
 
 def _is_real_throughout(tree: sympy.Expr, values: dict[sympy.Symbol, sympy.Rational]) -> bool:
-    """Whether no root or logarithm of a negative number is on the way to the value.
+    """Whether the value is computed without a root or logarithm of a negative number.
 
-    The root of a times that of b is not the root of ab where both are negative; such letters are not meant.
+    sqrt(a) sqrt(b) is not sqrt(ab) if both are negative, but such values of the letters are not intended.
     """
     arguments = [
         node.args[0]

@@ -1,7 +1,7 @@
-r"""What is too large to be read or computed: decided on the text before it is parsed, and on numbers as they are built.
+r"""Limits for what is read or computed, checked on the text before parsing and on numbers while they are built.
 
-None of these limits comes near a label of the public data sets; an answer beyond them can only equal its label letter
-by letter. It is values that are bounded and not their spelling: 2^{2^{2^{2}}} is 65536, and 9^{9^{9}} is never made.
+No label of the public data sets comes near these limits. An answer beyond them can only be equal to its label letter by
+letter. Values are limited, not their spelling: 2^{2^{2^{2}}} is 65536, and 9^{9^{9}} is never computed.
 """
 
 import math
@@ -31,34 +31,34 @@ from sympy.core.numbers import NumberSymbol
 
 MAX_CHARACTERS = 1000
 MAX_NESTING = 20
-MAX_DIGITS = 300  # of one numeral
+MAX_DIGITS = 300  # of a single numeral
 MAX_NODES = 2000
 MAX_TERMS = 10_000  # of a sum or product
-MAX_LOG10 = 20_000.0  # of any number on the way to the value
+MAX_LOG10 = 20_000.0  # of any intermediate number
 
 _DEEPER, _SHALLOWER = "{[(", "}])"
 _LONG_NUMERAL = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
-_DOUBLE_FACTORIAL = re.compile(r"!\s*!")  # 5!! is 15 and would be read as (5!)!
-_TWO_EXPONENTS = re.compile(r"\^\s*(?:[0-9A-Za-z]|\{[^{}]*\})\s*\^")  # x^2^3 is no TeX and has no one meaning
+_DOUBLE_FACTORIAL = re.compile(r"!\s*!")  # 5!! is 15, but would be read as (5!)!
+_TWO_EXPONENTS = re.compile(r"\^\s*(?:[0-9A-Za-z]|\{[^{}]*\})\s*\^")  # x^2^3 is not valid TeX and is ambiguous
 _EVALUATED = re.compile(r"(?:eye|zeros|ones|diag)[^0-9]*[0-9]{3}")
 _BARS = re.compile(r"(?:[|‖][^|‖]*){13}")
 _SILENT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_SYMBOL = 0.2  # log10 of the values that scalars tries for a letter
+_SYMBOL = 0.2  # log10 of the values that `scalars` uses for a letter
 
 
 class TooLarge(ValueError):
-    """A number beyond MAX_LOG10, or a tree beyond MAX_NODES."""
+    """A number exceeds MAX_LOG10, or a tree exceeds MAX_NODES."""
 
 
 class Size(NamedTuple):
-    """Of a value as far as it is known without computing it. Both numbers are log10, and bounds from above."""
+    """The size of a value, as far as it is known without computing it. Both fields are upper bounds of log10."""
 
-    value: float  # of its absolute value
-    digits: float  # of how far its parts lie from 1, in either direction: so many digits may be needed to tell it
+    value: float  # of the absolute value
+    digits: float  # of how far the parts are from 1 in either direction, which bounds the number of digits
 
 
 def readable(text: str) -> bool:
-    r"""Whether a parser may see the text.
+    r"""Whether a parser may read the text.
 
     >>> [readable(t) for t in (r"2^{2019}", "9^{9^{9}}", "1" * 301, "{" * 21, "5!!", "x^2^3", "1\x00")]
     [True, True, False, False, False, False, False]
@@ -78,7 +78,10 @@ def readable(text: str) -> bool:
 
 
 def size(tree: Basic) -> Size:
-    """Raises TooLarge where a number of more than 20,000 digits would be made, or a sum of too many terms."""
+    """Returns the size of a tree.
+
+    Raises TooLarge if it has a number of over 20,000 digits or a sum of too many terms.
+    """
     stack: list[tuple[Basic, bool]] = [(tree, False)]
     sizes: list[Size] = []
     ranges: dict[Basic, float] = {}
@@ -165,7 +168,7 @@ def _end(limit: Basic) -> float:
 
 
 def _finite(bound: Basic) -> float:
-    """The limit of a sum as a number; 0 where it is none, or not finite."""
+    """Returns the limit of a sum as a number, or 0 if it is not a number or not finite."""
     try:
         return float(bound) if bound.is_number and bound.is_finite else 0.0
     except OverflowError:

@@ -1,7 +1,8 @@
-r"""The door to math-verify and latex2sympy2_extended: the text of one expression to a sympy tree.
+r"""Converts the text of one expression to a sympy tree, with math-verify and latex2sympy2_extended.
 
-Only math-verify's LaTeX side is used. Its expression extractor evaluates text as Python through sympy's `parse_expr`
-and is never given any; so are its searches through a response, because what to read is settled before.
+Only math-verify's LaTeX parser is used. Its expression extractor, which evaluates text as Python through sympy's
+`parse_expr`, never receives any text. Neither do its searches through a response, because the text to read is selected
+before.
 """
 
 import logging
@@ -25,19 +26,19 @@ from r1zero.reward.equality.arguments import applied
 
 Tree = sympy.Basic | MatrixBase
 
-# What sympy raises for trees that it cannot make sense of.
+# Exceptions of sympy for trees that it cannot handle.
 UNDECIDED = (
     ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError, ValueError,
     BasePolynomialError, NoConvergence,
 )  # fmt: skip
 
 _CONFIG = LatexExtractionConfig()
-# Units and the arguments of commands are settled before; math-verify's patterns for both take too much.
+# Units and the arguments of commands are handled before; math-verify's patterns for both match too much.
 _AS_WRITTEN = replace(
     _CONFIG, normalization_config=replace(_CONFIG.normalization_config, units=False, malformed_operators=False)
 )
 _WHOLE = re.compile(r"(?P<first_latexBoxed>.+)", re.DOTALL)
-# The power of a letter needs the parser's slow second stage, unless braces part it from what stands before.
+# The power of a letter needs the parser's slow second stage, unless braces separate it from what precedes it.
 _POWER_OF_LETTER = re.compile(
     r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
     r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
@@ -45,15 +46,15 @@ _POWER_OF_LETTER = re.compile(
 _SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}(?![0-9])")
 _LONG_EXPONENT = re.compile("[eE][-+]?[0-9]{5}")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)$")
-# What may stand in an unevaluated tree as it is written.
+# Nodes that may remain unevaluated in a tree.
 _WRITTEN = (sympy.Add, sympy.Mul, sympy.Pow)
 
 
 class TwoStageParser(latex2sympy2.PSParser):
-    """ANTLR's own advice for speed: predict without context first, with it only where that fails.
+    """Parses in two stages, as ANTLR recommends: first without context, and with full context only if that fails.
 
-    The grammar needs full context for few texts, but pays for it (40 to 170 ms) on every tuple. Where the first stage
-    succeeds its tree is the second stage's.
+    The grammar needs full context for few texts, but spends 40 to 170 ms on it for every tuple. If the first stage
+    succeeds, its tree is that of the second stage.
     """
 
     def math(self):
@@ -68,10 +69,10 @@ class TwoStageParser(latex2sympy2.PSParser):
 
 
 class Reader(latex2sympy2._Latex2Sympy):
-    """latex2sympy2_extended's converter, but for what it computes, loses or confuses while it reads.
+    """latex2sympy2_extended's converter, with corrections for what it computes, loses or confuses while reading.
 
-    R and r are two letters; a number too large to compute is refused where it is built, before anything evaluates it; a
-    degree inside sin, cos .. is pi/180; an odd root of a negative number is real.
+    R and r are different letters. A number that is too large is refused before anything evaluates it. Degrees inside
+    sin, cos .. are pi/180. An odd root of a negative number is real.
     """
 
     def __init__(self, variable_values=None, is_real=None, convert_degrees=False, config=None):
@@ -98,7 +99,10 @@ class Reader(latex2sympy2._Latex2Sympy):
         return _bounded(sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False))
 
     def handle_gcd_lcm(self, f, args):
-        """Of letters it is not known; sympy would take them for polynomials without a common factor."""
+        """Leave gcd and lcm of letters unevaluated.
+
+        sympy would treat letters as polynomials without a common factor.
+        """
         if any(arg.free_symbols for arg in args):
             return sympy.Function(f)(*args)
         return super().handle_gcd_lcm(f, args)
@@ -125,17 +129,17 @@ class Reader(latex2sympy2._Latex2Sympy):
 
 
 def _bounded(tree: Any) -> Any:
-    """Raises TooLarge."""
+    """Returns the tree. Raises TooLarge if it is too large."""
     if isinstance(tree, sympy.Basic):
         size_limits.size(tree)
     return tree
 
 
 def read_number(text: str) -> sympy.Number:
-    """The numeral as `sympy.Number(text)` reads it, which goes through `parse_expr`, that is through `eval`.
+    """Returns the number that `sympy.Number(text)` would read, but without its `parse_expr`, which calls `eval`.
 
     Raises:
-        TooLarge: an exponent of more than four digits.
+        TooLarge: an exponent has more than four digits.
     """
     digits = text.replace(",", "").replace(" ", "")
     if _LONG_EXPONENT.search(digits):
@@ -144,17 +148,17 @@ def read_number(text: str) -> sympy.Number:
 
 
 def load() -> None:
-    """Puts our reader in place."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we keep the time ourselves
+    """Install Reader and read_number in latex2sympy2."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeout is disabled
     latex2sympy2._Latex2Sympy = Reader
     latex2sympy2.convert_number = lambda text: read_number(re.sub("^0,", "0.", text))
 
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Tree | None:
-    """The tree that math-verify reads from LaTeX, or None where it reads none or one too large to compute.
+    """Returns the tree that math-verify reads from LaTeX, or None if there is none or it is too large to compute.
 
-    Cached: a label comes back once for each response of its group.
+    The result is cached, because a label is read once for each response of its group.
     """
     text = applied(text)
     if text is None:
@@ -172,13 +176,14 @@ def parse(text: str) -> Tree | None:
 
 
 def _as_meant(tree: Tree) -> Tree:
-    """With i as the imaginary unit, which math-verify reads as any other letter, and every logarithm with its base."""
+    """Returns the tree with i as the imaginary unit, which math-verify reads as a letter, and with explicit log
+    bases."""
     letters = {symbol: sympy.I for symbol in tree.free_symbols if symbol.name == "i"}
     return rebuilt(tree, lambda node: letters.get(node) or _quotient(node)) if letters or tree.has(sympy.log) else tree
 
 
 def _quotient(node: sympy.Basic) -> sympy.Basic | None:
-    """evalf would drop the base of a logarithm with two arguments."""
+    """Returns a logarithm with two arguments as a quotient, because evalf would drop its base; None for other nodes."""
     if not isinstance(node, sympy.log) or len(node.args) == 1:
         return None
     above, below = (sympy.log(arg, evaluate=False) for arg in node.args)
@@ -188,7 +193,8 @@ def _quotient(node: sympy.Basic) -> sympy.Basic | None:
 
 
 def rebuilt(tree: Tree, change) -> Tree:
-    """The tree with what `change` returns in place of a node (None: the node), sums and products still as written."""
+    """Returns the tree with each node replaced by `change(node)` unless that is None. Sums and products stay as
+    written."""
     if isinstance(tree, MatrixBase):
         return tree.applyfunc(lambda element: rebuilt(element, change))
     args = [rebuilt(arg, change) if isinstance(arg, sympy.Basic) else arg for arg in tree.args]

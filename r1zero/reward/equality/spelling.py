@@ -1,7 +1,7 @@
-r"""One spelling of TeX for the many that people and models use: characters, spacing, brackets, synonyms of commands.
+r"""Converts the many ways to write TeX to a single spelling: characters, spacing, brackets, synonyms of commands.
 
-Nothing here changes what a text means to a reader; what is left is what the other modules know how to read. Digits stay
-as they are: only ASCII digits are numbers.
+Nothing here changes what a text means to a reader. The other modules read only the resulting spelling. Digits are not
+changed: only ASCII digits are numbers.
 """
 
 import re
@@ -11,7 +11,7 @@ from r1zero.reward.equality.characters import as_tex
 
 _DIGIT_GROUPS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:\{,\}|,\\!|\\[,;: ]|~)[0-9]{3})+(?![0-9])")
 _NOT_DIGITS = re.compile(r"[^0-9]+")
-# A line break of TeX is consumed first, so that its second backslash and what follows it are no command.
+# A line break of TeX is matched first, so that its second backslash does not start a command.
 _SPACING = re.compile(
     r"(?P<newline>\\\\)(?:\[[^][]*\])?|(?P<none>\\!|\\negthinspace(?![A-Za-z]))"
     r"|\\[,;:> ()]|~|\\[][]|\\hspace\*?\s*\{[^{}]*\}"
@@ -26,7 +26,7 @@ _FONT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|textnormal|boldsymbol|bm)\s*\{"
 )
 _TEXT_IN_BRACES = re.compile(r"(?<![A-Za-z_^}])\{\s*(\\text\{[^{}]*\})\s*\}")
-# R, Z, N, Q stand for sets of numbers in blackboard bold, in bold, and after "element of" in any font.
+# R, Z, N and Q stand for sets of numbers in blackboard bold, in bold, and in any font after "element of".
 _BLACKBOARD = re.compile(
     r"\\(?:mathbb|Bbb)\s*(?:\{\s*)?(?P<a>[RZNQC])(?:\s*\})?"
     r"|\\(?:mathbf|bm|boldsymbol)\s*(?:\{\s*(?P<b>[RZNQ])\s*\}|(?P<c>[RZNQ]))"
@@ -34,12 +34,12 @@ _BLACKBOARD = re.compile(
 )
 _SIGN_IN_BRACES = re.compile(r"\{\s*([-+:;])\s*\}")
 _POWER_IN_TEXT = re.compile(r"(\\text\{[^{}]*\^)\{(-?[0-9])\}(?=[^{}]*\})")
-# ]1, 2[ is (1, 2), as French schools write it; U between brackets is a union.
+# ]1, 2[ is the French notation for (1, 2). U between brackets is a union.
 _OUTWARD = re.compile(r"(?P<left>[][])(?P<ends>[^][(),;]+[,;][^][(),;]+)(?P<right>[][])")
 _UNION = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
 _COMBINATIONS = re.compile(r"(?:\\text\{\s*C\s*\}|(?<![A-Za-z\\])C)\s*_\s*\{?([0-9]+)\}?\s*\^\s*\{?([0-9]+)\}?")
 _CHOOSE = re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}")
-# The letters of an angle have an order, and are no product.
+# The letters of an angle have an order and are not a product.
 _ANGLE = re.compile(r"\\(angle|triangle)\s*(?:\{\s*)?([A-Z]+)(?![A-Za-z])(?:\s*\})?")
 _LETTER = re.compile(r"\\(?:text|operatorname)\s*\{\s*([ieIE])\s*\}")
 _CONNECTIVE = re.compile(
@@ -63,7 +63,7 @@ _ANGLES = re.compile(r"\\(?:left\s*<|right\s*>)")
 
 
 def plain(text: str) -> str:
-    r"""The text in the one spelling that is read.
+    r"""Returns the text in the single spelling that the other modules read.
 
     >>> plain(r"10~\mathrm {cm}"), plain(r"12\ \%"), plain("3½ ≤ x"), plain(r"x\in\mathbf R")
     ('10 \\text{cm}', '12 \\%', '3\\frac{1}{2} \\le  x', 'x\\in\\mathbb{R}')

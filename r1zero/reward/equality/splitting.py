@@ -1,15 +1,15 @@
-"""Where a text divides: at separators outside of every bracket."""
+"""Divides a text at separators that are outside of all brackets."""
 
 import re
 from collections.abc import Iterator
 
-# A command is one token, so that \{ is a bracket and \left does not end in a t.
+# A command is one token, so that \{ is a bracket and \left does not end in the letter t.
 _TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)
 _OPENING, _CLOSING = {"{", "(", "[", r"\{"}, {"}", ")", "]", r"\}"}
 
 
 def tokens(text: str) -> Iterator[tuple[str, int, int]]:
-    """(token, where it starts, brackets open around it); a bracket of either side counts as outside of itself."""
+    """Yields (token, its start, number of enclosing brackets). A bracket does not enclose itself."""
     depth = 0
     for match in _TOKEN.finditer(text):
         token = match.group()
@@ -21,7 +21,7 @@ def tokens(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
-    r"""The parts between separators at depth 0, stripped; one part where there is none.
+    r"""Returns the parts between separators at depth 0, stripped; one part if there is no separator.
 
     >>> split(r"(1, 2), f(3, 4)", re.compile(","))
     ['(1, 2)', 'f(3, 4)']
@@ -38,7 +38,7 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
-    r"""(opening, inside, closing) where one pair of brackets, of whatever kinds, holds the whole text.
+    r"""Returns (opening, inside, closing) if one pair of brackets, of any kinds, encloses the whole text.
 
     >>> enclosed(r"\{1, 2\}"), enclosed("(1, 2]"), enclosed("(1)(2)")
     (('\\{', '1, 2', '\\}'), ('(', '1, 2', ']'), None)

@@ -1,7 +1,7 @@
-r"""Whether an answer leaves the work to the grader: an echo of the question has the value of its answer.
+r"""Detects answers that leave the computation to the grader, such as an echo of the question.
 
-A policy that copies the question would learn just that, were `2+2` as good as 4, or `2x+3=7` as 2. One closed form is a
-value, however it is computed: 2^{10}, 5!, \binom{5}{2}.
+A policy that copies the question must not be rewarded, so `2+2` is not as good as 4, nor `2x+3=7` as 2. A single closed
+form is a value, even if it must be computed: 2^{10}, 5!, \binom{5}{2}.
 """
 
 import sympy
@@ -14,12 +14,12 @@ _OPERATIONS = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Deri
 
 
 def left_undone(answer: Tree, label: Tree) -> bool:
-    """Whether the answer holds arithmetic on numbers, a sum or an integral, and the label nothing of the kind."""
+    """Whether the answer contains arithmetic on numbers, a sum or an integral, and the label contains none of these."""
     return any(map(_is_computation, _nodes(answer))) and not any(map(_is_computation, _nodes(label)))
 
 
 def is_name(side: sympy.Basic) -> bool:
-    """x, f(3), a + b, x^2 or AB/CD name a value, and 2 + 2 (= 4) is one; 2x + 3 (= 7) is an equation to solve."""
+    """Whether a side names a value, as x, f(3), a + b, x^2, AB/CD and 2 + 2 (= 4) do, unlike 2x + 3 (= 7)."""
     if not side.free_symbols:
         return True
     if isinstance(side, AppliedUndef | sympy.Derivative):
@@ -38,7 +38,7 @@ def _nodes(tree: Tree) -> list[sympy.Basic]:
 
 
 def _is_computation(node: sympy.Basic) -> bool:
-    """Two written numbers added or multiplied, or a sum, product, integral, limit or derivative."""
+    """Whether a node adds or multiplies two written numbers, or is a sum, product, integral, limit or derivative."""
     if isinstance(node, sympy.Add | sympy.Mul):
         return sum(isinstance(arg, sympy.Number) and arg != -1 for arg in node.args) >= 2
     return isinstance(node, _OPERATIONS) or (isinstance(node, sympy.Mod) and not node.free_symbols)

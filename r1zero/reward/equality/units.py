@@ -1,7 +1,8 @@
-r"""What stands beside a number: units, degrees, money, percent.
+r"""Units and other names beside a number: units, degrees, money, percent.
 
-A unit missing on one side does not make an answer wrong; two that differ do. So does the name of what was counted: 5
-apples are not 5 oranges, but may be 5 red apples. math-verify drops what it takes for a unit, so that 5 cm equals 5 m.
+A unit that is missing on one side does not make an answer wrong, but two different units do. The same holds for names
+of counted things: 5 apples are not 5 oranges, but may be 5 red apples. math-verify drops units, so that 5 cm equals 5
+m.
 """
 
 import re
@@ -53,19 +54,21 @@ UNITS = {
 }
 _CANONICAL = {spelling: name for name, spellings in UNITS.items() for spelling in spellings.split()}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-# Words that a count may have without meaning anything else.
+# Words that may follow a count without any meaning.
 _EMPTY = frozenset(["unit", "total", "each", "in", "of", "the", "a", "an", "is", "are"])
 _WORD = re.compile(r"[^\W\d_]+")
 _FACTOR = re.compile(r"(?P<word>[^\W\d_]+)\s*(?:\^?\s*\{?\s*(?P<power>-?[0-9])\s*\}?)?")
 
 
 class Unit(NamedTuple):
-    known: str | None  # canonical, where every word of it is known
+    """A unit, or the name of what was counted."""
+
+    known: str | None  # canonical name, if every word is known
     words: frozenset[str]
 
 
 def unit(names: str) -> Unit | None:
-    """The unit that the words name, or what is counted; None where they say nothing.
+    """Returns the unit, or the counted thing, that the words name; None if they name nothing.
 
     >>> unit("sq. inches").known, sorted(unit("right triangles").words), unit("units")
     ('inch^2', ['right', 'triangle'], None)
@@ -76,7 +79,7 @@ def unit(names: str) -> Unit | None:
 
 
 def same_unit(a: Unit | None, b: Unit | None) -> bool:
-    """Whether nothing speaks against the two: one is missing, they are equal, or one says more than the other."""
+    """Whether two units are compatible: one is missing, they are equal, or one adds words to the other."""
     if a is None or b is None:
         return True
     if a.known and b.known:
@@ -85,7 +88,7 @@ def same_unit(a: Unit | None, b: Unit | None) -> bool:
 
 
 def canonical(names: str) -> str | None:
-    """The unit's one name, with its powers; None if any word of it is unknown.
+    """Returns the canonical name of a unit with its powers, or None if any word is unknown.
 
     >>> [canonical(names) for names in (" sq. inches", "miles per hour", "m s^{-1}", "feet squared", "apples")]
     ['inch^2', 'mile/hour', 'm/second', 'foot^2', None]

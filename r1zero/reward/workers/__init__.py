@@ -1,1 +1,1 @@
-"""Grading in processes that can be killed."""
+"""Grading in processes that can be killed: a supervisor and its workers."""

@@ -1,4 +1,4 @@
-"""What a worker is asked to do, as functions of texts; runs in the supervisor and its workers."""
+"""The tasks of a worker as functions of texts. Runs in the supervisor and its workers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from r1zero.reward.workers.worker import Work
 
 
 def work(rules: Sequence[str]) -> Work:
-    """The kinds of task: "grade" a response against a label by the rules named, check a "label" and its solution.
+    """Returns the kinds of task: "grade" a response against a label by the given rules, or check a "label".
 
     Raises:
-        RewardError: a user's rule cannot be loaded, or has parameters that nobody fills.
+        RewardError: a user's rule cannot be loaded, or has parameters that are never filled.
     """
     return {"grade": grader(rules), "label": check_label}
 
 
 def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
-    """`grade(response, label, prompt, additional) -> {"equal": bool, "scores": {rule: value}}` for the rules named."""
+    """Returns `grade(response, label, prompt, additional) -> {"equal": bool, "scores": {rule: value}}`."""
     rules = {name: RULES[name] for name in names if name in RULES}
     user_rules = {name: load_rule(name) for name in names if name not in RULES}
 
@@ -37,7 +37,7 @@ def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
 
 
 def check_label(label: str, solution: str | None) -> dict[str, Any]:
-    """Whether the label is readable, and whether the box of its worked solution, if any, equals it."""
+    """Check whether the label is readable, and whether the box of its worked solution, if any, equals it."""
     box = last_box(solution or "")
     agrees = box is not None and answers.equal(box.content, label)
     return {
@@ -49,7 +49,7 @@ def check_label(label: str, solution: str | None) -> dict[str, Any]:
 
 
 def _decided_once(label: str) -> Callable[[str], bool]:
-    """Several rules ask about the same box; the solver is asked once."""
+    """Returns a check that asks the solver only once per answer, as several rules ask about the same box."""
     known: dict[str, bool] = {}
 
     def correct(answer: str) -> bool:

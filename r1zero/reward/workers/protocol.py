@@ -1,6 +1,6 @@
 """Messages between the trainer, the supervisor and its workers: JSON after a four-byte length.
 
-JSON and not pickle: a worker has read hostile text, and whoever reads its answer must not be able to run it.
+JSON is used instead of pickle because a worker has read hostile text, and reading its answer must not execute code.
 """
 
 import json
@@ -13,18 +13,19 @@ _CHUNK = 1 << 20
 
 
 def frame(message: Any) -> bytes:
-    """The bytes of one message. Lone surrogates survive, because everything beyond ASCII is escaped."""
+    """Returns the bytes of a message. Lone surrogates survive, because everything beyond ASCII is escaped."""
     body = json.dumps(message, ensure_ascii=True).encode("ascii")
     return _LENGTH.pack(len(body)) + body
 
 
 class Frames:
-    """Bytes in, whole messages out."""
+    """Collects bytes and returns complete messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
+        """Add bytes. Returns the messages that they complete."""
         self._buffer += data
         messages, start = [], 0
         while len(self._buffer) - start >= _LENGTH.size:
@@ -39,7 +40,7 @@ class Frames:
 
 
 def receive(sock: socket.socket, frames: Frames) -> list[Any] | None:
-    """What one read brings, perhaps nothing whole yet; None when the other end is gone."""
+    """Read once. Returns the messages that are complete, perhaps none; None if the other end has closed."""
     try:
         data = sock.recv(_CHUNK)
     except BlockingIOError:

@@ -1,8 +1,8 @@
-"""The process that owns the grading workers: forks them, feeds them, and kills what exceeds its deadline.
+"""The process that owns the grading workers: forks them, gives them tasks, and kills those that exceed the deadline.
 
-Started as a fresh interpreter before MPI and the device, so that neither it nor a worker holds any of their state. It
-loads the solver once; a worker is a fork of it and ready in milliseconds. One thread, one loop, never blocked: the
-trainer may be deep in its engine for minutes and still no deadline slips.
+It is started as a fresh interpreter before MPI and the device, so that neither it nor a worker inherits their state. It
+loads the solver once; a worker is a fork of it and ready in milliseconds. It runs a single loop in one thread that
+never blocks, so deadlines are kept even while the trainer is busy in its engine for minutes.
 
     trainer -- socket --> supervisor -- socket --> worker 1, 2, ...
 """
@@ -24,27 +24,29 @@ from r1zero.config.errors import RewardError
 from r1zero.reward.workers.protocol import Frames, frame, receive
 from r1zero.reward.workers.worker import Task, Work, die_with_parent, failure, killed, serve
 
-PATIENCE_S = 0.25  # processor seconds after which a sample is set aside, and another worker takes the next one
-PATIENCE_WALL_S = 1.0  # the same for one that sleeps, or gets no processor; a quarter of the deadline if that is less
-LOOK_S = 0.1  # between two looks at a worker whose patience may be over
-ASIDE = 3  # at most so many set aside for each worker
+PATIENCE_S = 0.25  # processor seconds after which a sample is set aside and another worker takes the next one
+PATIENCE_WALL_S = 1.0  # the same in wall time, for a sample that sleeps; at most a quarter of the deadline
+LOOK_S = 0.1  # seconds between two checks of a worker whose patience may be exceeded
+ASIDE = 3  # largest number of samples set aside, per worker of the pool
 PARENT_CHECK_S = 1.0
 
 
 @dataclass(eq=False)
 class Worker:
+    """A worker process and its current task."""
+
     pid: int
     sock: socket.socket
     frames: Frames = field(default_factory=Frames)
     outbox: bytearray = field(default_factory=bytearray)
     task: Task | None = None
-    started: float = 0.0  # monotonic seconds at which the task was handed over
-    patience: float = 0.0  # processor seconds of its life at which the task is set aside
+    started: float = 0.0  # monotonic seconds at which the task was sent
+    patience: float = 0.0  # processor seconds of the process at which the task is set aside
     aside: bool = False
 
 
 class Supervisor:
-    """The pool's state between two events."""
+    """The state of the pool between two events."""
 
     def __init__(self, trainer: socket.socket, work: Work, warming: Iterator[None], config: dict[str, Any]) -> None:
         self.trainer, self.work, self.warming = trainer, work, warming
@@ -58,7 +60,7 @@ class Supervisor:
         self.selector.register(trainer, selectors.EVENT_READ)
 
     def run(self, tasks: list[Task]) -> None:
-        """Until the trainer closes its end or dies. `tasks` came in beside the configuration."""
+        """Run until the trainer closes its end or dies. tasks: those that arrived with the configuration."""
         self.trainer.setblocking(False)
         self.queue.extend(tasks)
         alive = True
@@ -81,7 +83,7 @@ class Supervisor:
             self._end(worker)
 
     def _warm(self) -> bool:
-        """One step of preparation, for which only an idle pool has time. After the last the workers are forked anew."""
+        """Run one step of the warm-up, in an idle pool. After the last one the workers are forked anew."""
         if self.warming is None:
             return False
         try:
@@ -95,7 +97,7 @@ class Supervisor:
         self._dispatch()
         return False
 
-    # the trainer's side
+    # The trainer's side.
 
     def _hear_trainer(self) -> bool:
         tasks = receive(self.trainer, self.frames)
@@ -109,18 +111,18 @@ class Supervisor:
         self.outbox += frame([number, outcome, result, ms])
 
     def _flush(self, sock: socket.socket, outbox: bytearray, data: Worker | None) -> None:
-        """Sends what the socket takes now; the rest waits until it can be written: nobody's slowness is ours."""
+        """Send what the socket accepts now. The rest waits until it is writable, so that a slow peer never blocks."""
         try:
             while outbox:
                 del outbox[: sock.send(outbox)]
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-            pass  # full, or gone: the next read tells which
+            pass  # full or closed; the next read shows which
         self.selector.modify(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0), data)
 
-    # the workers' side
+    # The workers' side.
 
     def _dispatch(self) -> None:
-        """Hands the queue to the free workers, forking those that are missing."""
+        """Give queued tasks to the free workers, and fork missing workers."""
         crew = self._crew()
         while len(crew) < self.size and len(self.workers) < self.size * (1 + ASIDE):
             crew.append(self._fork())
@@ -145,7 +147,7 @@ class Supervisor:
         return worker
 
     def _become_worker(self, here: socket.socket, there: socket.socket, supervisor: int) -> None:
-        """In the child: drop every end that is not its own, then grade until the end. Never returns."""
+        """In the child process: close all sockets of others, then grade until the end. Never returns."""
         try:
             die_with_parent(supervisor)
             for sock in (here, self.trainer, *(worker.sock for worker in self.workers)):
@@ -175,18 +177,18 @@ class Supervisor:
         self._retire()
 
     def _retire(self) -> None:
-        """Ends the youngest worker beyond the pool's size once it is idle: the others have learnt more of the
+        """End idle workers beyond the pool's size, the youngest first, as older ones have learnt more of the
         grammar."""
         crew = self._crew()
         while len(crew) > self.size and crew[-1].task is None:
             self._end(crew.pop())
 
     def _crew(self) -> list[Worker]:
-        """Who takes the next tasks, the oldest first."""
+        """Returns the workers that take the next tasks, the oldest first."""
         return [worker for worker in self.workers if not worker.aside]
 
     def _enforce(self, now: float) -> None:
-        """Kills what is past its deadline; sets aside what others would have to wait for."""
+        """Kill workers that are past their deadline, and set slow samples aside so that others do not wait."""
         for worker in list(self.workers):
             elapsed = now - worker.started
             if worker.task is None:
@@ -199,7 +201,7 @@ class Supervisor:
                 worker.aside = slow or (elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience)
 
     def _patience(self) -> float:
-        """Seconds until some worker's time may be up, at most until the next look at the parent."""
+        """Returns the seconds until some worker's time may be up, at most until the next check of the parent."""
         now, waits = time.monotonic(), [PARENT_CHECK_S]
         for worker in self.workers:
             if worker.task is None:
@@ -211,22 +213,22 @@ class Supervisor:
         return max(0.0, min(waits))
 
     def _end(self, worker: Worker) -> int:
-        """Kills, reaps and forgets; returns how it ended, by itself where it was dead already."""
+        """Kill, reap and forget a worker. Returns its wait status, which may be that of an earlier end."""
         self.selector.unregister(worker.sock)
         worker.sock.close()
         self.workers.remove(worker)
-        os.kill(worker.pid, signal.SIGKILL)  # not yet reaped, so the id is still its own
+        os.kill(worker.pid, signal.SIGKILL)  # it is not reaped yet, so its process id cannot have been reused
         return os.waitpid(worker.pid, 0)[1]
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor seconds that a child has used: on Linux by its own clock, whose number the kernel makes of its id."""
+    """Returns the processor seconds that a child has used, on Linux from its clock, whose id derives from the pid."""
     return time.clock_gettime((~pid << 3) | 2) if sys.platform == "linux" else math.inf
 
 
 def main() -> None:
-    """`python -m r1zero.reward.workers.supervisor FD`: the first message on the socket is the configuration."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle; its closed socket ends us
+    """Run `python -m r1zero.reward.workers.supervisor FD`. The first message on the socket is the configuration."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C; its closed socket ends this process
     trainer = socket.socket(fileno=int(sys.argv[1]))
     frames, messages = Frames(), []
     while not messages:
@@ -247,7 +249,7 @@ def main() -> None:
     try:
         trainer.sendall(frame(answer))
     except (BrokenPipeError, ConnectionResetError):
-        return  # it has ended meanwhile
+        return  # the trainer has ended meanwhile
     if work is None:
         return
     for _ in answers.warm(warmup.FIRST):
@@ -259,7 +261,7 @@ def main() -> None:
 
 
 def _freeze() -> None:
-    """What is loaded now is shared with every fork, and no collector walks it again."""
+    """Exclude everything that is loaded from garbage collection, so that forks keep sharing its memory."""
     gc.collect()
     gc.freeze()
 

@@ -1,12 +1,12 @@
-"""Answers of every shape, to warm the grammar with: its parser learns tables from what it reads, once per shape."""
+"""Answers of many shapes to warm up the grammar: its parser learns tables from what it reads, once per shape."""
 
-# Read before the first worker is forked: the shapes that most answers have.
+# Read before the first worker is forked: the most common shapes.
 FIRST = (
     r"-\frac{3}{4}", r"2\sqrt{3}", r"\frac{\pi}{6}", r"(2, -\frac{1}{3})", r"(3, 5)", r"1, 2, 3", r"x = 5", r"2x + 3",
     r"\text{even}",
     r"x^2 - 1", r"3 - 4i", r"\frac{2+\sqrt{3}}{4}", r"2^{10}", r"90^\circ", r"2 \cdot 3",
 )  # fmt: skip
-# Compared first of all once there is time: sympy loads what it simplifies with.
+# Compared first when the pool is idle: sympy loads the modules with which it simplifies.
 EQUAL = (
     (r"u(u+3)", r"u^2 + 3u"), (r"\sqrt{12}", r"2\sqrt{3}"), (r"\frac{1}{\sqrt{5}}", r"\frac{\sqrt{5}}{5}"),
     (r"\frac{u^2-1}{u-1}", "u + 1"), (r"\sin^2 u", r"1 - \cos^2 u"), (r"2 \sin u \cos u", r"\sin 2u"), ("u > 1",
@@ -15,7 +15,7 @@ EQUAL = (
     "|1 - u|"),
 )  # fmt: skip
 
-# Read while nothing else is to do; the workers are then forked anew.
+# Read when the pool is idle; afterwards the workers are forked anew.
 REST = (
     r"\left( 2, -\frac{1}{3} \right)", r"(1, 2, 3)", r"(-6, 6)", r"(6,2,1)", r"\{1, \sqrt{2}\}", r"\{-2, 2\}",
     r"[0, \infty)",

@@ -1,4 +1,4 @@
-"""One grading process: forked from the supervisor with the solver already loaded, bounded, and expendable."""
+"""A grading process: a fork of the supervisor with the solver loaded, limited in memory and time, and expendable."""
 
 import ctypes
 import errno
@@ -17,14 +17,15 @@ from r1zero.reward import own_rules
 from r1zero.reward.workers.protocol import Frames, frame, receive
 
 Task = list[Any]  # [number, kind, *arguments]
-Work = dict[str, Callable[..., Any]]  # what to do for each kind of task
+Work = dict[str, Callable[..., Any]]  # kind of task -> function
 
 _PR_SET_PDEATHSIG = 1
 _NO_MEMORY = ("cannot allocate memory", "failed to map segment", "can't start new thread")
 
 
 def serve(sock: socket.socket, work: Work, deadline_s: float, memory_bytes: int) -> None:
-    """Answers `[number, kind, *arguments]` with `[number, work[kind](*arguments), milliseconds]` until it is closed.
+    """Answer `[number, kind, *arguments]` with `[number, work[kind](*arguments), milliseconds]` until the socket
+    closes.
 
     An exception is not caught: it ends this process, and the supervisor reports the sample as failed.
     """
@@ -40,7 +41,7 @@ def serve(sock: socket.socket, work: Work, deadline_s: float, memory_bytes: int)
 
 
 def die_with_parent(parent: int) -> None:
-    """Linux: the kernel kills this process when `parent`'s forking thread ends. Elsewhere the closed socket ends it."""
+    """Let the kernel kill this process when its parent dies (Linux). Elsewhere the closed socket ends it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -48,7 +49,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def _bound_memory(extra_bytes: int) -> None:
-    """At most `extra_bytes` of address space beyond what the fork brought, and no core file."""
+    """Limit the address space to `extra_bytes` beyond its size after the fork, and disable core files."""
     limit, most = _address_space() + extra_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -56,7 +57,7 @@ def _bound_memory(extra_bytes: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes of address space in use; 0 where there is no /proc."""
+    """Returns the bytes of address space in use; 0 if there is no /proc."""
     if sys.platform != "linux":
         return 0
     with open("/proc/self/statm") as statm:
@@ -64,14 +65,14 @@ def _address_space() -> int:
 
 
 def _bound_cpu(deadline_s: float) -> None:
-    """Processor time for one more sample, should the supervisor itself be kept from enforcing the deadline."""
+    """Limit the processor time for the next sample, in case the supervisor cannot enforce the deadline."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime + deadline_s) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def failure(error: BaseException, trace: TracebackType | None, memory_mib: int) -> str:
-    """Why a response was not graded: one line for a user's rule and for lack of memory, else the stack."""
+    """Returns why a response was not graded: one line for a user's rule or lack of memory, otherwise the stack."""
     where, what = own_rules.place(trace), own_rules.said(error)
     lack = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if lack or any(words in str(error).lower() for words in _NO_MEMORY):
@@ -82,13 +83,13 @@ def failure(error: BaseException, trace: TracebackType | None, memory_mib: int) 
 
 
 def killed(number: int, memory_mib: int) -> str:
-    """The line that says which signal ended a worker."""
+    """Returns the line that reports which signal ended a worker."""
     name = signal.Signals(number).name
     return f"a response was not graded: its worker was ended by {name}; {_memory_limit(memory_mib)}\n"
 
 
 def _memory_limit(memory_mib: int) -> str:
     return (
-        f"a grading worker may take {memory_mib} MiB beyond what it starts with: raise reward.worker_memory_mib "
+        f"a grading worker may use {memory_mib} MiB beyond its initial memory: raise reward.worker_memory_mib "
         "(--memory), or import large modules at the top of the rule's file, which runs once and outside of this limit"
     )

@@ -1,1 +1,0 @@
-from tests.model.conftest import models  # noqa: F401
