@@ -172,7 +172,7 @@ def test_samples_of_one_prompt_all_see_the_whole_prompt(
     check(chosen, live(chosen))
 
 
-@pytest.mark.parametrize("seats", [1, 3])
+@pytest.mark.parametrize("seats", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(
     live: Callable[..., list[Life]], case: Callable[..., Case], seats: int
 ) -> None:
@@ -182,7 +182,7 @@ def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(
     assert len({tuple(r.token_ids) for r in together.answers[0].responses}) == len(together.answers[0].responses)
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "DeepSeek-V3 with YaRN"])
+@pytest.mark.parametrize("family", [pytest.param("Qwen2", marks=pytest.mark.long), "DeepSeek-V3 with YaRN"])
 def test_bfloat16_is_near_fp32(live: Callable[..., list[Life]], case: Callable[..., Case], family: str) -> None:
     chosen = case(family, dtype="bfloat16")
     (life,) = live(chosen, exact=False)

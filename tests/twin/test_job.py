@@ -6,6 +6,7 @@ With R1ZERO_MINDSPEED the real adaptor patches megatron-core and torch; without 
 needs."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.twin import jobs, project
 from tests.twin.client import Twin
 from tests.twin.project import Layout, MegatronGrid, VllmGrid
 
+pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 EP2 = MegatronGrid(expert_model_parallel_size=2)
 # name: (family, train, rollout)
@@ -24,9 +26,11 @@ JOBS = {
     "experts over TP2": ("deepseek_v3", EP2, VllmGrid(tensor_parallel_size=2, enable_expert_parallel=True)),
     "experts over DP2": ("deepseek_v3", EP2, VllmGrid(data_parallel_size=2, enable_expert_parallel=True)),
 }
-RESUMED = {"dense, two replicas": MegatronGrid(tensor_model_parallel_size=2), "experts over TP2": MegatronGrid()}
+RESUMED = {"dense, TP2": MegatronGrid(), "experts over TP2": MegatronGrid()}
 """Another layout of the trainer, for the second half of the job."""
 AWAY: dict[str, dict[str, Any]] = {"train": {"offload": True}, "optimizer": {"offload": True}}
+LONG = ("dense, two replicas", "experts over DP2")
+"""Two jobs show what is particular to NPUs; the others, minutes together, are run with the long tests."""
 SAME = ("grpo/rewards/mean", "response_length/mean", "actor/pg_loss", "actor/kl_loss", "grad_norm", "rollout_gap/max")
 
 
@@ -72,7 +76,11 @@ def folder_name(name: str, kind: str) -> str:
     return f"{kind} {name}".replace(" ", "_").replace(",", "")
 
 
-@pytest.mark.parametrize("name", JOBS)
+def chosen(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in names]
+
+
+@pytest.mark.parametrize("name", chosen(JOBS))
 def test_the_engines_agree_with_the_trainer_after_every_update(
     whole: dict[str, list[dict[str, float]]], name: str
 ) -> None:
@@ -82,7 +90,7 @@ def test_the_engines_agree_with_the_trainer_after_every_update(
     assert first["actor/kl_loss"] == 0.0 < 0.01 < second["actor/kl_loss"], "the update changed nothing"
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", chosen(RESUMED))
 def test_a_job_that_resumes_is_the_one_that_was_not_stopped(
     twin: Twin, bases: dict[str, Path], whole: dict[str, Any], name: str
 ) -> None:
@@ -99,6 +107,7 @@ def test_a_job_that_resumes_is_the_one_that_was_not_stopped(
         assert other[1][key] == pytest.approx(whole[name][1][key], rel=1e-4, abs=1e-5), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["experts over TP2"])
 def test_what_waits_on_the_host_changes_nothing(
     twin: Twin, bases: dict[str, Path], whole: dict[str, Any], name: str
