@@ -1,6 +1,7 @@
 # Environment of a run on Atlas 900 A3, sourced by mpirun.sh, torchrun.sh and slurm.sh when RUN_ENV=launch/env-a3.sh.
-# Each line may be overridden by setting the variable before. The Python side sets what no user needs to choose
-# (r1zero/distributed/device.py); what stands here belongs to a machine or must be there before the interpreter starts.
+# Set a variable beforehand to override a line with `set_default`; lines with `export` are always set, because another
+# value fails or gives wrong results. Variables that nobody needs to choose are set in r1zero/distributed/device.py. This
+# file has those that depend on the machine, or must be set before the interpreter starts.
 
 set_default() { [ -n "${!1+set}" ] || export "$1=$2"; }
 
@@ -11,32 +12,36 @@ if [ -f "${ASCEND_TOOLKIT_HOME:-/usr/local/Ascend/ascend-toolkit}/set_env.sh" ];
 fi
 
 # Communication
-export HCCL_BUFFSIZE=256                    # MiB of each of a communicator's two buffers. The engine's fused dispatch needs 240 for 32 tokens a
-                                            #   rank (`--plan` says); every communicator pays, so not more
-set_default HCCL_CONNECT_TIMEOUT 1800       # s to open a communicator: its first use comes after a phase of uneven length (default 120)
-set_default HCCL_EXEC_TIMEOUT 3600          # s a collective waits for the last rank: longer than a checkpoint or an uneven rollout (default 1836)
-set_default HCCL_EVENT_TIMEOUT 3700         # s; must exceed HCCL_EXEC_TIMEOUT, or the wrong error comes first
-set_default ACL_DEVICE_SYNC_TIMEOUT 3800    # s; likewise
-set_default HCCL_IF_BASE_PORT 60000         # 16 ports from here on each node; keep them out of net.ipv4.ip_local_port_range
-set_default HCCL_OP_EXPANSION_MODE AIV      # collectives are started by the vector cores: short messages of decoding cost less
-set_default HCCL_WHITELIST_DISABLE 1        # no file of allowed hosts
-set_default CUDA_DEVICE_MAX_CONNECTIONS 1   # megatron-core asserts it where tensor parallel communication overlaps
+export HCCL_BUFFSIZE=256                    # MiB of each of the two buffers of a communicator. The engine's fused dispatch
+                                            #   needs 240 for 32 tokens per rank (`--plan` calculates it). Every communicator
+                                            #   takes this memory, so do not set it higher than needed
+set_default HCCL_CONNECT_TIMEOUT 1800       # seconds to open a communicator: ranks arrive after a phase of uneven length (default 120)
+set_default HCCL_EXEC_TIMEOUT 3600          # seconds that a collective waits for the last rank: longer than a checkpoint or an uneven
+                                            #   rollout (default 1836)
+set_default HCCL_EVENT_TIMEOUT 3700         # seconds; must exceed HCCL_EXEC_TIMEOUT, or another error comes before its message
+set_default ACL_DEVICE_SYNC_TIMEOUT 3800    # seconds; must exceed HCCL_EVENT_TIMEOUT for the same reason
+set_default HCCL_IF_BASE_PORT 60000         # 16 ports from here are used on each node, which must lie outside
+                                            #   net.ipv4.ip_local_port_range
+set_default HCCL_OP_EXPANSION_MODE AIV      # the vector cores start collectives, which makes the short messages of decoding cheaper
+set_default HCCL_WHITELIST_DISABLE 1        # use no file of allowed hosts
+set_default CUDA_DEVICE_MAX_CONNECTIONS 1   # megatron-core asserts this value if tensor-parallel communication overlaps
 
-# Memory. No expandable segments: vLLM's sleeping allocator refuses them.
+# Memory. vLLM-Ascend's allocator for sleep mode refuses expandable segments.
 export PYTORCH_NPU_ALLOC_CONF=expandable_segments:False
-set_default MULTI_STREAM_MEMORY_REUSE 1     # blocks freed on one stream serve another
+set_default MULTI_STREAM_MEMORY_REUSE 1     # a block that was freed on one stream can be used on another
 
 # Speed
-set_default TASK_QUEUE_ENABLE 2             # operators are queued in two stages; ASCEND_LAUNCH_BLOCKING=1 undoes it for debugging
-set_default CPU_AFFINITY_CONF 1             # torch_npu binds its threads near the die (hence --bind-to none for mpirun)
-set_default OMP_NUM_THREADS 8               # threads of host operators a rank: the streamed load's dequantisation
-set_default OMP_PROC_BIND false
+set_default TASK_QUEUE_ENABLE 2             # two-stage queue of operators. Tracebacks then show a later line than the one at fault;
+                                            #   for debugging set ASCEND_LAUNCH_BLOCKING=1
+set_default CPU_AFFINITY_CONF 1             # torch_npu binds its threads near the die; launch/mpirun.sh therefore binds nothing
+set_default OMP_NUM_THREADS 8               # threads per rank of operators on the host, such as dequantisation while loading
+set_default OMP_PROC_BIND false             # OpenMP binds no threads, for the same reason
 
-# vLLM-Ascend: bf16 weights that are rewritten every iteration must keep the plain format.
-export VLLM_ASCEND_ENABLE_NZ=0              # waking raises otherwise
-export VLLM_ASCEND_ENABLE_FUSED_MC2=0       # forces that format
+# vLLM-Ascend. bf16 weights that are written again in every iteration must keep the plain (ND) format.
+export VLLM_ASCEND_ENABLE_NZ=0              # with NZ format, waking the engine raises an error
+export VLLM_ASCEND_ENABLE_FUSED_MC2=0       # fused MC2 forces the NZ format
 export VLLM_ASCEND_ENABLE_FLASHCOMM1=0
 export VLLM_ASCEND_BALANCE_SCHEDULING=0
-export DYNAMIC_EPLB=false                   # experts stay where the reshard sends them
+export DYNAMIC_EPLB=false                   # experts must stay where the weight synchronisation sends them
 
-ulimit -n 65536 2>/dev/null || true         # sockets and files of 384 ranks
+ulimit -n 65536 2>/dev/null || true         # open files: sockets and files for 384 ranks

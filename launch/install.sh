@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Make .venv from requirements.txt, unless it is there already and made from the same file. Sourced by the other scripts; also runs alone.
+# Create .venv from requirements.txt, unless it exists and was made from the same files. Other scripts source this file; it also runs
+# alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# In bold, on a terminal whose user has nothing against it.
+# Print in bold if the output is a terminal and NO_COLOR is not set.
 say() { if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then printf '\033[1m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi; }
 die() { printf '%s\n' "$*" >&2; exit 1; }
 
-# The first Python from 3.11 to 3.13; PYTHON=... chooses another.
+# Print the path of the first Python from 3.11 to 3.13. PYTHON=... chooses another.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3.12 python3.11 python3.13 python3}; do
@@ -29,13 +30,13 @@ install() {
     command -v cc >/dev/null || command -v gcc >/dev/null || die "No C compiler was found. On Debian or Ubuntu: apt-get install build-essential"
     say "Installing into .venv with $($python --version) (a few minutes, 3 GB) ..."
     rm -rf .venv && "$python" -m venv .venv
-    # torch's CPU build has its own index; it is named only where the configured ones do not have it.
+    # The CPU build of torch has its own index, which is used only if the configured indexes do not have the build.
     if ! .venv/bin/pip download -qq --no-deps -d .venv/torch "$(grep ^torch== requirements.txt)" 2>/dev/null; then
         index=(--extra-index-url https://download.pytorch.org/whl/cpu)
     fi
-    .venv/bin/pip install -qq --no-deps --no-compile --find-links .venv/torch "${index[@]}" -r requirements.txt || die "The installation failed; see pip's message above, mend it and run this again."
+    .venv/bin/pip install -qq --no-deps --no-compile --find-links .venv/torch "${index[@]}" -r requirements.txt || die "The installation failed; see pip's message above, correct the cause and run this again."
     rm -rf .venv/torch
-    # pip compiles on one core; a few files are written for another Python and stay as they are.
+    # Compile on all cores, as pip uses only one. A few files are written for another Python and cannot be compiled.
     .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
     printf '%s\n' "$want" > "$stamp"
     say "Installed."
@@ -43,6 +44,6 @@ install() {
 
 install
 export PATH="$PWD/.venv/bin:$PATH"
-# Open MPI refuses to start as root, and to start more ranks than it counts cores, unless told.
+# By default Open MPI refuses to start as root, and to start more ranks than there are cores.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 export PYTHONUNBUFFERED=1

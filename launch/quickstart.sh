@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A miniature R1-Zero on two cores: install, make a base model and its problems, train, look at the curves.
-# Safe to run twice: what is there already is kept. Start over with: rm -rf runs/quickstart
+# A miniature R1-Zero on two cores: install, make a base model and its problems, train it, and show one problem before and after.
+# Running this again keeps what exists and continues the run. To start over: rm -rf runs/quickstart
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/install.sh
@@ -8,7 +8,7 @@ run=runs/quickstart
 
 if [ ! -f "$run/base/config.json" ]; then
     say "1/5 Making a base model that rarely shows its reasoning, and its problems (about three minutes) ..."
-    python -m r1zero.miniature --threads 1 make "$run"   # one thread is faster than two that wait for each other
+    python -m r1zero.miniature --threads 1 make "$run"   # for this small model one thread is faster than two
 fi
 say "2/5 Problems to tokens ..."
 python preprocess.py configs/data/quickstart.toml

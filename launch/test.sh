@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install if needed and run the tests; --fast leaves out the slow ones, --all adds the long ones. Other arguments go to pytest.
+# Install if needed and run the tests. --fast leaves out the slow tests, --all adds the long ones. Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/install.sh

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One torchrun job, started on every node: launch/torchrun.sh [--retries N] RANKS_PER_NODE CONFIG [section.key=value ...]
+# One torchrun job. Start this on every node: launch/torchrun.sh [--retries N] RANKS_PER_NODE CONFIG [section.key=value ...]
 #   launch/torchrun.sh 2 configs/cpu.toml
 #   on node N of 24: NODES=24 NODE_RANK=N MASTER_ADDR=node00 RUN_ENV=launch/env-a3.sh launch/torchrun.sh 16 configs/a3.toml
-# RUN_ENV: a file of exports. IFNAME: network interface between nodes.
+# RUN_ENV: a file of exports, which is sourced here. IFNAME: the network interface between nodes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/job.sh
@@ -15,9 +15,9 @@ if [ "$nodes" -gt 1 ]; then
         echo "port ${MASTER_PORT:-29500} of $(hostname), where the ranks are to meet, is taken; set MASTER_PORT to a free one on every node" >&2
         exit 2
     fi
-    # Static ranks: a rendezvous may number the nodes as they arrive, and a pipeline stage must be neighbouring nodes.
+    # The static backend numbers nodes by NODE_RANK; others may use the order of arrival. The nodes of a stage must be neighbours.
     meet=(--nnodes "$nodes" --node-rank "$NODE_RANK" --rdzv-backend static --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
 fi
-# Retries are torchrun's own, as all nodes must start again together; a status of 2 it cannot tell from others.
+# torchrun does the retries itself, because all nodes must restart together. It also retries after status 2.
 restarts=$retries retries=0
 run children torchrun "${meet[@]}" --nproc-per-node "$per_node" --max-restarts "$restarts" "${TRAIN:-train.py}" "$@"

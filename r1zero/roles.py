@@ -46,7 +46,7 @@ class Roles:
         self.shape = read_shape(cfg.model.path)
         self.engine: Engine | None = None
         self.policy = self.reference = self.original = self.weight_offload = self.trained = None
-        # The engine is built first, because vLLM sizes its memory by what is free on the whole device.
+        # The engine is built first, because vLLM checks at its start how much memory of the whole device is free.
         if rank in layout.rollout:
             self.engine = Engine(cfg, layout, rank, stop_token_ids=stop_token_ids, forbidden_ids=forbidden_ids)
         trains = rank in layout.train.dense

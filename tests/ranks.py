@@ -190,6 +190,7 @@ def _be_rank(
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=600))
+        dist.barrier()  # a rank with nothing to do may end at once, and others may still be connecting to it
         result = pickle.dumps((True, function(rank, *args)))
         if "megatron.core.parallel_state" in sys.modules:
             sys.modules["megatron.core.parallel_state"].destroy_model_parallel()

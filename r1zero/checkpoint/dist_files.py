@@ -29,7 +29,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from r1zero.checkpoint import manifest
 from r1zero.checkpoint.manifest import CorruptError, HashedFile
-from r1zero.model.families import Weight
+from r1zero.model.families import FusedRows, Weight
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
 
@@ -45,8 +45,8 @@ class CheckpointSlot:
     """(index, size) of the axes that precede the parameter's own: the layer, or the expert."""
     rows: int
     """Number of rows of the fused, unsplit parameter."""
-    runs: tuple[tuple[int, int, int], ...]
-    """(first row in the HF tensor, first row in the parameter, number of rows)."""
+    runs: tuple[FusedRows, ...]
+    """Where the rows of the HF tensor are among them."""
 
     @property
     def index(self) -> tuple[int, ...]:
@@ -83,11 +83,7 @@ def place(weight: Weight, shape: Shape) -> CheckpointSlot:
         key = f"decoder.layers.{weight.layer}.{key}"
     if weight.expert is not None:
         lead = ((weight.expert, shape.moe.experts),)
-    rows = weight.total or weight.shape[0]
-    if weight.blocks == 1:  # gate, then up, each as a whole: the order is that of the unsplit parameter
-        return CheckpointSlot(key, lead, rows, ((0, weight.first, weight.shape[0]),))
-    each, stride, first = (n // weight.blocks for n in (weight.shape[0], rows, weight.first))
-    return CheckpointSlot(key, lead, rows, tuple((i * each, i * stride + first, each) for i in range(weight.blocks)))
+    return CheckpointSlot(key, lead, weight.total or weight.shape[0], weight.fused_rows())
 
 
 class DistFolder:

@@ -16,7 +16,7 @@ import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from r1zero.checkpoint.dist_files import CheckpointSlot, Chunk, place
+from r1zero.checkpoint.dist_files import Chunk, place
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import placement
 from r1zero.model.mapping import Local
@@ -111,27 +111,31 @@ def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: in
     """members: the HF tensors in the parameter."""
     weight, at = members[0].weight, place(members[0].weight, shape)
     grid, axis = placement.grid_of(weight, grids)
-    index = grid.coordinate(rank, axis) if weight.cut is not None else 0
     column = members[0].part[1].start if len(weight.shape) > 1 else 0
     first_copy = (weight.cut is not None or grid.coordinate(rank, axis) == 0) and not (
         weight.place == "both ends" and grid.coordinate(rank, "pp") > 0
     )
     return ParameterPlace(
-        members[0].parameter, at.key, at.shape(weight), at.index, _segments(members, at, index), column, first_copy
+        members[0].parameter, at.key, at.shape(weight), at.index, _segments(members), column, first_copy
     )
 
 
-def _segments(members: list[Local], at: CheckpointSlot, index: int) -> tuple[RowSegment, ...]:
-    weight, degree = members[0].weight, members[0].degree
-    if weight.blocks > 1:  # the blocks are distributed in order, so the rows are consecutive
-        return (RowSegment(0, index * (at.rows // degree), at.rows // degree),)
-    if len(members) == 1:
-        part = members[0].part[0]
-        return (RowSegment(0, part.start, part.stop - part.start),)
-    return tuple(
-        RowSegment(m.weight.first // degree, m.weight.first + m.part[0].start, m.weight.shape[0] // degree)
-        for m in members
-    )
+def _segments(members: list[Local]) -> tuple[RowSegment, ...]:
+    """members: the HF tensors in one parameter. Neighbouring rows are joined, so that few rectangles are written."""
+    found = []
+    for member in members:
+        for row, local, rows in member.weight.fused_rows(member.degree):
+            first = member.part[0].start + row
+            run = next(run for run in member.weight.fused_rows() if run.row <= first < run.row + run.rows)
+            found.append(RowSegment(local, run.fused + first - run.row, rows))
+    joined: list[RowSegment] = []
+    for segment in sorted(found):
+        last = joined[-1] if joined else None
+        if last and (last.local + last.rows, last.world + last.rows) == segment[:2]:
+            joined[-1] = last._replace(rows=last.rows + segment.rows)
+        else:
+            joined.append(segment)
+    return tuple(joined)
 
 
 @dataclass(frozen=True)

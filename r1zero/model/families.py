@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from r1zero.config import Model, UserError
 from r1zero.model.config_fields import Config, Fields, shown
@@ -68,6 +68,27 @@ class Weight:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def fused_rows(self, degree: int = 1) -> tuple["FusedRows", ...]:
+        """Returns where the rows of this tensor are in the parameter of one of `degree` tensor ranks.
+
+        All ranks have them in the same places, so the rows are counted from the beginning of the rank's own part. With
+        degree 1 these are the places in the parameter without tensor parallelism.
+        """
+        ranks = degree if self.cut == 0 else 1
+        blocks = self.blocks // ranks if self.blocks > 1 else 1
+        rows, stride, first = (n // ranks // blocks for n in (self.shape[0], self.total or self.shape[0], self.first))
+        return tuple(FusedRows(i * rows, i * stride + first, rows) for i in range(blocks))
+
+
+class FusedRows(NamedTuple):
+    """Consecutive rows of an HF tensor that are also consecutive in the parameter that holds them."""
+
+    row: int
+    """First row in the HF tensor, or in a rank's part of it."""
+    fused: int
+    """First row in the parameter."""
+    rows: int
 
 
 _ENDS = (

@@ -27,12 +27,10 @@ class Local:
 
     def view(self) -> Tensor:
         """Returns the part as a view of its parameter, fused or not. Parameters may be exchanged, so do not keep it."""
-        whole, weight = self.parameter.detach(), self.weight
-        if weight.total == weight.shape[0]:
+        whole, runs = self.parameter.detach(), self.weight.fused_rows(self.degree)
+        if runs[0].rows == len(whole):
             return whole
-        blocks = weight.blocks // self.degree if weight.blocks > 1 else 1
-        first, rows = (n // self.degree // blocks for n in (weight.first, weight.shape[0]))
-        return whole.view(blocks, -1, *whole.shape[1:])[:, first : first + rows]
+        return whole.view(len(runs), -1, *whole.shape[1:]).narrow(1, runs[0].fused, runs[0].rows)
 
     def tensor(self) -> Tensor:
         """Returns the part with its shape in the full tensor. This copies only if the parameter interleaves it."""

@@ -21,20 +21,17 @@ ITEMSIZES = {"bfloat16": 2, "float32": 4}
 
 
 class RankRoles(NamedTuple):
-    """The roles of a rank. Ranks with equal roles need the same memory. None: the rank does not have that role."""
+    """The roles of a rank, which determine its memory. train, reference: pipeline stage, or None without the role."""
 
     train: int | None
-    """Pipeline stage of the trainer."""
     reference: int | None
     rollout: bool
 
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    device: dict[str, dict[str, int]]
-    """Phase -> kind -> bytes."""
-    host: dict[str, int]
-    """Kind -> bytes of pinned host memory; empty on a CPU, where host and device are the same."""
+    device: dict[str, dict[str, int]]  # phase -> kind -> bytes
+    host: dict[str, int]  # kind -> bytes of pinned memory; empty on a CPU, where host and device are the same
 
     def total(self, phase: str) -> int:
         return sum(self.device[phase].values())
@@ -96,8 +93,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
     shared = place.train is not None and place.rollout
     weights, gradients, optimizer, host = _trainer(inputs, place)
     engine, cache = _engine(inputs) if place.rollout else (0, 0)
-    # An engine that shares its device drops weights and cache outside of rollouts.
-    asleep = shared and not inputs.on_cpu
+    asleep = shared and not inputs.on_cpu  # an engine that shares its device drops weights and cache between rollouts
     away = shared and inputs.cfg.train.offload and not inputs.on_cpu
     second = _reference_copy(inputs, place)
     always = {
@@ -118,8 +114,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
         },
         "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(inputs, place, False)},
         "update": {**trainer, **kept, **_passes(inputs, place, True)},
-        # The activations of the passes are gone.
-        "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},
+        "step": {**trainer, **kept, "optimizer": optimizer or host.get("optimizer", 0)},  # activations are freed
         "sync": {
             **trainer,
             "gradients": 0 if away else gradients,
@@ -127,8 +122,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
             "KV cache": kept["KV cache"],
             **(_sync_buffers(inputs, place) if engine or weights else {}),
         },
-        # Between a sync and the next rollout. A rank writes its state piece by piece, from wherever it is.
-        "save": {
+        "save": {  # between a sync and the next rollout; a rank writes its state in pieces, from wherever it is
             **rollout_trainer,
             "engine weights": engine,
             "KV cache": cache,
@@ -215,8 +209,7 @@ def _engine(inputs: MemoryInputs) -> tuple[int, int]:
     return plain * inputs.itemsize + 4 * fp32, int(inputs.cfg.rollout.kv_cache_gib * GIB)
 
 
-def _head_elements(inputs: MemoryInputs) -> int:
-    """Returns the number of elements of the output layer on a rank of the engine."""
+def _head_elements(inputs: MemoryInputs) -> int:  # of the output layer on a rank of the engine
     return inputs.routes.shape.vocab_size * inputs.routes.shape.hidden_size // inputs.layout.rollout.size("tp")
 
 
@@ -271,12 +264,10 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
     else:
         flying = min(pp - stage, micro_batches(inputs))  # 1F1B schedule: micro-batches in flight at this stage
         kept = flying * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
-        # With recomputation, the layer's own activations exist as well while its gradients are computed.
-        live = max(layer.backward + (layer.kept if full else 0) for layer in each)
+        live = max(layer.backward + (layer.kept if full else 0) for layer in each)  # full: recomputed activations
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
-        # Logits in the run's type, and in fp32 the scaled logits, their exponentials and two products for the entropy.
-        # They are freed before the layers run backward.
+        # Logits, and in fp32 four tensors of their size, which are all freed before the layers run backward.
         beyond = tokens * shape.vocab_size // tp * (size + 16) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
     return found

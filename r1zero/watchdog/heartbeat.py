@@ -75,7 +75,7 @@ class Watchdog:
         self._one = threading.Lock()
 
     def phase(self, name: str, iteration: int) -> None:
-        """Note the begin of a phase, by its name, or the end of one, by an empty name."""
+        """Note that the phase `name` begins, or, with an empty name, that a phase ends."""
         now = time.monotonic()
         self.longest[self.name] = max(self.longest.get(self.name, 0.0), now - self.began)
         self.name, self.iteration, self.began = name or "between", iteration, now

@@ -147,7 +147,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 988097
             lambda f: shutil.copyfile(f / "model.safetensors", f / one_of_two(1)),
             "has 1 other safetensors files beside model.safetensors",
         ),
-        (stale_index, r"\d+ tensors are in other files than model.safetensors.index.json says"),
+        (stale_index, r"\d+ tensors are in other files than model.safetensors.index.json states"),
         (twice, "lm_head.weight is both in model-00001-of-00002.safetensors and in model-00002"),
         (pickles_only, "has its weights in pickles only .pytorch_model.bin."),
         (unfinished, "abc.0123.incomplete: a download into this folder has not finished"),

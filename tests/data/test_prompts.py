@@ -197,7 +197,7 @@ def test_a_missing_or_foreign_folder_is_refused(made: str, tmp_path: Path) -> No
     for changed, sentence in (
         ({"format": "r1zero prompts 0"}, "its format is 'r1zero prompts 0'"),
         ({"rows": "3000"}, "rows = '3000' must be of type int"),
-        ({"rows": 2999}, "holds 3000 rows"),
+        ({"rows": 2999}, "has 3000 rows"),
         ({"stop_token_ids": None}, "stop_token_ids = None must be of type list"),
         ({"stop_token_ids": [1, "2"]}, "stop_token_ids = '2' must be of type int"),
         ({"tokenizer": {}}, "tokenizer: path = None must be of type str"),

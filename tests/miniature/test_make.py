@@ -173,7 +173,7 @@ def test_an_output_that_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_p
     "content, why",
     [
         (None, "cannot be read (No such file or directory)"),
-        ("", "holds no problem"),
+        ("", "has no problem"),
         ("{", ":1: is not JSON"),
         ("[]", ":1: has no texts"),
         ('{"problem": "1+1", "answer": "2"}\n{"problem": 1}', ":2: has no texts"),

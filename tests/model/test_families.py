@@ -52,5 +52,5 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_stated_shape_must_be_that_of_the_folder(tmp_path):
     shape_of(tmp_path, MINIMAL[QWEN2])
-    with pytest.raises(UserError, match="qwen2.5_7b.toml says layers = 28, .*config.json says 4"):
+    with pytest.raises(UserError, match="qwen2.5_7b.toml states layers = 28, .*config.json states 4"):
         model_shape(Model(path=str(tmp_path), shape=str(ROOT / "configs/model/qwen2.5_7b.toml")))

@@ -283,7 +283,7 @@ def test_what_does_not_divide_is_one_sentence(overrides: tuple[str, ...], world:
 def test_a_shape_file_of_another_model_is_refused(tmp_path: Path) -> None:
     stated = tomli.loads((ROOT / "configs/model/qwen2.5_7b.toml").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**stated, "num_hidden_layers": 29}))
-    with pytest.raises(UserError, match=r"says layers = 28, .*config.json says 29"):
+    with pytest.raises(UserError, match=r"states layers = 28, .*config.json states 29"):
         plan.plan(load("a3_qwen2.5_7b", f"model.path={tmp_path}"), 16)
 
 

@@ -2,7 +2,7 @@
 sources.
 
 No NPU is needed: the wheels are downloaded with --no-deps and read with `ast`. MindSpeed is on no index; what we
-rely on there was read, not checked (launch/README.md).
+rely on there was read, not checked (launch/REVIEW.md).
 
     python -m pytest tests/rollout/test_vllm_ascend_api.py        # R1ZERO_WHEELS=folder keeps or brings the two wheels
 """

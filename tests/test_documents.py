@@ -1,0 +1,103 @@
+"""The documents name only files, functions, sections and config keys that exist.
+
+python -m pytest tests/test_documents.py
+"""
+
+import ast
+import dataclasses
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+from r1zero.config import Config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "launch/README.md", "launch/REVIEW.md"]
+COMMENTED = [
+    *DOCUMENTS,
+    "requirements.txt",
+    *(
+        str(path.relative_to(ROOT))
+        for pattern in ("configs/**/*.toml", "launch/*.sh", "launch/*.txt")
+        for path in sorted(ROOT.glob(pattern))
+    ),
+]
+MADE = ("configs/data/own.toml", "configs/grpo_")
+"""What a reader is to make, or another project's."""
+PATH = re.compile(r"(?<![\w./~+-])((?:r1zero|tests|configs|launch)/[\w./*-]+|(?:train|convert|preprocess)\.py)")
+SYMBOL = re.compile(r"((?:r1zero|tests)/[\w/]+\.py):([A-Za-z_][\w.]*)")
+
+
+@pytest.mark.parametrize("document", COMMENTED)
+def test_the_files_that_a_document_names_exist(document: str) -> None:
+    named = {match.rstrip(".") for match in PATH.findall((ROOT / document).read_text(encoding="utf-8"))}
+    missing = [path for path in sorted(named) if not path.startswith(MADE) and not list(ROOT.glob(path))]
+    assert not missing
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """The functions, classes and constants of a module, and the methods of its classes as Class.method."""
+    names = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner}" for inner in defined(node)}
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_symbols_that_a_document_names_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    missing = [
+        f"{path}:{symbol}"
+        for path, symbol in SYMBOL.findall(text)
+        if symbol not in defined(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    ]
+    assert not missing
+
+
+def config_keys(cls: type, prefix: str = "") -> set[str]:
+    """Every key of a config as `section.key`."""
+    keys = set()
+    for name, kind in typing.get_type_hints(cls).items():
+        keys.add(f"{prefix}{name}")
+        for inner in [kind, *typing.get_args(kind)]:
+            if dataclasses.is_dataclass(inner):
+                keys |= config_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_config_keys_that_a_document_names_exist(document: str) -> None:
+    known = config_keys(Config)
+    sections = "|".join(name for name in known if "." not in name)
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(rf"(?<![\w./])((?:{sections})(?:\.[a-z_0-9]+)+)", text)
+    files = (".py", ".toml", ".json", ".jsonl", ".png")
+    assert not [key for key in named if key not in known and not key.endswith(files) and "plan.assume" not in key]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    anchors = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        assert ((ROOT / document).parent / file).exists() if file else anchor in anchors, target
+
+
+def test_every_script_and_folder_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    folders = [path.name for path in (ROOT / "r1zero").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    modules = [path.name for path in (ROOT / "r1zero").glob("*.py") if path.name != "__init__.py"]
+    assert not [name for name in [*(f"{folder}/" for folder in folders), *modules] if name not in text]
