@@ -43,7 +43,8 @@ class Policy:
         self.optimizer_on_device: Callable[[], Any] = nullcontext
         """Returns a context in which the optimizer's state is on the device."""
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
-        self.dp_group = parallel_state.get_data_parallel_group()
+        # The group that also reduces the gradients: another one of the same ranks would take buffers of its own.
+        self.dp_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         width = vocab_size // self.tp_group.size()
         first = width * self.tp_group.rank()
         self.forbidden_V = torch.zeros(width, dtype=torch.bool, device=device)
@@ -60,7 +61,7 @@ class Policy:
         return {
             "train tp": parallel_state.get_tensor_model_parallel_group(),
             "train pp": parallel_state.get_pipeline_model_parallel_group(),
-            "train dp": parallel_state.get_data_parallel_group(),
+            "train dp": parallel_state.get_data_parallel_group(with_context_parallel=True),
             "train ep": parallel_state.get_expert_model_parallel_group(),
         }
 

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -18,37 +19,33 @@ def folder() -> Path:
     return Path(os.environ.get("R1ZERO_WHEELS", Path.home() / ".cache" / "r1zero" / "wheels"))
 
 
-@lru_cache
 def wheel(requirement: str) -> zipfile.ZipFile:
     """The wheel of `name==version`, downloaded once (170 MB for all). Skips the test where it cannot be had."""
+    found = _found(requirement)
+    if isinstance(found, str):
+        pytest.skip(f"{requirement}: {found}; what depends on it was NOT checked")
+    return found
+
+
+@lru_cache
+def _found(requirement: str) -> zipfile.ZipFile | str:
+    """The wheel, or why it cannot be had."""
     name, version = requirement.replace("-", "_").split("==")
-    found = sorted(folder().glob(f"{name}-{version}-*.whl"))
-    if not found:
+    pattern = f"{name}-{version}-*.whl"
+    if not any(folder().glob(pattern)):
         folder().mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--quiet",
-            "--retries",
-            "1",
-            "--dest",
-            str(folder()),
-            requirement,
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"{requirement}: no answer from the package index in 600 s; the calls to it were NOT checked")
-        found = sorted(folder().glob(f"{name}-{version}-*.whl"))
-        if not found:
-            reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            pytest.skip(f"{requirement}: cannot be had ({reason}); the calls to it were NOT checked")
-    return zipfile.ZipFile(found[0])
+        with tempfile.TemporaryDirectory(dir=folder()) as aside:  # an interrupted download leaves nothing behind
+            options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--retries", "1", "--dest", aside]
+            command = [sys.executable, "-m", "pip", "download", *options, requirement]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            except subprocess.TimeoutExpired:
+                return "no answer from the package index in 600 s"
+            for path in Path(aside).glob(pattern):
+                path.rename(folder() / path.name)
+        if not any(folder().glob(pattern)):
+            return f"cannot be had ({(done.stderr.strip().splitlines() or ['no wheel'])[-1]})"
+    return zipfile.ZipFile(min(folder().glob(pattern)))
 
 
 @lru_cache

@@ -83,6 +83,7 @@ BUFFERS_MB = {
     "tp_ep_mp": 20,
     "tp_ep_pp": 20,
     "tp_dp_cp": 20,
+    "intra_dist_opt_instance": 20,
 }
 """HCCL only: MiB of each of the two buffers of a megatron-core communicator, by megatron-core's name of the group.
 
@@ -267,7 +268,8 @@ def _torch_kept() -> Iterator[None]:
         for (owner, name), function in zip(places, plain, strict=True):
             setattr(owner, name, function)
         for name in set(sys.modules) - before:
-            if name.partition(".")[0] == "flash_attn" and getattr(sys.modules[name], "__file__", None) is None:
+            file = getattr(sys.modules[name], "__file__", None)  # MindSpeed names a file that does not exist
+            if name.partition(".")[0] == "flash_attn" and not os.path.exists(file or ""):
                 del sys.modules[name]
 
 

@@ -23,7 +23,7 @@ class PackedSequences(PackedSeqParams):
     """
 
     lengths: tuple[int, ...] = ()
-    """Lengths of the sequences, with the padding at the end as one more sequence."""
+    """Lengths of the sequences; that of the last one includes the padding."""
     positions_T: Tensor | None = None
     frequencies: Tensor | None = None
     """(T, 1, 1, D), set by the first layer that needs it."""
@@ -51,9 +51,12 @@ class PackedSequences(PackedSeqParams):
 
 
 def pack(lengths: list[int], multiple: int, device: torch.device) -> PackedSequences:
-    """Describe sequences of `lengths`, padded at the end to a multiple of `multiple`, the tensor-parallel degree."""
-    padding = -sum(lengths) % multiple
-    every = (*lengths, padding) if padding else tuple(lengths)
+    """Describe sequences of `lengths`, padded at the end to a multiple of `multiple`, the tensor-parallel degree.
+
+    The padding lengthens the last sequence, whose own tokens do not see it because attention is causal. As a sequence
+    of its own it would cost as much attention as the longest one.
+    """
+    every = (*lengths[:-1], lengths[-1] + -sum(lengths) % multiple)
     sizes = torch.tensor(every)
     starts = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
     positions = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(sizes)

@@ -28,17 +28,22 @@ class Kind:
 # nothing because they are never used: a communicator allocates its buffers at its first collective.
 TRAIN = (
     Kind("train tp", ("tp",), "dense", "sequence parallel gather and scatter, vocabulary", "tp"),
-    Kind("train dp", ("dp",), "dense", "dense gradients and weights", "dp"),
+    Kind("train dp", ("dp",), "dense", "dense gradients and weights", "dp_cp"),
     Kind("train pp", ("pp",), "dense", "activations between stages", "pp"),
-    Kind("train tp-pp", ("tp", "pp"), "dense", "gradient norm, dense", "mp"),
-    Kind("train ep", ("etp", "ep"), "experts", "tokens to experts and back", "ep"),
+    Kind("train tp-dp-pp", ("tp", "dp", "pp"), "dense", "gradient norm", "intra_dist_opt_instance"),
+    Kind("train tp-dp", ("tp", "dp"), "dense", "tokens counted for each expert", "tp_dp_cp"),
+    Kind("train ep", ("ep",), "experts", "tokens to experts and back", "ep"),
+    Kind("train etp", ("etp",), "experts", "tokens to the parts of an expert and back", "ep_tp"),
+    Kind("train etp-ep", ("etp", "ep"), "experts", "numbers of tokens for each expert", "tp_ep_mp"),
     Kind("train edp", ("edp",), "experts", "expert gradients", "ep_dp"),
-    Kind("train etp-ep-pp", ("etp", "ep", "pp"), "experts", "gradient norm, experts", "tp_ep_pp"),
 )
 REFERENCE = (
     Kind("reference tp", ("tp",), "reference", "sequence parallel gather and scatter, vocabulary", "tp"),
+    Kind("reference dp", ("dp",), "reference", "number of micro-batches", "dp_cp"),
     Kind("reference pp", ("pp",), "reference", "activations between stages", "pp"),
-    Kind("reference ep", ("etp", "ep"), "reference experts", "tokens to experts and back", "ep"),
+    Kind("reference ep", ("ep",), "reference experts", "tokens to experts and back", "ep"),
+    Kind("reference etp", ("etp",), "reference experts", "tokens to the parts of an expert and back", "ep_tp"),
+    Kind("reference etp-ep", ("etp", "ep"), "reference experts", "numbers of tokens for each expert", "tp_ep_mp"),
 )
 ROLLOUT = (
     Kind("engine tp", ("tp",), "rollout", "hidden states, logits", "engine"),
@@ -83,11 +88,13 @@ def kinds(layout: Layout, shape: Shape, expert_parallel: bool, device_kind: str)
     """Returns the kinds of groups that a run uses and that have more than one rank."""
     found = []
     for kind in TRAIN + (REFERENCE if layout.reference else ()) + ROLLOUT:
-        experts = kind.name.partition(" ")[2] in ("ep", "edp", "etp-ep-pp", "mc2")
+        experts = kind.name.partition(" ")[2] in ("tp-dp", "ep", "etp", "etp-ep", "edp", "mc2")
         if (experts and not shape.moe) or (kind.name in ("engine ep", "engine mc2") and not expert_parallel):
             continue
         if kind.name == "engine mc2" and device_kind != "npu":
             continue
+        if kind.name == "train edp" and layout.train.experts.size("ep") == 1:
+            continue  # megatron-core reduces the gradients of experts with the dense ones then
         if math.prod(grids(layout)[kind.grid].size(axis) for axis in kind.axes) > 1:
             found.append(kind)
     return found

@@ -26,8 +26,14 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments for a model; none are needed."""
-    return {}
+    """Returns the arguments for a model with latent attention; others need none. config: its config.json.
+
+    Where prompts are not cut into chunks, the prefill of vllm-ascend ignores a prefix that is in the cache
+    (attention/mla_v1.py builds the context of chunks only), and every sample of a prompt but the first would be
+    generated without most of the prompt. The prefix cache is therefore off. Without it vLLM's own block size of 16 is
+    not refined to one that the backend knows, and has to be given.
+    """
+    return {"enable_prefix_caching": False, "block_size": 128} if "kv_lora_rank" in config else {}
 
 
 @contextmanager
@@ -60,11 +66,13 @@ def reload(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Ten
     all weights may be written in place instead of being yielded.
     """
     from vllm.model_executor.model_loader import utils
+    from vllm_ascend.ops import rotary_embedding
     from vllm_ascend.ops.fused_moe.moe_comm_method import _MoECommMethods
 
     dispatchers = [method.token_dispatcher for method in _MoECommMethods.values()]
     # vllm-ascend replaces this function in its module, so it is looked up there at the time of the call.
     reload_in_order(model, model_config, weights, utils.process_weights_after_loading, dispatchers)
+    renew_rotary_tables(rotary_embedding)
 
 
 def reload_in_order(
@@ -124,3 +132,17 @@ def renew_dispatcher(dispatcher: Any) -> None:
     numbers = getattr(dispatcher, "expert_ids_per_ep_rank", None)
     if numbers is not None:
         numbers.copy_(torch.arange(dispatcher.num_experts, dtype=numbers.dtype) % dispatcher.num_local_experts)
+
+
+def renew_rotary_tables(module: Any) -> None:
+    """Write vllm-ascend's tables of cosines and sines again, from the buffer that they were made of.
+
+    Latent attention reads them. With plain rotary positions they are plain tensors of `module`
+    (vllm_ascend.ops.rotary_embedding), so a deep sleep loses them and the engine then computes NaN. With YaRN they are
+    buffers, which the worker restores, and the module does not have both.
+    """
+    both = module._cos_sin_cache
+    if both is None or module._cos_cache is None:
+        return
+    for table, half in zip((module._cos_cache, module._sin_cache), both.chunk(2, -1), strict=True):
+        table.copy_(half.repeat(1, 2))

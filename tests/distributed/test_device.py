@@ -45,6 +45,7 @@ for module in list(sys.modules.values()):
         module.all_reduce = patched
 for name in ("flash_attn", "flash_attn.flash_attn_interface"):
     sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__file__ = "mindspeed.dummy_module.py"
     sys.modules[name].__spec__ = ModuleSpec(name, None)
 """
 PROGRAM = """

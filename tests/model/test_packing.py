@@ -52,8 +52,26 @@ def test_outputs_and_gradients_equal_attention_written_out(dense_tokens, lengths
 
 def test_positions_begin_anew_in_each_sequence():
     packed = packing.pack([3, 2], 4, CPU)
-    assert packed.positions_T.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
-    assert packed.cu_seqlens_q.tolist() == [0, 3, 5, 8] and packed.max_seqlen_q == 3
+    assert packed.positions_T.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert packed.cu_seqlens_q.tolist() == [0, 3, 8] and packed.max_seqlen_q == 5
+
+
+@pytest.mark.parametrize("lengths, multiple", [([9, 5], 4), ([3, 9, 1, 6], 8), ([7], 4), ([8, 8], 8)])
+def test_padding_is_no_sequence_of_its_own(lengths, multiple):
+    """Attention works on the padded view, whose rows are as many as there are sequences."""
+    packed = packing.pack(lengths, multiple, CPU)
+    assert len(packed.lengths) == len(lengths) and packed.longest < max(lengths) + multiple
+
+
+@pytest.mark.parametrize("dense_tokens", [0, 1000], ids=["fused", "products"])
+def test_padding_changes_no_token_of_the_sequence_that_it_lengthens(dense_tokens):
+    lengths, make = [9, 5], torch.Generator().manual_seed(0)
+    packed, plain = packing.pack(lengths, 4, CPU), packing.pack(lengths, 1, CPU)
+    q, k, v = (torch.randn(len(packed.positions_T), 2, 8, generator=make, dtype=torch.float64) for _ in range(3))
+    with mock.patch.object(packing, "DENSE_TOKENS", dense_tokens):
+        padded = packing.attend(q, k, v, 0.3, packed)[: sum(lengths)]
+        alone = packing.attend(*(x[: sum(lengths)] for x in (q, k, v)), 0.3, plain)
+    assert (padded - alone).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("longest", [24, 200], ids=["products", "fused"])

@@ -197,6 +197,8 @@ def test_groups_lie_where_the_recipe_wants_them(recipe: plan.Plan) -> None:
     assert (found["train ep"].size, found["train ep"].count, found["train ep"].nodes) == (64, 6, 4)
     assert found["engine ep"].examples[1] == tuple(range(128, 256))
     assert "train edp" not in found, "each expert is on one rank"
+    assert (found["train tp-dp"].size, found["train tp-dp"].count) == (64, 6), "the routers count tokens by stage"
+    assert found["train tp-dp-pp"].size == 384
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_the_tables_say_what_the_data_say(recipe: plan.Plan) -> None:
     plan.render(recipe, Console(file=out, width=150))
     for text in (
         "671,026,419,200 parameters",
-        "train etp-ep-pp",
+        "train tp-dp-pp",
         "20.83",
         "555.4",
         "fits",

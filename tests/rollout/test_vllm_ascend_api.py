@@ -85,6 +85,7 @@ ENGINE_ARGS = [
     "additional_config",
     "skip_tokenizer_init",
     "generation_config",
+    "block_size",
 ]
 SAMPLING = [
     "n",
@@ -406,15 +407,19 @@ def test_every_keyword_given_to_llm_and_sampling_params_is_in_the_tables() -> No
 
 
 def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> None:
-    """The engine gathers LLM's arguments in dict literals: `_arguments` returns one, ARGUMENTS has one a device."""
-    engine = ast.parse((ROOT / "r1zero" / "rollout" / "engine.py").read_text(encoding="utf-8"))
-    given = next(n for n in ast.walk(wheels.find(engine, "_arguments")) if isinstance(n, ast.Return)).value
-    rows = wheels.find(engine, "ARGUMENTS").value
-    names = {key.value for table in (given, *rows.values) for key in table.keys if key is not None}
+    """Engine gathers the arguments of LLM in dict literals: those of every device, and those of NPUs."""
+    engine, npu = (
+        ast.parse((ROOT / "r1zero" / "rollout" / name).read_text(encoding="utf-8")) for name in ("engine.py", "npu.py")
+    )
+    constant = wheels.find(npu, "ARGUMENTS").value
+    functions = [wheels.find(engine, "_arguments"), wheels.find(npu, "arguments")]
+    returned = [n.value for function in functions for n in ast.walk(function) if isinstance(n, ast.Return)]
+    given = [value.body if isinstance(value, ast.IfExp) else value for value in returned]
+    names = {key.value for table in (constant, *given) for key in table.keys}
     assert len(names) > 15 and names <= set(ENGINE_ARGS), names - set(ENGINE_ARGS)
-    extra = ast.literal_eval(rows.values[[key.value for key in rows.keys].index("npu")])["additional_config"]
+    assert {"enable_sleep_mode", "block_size"} <= names
     config = wheels.source(node(ASCEND, "vllm_ascend.ascend_config", "AscendConfig"))
-    assert all(f"'{name}'" in config for name in extra)
+    assert all(f"'{name}'" in config for name in ast.literal_eval(constant)["additional_config"])
 
 
 def test_every_vllm_variable_that_we_name_is_in_the_tables() -> None:

@@ -1,0 +1,3 @@
+"""torch_npu._C._distributed_c10d."""
+
+from torch_npu.distributed import ProcessGroupHCCL  # noqa: F401

@@ -1,0 +1,1 @@
+"""Of the vendor's package what transfer_to_npu and MindSpeed ask for."""
