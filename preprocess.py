@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from r1zero import config
@@ -55,7 +55,7 @@ def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
         TextColumn("{task.fields[rows]}"),
     )
     with Progress(*columns, console=console) as bar:
-        tasks: dict[Path, int] = {}
+        tasks: dict[Path, TaskID] = {}
 
         def progress(file: Path, share: float, counts: prepare.Counts) -> None:
             if file not in tasks:

@@ -67,7 +67,8 @@ class Grader:
         self.folder = Path(cfg.run.dir) / cfg.run.name
         self.cfg, self.scorer, self.tokenizer = cfg, scorer, model_tokenizer
         self.dropped = tokenizer.dropped_ids(model_tokenizer, stop_token_ids)
-        self.peers = self.turn = self.group = None
+        self.peers, self.turn = 1, 0
+        self.group: dist.ProcessGroup | None = None
         for members in layout.rollout.groups("tp"):  # every rank must create every group, in the same order
             group = dist.new_group(list(members), backend="gloo") if len(members) > 1 else None
             if rank in members:
@@ -79,6 +80,7 @@ class Grader:
         """Start grading a finished response. prompts: the list that was given to the engine."""
         sample = response.prompt * self.cfg.grpo.group_size + response.sample
         if sample % self.peers == self.turn:
+            assert self.scorer is not None  # a rank with an engine has one
             prompt = prompts[response.prompt]
             self.submitted[sample] = self.text(response), prompt.label
             self.scorer.submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
@@ -94,7 +96,8 @@ class Grader:
     def collect(self, count: int) -> Graded:
         """Wait for the grades of all `count` samples. Collective over the tensor-parallel ranks of the engine."""
         rules = list(self.cfg.reward.rules)
-        scores = self.scorer.collect()
+        assert self.scorer is not None  # a rank with an engine has one
+        scores: dict[Any, Score] = self.scorer.collect()
         dump_unscored(self.folder / "unscored.jsonl", scores, self.submitted)
         self.submitted = {}
         # One tensor of reward, outcome and each rule's value, so that one all-reduce shares everything.

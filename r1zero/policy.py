@@ -93,6 +93,7 @@ class Policy:
         which case weights, moments and learning rate stay as they were.
         """
         packs = self._micro_batches(batch)
+        chunk: Any  # megatron-core's wrapper; torch.nn.Module does not declare its methods
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()

@@ -91,7 +91,7 @@ class Roles:
         if self.reference:
             return self.reference.logprobs(batch)
         with self._original_in_place():
-            return self.policy.logprobs(batch)
+            return self.require_policy().logprobs(batch)
 
     def to_training(self) -> None:
         """Offload the engine from a device that it shares with the trainer or the reference."""
@@ -134,8 +134,10 @@ class Roles:
         if self.weight_offload:
             self.weight_offload.onload(name)
             return
-        for i, p in enumerate(self.policy.chunks[0].parameters()):
-            p.data, self.original[i] = self.original[i], p.data
+        original = self.original
+        assert original is not None  # kept if the weights are not offloaded and the loss has a KL term
+        for i, p in enumerate(self.require_policy().chunks[0].parameters()):
+            p.data, original[i] = original[i], p.data
 
     def update(self, batch: Batch | None, ref_logprobs_R: Tensor | None, loss_tokens: float) -> dict[str, float]:
         """Take one optimizer step. Returns {} on a rank that does not train.
@@ -147,11 +149,17 @@ class Roles:
         if self.weight_offload:
             self.weight_offload.onload("policy")
             self.weight_offload.gradients()
-        figures = self.policy.update(
+        figures = self.require_policy().update(
             batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens
         )
         give_back_memory(self.cfg.run.device)
         return figures
+
+    def require_policy(self) -> Policy:
+        """Returns this rank's part of the trained model. Raises RuntimeError on a rank that does not train."""
+        if self.policy is None:
+            raise RuntimeError(f"rank {self.rank} does not train")
+        return self.policy
 
     @property
     def chunks(self) -> list[torch.nn.Module] | None:
@@ -192,6 +200,6 @@ class Roles:
         if self.trained:
             if self.weight_offload:
                 self.weight_offload.onload("policy")
-            with self.policy.optimizer_on_device():
+            with self.require_policy().optimizer_on_device():
                 training.load(found, self.trained)
         return {**found.extra, "iteration": found.iteration}

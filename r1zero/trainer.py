@@ -121,7 +121,7 @@ class Trainer:
             if samples:
                 graded = self.grader.collect(len(samples.responses))
         with watch.phase("adv"):
-            if samples:
+            if samples and graded:
                 by_group = (-1, cfg.grpo.group_size)
                 advantages_PG = grpo.advantages(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
                 mine = to_batch(samples, advantages_PG.flatten(), graded.scored_B)
@@ -134,8 +134,8 @@ class Trainer:
             ref_logprobs_R = self._reference(mine, batch, lengths)
         with watch.phase("update"):
             update = roles.update(batch, ref_logprobs_R, lengths.loss_tokens)
-            if update.get("skipped"):
-                skipped.keep(self.folder, iteration, self.rank, roles.policy, batch, ref_logprobs_R)
+            if batch is not None and update.get("skipped"):
+                skipped.keep(self.folder, iteration, self.rank, roles.require_policy(), batch, ref_logprobs_R)
         parity = self.sync_and_check(iteration)
         with watch.phase("record"):
             sums, peaks = self._reduce(samples, graded, update)
@@ -219,7 +219,7 @@ class Trainer:
 
     def _dump(self, iteration: int, samples: Samples | None, graded: Graded | None) -> None:
         """Append the first response to each of the first few prompts of the first engine to samples.jsonl."""
-        if self.rank != self.layout.rollout.ranks[0]:
+        if samples is None or graded is None or self.rank != self.layout.rollout.ranks[0]:
             return
         rows: list[dict[str, Any]] = []
         for k in range(0, len(samples.responses), self.cfg.grpo.group_size)[: self.cfg.metrics.dump_samples]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def place(weight: Weight, shape: Shape) -> CheckpointSlot:
     elif weight.layer is not None:
         key = f"decoder.layers.{weight.layer}.{key}"
     if weight.expert is not None:
-        lead = ((weight.expert, shape.moe.experts),)
+        lead = ((weight.expert, shape.require_moe().experts),)
     return CheckpointSlot(key, lead, weight.total or weight.shape[0], weight.fused_rows())
 
 
@@ -112,7 +113,7 @@ class DistFolder:
             if isinstance(found, TensorStorageMetadata)
         }
         self._where: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
-        self._last: tuple[MetadataIndex | None, Tensor | None] = (None, None)
+        self._last: tuple[MetadataIndex, Tensor] | None = None
 
     def problems(self, weights: Iterable[Weight]) -> list[str]:
         """Returns the names of weights that are missing, or that have a different shape here."""
@@ -164,8 +165,8 @@ class DistFolder:
 
     def _load(self, index: MetadataIndex) -> Tensor:
         """Load and verify one chunk. The last one is cached, because the tensors fused in it are read in a row."""
-        if self._last[0] != index:
-            self._last = (None, None)
+        if self._last is None or self._last[0] != index:
+            self._last = None
             info = self._where[index]
             try:
                 with open(self.path / info.relative_path, "rb") as file:
@@ -174,7 +175,7 @@ class DistFolder:
                         raise CorruptError(
                             f"{info.relative_path} has other content than was written (sha256 of {index.fqn} differs)"
                         )
-                    chunk = _create_file_view(file, info.offset, info.length)
+                    chunk = cast(IO[bytes], _create_file_view(file, info.offset, info.length))
                     self._last = (index, torch.load(chunk, map_location="cpu", weights_only=True))
             except OSError as error:
                 raise CorruptError(f"{info.relative_path} cannot be read ({error})") from None
@@ -198,7 +199,7 @@ def append(file: HashedFile, data: Tensor) -> _StorageInfo:
     data = data.detach().to("cpu")
     with _without_crc32():
         # torch.save would write the whole storage of which a view is a part.
-        torch.save(data.clone() if data.untyped_storage().nbytes() != data.nbytes else data, file)
+        torch.save(data.clone() if data.untyped_storage().nbytes() != data.nbytes else data, file.binary)
     file.segment()
     return _StorageInfo(file.path.name, offset, file.tell() - offset)
 
@@ -213,7 +214,7 @@ def write_index(folder: Path, chunks: list[tuple[Chunk, _StorageInfo]]) -> None:
         row.chunks.append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
     where = {MetadataIndex(chunk.key, chunk.offsets): info for chunk, info in chunks}
     with open(folder / ".metadata", "wb") as file:
-        pickle.dump(Metadata(tensors, storage_data=where, version=CURRENT_DCP_VERSION), file)
+        pickle.dump(Metadata({**tensors}, storage_data=where, version=CURRENT_DCP_VERSION), file)
     torch.save({}, folder / "common.pt")
     backends = {
         "sharded_backend": "torch_dist",

@@ -46,7 +46,7 @@ def write_header(file: HashedFile, tensors: Tensors) -> None:
 
 def write_tensor(file: HashedFile, tensor: Tensor) -> None:
     """Append a tensor. The calls must follow the order of the header."""
-    file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+    file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     file.segment()
 
 

@@ -55,11 +55,13 @@ class HfFolder:
         piece = self._slice(weight.name)[part]
         if piece.dtype != torch.float8_e4m3fn:
             return piece
+        size = self._block
+        assert size is not None  # _check_facts refuses FP8 weights without the size of a block
         blocks = tuple(
-            slice(cut.start // size, -(-cut.stop // size)) for cut, size in zip(part, self._block, strict=True)
+            slice(cut.start // length, -(-cut.stop // length)) for cut, length in zip(part, size, strict=True)
         )
-        offset = tuple(cut.start % size for cut, size in zip(part, self._block, strict=True))
-        return dequantise(piece, self._slice(weight.name + SCALE)[blocks], offset, self._block)
+        offset = tuple(cut.start % length for cut, length in zip(part, size, strict=True))
+        return dequantise(piece, self._slice(weight.name + SCALE)[blocks], offset, size)
 
     def _read_facts(self) -> Facts:
         facts: Facts = {}

@@ -9,7 +9,7 @@ import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 NAME = "manifest.json"
 PIECE = 1 << 22
@@ -60,6 +60,11 @@ class HashedFile:
             self._unflushed = 0
             self._flushing = self._threads.submit(os.fdatasync, self._file.fileno())
         return size
+
+    @property
+    def binary(self) -> IO[bytes]:
+        """This file, as the type that torch.save declares. torch.save calls only methods that this class has."""
+        return cast(IO[bytes], self)
 
     def segment(self) -> None:
         """End the current segment, unless it is empty."""

@@ -80,7 +80,7 @@ def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
     manifest.publish(aside, final)
     manifest.write_text(final.parent / "latest", final.name + "\n")
     for path in _steps(final.parent)[keep.keep :]:
-        if not keep.keep_every or int(STEP.fullmatch(path.name)[1]) % keep.keep_every:
+        if not keep.keep_every or int(path.name.removeprefix("step_")) % keep.keep_every:
             _remove(path)
 
 

@@ -9,6 +9,7 @@ loaded into any other, except for the random generators' states: each rank has i
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _pieces(trained: Trained) -> list[tuple[Chunk, Callable[[], Tensor]]]:
                 found.append(
                     (
                         state_shards.chunk(where, f"{OPTIMIZER}{name}.", rectangle, torch.float32),
-                        lambda shard=shard, name=name, cut=rectangle: _state(trained, shard, name, cut),
+                        partial(_state, trained, shard, name, rectangle),
                     )
                 )
     return found
@@ -144,8 +145,12 @@ def _weight_pieces(
     for cut in where.rectangles(begin, end):
         yield (
             state_shards.chunk(where, "", cut, where.parameter.dtype),
-            lambda cut=cut: trained.weights_of(where.parameter)[cut.begin : cut.end].view(cut.sizes),
+            partial(_weight, trained, where.parameter, cut),
         )
+
+
+def _weight(trained: Trained, parameter: Tensor, cut: state_shards.Rectangle) -> Tensor:
+    return trained.weights_of(parameter)[cut.begin : cut.end].view(cut.sizes)
 
 
 def _state(trained: Trained, shard: state_shards.OptimizerShard, name: str, cut: state_shards.Rectangle) -> Tensor:
@@ -167,7 +172,7 @@ def _write(aside: Path, rank: int, pieces: list[tuple[Chunk, Callable[[], Tensor
                 chunks += [(chunk, append(file, content())) for chunk, content in few]
             files[file.path.name] = file.segments
     with HashedFile(aside / _generators_file(rank)) as file:
-        torch.save(_generators(), file)
+        torch.save(_generators(), file.binary)
     files[file.path.name] = file.segments
     return _Written(chunks, files)
 
@@ -211,6 +216,7 @@ def load(found: CheckpointInfo, trained: Trained) -> None:
             state_shards.allocate_moments(shard)
             for name in state_shards.MOMENTS:
                 _read(folder, where, f"{OPTIMIZER}{name}.", shard.begin, shard.state[name])
+    chunk: Any  # megatron-core's wrapper; torch.nn.Module does not declare its methods
     for chunk in trained.chunks:  # each data-parallel rank has read only its own part of the weights
         chunk.start_param_sync(force_sync=True)
     state_shards.set_step(trained.optimizer, folder.facts["optimizer_step"])
@@ -253,7 +259,8 @@ def _generators_file(rank: int) -> str:
 
 def _generators() -> dict[str, Any]:
     """Returns this rank's generator states: Python's, numpy's, torch's, and the device's from megatron's tracker."""
-    name, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()  # a tuple; numpy's stub declares the dict of legacy=False
+    name, keys, *rest = state
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),

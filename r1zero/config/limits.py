@@ -5,9 +5,13 @@ Relations between fields, and with the layout, are checked by the modules that d
 
 import dataclasses
 from math import inf, isfinite
+from typing import TYPE_CHECKING
 
 from r1zero.config.errors import UserError
 from r1zero.config.schema import Config
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 TINY = 1e-12
 """Lower limit of values that must be greater than 0."""
@@ -54,7 +58,7 @@ def check(cfg: Config) -> None:
         raise UserError(f"run.name = {cfg.run.name!r}; it must be a valid name for a folder in run.dir")
 
 
-def _check(section: object, prefix: str) -> None:
+def _check(section: "DataclassInstance | type[DataclassInstance]", prefix: str) -> None:
     for field in dataclasses.fields(section):
         value, name = getattr(section, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):

@@ -10,13 +10,16 @@ import difflib
 import os
 import re
 import typing
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tomli
 import tomli_w
 
 from r1zero.config.errors import UserError
 from r1zero.config.files import check_utf8, read_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LocalPath = Annotated[str, "path"]
 """Path of a local file or folder; empty: none."""
@@ -25,7 +28,7 @@ OwnFunction = Annotated[str, "path.py:function"]
 _CONFIG_FOLDERS = re.compile(r"(.*)/configs(/data|/model)?", re.DOTALL)
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
     if isinstance(value, _Argument):  # run.name=7 is a text, run.seed=7 a number
         parsed = value.parsed()
         value = str(value) if hint is str and not isinstance(parsed, str) else parsed
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise UserError(f"{source.place}: {name} = {_shown(value)} is a value; it must be a section")
         return _build(hint, value, source, name + ".")

@@ -36,7 +36,7 @@ class _BareErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is Exception:
+        if kind is Exception and error is not None:
             raise UserError(f"tokenizer {self.path!r}: cannot be loaded ({reason(error)}); {COPY}") from None
 
 

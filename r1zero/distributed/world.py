@@ -99,7 +99,8 @@ def _read(launcher: str, environment: Mapping[str, str]) -> Launch:
         if not match:
             raise UserError(f"{launcher}: {name}={text!r} is not a number")
         numbers.append(int(match[1]))
-    launch = Launch(*numbers, launcher)
+    rank, size, local_rank, local_size = numbers
+    launch = Launch(rank, size, local_rank, local_size, launcher)
     if launch.rank >= launch.size:
         raise UserError(
             f"{launcher}: rank {launch.rank} ({names[0]}) lies outside its world of {launch.size} ({names[1]})"
@@ -278,7 +279,7 @@ def abort_on_exception(launch: Launch) -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         # Write to the real stderr: torch.distributed replaces sys.stderr here and copies its content too late.
-        sys.__stderr__.write(
+        write_stderr(
             f"rank {launch.rank} on {socket.gethostname()}:\n{''.join(traceback.format_exception(kind, error, trace))}"
         )
         abort(launch, 1)
@@ -286,11 +287,19 @@ def abort_on_exception(launch: Launch) -> None:
     sys.excepthook = hook
 
 
+def write_stderr(text: str) -> None:
+    """Write to the real stderr, unless it was closed before the process started."""
+    if sys.__stderr__:
+        sys.__stderr__.write(text)
+        sys.__stderr__.flush()
+
+
 def abort(launch: Launch, code: int) -> None:
     """End the whole job at once after a failure of this rank. torchrun ends its other ranks once it has exited."""
     with suppress(OSError):  # the launcher and its pipes may be gone
         sys.stdout.flush()
-        sys.__stderr__.flush()
+        if sys.__stderr__:
+            sys.__stderr__.flush()
     time.sleep(0.5)  # mpirun forwards the output above only while this process runs
     if launch.launcher in MPI_LAUNCHERS:
         from mpi4py import MPI

@@ -37,6 +37,7 @@ class FaultLocalizer:
         count = torch.zeros(1, dtype=torch.long, device=self.device)
         tokens = None
         if self.rank == owner:
+            assert mine is not None  # the owner has the sample
             at = (mine.ids_B == sample).nonzero()[0]
             tokens = mine.select(at).tokens_T.to(self.device)
             count.fill_(len(tokens))
@@ -130,7 +131,9 @@ class FaultLocalizer:
                 continue
             if weight.name not in engines:
                 engines[weight.name] = self._held(weight)
-            first = span.first - self._span(weight).first
+            whole = self._span(weight)
+            assert whole is not None  # this rank's engine needs this piece
+            first = span.first - whole.first
             if gap := max(_gap(held, sent, axis(weight), first) for held in engines[weight.name]):
                 mine[weight.name] = max(gap, mine.get(weight.name, 0.0))
         every: list[dict[str, float]] = [{}] * self.layout.size
@@ -141,6 +144,7 @@ class FaultLocalizer:
     def _held(self, weight: Weight) -> list[Tensor]:
         """Returns the copies of a weight that this rank's engine holds."""
         beside = [weight] if weight.layer is None else [w for w in weights(self.shape) if w.layer == weight.layer]
+        assert self.roles.engine is not None  # pieces reach only ranks with an engine
         return self.roles.engine.held(weight.name, self._rows(beside))
 
     def _rows(self, every: Iterable[Weight]) -> dict[str, int]:

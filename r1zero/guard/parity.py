@@ -86,15 +86,17 @@ class ParityGate:
 
     def _compare(self, asked: tuple[Batch, Tensor] | None) -> Comparison:
         samples = self.layout.engines * len(self.prompts)
-        mine, decoded = asked if asked else (None, None)
+        mine = asked[0] if asked else None
         lengths = self.exchange.gather_lengths(mine, samples)
         batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
         table_B3 = torch.zeros(samples, 3)
-        if decoded is not None:
-            table_B3[mine.ids_B, DECODED] = decoded
-        values = self.roles.policy.logprobs(batch) if self.roles.policy else None
-        if values is not None and len(values):
-            _fill(table_B3, batch, (values - batch.rollout_logprobs_R).abs())
+        if asked:
+            texts, decoded = asked
+            table_B3[texts.ids_B, DECODED] = decoded
+        if self.roles.policy and batch is not None:
+            values = self.roles.policy.logprobs(batch)
+            if values is not None and len(values):
+                _fill(table_B3, batch, (values - batch.rollout_logprobs_R).abs())
         # A NaN counts as an infinite difference, because a maximum would ignore it.
         table_B3 = table_B3.nan_to_num(nan=torch.inf).to(self.exchange.device)
         dist.all_reduce(table_B3, dist.ReduceOp.MAX)

@@ -53,13 +53,15 @@ COMMON: dict[str, Any] = {
     "initializer_range": 0.06,
     "dtype": "bfloat16",
 }
+ROUTING: dict[str, Any] = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+"""Fields without which vLLM does not use the correction bias. transformers 5 does not declare them."""
 BIAS_RATE = 1e-3
 """Change per step of the router's correction bias (DeepSeek-V3, arXiv 2412.19437, sections 2.1.2 and 4.2)."""
 
 
 def recipes(end: int) -> dict[str, Recipe]:
     """Returns one recipe per family. end: the id of the token that ends a document."""
-    ends = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
     return {
         "qwen2": Recipe(Qwen2Config(**COMMON, **ends, num_key_value_heads=2), steps=800),
         "deepseek_v3": Recipe(
@@ -83,9 +85,7 @@ def recipes(end: int) -> dict[str, Recipe]:
                 n_group=2,
                 topk_group=1,
                 norm_topk_prob=True,
-                # vLLM uses the correction bias only with these two settings.
-                topk_method="noaux_tc",
-                scoring_func="sigmoid",
+                **ROUTING,
                 num_mtp_layers=0,
             ),
             steps=4000,
@@ -129,7 +129,8 @@ def balance(router: DeepseekV3TopkRouter, inputs: tuple[Tensor], outputs: tuple[
     """A forward hook that raises the bias of experts chosen less than average, and lowers that of the others."""
     if router.training:
         chosen = outputs[2].flatten().bincount(minlength=router.num_experts).float()
-        router.e_score_correction_bias += BIAS_RATE * (chosen.mean() - chosen).sign()
+        bias: Any = router.e_score_correction_bias
+        bias += BIAS_RATE * (chosen.mean() - chosen).sign()
 
 
 def train(

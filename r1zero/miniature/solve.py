@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.columns import Columns
@@ -39,7 +40,7 @@ def responses(folder: Path, rows: list[dict[str, str]], progress: Progress) -> l
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: name a folder in Hugging Face's format")
     encode = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     done: list[Answered] = []
     for start in progress.track(range(0, len(rows), BATCH), description=escape(str(folder))):
         batch = rows[start : start + BATCH]

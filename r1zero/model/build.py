@@ -98,7 +98,8 @@ def _mark_what_is_cut(model: torch.nn.Module, shape: Shape, grids: MegatronGrids
     where it initialises weights, which does not happen here.
     """
     for local in mapping.local_tensors([model], shape, grids).values():
-        local.parameter.tensor_model_parallel = local.weight.cut is not None or local.weight.expert is not None
+        parameter: Any = local.parameter
+        parameter.tensor_model_parallel = local.weight.cut is not None or local.weight.expert is not None
 
 
 def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> TransformerConfig:
@@ -160,7 +161,7 @@ def _pipeline_layout(shape: Shape, grids: MegatronGrids) -> list[list[str]]:
 
 
 def _moe_settings(shape: Shape) -> dict[str, Any]:
-    moe = shape.moe
+    moe = shape.require_moe()
     # If all groups are eligible there is no choice of groups, but megatron-core would still score them.
     limited = moe.topk_groups < moe.groups
     return dict(
@@ -185,7 +186,7 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
 
 
 def _mla_settings(shape: Shape) -> dict[str, Any]:
-    mla, yarn = shape.mla, shape.yarn
+    mla, yarn = shape.require_mla(), shape.yarn
     found = dict(
         q_lora_rank=mla.q_lora_rank,
         kv_lora_rank=mla.kv_lora_rank,

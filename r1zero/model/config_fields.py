@@ -134,7 +134,7 @@ def no_effect(kind: Kind) -> Field:
     return Field(kind, default=None, effect=False)
 
 
-Fields = Mapping[str, Field]
+Fields = dict[str, Field]
 
 
 class Config(dict[str, Any]):

@@ -62,7 +62,7 @@ def look_like_cuda(model: torch.nn.Module) -> None:
         _name_as_cuda(parameter)
 
 
-def _name_as_cuda(tensor: torch.Tensor) -> None:
+def _name_as_cuda(tensor: Any) -> None:
     name = f"torch.cuda.{torch.Tensor.type(tensor).removeprefix('torch.')}"
     tensor.type = lambda: name
 
@@ -97,7 +97,7 @@ class _Facade(ModuleType):
 
 
 def _facade() -> ModuleType:
-    facade = _Facade(torch)
+    facade: Any = _Facade(torch)
     for name in ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like"):
         setattr(facade, name, _on_cpu(getattr(torch, name)))
     facade.cuda = _Facade(torch.cuda)

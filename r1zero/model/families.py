@@ -80,6 +80,18 @@ class Weight:
         rows, stride, first = (n // ranks // blocks for n in (self.shape[0], self.total or self.shape[0], self.first))
         return tuple(FusedRows(i * rows, i * stride + first, rows) for i in range(blocks))
 
+    def require_layer(self) -> int:
+        """Returns the number of the layer. Raises ValueError for a weight outside of the layers."""
+        if self.layer is None:
+            raise ValueError(f"{self.name} is in no layer")
+        return self.layer
+
+    def require_expert(self) -> int:
+        """Returns the number of the expert. Raises ValueError for a weight that belongs to none."""
+        if self.expert is None:
+            raise ValueError(f"{self.name} is of no expert")
+        return self.expert
+
 
 class FusedRows(NamedTuple):
     """Consecutive rows of an HF tensor that are also consecutive in the parameter that holds them."""
@@ -153,7 +165,7 @@ def _qwen_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
 
 
 def _deepseek_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
-    queries = _MLA_Q_LORA if shape.mla.q_lora_rank else _MLA_Q
+    queries = _MLA_Q_LORA if shape.require_mla().q_lora_rank else _MLA_Q
     return _NORMS + queries + _MLA + (_ROUTER + _EXPERT + _SHARED if shape.is_moe(layer) else _MLP)
 
 
@@ -262,7 +274,7 @@ def _weights(shape: Shape) -> tuple[Weight, ...]:
             rows = [row for row in FAMILIES[shape.family].layer(shape, layer) if "{e}" in row.hf]
             found.extend(
                 _weight(row, f"model.layers.{layer}.{row.hf.format(e=e)}", dims, layer, e)
-                for e in range(shape.moe.experts)
+                for e in range(shape.require_moe().experts)
                 for row in rows
             )
     return (*found, norm) if shape.tied else (*found, norm, head)

@@ -27,7 +27,8 @@ class RmsNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         # With sequence parallelism each tensor rank has only its tokens' part of the gradient. megatron sums the
         # gradients of weights that are marked like this.
-        self.weight.sequence_parallel = config.sequence_parallel
+        weight: Any = self.weight
+        weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
@@ -51,7 +52,8 @@ class ReplicatedLinear(MegatronModule):
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any):
         super().__init__(config)
         self.weight = torch.nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        weight: Any = self.weight
+        weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         return torch.nn.functional.linear(x, self.weight), None
@@ -129,5 +131,6 @@ def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
 def use_packed_rotary(model: torch.nn.Module) -> None:
     """Wrap the model's rotary frequencies in PackedRotary: once for the model, or once per latent attention."""
     for module in list(model.modules()):
-        if isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
-            module.rotary_pos_emb = PackedRotary(module.rotary_pos_emb)
+        rotary = getattr(module, "rotary_pos_emb", None)
+        if isinstance(rotary, torch.nn.Module):
+            module.rotary_pos_emb = PackedRotary(rotary)

@@ -4,7 +4,7 @@ Shapes: T tokens in total, N sequences, L tokens in the longest. Indices and mas
 shared by all layers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -24,7 +24,7 @@ class PackedSequences(PackedSeqParams):
 
     lengths: tuple[int, ...] = ()
     """Lengths of the sequences; that of the last one includes the padding."""
-    positions_T: Tensor | None = None
+    positions_T: Tensor = field(kw_only=True)
     frequencies: Tensor | None = None
     """(T, 1, 1, D), set by the first layer that needs it."""
 

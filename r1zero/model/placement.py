@@ -112,7 +112,7 @@ def holders(weight: Weight, shape: Shape, grids: MegatronGrids) -> dict[int, Par
 
 def experts_per_rank(shape: Shape, grids: MegatronGrids) -> int:
     """Returns the number of routed experts that a rank of the trainer holds."""
-    return shape.moe.experts // grids.experts.size("ep")
+    return shape.require_moe().experts // grids.experts.size("ep")
 
 
 def parameter_name(weight: Weight, shape: Shape, grids: MegatronGrids, stage: int) -> str:
@@ -124,4 +124,4 @@ def parameter_name(weight: Weight, shape: Shape, grids: MegatronGrids, stage: in
     name = weight.parameter
     if weight.expert is not None:
         name = name.format(e=weight.expert % experts_per_rank(shape, grids))
-    return f"decoder.layers.{weight.layer - stages(shape, grids)[stage].start}.{name}"
+    return f"decoder.layers.{weight.require_layer() - stages(shape, grids)[stage].start}.{name}"

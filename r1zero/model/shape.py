@@ -82,6 +82,18 @@ class Shape:
     moe: Moe | None = None
     yarn: Yarn | None = None
 
+    def require_mla(self) -> Mla:
+        """Returns the dimensions of latent attention. Raises ValueError for a model without it."""
+        if self.mla is None:
+            raise ValueError(f"{self.family} has no latent attention")
+        return self.mla
+
+    def require_moe(self) -> Moe:
+        """Returns the dimensions of the experts and their router. Raises ValueError for a model without experts."""
+        if self.moe is None:
+            raise ValueError(f"{self.family} has no experts")
+        return self.moe
+
     def is_moe(self, layer: int) -> bool:
         """Whether a layer (from 0) has experts."""
         return self.moe is not None and layer >= self.moe.first_dense_layers

@@ -36,7 +36,7 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
     for name in RANGES:
         reducer.peak(f"{name}/max", float("-inf"))
         reducer.peak(f"{name}/-min", float("-inf"))
-    if samples is None:
+    if samples is None or graded is None:
         return
     by_group = (-1, cfg.grpo.group_size)
     rewards = graded.rewards_B[graded.scored_B]

@@ -117,7 +117,8 @@ def fullest_node(inputs: MemoryInputs) -> dict[str, int]:
         if place not in made:
             made[place] = memory.phase_memory(inputs, place).host
         per_node.setdefault(rank // int(inputs.machine.node_ranks), Counter()).update(made[place])
-    return dict(max(per_node.values(), key=lambda kinds: sum(kinds.values())))
+    fullest = max(per_node.values(), key=lambda kinds: sum(kinds.values()))
+    return dict(fullest)
 
 
 def batch_algebra(inputs: MemoryInputs) -> dict[str, float]:

@@ -121,8 +121,9 @@ def mc2_buffer(shape: Shape, layout: Layout, max_num_seqs: int) -> int:
     ranks = layout.rollout.size("tp") * layout.rollout.size("dp")
     tokens = -(-max_num_seqs // layout.rollout.size("tp"))
     row = 2 * shape.hidden_size
-    dispatch = shape.moe.experts // ranks * tokens * ranks * _align(_align(row, 32) + 64, 512)
-    combine = (shape.moe.topk + shape.moe.shared_experts) * tokens * _align(row, 512)
+    moe = shape.require_moe()
+    dispatch = moe.experts // ranks * tokens * ranks * _align(_align(row, 32) + 64, 512)
+    combine = (moe.topk + moe.shared_experts) * tokens * _align(row, 512)
     return 2 * (dispatch + combine)
 
 

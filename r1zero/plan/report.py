@@ -42,10 +42,10 @@ def render(made: Plan, console: Console) -> None:
     console.print(_memory(made))
     console.print(_stages(made))
     if made.host:
-        total = sum(made.host.values())
+        host = sum(made.host.values())
         console.print(
             _pairs(
-                "Pinned host memory of the fullest node, GB", {**made.host, "total": total}, lambda v: f"{v / GB:.1f}"
+                "Pinned host memory of the fullest node, GB", {**made.host, "total": host}, lambda v: f"{v / GB:.1f}"
             )
         )
     saved = made.checkpoint

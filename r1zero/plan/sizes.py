@@ -35,11 +35,11 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
     shape, tp, etp, ep = routes.shape, grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
     layers = placement.stages(shape, grids)
     where = [s for s, run in enumerate(layers) for _ in run]
-    sums = [[0, 0, 0, 0.0] for _ in layers]
+    sums, work = [[0, 0, 0] for _ in layers], [0.0 for _ in layers]
     for weight in routes.weights:
         last = len(layers) - 1
         homes = {"first": [0], "last": [last], "both ends": sorted({0, last})}.get(weight.place) or [
-            where[weight.layer]
+            where[weight.require_layer()]
         ]
         degree = 1 if weight.cut is None else tp if weight.expert is None else etp
         for stage in homes:
@@ -49,10 +49,10 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
                 sums[stage][0] += weight.size // degree
             else:
                 sums[stage][1] += weight.size // degree  # of all experts; divided by ep below
-            sums[stage][3] += active_params(weight, shape) if stage == homes[-1] else 0
+            work[stage] += active_params(weight, shape) if stage == homes[-1] else 0
     return [
-        Stage(len(run), dense, experts // ep, buffers, work)
-        for run, (dense, experts, buffers, work) in zip(layers, sums, strict=True)
+        Stage(len(run), dense, experts // ep, buffers, used)
+        for run, (dense, experts, buffers), used in zip(layers, sums, work, strict=True)
     ]
 
 
@@ -61,7 +61,10 @@ def active_params(weight: Weight, shape: Shape) -> float:
     because it is looked up."""
     if weight.place == "first":
         return 0.0
-    return weight.size * (shape.moe.topk / shape.moe.experts if weight.expert is not None else 1.0)
+    if weight.expert is None:
+        return float(weight.size)
+    moe = shape.require_moe()
+    return weight.size * (moe.topk / moe.experts)
 
 
 def engine_elements(routes: Routes) -> tuple[int, int]:
@@ -137,7 +140,7 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
         attention = 2 * q + 2 * shape.kv_heads * shape.head_dim + scores
     feed = whole = 0.0
     if shape.is_moe(layer):
-        moe = shape.moe
+        moe = shape.require_moe()
         feed = 6 * moe.topk * on.imbalance * moe.ffn_hidden_size + 5 * moe.shared_experts * moe.ffn_hidden_size
         whole = moe.topk * on.imbalance * h * (on.tp if on.experts_cut > 1 else 1)
     else:

@@ -40,7 +40,9 @@ def links(groups: dict[str, dist.ProcessGroup], size: int, device: torch.device)
     """
     names = [""] * size
     dist.all_gather_object(names, socket.gethostname())
-    return judge(measure({"world": dist.group.WORLD, **groups}, device), dict(enumerate(names)))
+    everyone = dist.group.WORLD
+    assert everyone is not None  # None only before the process joins the world
+    return judge(measure({"world": everyone, **groups}, device), dict(enumerate(names)))
 
 
 def stop_if_failed(rows: list[CheckResult]) -> None:

@@ -98,7 +98,7 @@ def _read_row(where: str, line: str) -> tuple[str, str, str, dict[str, Any] | No
         raise RewardError(f"{where}: not a line of JSON: {error}") from error
     if not isinstance(row, dict):
         raise RewardError(f'{where}: the line must be an object with the text fields "response" and "label"')
-    fields = {"response": None, "label": None, "prompt": "", "additional": None} | row
+    fields: dict[str, Any] = {"response": None, "label": None, "prompt": "", "additional": None} | row
     for name, kinds in (("response", "text"), ("label", "text or number"), ("prompt", "text")):
         value = fields[name]
         if not isinstance(value, str) or (isinstance(value, _Number) and "number" not in kinds):

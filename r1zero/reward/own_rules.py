@@ -75,6 +75,7 @@ def load_rule(name: str) -> Rule:
     """
     path, function = _parts(name)
     spec = importlib.util.spec_from_file_location(f"{_MODULE}{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # the name ends with .py, so Python has a loader for it
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
     if folder not in sys.path:
@@ -99,7 +100,7 @@ def _run(execute: Callable[[Any], None], module: Any, name: str, path: Path) -> 
         finished = True
     finally:
         _, error, trace = sys.exc_info()
-        if not finished:
+        if not finished and error is not None:
             raise RewardError(f'reward rule "{name}": {place(trace, path) or path}: {said(error)}') from error
 
 

@@ -119,11 +119,9 @@ def base_acc(response: str, correct: Correct) -> float:
     if not has_base_format(response):
         return 0.0
     box = last_box(response)
-    inside = (
-        box is not None
-        and box.start >= response.rfind(ANSWER) + len(ANSWER)
-        and box.stop <= len(response) - len(END_ANSWER)
-    )
+    if box is None:
+        return 0.0
+    inside = box.start >= response.rfind(ANSWER) + len(ANSWER) and box.stop <= len(response) - len(END_ANSWER)
     return 1.0 if inside and correct(box.content) else 0.0
 
 

@@ -216,6 +216,7 @@ class Scorer:
     ) -> Score:
         if outcome != "scored":
             return Score(outcome, math.nan, {}, None, ms)
+        assert result is not None  # the worker has sent it, since the outcome is "scored"
         scores = result["scores"]
         reward = sum(weight * scores[name] for name, weight in self.rules.items())
         if not all(map(math.isfinite, (*scores.values(), reward))):  # the sum of finite scores may overflow

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 from r1zero.config.errors import RewardError
 from r1zero.reward.scorer import Score
 
 
-def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Hashable, tuple[str, str]]) -> int:
+def dump_unscored(path: Path, scores: Mapping[Hashable, Score], texts: Mapping[Any, tuple[str, str]]) -> int:
     """Append a JSON line for each ungraded sample, with its (response, label) from `texts`. Returns their number."""
     unscored = [key for key, score in scores.items() if score.outcome != "scored"]
     if unscored:

@@ -76,6 +76,13 @@ def _reduce_scatterv(_: Callable) -> Callable:
     return reduce_scatterv
 
 
+def _pack_head(head: Any, remove_weight: bool) -> None:
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    head.cpu_linear = None  # on a reload, this frees the old packed copy before the new one is made
+    dispatch_cpu_unquantized_gemm(head, remove_weight=remove_weight)
+
+
 def _pack_heads_only(_: Callable) -> Callable:
     """Pack the output head, but not the embedding.
 
@@ -85,12 +92,10 @@ def _pack_heads_only(_: Callable) -> Callable:
     """
 
     def process(self: Any, layer: nn.Module) -> None:
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         if isinstance(layer, ParallelLMHead):
-            layer.cpu_linear = None  # on a reload, free the old packed copy before the new one is made
-            dispatch_cpu_unquantized_gemm(layer, remove_weight=not getattr(layer, "is_tied", False))
+            _pack_head(layer, remove_weight=not getattr(layer, "is_tied", False))
 
     return process
 
@@ -98,7 +103,7 @@ def _pack_heads_only(_: Callable) -> Callable:
 def _remember_tie(tie_weights: Callable) -> Callable:
     """Mark a head that shares the embedding's weight, for `_pack_heads_only`."""
 
-    def tie(self: Any, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
+    def tie(self: Any, layer: Any, embed_tokens: nn.Module) -> nn.Module:
         layer.is_tied = True
         return tie_weights(self, layer, embed_tokens)
 
@@ -202,13 +207,10 @@ def load(llm: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
     llm.apply_model(repack_tied_head)
 
 
-def repack_tied_head(model: nn.Module) -> None:
+def repack_tied_head(model: Any) -> None:
     """Pack the output head again from the embedding's weight, if they share it."""
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
     if model.config.tie_word_embeddings:
-        model.lm_head.cpu_linear = None  # frees the old copy before the new one is made
-        dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
+        _pack_head(model.lm_head, remove_weight=False)
 
 
 def sleep(llm: Any) -> bool:

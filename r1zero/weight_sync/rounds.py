@@ -11,18 +11,18 @@ from r1zero.weight_sync.routes import Hop, Route, Routes, axis
 
 
 class Unit(NamedTuple):
-    """Part `index` of `count` of the transfer of one weight: this part of each of its hops."""
+    """Part number `part` of the `parts` of the transfer of one weight: this part of each of its hops."""
 
     weight: int
     """Index in `Routes.weights`."""
-    index: int
-    count: int
+    part: int
+    parts: int
 
     def cut(self, hop: Hop) -> Hop:
         """Returns this unit's part of a hop."""
         length = hop.end - hop.first
         return hop._replace(
-            first=hop.first + length * self.index // self.count, end=hop.first + length * (self.index + 1) // self.count
+            first=hop.first + length * self.part // self.parts, end=hop.first + length * (self.part + 1) // self.parts
         )
 
 
@@ -162,7 +162,9 @@ def compile_for(routes: Routes, rounds: list[Round], rank: int) -> list[Task]:
     """Returns the tasks of one rank, one per round."""
     tasks = []
     for r in rounds:
-        sends, receives, copies = [], [], []
+        sends: list[Transfer] = []
+        receives: list[Transfer] = []
+        copies: list[Transfer] = []
         for unit in r.units:
             for hop in routes.route(routes.weights[unit.weight]).of_rank.get(rank, ()):
                 cut = unit.cut(hop)

@@ -119,7 +119,7 @@ def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
 
     Consecutive ranks hold equal runs of consecutive experts (vLLM's "linear" placement).
     """
-    return weight.expert // (shape.moe.experts // (rollout.size("tp") * rollout.size("dp")))
+    return weight.require_expert() // (shape.require_moe().experts // (rollout.size("tp") * rollout.size("dp")))
 
 
 def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, dealt: Dealing) -> Span:
@@ -159,18 +159,15 @@ def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
             f"layout.rollout.tensor_parallel_size = {tp} neither divides nor is a multiple of the model's "
             f"num_key_value_heads = {shape.kv_heads}; choose a divisor or a multiple"
         )
-    if expert_parallel and not shape.moe:
+    experts = shape.moe.experts if shape.moe else 0
+    if expert_parallel and not experts:
         raise UserError(f"layout.rollout.enable_expert_parallel is set, but {shape.family} has no experts; remove it")
-    if expert_parallel and shape.moe.experts % (tp * dp):
-        fits = [
-            n
-            for n in range(1, shape.moe.experts + 1)
-            if not shape.moe.experts % n and n % tp == 0 and not len(rollout.ranks) % n
-        ]
+    if expert_parallel and experts % (tp * dp):
+        fits = [n for n in range(1, experts + 1) if not experts % n and n % tp == 0 and not len(rollout.ranks) % n]
         raise UserError(
             f"layout.rollout: tensor_parallel_size {tp} x data_parallel_size {dp} = {tp * dp} does not divide the "
             f"model's "
-            f"{shape.moe.experts} experts; data_parallel_size = {' or '.join(str(n // tp) for n in fits) or 'none'} "
+            f"{experts} experts; data_parallel_size = {' or '.join(str(n // tp) for n in fits) or 'none'} "
             f"would"
         )
 

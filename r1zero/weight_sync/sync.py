@@ -48,7 +48,8 @@ class Sync:
         if self.writers is None:
             self.writers = self._writers(engine) if engine else {}
         verify = self.every > 0 and self.done % self.every == 0
-        tensors = transfer.stream(self.compiled, lambda weight: self.local[weight.name].tensor(), self.writers, verify)
+        local = self.local
+        tensors = transfer.stream(self.compiled, lambda weight: local[weight.name].tensor(), self.writers, verify)
         if engine:
             engine.reload(tensors)
         for _ in tensors:  # for a rank that only sends; after `reload` nothing is left

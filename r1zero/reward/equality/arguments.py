@@ -72,7 +72,7 @@ def applied(text: str) -> str | None:
     while match := _FUNCTION.search(text, place):
         start = match.end()
         while script := _SCRIPT.match(text, start):  # an exponent or a base
-            start = _BLANKS.match(text, _argument(text, script.end(), round_too=False)[1]).end()
+            start = _after_blanks(text, _argument(text, script.end(), round_too=False)[1])
         head = text[place : match.end()].rstrip() + text[match.end() : start]
         argument, place, bar = _bare_argument(text, start)
         if bar and not (_TRIGONOMETRIC.match(match["name"]) and "\\pi" in argument.partition("/")[0]):
@@ -82,6 +82,11 @@ def applied(text: str) -> str | None:
             return None
         out.append(f"{head}({inner})" if inner else head)
     return "".join([*out, text[place:]])
+
+
+def _after_blanks(text: str, place: int) -> int:
+    blanks = _BLANKS.match(text, place)
+    return blanks.end() if blanks else place
 
 
 def _bare_argument(text: str, start: int) -> tuple[str, int, bool]:

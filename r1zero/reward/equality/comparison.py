@@ -92,7 +92,7 @@ def _unwrapped(side: Meaning, other: Meaning) -> Meaning:
 def _same_uneven(answer: Meaning, label: Meaning) -> bool:
     """Compare different kinds: a matrix with a multiple of one, and a tuple with one that has a unit or a point's
     name."""
-    if {type(answer), type(label)} == {Grid, Leaf}:
+    if isinstance(answer, Grid | Leaf) and isinstance(label, Grid | Leaf) and type(answer) is not type(label):
         return leaves.same_expression(answer.text, label.text)
     bare = [
         read(_POINT.sub("", quantity(side.text).body)) if isinstance(side, Leaf) else side for side in (answer, label)
@@ -104,6 +104,7 @@ def _same_listing(answer: Meaning, label: Meaning) -> bool:
     ours, theirs = _parts(answer), _parts(label)
     if ours is None or theirs is None:
         listing, other = (answer, label) if isinstance(answer, Listing) else (label, answer)
+        assert isinstance(listing, Listing)  # at least one of the two is a list
         if isinstance(other, Ordered):
             return _tuple_as_listing(other, listing, label_is_tuple=other is label)
         return isinstance(other, Region) and _same_region(_region(listing), other)
@@ -147,7 +148,7 @@ def _names_agree(ours: list[str | None], theirs: list[str | None]) -> bool:
         return False
     if len(named) == 2 and set(ours) == set(theirs):
         return True
-    bases = [relations.base_names(side) for side in named]
+    bases = [relations.base_names([name for name in side if name is not None]) for side in named]
     return all(len(base) == 1 for base in bases) and len(set.union(*bases)) == 1
 
 
@@ -172,9 +173,10 @@ def _tuple_as_listing(point: Ordered, listing: Listing, label_is_tuple: bool) ->
     if listing.braces or point.opening + point.closing != "()" or len(point.parts) != len(listing.parts):
         return False
     names = _names(listing.parts)
-    if (any(names) and (None in names or names != sorted(set(names)))) or (not any(names) and not label_is_tuple):
+    known = [name for name in names if name is not None]
+    if (any(names) and (None in names or known != sorted(set(known)))) or (not any(names) and not label_is_tuple):
         return False
-    if any(names) and not label_is_tuple and len(relations.base_names(names)) == 1:
+    if any(names) and not label_is_tuple and len(relations.base_names(known)) == 1:
         return False  # these are two values of one letter
     pairs = zip(map(_value, listing.parts), point.parts, strict=True)
     return all(same(a, b) if label_is_tuple else same(b, a) for a, b in pairs)
@@ -182,7 +184,7 @@ def _tuple_as_listing(point: Ordered, listing: Listing, label_is_tuple: bool) ->
 
 def _same_equation(answer: Meaning, label: Meaning) -> bool:
     if not isinstance(label, Equation):
-        value = relations.value_of(answer)
+        value = relations.value_of(answer) if isinstance(answer, Equation) else None
         return value is not None and _same_meaning(read(value), label)
     name = relations.name_of(label)
     if not isinstance(answer, Equation):
@@ -229,7 +231,7 @@ def _same_ordered(answer: Ordered, label: Ordered) -> bool:
     )
 
 
-def _region(side: Meaning) -> Region | None:
+def _region(side: Region | Ordered | Listing) -> Region | None:
     if isinstance(side, Region):
         return side
     opening, closing = (side.opening, side.closing) if isinstance(side, Ordered) else (r"\{", r"\}")

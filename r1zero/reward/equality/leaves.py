@@ -42,7 +42,7 @@ def _same_ratio(answer: str, label: str) -> bool | None:
         return ours is not None and len(ours) == len(theirs) and all(map(same_expression, ours, theirs))
     if ours is None or theirs is None:
         terms, other = (ours, label) if theirs is None else (theirs, answer)
-        return len(terms) == 2 and _same_quotient(terms, [other, "1"])
+        return terms is not None and len(terms) == 2 and _same_quotient(terms, [other, "1"])
     return len(ours) == len(theirs) and all(
         _same_quotient([ours[k], ours[0]], [theirs[k], theirs[0]]) for k in range(1, len(ours))
     )

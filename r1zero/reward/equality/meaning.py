@@ -139,9 +139,10 @@ def _combined(text: str) -> Meaning | None:
 
 
 def _joined(meanings: list[Meaning], join: type[sympy.Set]) -> Region | None:
-    if not all(isinstance(meaning, Region) for meaning in meanings) or len({meaning.name for meaning in meanings}) > 1:
+    regions = [meaning for meaning in meanings if isinstance(meaning, Region)]
+    if len(regions) < len(meanings) or len({region.name for region in regions}) > 1:
         return None
-    return Region(meanings[0].name, join(*(meaning.points for meaning in meanings)))
+    return Region(regions[0].name, join(*(region.points for region in regions)))
 
 
 def _elements(text: str) -> list[str]:

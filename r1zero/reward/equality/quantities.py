@@ -7,7 +7,7 @@ from typing import NamedTuple
 from r1zero.reward.equality.numerals import numeral
 from r1zero.reward.equality.units import Unit, canonical, unit
 
-_SCALES = {
+_SCALES: dict[str, Fraction | int] = {
     "dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100), "thousandth": Fraction(1, 1000),
 }  # fmt: skip

@@ -66,14 +66,17 @@ def _operand(text: str) -> sympy.Set | None:
 
 def from_parts(opening: str, parts: list[str] | tuple[str, ...], closing: str) -> sympy.Set | None:
     """Returns an interval with two ends in brackets, or the numbers in braces."""
-    numbers = [number(part) for part in parts]
-    if None in numbers:
+    numbers = [value for part in parts if (value := number(part)) is not None]
+    if len(numbers) < len(parts):
         return None
     if opening == r"\{":
         return sympy.FiniteSet(*numbers)
-    if len(numbers) != 2 or (opening == "[" and numbers[0].is_infinite) or (closing == "]" and numbers[1].is_infinite):
+    if len(numbers) != 2:
         return None
-    return interval(*numbers, opening == "(", closing == ")")
+    start, end = numbers
+    if (opening == "[" and start.is_infinite) or (closing == "]" and end.is_infinite):
+        return None
+    return interval(start, end, opening == "(", closing == ")")
 
 
 def interval(start: sympy.Expr, end: sympy.Expr, left_open: bool, right_open: bool) -> sympy.Interval | None:

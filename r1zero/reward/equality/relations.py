@@ -54,9 +54,11 @@ def _spaceless(text: str) -> str:
 
 def same_equation(label: Equation, answer: Equation) -> bool:
     """Whether the two have the same solutions, because one is a multiple of the other."""
-    trees = [_difference(equation.sides[0], equation.sides[-1]) for equation in (label, answer)]
-    return None not in trees and (
-        _proportional(*trees, positive=False) or _proportional(*map(_numerator, trees), positive=False)
+    theirs, ours = (_difference(equation.sides[0], equation.sides[-1]) for equation in (label, answer))
+    if theirs is None or ours is None:
+        return False
+    return _proportional(theirs, ours, positive=False) or _proportional(
+        _numerator(theirs), _numerator(ours), positive=False
     )
 
 
@@ -64,9 +66,9 @@ def same_inequality(label: Inequality, answer: Inequality) -> bool:
     """Whether two inequalities of two sides have the same sign, and one is a positive multiple of the other."""
     if label.signs != answer.signs or len(label.sides) != 2:
         return False
-    trees = [_difference(*inequality.sides) for inequality in (label, answer)]
+    theirs, ours = (_difference(*inequality.sides) for inequality in (label, answer))
     positive = label.signs[0] in ("<", r"\le")
-    return None not in trees and _proportional(*trees, positive=positive)
+    return theirs is not None and ours is not None and _proportional(theirs, ours, positive=positive)
 
 
 def _difference(left: str, right: str) -> sympy.Expr | None:

@@ -158,7 +158,7 @@ def _at_point(
     values = {letter: sympy.Rational(value.numerator, value.denominator) for letter, value in point.items()}
     x, y = _number(gold, values, digits), _number(pred, values, digits)
     equal = _close_by(x, y, digits)
-    if equal is None:
+    if equal is None or x is None or y is None:
         return None
     real = x.imaginary == 0 == y.imaginary
     return real and (equal or (_is_real_throughout(gold, values) and _is_real_throughout(pred, values))), equal

@@ -9,7 +9,7 @@ import logging
 import re
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 from antlr4.atn.PredictionMode import PredictionMode
@@ -24,7 +24,7 @@ from sympy.polys.polyerrors import BasePolynomialError
 from r1zero.reward.equality import size_limits
 from r1zero.reward.equality.arguments import applied
 
-Tree = sympy.Basic | MatrixBase
+Tree: TypeAlias = sympy.Basic | MatrixBase
 
 # Exceptions of sympy for trees that it cannot handle.
 UNDECIDED = (
@@ -160,10 +160,10 @@ def parse(text: str) -> Tree | None:
 
     The result is cached, because a label is read once for each response of its group.
     """
-    text = applied(text)
-    if text is None:
+    marked = applied(text)
+    if marked is None:
         return None
-    text = _SHORT_SUBSCRIPT.sub(r"_\1", text)
+    text = _SHORT_SUBSCRIPT.sub(r"_\1", marked)
     text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
     tree, _ = extract_latex(_WHOLE.match(text), _AS_WRITTEN)
     if not isinstance(tree, sympy.Basic | MatrixBase) or tree in (sympy.nan, sympy.zoo):

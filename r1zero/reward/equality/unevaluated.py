@@ -4,11 +4,13 @@ A policy that copies the question must not be rewarded, so `2+2` is not as good 
 form is a value, even if it must be computed: 2^{10}, 5!, \binom{5}{2}.
 """
 
+from typing import TypeAlias
+
 import sympy
 from sympy.core.function import AppliedUndef
 from sympy.matrices import MatrixBase
 
-Tree = sympy.Basic | MatrixBase
+Tree: TypeAlias = sympy.Basic | MatrixBase
 
 _OPERATIONS = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 

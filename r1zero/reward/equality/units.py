@@ -98,10 +98,11 @@ def canonical(names: str) -> str | None:
         waiting, last = 1, None
         for factor in _FACTOR.finditer(part):
             word = factor["word"]
-            if word in _POWERS and last is None:
-                waiting = _POWERS[word]
-            elif word in _POWERS:
-                powers[last] *= _POWERS[word]
+            if word in _POWERS:
+                if last is None:
+                    waiting = _POWERS[word]
+                else:
+                    powers[last] *= _POWERS[word]
             else:
                 last = _CANONICAL.get(word) or _CANONICAL.get(word.removesuffix("s"))
                 if last is None:

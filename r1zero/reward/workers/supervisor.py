@@ -49,7 +49,8 @@ class Supervisor:
     """The state of the pool between two events."""
 
     def __init__(self, trainer: socket.socket, work: Work, warming: Iterator[None], config: dict[str, Any]) -> None:
-        self.trainer, self.work, self.warming = trainer, work, warming
+        self.trainer, self.work = trainer, work
+        self.warming: Iterator[None] | None = warming
         self.size, self.deadline_s = config["workers"], config["deadline_s"]
         self.memory_mib = config["memory_mib"]
         self.parent = os.getppid()
@@ -230,7 +231,8 @@ def main() -> None:
     """Run `python -m r1zero.reward.workers.supervisor FD`. The first message on the socket is the configuration."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C; its closed socket ends this process
     trainer = socket.socket(fileno=int(sys.argv[1]))
-    frames, messages = Frames(), []
+    frames = Frames()
+    messages: list[Any] = []
     while not messages:
         received = receive(trainer, frames)
         if received is None:
@@ -242,10 +244,12 @@ def main() -> None:
     from r1zero.reward.workers import grading, warmup
 
     solver.load()
+    work: Work | None = None
+    answer: dict[str, Any] = {"started": True}
     try:
-        work, answer = grading.work(config["rules"]), {"started": True}
+        work = grading.work(config["rules"])
     except RewardError as error:
-        work, answer = None, {"refused": str(error)}
+        answer = {"refused": str(error)}
     try:
         trainer.sendall(frame(answer))
     except (BrokenPipeError, ConnectionResetError):
