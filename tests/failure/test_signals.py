@@ -22,9 +22,8 @@ def test_a_signal_to_any_rank_saves_the_step_and_ends_the_run_well(ranks, base, 
         assert ended["statuses"] == [0, 0] and not ended["left"], log.read_text()[-3000:]
         assert iterations(tmp_path / "job") == list(range(1, iteration + 1))
         assert (tmp_path / "job/checkpoints/latest").read_text() == f"step_{iteration}\n"
-    assert (
-        log.read_text().count("the step is finished and saved, then the run ends") == 1
-    )  # heard by rank 0 from a user, once
+    # Rank 0 says it once, when it hears the signal from a user.
+    assert log.read_text().count("finishing this step and saving, then the run ends") == 1
     ended = ranks.job(2, arguments, log, "INT-INT 0 update 4 0", launcher_kills=True)
     assert -2 in ended["statuses"] and not ended["left"]
     assert (tmp_path / "job/checkpoints/latest").read_text() == "step_3\n"
