@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,14 +28,20 @@ class Twin:
         self._start()
 
     def run(
-        self, function: Callable[..., Any], *arguments: Any, size: int = 1, world: bool = True, **variables: str
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        size: int = 1,
+        world: bool = True,
+        idle_s: float = patience.IDLE_S,
+        **variables: str,
     ) -> list[Any]:
         """Raises AssertionError with what the ranks said, where one fails or all make no progress any more."""
         if self._server.poll() is not None:
             self._start()  # an earlier case took it down
         case = Case(f"{function.__module__}:{function.__qualname__}", arguments, size, variables, world)
         self._connection.send_bytes(pickle.dumps(case))
-        results = self._answer(function.__qualname__)
+        results = self._answer(function.__qualname__, idle_s)
         failures = [f"rank {rank} of {size}: {result.value}" for rank, result in enumerate(results) if not result.ok]
         if failures:
             raise AssertionError("\n".join(failures))
@@ -62,15 +69,18 @@ class Twin:
         self._connection = Connection(ours.detach())
         self._answer("its imports")
 
-    def _answer(self, what: str) -> Any:
+    def _answer(self, what: str, idle_s: float = patience.IDLE_S) -> Any:
         pids = [self._server.pid]
-        if not patience.wait(lambda: self._server.poll() is not None or self._connection.poll(0.05), pids):
+        if not patience.wait(lambda: self._server.poll() is not None or self._connection.poll(0.05), pids, idle_s):
             os.killpg(self._server.pid, signal.SIGKILL)  # its ranks, too
             self._server.wait()
             raise AssertionError(f"the twin makes no progress with {what}\n{self._said()}")
+        if self._server.poll() is not None and not self._connection.poll():
+            with suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signal.SIGKILL)  # its ranks hold the connection open
         try:
             return pickle.loads(self._connection.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._server.wait()
             raise AssertionError(f"the twin died of {what}\n{self._said()}") from None
 

@@ -69,6 +69,8 @@ def environment() -> Environment:
             "TORCHDYNAMO_DISABLE": "1",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             "VLLM_LOGGING_LEVEL": "ERROR",
+            # Facts about model classes that vLLM finds in a process of its own: two versions overwrite each other's.
+            "VLLM_CACHE_ROOT": str(packages / "cache"),
         },
     )
 
