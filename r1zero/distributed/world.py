@@ -288,10 +288,11 @@ def abort_on_exception(launch: Launch) -> None:
 
 
 def write_stderr(text: str) -> None:
-    """Write to the real stderr, unless it was closed before the process started."""
+    """Write to the real stderr, unless it was closed before the process started, or the launcher has gone meanwhile."""
     if sys.__stderr__:
-        sys.__stderr__.write(text)
-        sys.__stderr__.flush()
+        with suppress(OSError):
+            sys.__stderr__.write(text)
+            sys.__stderr__.flush()
 
 
 def abort(launch: Launch, code: int) -> None:
