@@ -6,8 +6,8 @@ Legend: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts 
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,11 +49,14 @@ class Batch:
     """The prompt of each sample, followed by its response. int64."""
     advantages_B: Tensor
     scored_B: Tensor
-    """1.0, or 0.0 for a sample that was not scored, whose tokens are left out of the loss. float32."""
+    """1.0, or 0.0 for a sample that was not scored, or is left out by `grpo.overlong = "mask"`: its tokens are left out
+    of the loss. float32."""
     rollout_logprobs_R: Tensor
     """Computed by the engine while sampling. float32."""
     ref_logprobs_R: Tensor
     """Computed by the reference model. float32; empty if there is no reference."""
+    old_logprobs_R: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Computed by the policy before the first update of the iteration. float32; empty if there is one update only."""
 
     @property
     def lengths_B(self) -> Tensor:
@@ -73,10 +76,19 @@ class Batch:
             tokens_T=ragged(self.tokens_T, self.lengths_B),
             rollout_logprobs_R=ragged(self.rollout_logprobs_R, self.response_lengths_B),
             ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B),
+            old_logprobs_R=ragged(self.old_logprobs_R, self.response_lengths_B),
         )
 
-    def with_reference(self, ref_logprobs_R: Tensor) -> "Batch":
-        return replace(self, ref_logprobs_R=ref_logprobs_R)
+
+class LossSize(NamedTuple):
+    """What the loss of one update is divided by: sums over all ranks."""
+
+    tokens: float
+    """Response tokens in the loss."""
+    samples: float
+    """Samples in the loss."""
+    longest: int
+    """Most tokens that a response may have."""
 
 
 def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:

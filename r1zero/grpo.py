@@ -1,7 +1,7 @@
-"""GRPO's formulas: tensors in, tensors out. Shao et al., "DeepSeekMath" (2024), section 4.1; DeepSeek-AI, "DeepSeek-R1"
-(2025), 2.2.1.
+"""GRPO's formulas and those of its variants: tensors in, tensors out. Shao et al., "DeepSeekMath" (2024), section 4.1;
+DeepSeek-AI, "DeepSeek-R1" (2025), 2.2.1.
 
-P prompts, G responses per prompt, R response tokens.
+P prompts, G responses per prompt, B samples, R response tokens of those samples, laid end to end.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,44 @@ def advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     not scored, and in the groups that `without_spread` names.
     """
     count = scored_PG.sum(1, keepdim=True)
-    rewards = torch.where(scored_PG, rewards_PG.double(), 0.0)
-    mean = rewards.sum(1, keepdim=True) / count.clamp(min=1)
-    centred = torch.where(scored_PG, rewards - mean, 0.0)
+    centred = _centred(rewards_PG, scored_PG)
     std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     return torch.where(without_spread(rewards_PG, scored_PG)[:, None], 0.0, centred / (std + 1e-6)).float()
+
+
+def centred_advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
+    """r - mean in each group, not divided by the standard deviation. Liu et al., "Understanding R1-Zero-Like Training"
+    (2025, Dr. GRPO), section 3.2. Arguments and result as in `advantages`."""
+    return torch.where(without_spread(rewards_PG, scored_PG)[:, None], 0.0, _centred(rewards_PG, scored_PG)).float()
+
+
+def batch_advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
+    """(r - mean) / (std + 1e-6) with mean and std of all scored samples of the batch. Hu et al., "REINFORCE++" (2025),
+    global advantage normalization. Arguments and result as in `advantages`; P must be the prompts of all ranks."""
+    return advantages(rewards_PG.reshape(1, -1), scored_PG.reshape(1, -1)).view(rewards_PG.shape)
+
+
+def leave_one_out_advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
+    """r minus the mean of the group's other scored samples, which is n / (n - 1) * (r - mean) for n scored samples.
+    Ahmadian et al., "Back to Basics" (2024), the RLOO estimator. Arguments and result as in `advantages`."""
+    count = scored_PG.sum(1, keepdim=True)
+    others = count / (count - 1).clamp(min=1) * _centred(rewards_PG, scored_PG)
+    return torch.where(without_spread(rewards_PG, scored_PG)[:, None], 0.0, others).float()
+
+
+def _centred(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
+    """r - mean of the group's scored samples in float64; 0 where a sample was not scored."""
+    rewards = torch.where(scored_PG, rewards_PG.double(), 0.0)
+    mean = rewards.sum(1, keepdim=True) / scored_PG.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(scored_PG, rewards - mean, 0.0)
+
+
+ADVANTAGES = {
+    "group": advantages,
+    "none": centred_advantages,
+    "batch": batch_advantages,
+    "leave_one_out": leave_one_out_advantages,
+}
 
 
 def without_spread(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
@@ -34,6 +67,12 @@ def without_spread(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     lowest = torch.where(scored_PG, rewards, torch.inf).amin(1)
     highest = torch.where(scored_PG, rewards, -torch.inf).amax(1)
     return ~(highest > lowest)
+
+
+def length_penalty(lengths_B: Tensor, longest: int, buffer: int) -> Tensor:
+    """0 up to `longest - buffer` tokens, then falling linearly to -1 at `longest` tokens. Yu et al., "DAPO" (2025),
+    equation 13. Returns (B,) float64, to be added to the rewards."""
+    return ((longest - buffer - lengths_B).double() / buffer).clamp(-1.0, 0.0)
 
 
 def kl_k1(logprobs_R: Tensor, ref_logprobs_R: Tensor) -> Tensor:
@@ -56,6 +95,42 @@ KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 """KL(policy || reference) a token, from a sample of the policy. Schulman, "Approximating KL divergence" (2020)."""
 
 
+def kl_k3_unbiased(logprobs_R: Tensor, ref_logprobs_R: Tensor, old_logprobs_R: Tensor) -> Tensor:
+    """p/old * k3, whose gradient is the KL's own in expectation over samples of the old policy: p/old * log(p/ref)
+    times the gradient of log p. DeepSeek-AI, "DeepSeek-V3.2" (2025), equation 7."""
+    return (logprobs_R - old_logprobs_R).exp() * kl_k3(logprobs_R, ref_logprobs_R)
+
+
+def token_ratio(log_ratio_R: Tensor, lengths_B: Tensor) -> Tensor:
+    """p/old of each token. log_ratio_R: log p - log old. lengths_B: response tokens of each sample. Returns (R,)."""
+    return log_ratio_R.exp()
+
+
+def sequence_ratio(log_ratio_R: Tensor, lengths_B: Tensor) -> Tensor:
+    """The geometric mean of p/old over the tokens of a response, at each of its tokens. Zheng et al., "Group Sequence
+    Policy Optimization" (2025), equation 7. Arguments and result as in `token_ratio`."""
+    return (sequence_sums(log_ratio_R, lengths_B) / lengths_B.clamp(min=1)).exp().repeat_interleave(lengths_B)
+
+
+RATIOS = {"token": token_ratio, "sequence": sequence_ratio}
+
+
+def sequence_sums(values_R: Tensor, lengths_B: Tensor) -> Tensor:
+    """Sum over the tokens of each sample. values_R: (R,); lengths_B: (B,) int64 with sum R. Returns (B,)."""
+    samples = torch.arange(len(lengths_B), device=values_R.device).repeat_interleave(lengths_B)
+    return values_R.new_zeros(len(lengths_B)).index_add(0, samples, values_R)
+
+
+class Clip(NamedTuple):
+    """The ratio is clipped to 1 - low .. 1 + high. Yu et al., "DAPO" (2025), equation 10, has two bounds."""
+
+    low: float
+    high: float
+    dual: float = 0.0
+    """Where the advantage is negative the loss is at most -dual * A; 0: no such bound. Ye et al., "Mastering Complex
+    Control in MOBA Games" (2020), dual-clip PPO."""
+
+
 class Surrogate(NamedTuple):
     loss_R: Tensor
     """What is minimised, a token."""
@@ -63,13 +138,28 @@ class Surrogate(NamedTuple):
     """1.0 where the clip took effect."""
 
 
-def clipped_surrogate(logprobs_R: Tensor, old_logprobs_R: Tensor, advantages_R: Tensor, clip_ratio: float) -> Surrogate:
-    """-min(ratio A, clip(ratio, 1 - c, 1 + c) A). Schulman et al., "Proximal Policy Optimization" (2017), equation
+def clipped_surrogate(ratio_R: Tensor, advantages_R: Tensor, logprobs_R: Tensor, clip: Clip) -> Surrogate:
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A). Schulman et al., "Proximal Policy Optimization" (2017), equation
     7."""
-    ratio = (logprobs_R - old_logprobs_R).exp()
-    plain = -ratio * advantages_R
-    clipped = -ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages_R
-    return Surrogate(torch.maximum(plain, clipped), (clipped > plain).float())
+    plain = -ratio_R * advantages_R
+    clipped = -ratio_R.clamp(1 - clip.low, 1 + clip.high) * advantages_R
+    loss, is_clipped = torch.maximum(plain, clipped), clipped > plain
+    if clip.dual:
+        bound = -clip.dual * advantages_R
+        beyond = (advantages_R < 0) & (loss > bound)
+        loss, is_clipped = torch.where(beyond, bound, loss), is_clipped | beyond
+    return Surrogate(loss, is_clipped.float())
+
+
+def weighted_surrogate(ratio_R: Tensor, advantages_R: Tensor, logprobs_R: Tensor, clip: Clip) -> Surrogate:
+    """-clip(ratio, 1 - low, 1 + high) A log p with the clipped ratio detached: every token keeps a gradient, whatever
+    its ratio. MiniMax, "MiniMax-M1" (2025, CISPO), equations 4 and 5."""
+    ratio = ratio_R.detach()
+    weight = ratio.clamp(1 - clip.low, 1 + clip.high)
+    return Surrogate(-weight * advantages_R * logprobs_R, (weight != ratio).float())
+
+
+SURROGATES = {"clip": clipped_surrogate, "cispo": weighted_surrogate}
 
 
 def masked_sum(values_R: Tensor, mask_R: Tensor) -> Tensor:
@@ -82,3 +172,15 @@ def token_mean(values_R: Tensor, mask_R: Tensor, tokens: float) -> Tensor:
     """Sum over this rank's unmasked tokens, divided by the unmasked tokens of the whole batch on all ranks:
     micro-batches and ranks add up to one mean, however the batch is cut."""
     return masked_sum(values_R, mask_R) / tokens
+
+
+def sequence_mean(values_R: Tensor, mask_R: Tensor, lengths_B: Tensor, samples: float) -> Tensor:
+    """The mean over the tokens of each unmasked sample, summed over this rank's and divided by the unmasked samples of
+    the whole batch on all ranks. DeepSeekMath, equation 3. A mask covers whole samples."""
+    return masked_sum(values_R / lengths_B.clamp(min=1).repeat_interleave(lengths_B), mask_R) / samples
+
+
+def constant_mean(values_R: Tensor, mask_R: Tensor, samples: float, longest: int) -> Tensor:
+    """Sum over this rank's unmasked tokens, divided by a constant length and the unmasked samples of the whole batch on
+    all ranks. Liu et al., "Understanding R1-Zero-Like Training" (2025, Dr. GRPO), listing 1."""
+    return masked_sum(values_R, mask_R) / (samples * longest)

@@ -16,14 +16,11 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from r1zero import grpo
-from r1zero.batch import Batch, MicroBatch, micro_batches, pack, spread
+from r1zero.batch import Batch, LossSize, MicroBatch, micro_batches, pack, spread
 from r1zero.config import Config
 from r1zero.logprobs import TokenStats, token_stats
 from r1zero.model import build, packing
-
-SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
-"""Sums over the batch's unmasked response tokens, returned by `update`."""
+from r1zero.objective import SUMS, Inputs, objective
 
 
 class Policy:
@@ -81,8 +78,8 @@ class Policy:
             out[p.response_index] = values.cpu()
         return out
 
-    def update(self, batch: Batch, loss_tokens: float) -> dict[str, float]:
-        """One optimizer step on the GRPO loss. loss_tokens: unmasked response tokens of the whole batch, on all ranks.
+    def update(self, batch: Batch, size: LossSize) -> dict[str, float]:
+        """One optimizer step on the GRPO loss. size: tokens and samples in the loss of the whole batch, on all ranks.
 
         Returns this rank's share of SUMS, `gap_max` (largest gap to the rollout engine's logprob of any token here),
         both zero on ranks that do not speak, `grad_norm` of the whole model before clipping, the step's `lr`, and
@@ -94,7 +91,7 @@ class Policy:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        results = self._schedule(packs, partial(self._loss, batch, loss_tokens), forward_only=False)
+        results = self._schedule(packs, partial(self._loss, batch, size), forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
         # Looked at before anything is touched: without a loss scaler the optimizer itself steps on whatever the
         # gradient is.
@@ -125,33 +122,28 @@ class Policy:
         return not broken
 
     def _loss(
-        self, batch: Batch, loss_tokens: float, p: MicroBatch, logits: Tensor
+        self, batch: Batch, size: LossSize, p: MicroBatch, logits: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """A share of the loss that needs no further scaling: the triple tells the schedule to leave it as it is."""
-        cfg, (logprobs, entropy) = self.cfg.grpo, self._stats(p, logits)
-        lengths = batch.response_lengths_B[p.indices]
 
-        def each(values_B: Tensor) -> Tensor:
-            return values_B[p.indices].repeat_interleave(lengths).to(self.device)
+        def of_tokens(flat: Tensor) -> Tensor | None:
+            return flat[p.response_index].to(self.device) if len(flat) else None
 
-        mask, advantages = each(batch.scored_B) > 0, each(batch.advantages_B)
-        # One update per rollout: the old policy is the current one, and its logprobs are these, detached.
-        old = logprobs.detach()
-        surrogate = grpo.clipped_surrogate(logprobs, old, advantages, cfg.clip_ratio)
-        kl = torch.zeros_like(logprobs)
-        if len(batch.ref_logprobs_R):
-            # Of masked tokens the reference is the policy: a value that is not finite would reach the gradient through
-            # the mask.
-            ref = torch.where(mask, batch.ref_logprobs_R[p.response_index].to(self.device), old)
-            kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, ref)
-        loss = grpo.token_mean(surrogate.loss_R + cfg.kl_coef * kl, mask, loss_tokens)
-        with torch.no_grad():
-            # What is not a number must not pass for agreement: maxima skip it.
-            apart = (old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs().nan_to_num(nan=torch.inf)
-            gap = torch.where(mask, apart, 0.0)
-            figures = (surrogate.loss_R, kl, entropy, surrogate.clipped_R, old - logprobs, gap)
-            sums = torch.stack([grpo.masked_sum(f, mask) for f in figures])
-        return loss, torch.tensor(0, dtype=torch.int), {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}
+        rollout_logprobs_R = batch.rollout_logprobs_R[p.response_index].to(self.device)
+        found = objective(
+            self.cfg.grpo,
+            Inputs(
+                *self._stats(p, logits),
+                old_logprobs_R=of_tokens(batch.old_logprobs_R),
+                ref_logprobs_R=of_tokens(batch.ref_logprobs_R),
+                rollout_logprobs_R=rollout_logprobs_R,
+                advantages_B=batch.advantages_B[p.indices].to(self.device),
+                in_loss_B=batch.scored_B[p.indices].to(self.device) > 0,
+                lengths_B=batch.response_lengths_B[p.indices].to(self.device),
+            ),
+            size,
+        )
+        return found.loss, torch.tensor(0, dtype=torch.int), {"sums": found.sums, "gap_max": found.gap_max}
 
     def _stats(self, p: MicroBatch, logits: Tensor) -> TokenStats:
         return token_stats(

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch
+from r1zero.batch import Batch, LossSize
 from r1zero.checkpoint import step_folders, training
 from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.config import Config, UserError
@@ -129,17 +129,23 @@ class Roles:
         for i, p in enumerate(self.policy.chunks[0].parameters()):
             p.data, self.original[i] = self.original[i], p.data
 
-    def update(self, batch: Batch | None, ref_logprobs_R: Tensor | None, loss_tokens: float) -> dict[str, float]:
+    def old_logprobs(self, batch: Batch | None) -> Tensor | None:
+        """(R,) by the weights as they are, on the last stage of the trainer; None elsewhere."""
+        if batch is None:
+            return None
+        if self.weight_offload:
+            self.weight_offload.onload("policy")
+        return self.policy.logprobs(batch)
+
+    def update(self, batch: Batch | None, size: LossSize) -> dict[str, float]:
         """One optimizer step; {} on a rank that does not train. Without any scored token nothing is learned, and
         nothing is done."""
-        if batch is None or not loss_tokens:
+        if batch is None or not size.tokens:
             return {}
         if self.weight_offload:
             self.weight_offload.onload("policy")
             self.weight_offload.gradients()
-        figures = self.policy.update(
-            batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens
-        )
+        figures = self.policy.update(batch, size)
         give_back_memory(self.cfg.run.device)
         return figures
 

@@ -1,6 +1,7 @@
 """The training loop and the step. Every rank runs every stage; a rank outside a stage's grid passes through it."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from r1zero.config import Config, UserError, dump
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
-from r1zero.distributed.exchange import BatchLengths, Exchange
+from r1zero.distributed.exchange import BatchLengths, Exchange, Rewards
 from r1zero.distributed.layout import Layout
 from r1zero.distributed.world import Launch
 from r1zero.grading import Graded, Grader, Samples, to_batch
@@ -27,6 +28,7 @@ from r1zero.observability import metrics, step_metrics
 from r1zero.observability.writer import RunWriter
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
+from r1zero.shaping import in_loss, sample_kl, shaped_rewards
 from r1zero.weight_sync.sync import Sync
 
 log = logging.getLogger(__name__)
@@ -111,27 +113,35 @@ class Trainer:
         rank."""
         cfg, watch, roles = self.cfg, self.watch, self.roles
         mine = graded = None
+        count = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size
         with watch.phase("rollout"):
             samples = self._generate(iteration)
         with watch.phase("non_overlap_rule_reward"):
             if samples:
                 graded = self.grader.collect(len(samples.responses))
         with watch.phase("adv"):
+            shaped = Rewards(shaped_rewards(cfg, samples, graded), graded.scored_B) if samples else None
+            rewards = self.exchange.gather_rewards(shaped, count)
             if samples:
-                by_group = (-1, cfg.grpo.group_size)
-                advantages_PG = grpo.advantages(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
-                mine = to_batch(samples, advantages_PG.flatten(), graded.scored_B)
+                own = slice(samples.first_id, samples.first_id + len(samples.responses))
+                mine = to_batch(samples, self._advantages(rewards)[own], in_loss(cfg, samples, graded))
         with watch.phase("dispatch"):
-            lengths = self.exchange.gather_lengths(mine, cfg.grpo.prompts_per_iteration * cfg.grpo.group_size)
+            lengths = self.exchange.gather_lengths(mine, count)
             batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
         with watch.phase("resharding_to_train"):
             roles.to_training()
         with watch.phase("reference_model"):
             ref_logprobs_R = self._reference(mine, batch, lengths)
+            if batch is not None and ref_logprobs_R is not None:
+                batch = replace(batch, ref_logprobs_R=ref_logprobs_R)
+        batch = self._with_old_policy(batch)
+        if cfg.grpo.kl_in == "reward":
+            with watch.phase("adv"):
+                batch = self._with_kl_in_reward(batch, rewards)
         with watch.phase("update"):
-            update = roles.update(batch, ref_logprobs_R, lengths.loss_tokens)
+            update = roles.update(batch, lengths.loss_size(cfg.rollout.max_response_tokens))
             if update.get("skipped"):
-                skipped.keep(self.folder, iteration, self.rank, roles.policy, batch, ref_logprobs_R)
+                skipped.keep(self.folder, iteration, self.rank, roles.policy, batch)
         parity = self.sync_and_check(iteration)
         with watch.phase("record"):
             sums, peaks = self._reduce(samples, graded, update)
@@ -190,6 +200,29 @@ class Trainer:
         theirs = self.exchange.to_grid(mine, lengths, grid)
         values = self.roles.reference_logprobs(theirs)
         return self.exchange.regrid(values, lengths, grid, self.layout.train.dense)
+
+    def _advantages(self, rewards: Rewards) -> Tensor:
+        """(B,) float32 of all samples of the iteration, from their rewards."""
+        by_group = (-1, self.cfg.grpo.group_size)
+        formula = grpo.ADVANTAGES[self.cfg.grpo.advantage]
+        return formula(rewards.rewards_B.view(by_group), rewards.scored_B.view(by_group)).flatten()
+
+    def _with_old_policy(self, batch: Batch | None) -> Batch | None:
+        """The batch with the policy's logprobs from before the update, where these are needed."""
+        if self.cfg.grpo.kl_in == "loss":
+            return batch
+        with self.watch.phase("old_log_p"):
+            old_logprobs_R = self.roles.old_logprobs(batch)
+        return batch if batch is None or old_logprobs_R is None else replace(batch, old_logprobs_R=old_logprobs_R)
+
+    def _with_kl_in_reward(self, batch: Batch | None, rewards: Rewards) -> Batch | None:
+        """The batch with the advantages of the rewards less the KL of each response."""
+        policy = self.roles.policy
+        kl_B = sample_kl(self.cfg.grpo.kl_estimator, batch) if policy and policy.is_reporting_rank else None
+        ids_B = batch.ids_B if batch is not None else None
+        total_B = self.exchange.sum_by_sample(kl_B, ids_B, len(rewards.rewards_B))
+        left = Rewards(rewards.rewards_B - self.cfg.grpo.kl_coef * total_B, rewards.scored_B)
+        return None if batch is None else replace(batch, advantages_B=self._advantages(left)[batch.ids_B])
 
     def _reduce(
         self, samples: Samples | None, graded: Graded | None, update: dict[str, float]

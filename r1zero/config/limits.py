@@ -4,6 +4,7 @@ meet."""
 import dataclasses
 from math import inf, isfinite
 
+from r1zero.config import recipe
 from r1zero.config.errors import UserError
 from r1zero.config.schema import Config
 
@@ -22,7 +23,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "rollout.max_num_batched_tokens": (1, inf),
     "rollout.kv_cache_gib": (TINY, inf),
     "grpo.prompts_per_iteration": (1, inf),
-    "grpo.group_size": (2, inf),
+    "grpo.group_size": (1, inf),
     "reward.workers_per_rank": (1, inf),
     "reward.deadline_s": (TINY, inf),
     "reward.max_unscored_share": (0, 1),
@@ -50,6 +51,7 @@ def check(cfg: Config) -> None:
         raise UserError("reward.rules = {} rewards nothing; name at least one rule and its weight")
     if "/" in cfg.run.name or cfg.run.name in ("", ".", "..") or "\0" in cfg.run.name + cfg.run.dir:
         raise UserError(f"run.name = {cfg.run.name!r}; it must be the name of a folder in run.dir")
+    recipe.check(cfg.grpo, cfg.rollout)
 
 
 def _check(section: object, prefix: str) -> None:

@@ -7,12 +7,13 @@ everything.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch, balance, ragged_index
+from r1zero.batch import Batch, LossSize, balance, ragged_index
 from r1zero.distributed.layout import Grid, Layout
 
 
@@ -29,6 +30,19 @@ class BatchLengths:
         """Response tokens of all scored samples: the denominator of the loss."""
         return float((self.response_lengths_B * self.scored_B).sum())
 
+    def loss_size(self, longest: int) -> LossSize:
+        """What the loss is divided by. longest: most tokens that a response may have."""
+        return LossSize(self.loss_tokens, float(self.scored_B.sum()), longest)
+
+
+class Rewards(NamedTuple):
+    """Of the B samples of an iteration, known to all ranks."""
+
+    rewards_B: Tensor
+    """float64; any value where not scored."""
+    scored_B: Tensor
+    """bool."""
+
 
 class Exchange:
     def __init__(self, layout: Layout, rank: int, device: torch.device):
@@ -37,16 +51,37 @@ class Exchange:
     def gather_lengths(self, mine: Batch | None, samples: int) -> BatchLengths:
         """mine: the samples of this rank's engine; None on a rank that does not generate. samples: B of all engines
         together."""
-        share = samples // self.layout.engines
-        row = torch.zeros(share, 3, dtype=torch.int32)
+        row = None
         if mine is not None:
             row = torch.stack([mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()], 1).int()
-        rows = [torch.empty(share, 3, dtype=torch.int32, device=self.device) for _ in range(self.layout.size)]
-        dist.all_gather(rows, row.to(self.device))
-        table = (
-            torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).long().cpu()
-        )  # in the order of the engines
+        table = self._gather(row, samples, 3).long()
         return BatchLengths(table[:, 0], table[:, 1], table[:, 2])
+
+    def gather_rewards(self, mine: Rewards | None, samples: int) -> Rewards:
+        """The rewards of all engines, bit for bit. Arguments as in `gather_lengths`."""
+        row = None
+        if mine is not None:  # a float64 travels as two int32, which every backend can send
+            row = torch.cat([mine.rewards_B.double()[:, None].view(torch.int32), mine.scored_B[:, None].int()], 1)
+        table = self._gather(row, samples, 3)
+        return Rewards(table[:, :2].contiguous().view(torch.float64)[:, 0], table[:, 2] > 0)
+
+    def _gather(self, row: Tensor | None, samples: int, columns: int) -> Tensor:
+        """(samples, columns) int32 of all engines, in their order; row: the share of this rank's engine."""
+        share = samples // self.layout.engines
+        row = torch.zeros(share, columns, dtype=torch.int32) if row is None else row
+        rows = [torch.empty(share, columns, dtype=torch.int32, device=self.device) for _ in range(self.layout.size)]
+        dist.all_gather(rows, row.to(self.device))
+        return torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).cpu()
+
+    def sum_by_sample(self, values_B: Tensor | None, ids_B: Tensor | None, samples: int) -> Tensor:
+        """(samples,) float32 on all ranks. values_B: of the samples ids_B, on the one rank that reports them; None on
+        other ranks."""
+        table = torch.zeros(samples)
+        if values_B is not None and ids_B is not None:
+            table[ids_B] = values_B.float()
+        table = table.to(self.device)
+        dist.all_reduce(table)
+        return table.cpu()
 
     def shards(self, lengths: BatchLengths, grid: Grid) -> list[list[int]]:
         """Sample numbers for each data-parallel rank of a megatron grid, with tokens balanced."""

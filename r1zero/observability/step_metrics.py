@@ -8,8 +8,8 @@ import torch
 from r1zero import grpo
 from r1zero.config import Config
 from r1zero.grading import OUTCOMES, Graded, Samples
+from r1zero.objective import SUMS
 from r1zero.observability.metrics import MetricReducer
-from r1zero.policy import SUMS
 
 RANGES = ("rewards", "response_length", "prompt_length")
 """What is shown with mean, minimum and maximum."""

@@ -1,0 +1,56 @@
+"""Fields of `[grpo]` that contradict each other, and the sentence that says why."""
+
+from collections.abc import Iterator
+
+from r1zero.config.errors import UserError
+from r1zero.config.schema import Grpo, Rollout
+
+
+def check(grpo: Grpo, rollout: Rollout) -> None:
+    """Raises UserError for the first contradiction: the fields, their values and the cure."""
+    for sentence in (*_groups(grpo), *_kl(grpo), *_loss(grpo), *_length(grpo, rollout)):
+        raise UserError(sentence)
+
+
+def _groups(grpo: Grpo) -> Iterator[str]:
+    if grpo.group_size == 1 and grpo.advantage != "batch":
+        yield (
+            f'grpo.group_size = 1 with grpo.advantage = "{grpo.advantage}"; a group needs at least 2 responses to have '
+            'a spread: raise group_size, or set advantage = "batch"'
+        )
+    if grpo.reward_scale == 0:
+        yield "grpo.reward_scale = 0.0 makes every reward 0; it must be more than 0"
+
+
+def _kl(grpo: Grpo) -> Iterator[str]:
+    if grpo.kl_in == "reward" and grpo.kl_coef == 0:
+        yield 'grpo.kl_in = "reward" with grpo.kl_coef = 0.0 subtracts nothing; raise kl_coef, or leave kl_in out'
+    if grpo.kl_in == "reward" and grpo.kl_estimator == "k3_unbiased":
+        yield (
+            'grpo.kl_estimator = "k3_unbiased" with grpo.kl_in = "reward": it differs from "k3" in its gradient only, '
+            "and a reward has none; set kl_estimator to k1, k2 or k3"
+        )
+
+
+def _loss(grpo: Grpo) -> Iterator[str]:
+    if 0 < grpo.dual_clip <= 1:
+        yield f"grpo.dual_clip = {grpo.dual_clip}; it must be more than 1, or 0 for no such bound"
+    if grpo.surrogate == "cispo" and grpo.dual_clip > 0:
+        yield (
+            f'grpo.dual_clip = {grpo.dual_clip} with grpo.surrogate = "cispo", which has no such bound; '
+            "set dual_clip to 0"
+        )
+
+
+def _length(grpo: Grpo, rollout: Rollout) -> Iterator[str]:
+    buffer, longest = grpo.overlong_buffer_tokens, rollout.max_response_tokens
+    if grpo.overlong == "penalty" and not 0 < buffer <= longest:
+        yield (
+            f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "penalty"; it must be between 1 and '
+            f"rollout.max_response_tokens = {longest}"
+        )
+    if grpo.overlong != "penalty" and buffer > 0:
+        yield (
+            f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "{grpo.overlong}", which does not read it; '
+            'set overlong = "penalty", or leave the buffer out'
+        )

@@ -1,0 +1,36 @@
+"""From the grades of an engine's samples to the rewards and the mask that the loss uses."""
+
+import torch
+from torch import Tensor
+
+from r1zero import grpo
+from r1zero.batch import Batch
+from r1zero.config import Config
+from r1zero.grading import Graded, Samples
+from r1zero.objective import estimate_kl
+
+
+def shaped_rewards(cfg: Config, samples: Samples, graded: Graded) -> Tensor:
+    """(B,) float64: the rules' rewards, scaled, then clipped, then with the penalty on long responses."""
+    rewards_B = graded.rewards_B * cfg.grpo.reward_scale
+    if cfg.grpo.reward_clip:
+        rewards_B = rewards_B.clamp(-cfg.grpo.reward_clip, cfg.grpo.reward_clip)
+    if cfg.grpo.overlong == "penalty":
+        lengths_B = torch.tensor([len(r.token_ids) for r in samples.responses])
+        buffer = cfg.grpo.overlong_buffer_tokens
+        rewards_B = rewards_B + grpo.length_penalty(lengths_B, cfg.rollout.max_response_tokens, buffer)
+    return rewards_B
+
+
+def in_loss(cfg: Config, samples: Samples, graded: Graded) -> Tensor:
+    """(B,) bool: the samples whose tokens carry a loss. With overlong = "mask" not those cut at the limit: DAPO's
+    overlong filtering (Yu et al., "DAPO", 2025, section 3.4)."""
+    if cfg.grpo.overlong != "mask":
+        return graded.scored_B
+    return graded.scored_B & torch.tensor([r.finish_reason != "length" for r in samples.responses])
+
+
+def sample_kl(estimator: str, batch: Batch) -> Tensor:
+    """(B,) sum over each response of the KL estimate between the old policy and the reference."""
+    old_R = batch.old_logprobs_R
+    return grpo.sequence_sums(estimate_kl(estimator, old_R, batch.ref_logprobs_R, old_R), batch.response_lengths_B)

@@ -1,0 +1,92 @@
+"""Every recipe of `[grpo]` learns the same on one rank and on any layout of several."""
+
+import pytest
+
+from r1zero import config
+from r1zero.config import MegatronGrid, VllmGrid
+from tests import jobs
+
+SAME = ("grpo/rewards/mean", "actor/pg_loss", "actor/kl_loss", "actor/entropy", "actor/pg_clipfrac", "grad_norm")
+LAYOUTS = {
+    "train DP2, two engines": (2, config.Layout()),
+    "train TP2, rollout TP2": (
+        2,
+        config.Layout(train=MegatronGrid(tensor_model_parallel_size=2), rollout=VllmGrid(tensor_parallel_size=2)),
+    ),
+    "three grids, train PP2": (
+        4,
+        config.Layout(
+            train=MegatronGrid(ranks="0-1", pipeline_model_parallel_size=2, pipeline_layers=(2, 1)),
+            reference=MegatronGrid(ranks="2"),
+            rollout=VllmGrid(ranks="3"),
+        ),
+    ),
+}
+RECIPES = {
+    "REINFORCE++, KL in the reward, length penalty": dict(
+        advantage="batch", kl_in="reward", kl_estimator="k1", overlong="penalty", overlong_buffer_tokens=12
+    ),
+    "RLOO, KL in the reward, overlong masked": dict(advantage="leave_one_out", kl_in="reward", overlong="mask"),
+    "GSPO, entropy bonus": dict(importance_ratio="sequence", aggregation="sequence", entropy_coef=0.01),
+    "Dr. GRPO, CISPO": dict(advantage="none", surrogate="cispo", aggregation="constant", reward_clip=0.5),
+}
+CASES = [
+    ("train DP2, two engines", name) for name in RECIPES
+] + [
+    ("train TP2, rollout TP2", "GSPO, entropy bonus"),
+    ("three grids, train PP2", "REINFORCE++, KL in the reward, length penalty"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory):
+    return jobs.make_base(tmp_path_factory.mktemp("qwen2"), "qwen2")
+
+
+def steps(rank, cfg, count):
+    def use(trainer):
+        trainer.sync_and_check(0)
+        return [trainer.step(i) for i in range(1, count + 1)]
+
+    return jobs.with_trainer(rank, cfg, use)
+
+
+@pytest.fixture(scope="module")
+def alone(ranks, qwen2):
+    """Recipe -> metrics of three steps on one rank, in packs of other sizes than those it is compared with."""
+    found = {}
+
+    def of(name):
+        if name not in found:
+            grpo = dict(prompts_per_iteration=8, group_size=4, kl_coef=0.05) | RECIPES[name]
+            cfg = jobs.job_config(qwen2, config.Layout(), grpo=grpo, train=dict(micro_batch_tokens=160))
+            found[name] = grpo, ranks.run(steps, cfg, 3, size=1)[0]
+        return found[name]
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place, name", CASES)
+def test_a_recipe_does_not_depend_on_layout_and_micro_batches(ranks, qwen2, alone, place, name):
+    grpo, expected = alone(name)
+    size, layout = LAYOUTS[place]
+    results = ranks.run(steps, jobs.job_config(qwen2, layout, grpo=grpo), 3, size=size)
+    for one, many in zip(expected, results[0], strict=True):
+        for key in SAME:
+            assert many[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
+    assert expected[0]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_the_kl_in_the_reward_grows_from_zero_and_moves_the_advantages(ranks, qwen2, alone):
+    """In the first step the policy is the reference: with and without the KL in the reward it is the same step."""
+    name = "RLOO, KL in the reward, overlong masked"
+    grpo, with_kl = alone(name)
+    layout = config.Layout()
+    plain = dict(grpo, kl_in="loss", kl_coef=0.0)
+    cfg = jobs.job_config(qwen2, layout, grpo=plain, train=dict(micro_batch_tokens=160))
+    without = ranks.run(steps, cfg, 3, size=1)[0]
+    assert with_kl[0]["grad_norm"] == pytest.approx(without[0]["grad_norm"], rel=1e-4)
+    assert with_kl[0]["actor/kl_loss"] == pytest.approx(0.0, abs=1e-9) and with_kl[2]["actor/kl_loss"] > 0
+    assert with_kl[2]["grad_norm"] != pytest.approx(without[2]["grad_norm"], rel=1e-4)
