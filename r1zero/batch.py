@@ -5,6 +5,7 @@ Legend: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts 
 """
 
 import heapq
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
@@ -91,6 +92,14 @@ class LossSize(NamedTuple):
     """Most tokens that a response may have."""
 
 
+class MiniBatch(NamedTuple):
+    """The samples of one update, on all ranks."""
+
+    ids_B: Tensor
+    """Their numbers within the iteration, ascending. int64."""
+    size: LossSize
+
+
 def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
     """Positions of the elements of the rows `indices`, row by row, in a flat tensor whose rows have lengths
     `lengths_B`."""
@@ -150,6 +159,16 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         groups[-1].append(i)
         room -= lengths[i]
     return groups
+
+
+def mini_batches(count: int, parts: int, key: str) -> list[list[int]]:
+    """Deal samples 0 .. count - 1 into `parts` parts, equal in size to within one, in an order that `key` seeds.
+
+    The order depends on the key alone, so that every rank and every resumed run finds the same. Each part is ascending.
+    """
+    generator = random.Random(key)  # only random() is promised to stay the same, so sort by it
+    order = sorted(range(count), key=[generator.random() for _ in range(count)].__getitem__)
+    return [sorted(order[part::parts]) for part in range(parts)]
 
 
 def spread(groups: list[list[int]], count: int) -> list[list[int]]:

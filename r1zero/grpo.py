@@ -162,6 +162,37 @@ def weighted_surrogate(ratio_R: Tensor, advantages_R: Tensor, logprobs_R: Tensor
 SURROGATES = {"clip": clipped_surrogate, "cispo": weighted_surrogate}
 
 
+def token_weight(log_ratio_R: Tensor, lengths_B: Tensor) -> Tensor:
+    """The probability ratio of trainer and engine at each token. log_ratio_R: log p of the trainer - log p of the
+    engine; lengths_B: response tokens of each sample. Returns (R,)."""
+    return log_ratio_R.exp()
+
+
+def sequence_weight(log_ratio_R: Tensor, lengths_B: Tensor) -> Tensor:
+    """The probability ratio of trainer and engine of the whole response, at each of its tokens. Arguments and result as
+    in `token_weight`."""
+    return sequence_sums(log_ratio_R, lengths_B).exp().repeat_interleave(lengths_B)
+
+
+MISMATCH_WEIGHTS = {"token": token_weight, "sequence": sequence_weight}
+
+
+def truncated_weight(weight_R: Tensor, floor: float, cap: float) -> Tensor:
+    """min(weight, cap): truncated importance sampling. Yao et al., "Your Efficient RL Framework Secretly Brings You
+    Off-Policy RL Training" (2025), TIS."""
+    return weight_R.clamp(max=cap)
+
+
+def masked_weight(weight_R: Tensor, floor: float, cap: float) -> Tensor:
+    """The weight where it lies in floor .. cap, else 0: tokens on which trainer and engine differ too much teach
+    nothing. Ling team, "Every Step Evolves" (2025, Ring-1T), IcePop; with a weight of the whole response, Liu et al.,
+    "When Speed Kills Stability" (2025), MIS."""
+    return torch.where((weight_R >= floor) & (weight_R <= cap), weight_R, 0.0)
+
+
+CORRECTIONS = {"truncate": truncated_weight, "mask": masked_weight}
+
+
 def masked_sum(values_R: Tensor, mask_R: Tensor) -> Tensor:
     """Sum over the tokens where mask_R (bool) is true; what stands elsewhere does not count, even if it is not
     finite."""

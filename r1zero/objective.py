@@ -12,7 +12,7 @@ from r1zero import grpo
 from r1zero.batch import LossSize
 from r1zero.config import Grpo
 
-SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
+SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap", "gap_tokens", "corrected", "weight", "weight_squared")
 """Sums over the batch's unmasked response tokens."""
 
 
@@ -53,18 +53,23 @@ def objective(cfg: Grpo, x: Inputs, size: LossSize) -> Objective:
     ratio = grpo.RATIOS[cfg.importance_ratio](x.logprobs_R - old, lengths_B)
     clip = grpo.Clip(cfg.clip_low, cfg.clip_high, cfg.dual_clip)
     surrogate = grpo.SURROGATES[cfg.surrogate](ratio, advantages, x.logprobs_R, clip)
+    correction = correct_mismatch(cfg, torch.where(mask, old - x.rollout_logprobs_R, 0.0), lengths_B)
+    policy_loss = correction.weight_R * surrogate.loss_R if cfg.rollout_correction != "none" else surrogate.loss_R
     kl = torch.zeros_like(x.logprobs_R)
     if x.ref_logprobs_R is not None:
         kl = estimate_kl(cfg.kl_estimator, x.logprobs_R, _where_unmasked(mask, x.ref_logprobs_R, own), old)
-    terms = surrogate.loss_R + cfg.kl_coef * kl if cfg.kl_in == "loss" else surrogate.loss_R
+    terms = policy_loss + cfg.kl_coef * kl if cfg.kl_in == "loss" else policy_loss
     if cfg.entropy_coef:
         terms = terms - cfg.entropy_coef * x.entropy_R
     with torch.no_grad():
         # What is not a number must not pass for agreement: maxima skip it.
-        apart = (own - x.rollout_logprobs_R).abs().nan_to_num(nan=torch.inf)
-        gap = torch.where(mask, apart, 0.0)
-        figures = (surrogate.loss_R, kl, x.entropy_R, surrogate.clipped_R, old - x.logprobs_R, gap)
-        sums = torch.stack([grpo.masked_sum(f, mask) for f in figures])
+        trainers = own if cfg.old_logprobs == "rollout" else old
+        apart = (trainers - x.rollout_logprobs_R).abs().nan_to_num(nan=torch.inf)
+        gap, weight = torch.where(mask, apart, 0.0), correction.weight_R
+        figures = (policy_loss, kl, x.entropy_R, surrogate.clipped_R, old - x.logprobs_R, gap, torch.ones_like(gap))
+        sums = torch.stack(
+            [grpo.masked_sum(f, mask) for f in (*figures, correction.touched_R, weight, weight.square())]
+        )
     return Objective(aggregate(cfg, terms, mask, lengths_B, size), sums, gap.max() if len(gap) else gap.sum())
 
 
@@ -72,6 +77,25 @@ def _where_unmasked(mask_R: Tensor, values_R: Tensor | None, own_R: Tensor) -> T
     """Of masked tokens, and of all where there are no values, the policy's own: a value that is not finite would reach
     the gradient through the mask."""
     return own_R if values_R is None else torch.where(mask_R, values_R, own_R)
+
+
+class Correction(NamedTuple):
+    """Of the mismatch between trainer and engine, without gradient."""
+
+    weight_R: Tensor
+    """Factor of the loss of each token."""
+    touched_R: Tensor
+    """1.0 where the cap or the mask took effect."""
+
+
+def correct_mismatch(cfg: Grpo, log_ratio_R: Tensor, lengths_B: Tensor) -> Correction:
+    """Weights of 1 without a correction. log_ratio_R: log p of the trainer - log p of the engine, 0 where masked."""
+    if cfg.rollout_correction == "none":
+        return Correction(torch.ones_like(log_ratio_R), torch.zeros_like(log_ratio_R))
+    raw = grpo.MISMATCH_WEIGHTS[cfg.rollout_correction_level](log_ratio_R, lengths_B)
+    limit = grpo.CORRECTIONS[cfg.rollout_correction]
+    weight = limit(raw, cfg.rollout_correction_floor, cfg.rollout_correction_cap)
+    return Correction(weight, (weight != raw).float())
 
 
 def estimate_kl(estimator: str, logprobs_R: Tensor, ref_logprobs_R: Tensor, old_logprobs_R: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from math import inf, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,11 +16,20 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from r1zero.batch import Batch, LossSize, MicroBatch, micro_batches, pack, spread
+from r1zero.batch import Batch, LossSize, MicroBatch, MiniBatch, micro_batches, pack, spread
 from r1zero.config import Config
 from r1zero.logprobs import TokenStats, token_stats
 from r1zero.model import build, packing
 from r1zero.objective import SUMS, Inputs, objective
+
+
+class _Update(NamedTuple):
+    """What one optimizer step found."""
+
+    sums: Tensor
+    gap_max: float
+    grad_norm: float
+    skipped: bool
 
 
 class Policy:
@@ -78,21 +87,42 @@ class Policy:
             out[p.response_index] = values.cpu()
         return out
 
-    def update(self, batch: Batch, size: LossSize) -> dict[str, float]:
-        """One optimizer step on the GRPO loss. size: tokens and samples in the loss of the whole batch, on all ranks.
+    def update(self, batch: Batch, parts: list[MiniBatch]) -> dict[str, float]:
+        """One optimizer step on the GRPO loss of each mini-batch in turn; the learning rate is the same for all.
 
-        Returns this rank's share of SUMS, `gap_max` (largest gap to the rollout engine's logprob of any token here),
-        both zero on ranks that do not speak, `grad_norm` of the whole model before clipping, the step's `lr`, and
-        `skipped`: 1.0 on all ranks where the loss or the gradient is not finite, and then weights, moments and learning
-        rate are as before.
+        Returns over all updates this rank's share of SUMS and `gap_max` (largest gap to the rollout engine's logprob of
+        any token here), both zero on ranks that do not speak; the mean `grad_norm` of the whole model before clipping;
+        `lr`; and `skipped`: 1.0 on all ranks where the loss or the gradient of an update is not finite, and then that
+        update left weights and moments as they were.
         """
+        lr = self.optimizer.param_groups[0]["lr"]
+        updates = []
+        for part in parts:
+            mine = torch.isin(batch.ids_B, part.ids_B).nonzero()[:, 0]
+            updates.append(self._update(batch.select(mine), part.size))
+        if not all(u.skipped for u in updates):
+            self.scheduler.step(1)
+        # Later updates of an iteration move the policy away from the engine, whose gap is that at the time of sampling.
+        gaps = updates[:1] if self.cfg.grpo.old_logprobs == "rollout" else updates
+        sums = torch.stack([u.sums for u in updates]).sum(0)
+        for name in ("gap", "gap_tokens"):
+            sums[SUMS.index(name)] = sum(float(u.sums[SUMS.index(name)]) for u in gaps)
+        grad_norm = sum(u.grad_norm for u in updates) / len(updates)
+        return {
+            **dict(zip(SUMS, sums.tolist(), strict=True)),
+            "gap_max": max(u.gap_max for u in gaps),
+            "lr": lr,
+            "grad_norm": grad_norm if isfinite(grad_norm) else inf,
+            "skipped": float(any(u.skipped for u in updates)),
+        }
+
+    def _update(self, batch: Batch, size: LossSize) -> _Update:
         packs = self._micro_batches(batch)
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         results = self._schedule(packs, partial(self._loss, batch, size), forward_only=False)
-        lr = self.optimizer.param_groups[0]["lr"]
         # Looked at before anything is touched: without a loss scaler the optimizer itself steps on whatever the
         # gradient is.
         self.optimizer.prepare_grads()
@@ -101,18 +131,10 @@ class Policy:
         if not skipped:
             with self.optimizer_on_device():
                 self.optimizer.step()
-            self.scheduler.step(1)
-        sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
-        if self.is_reporting_rank:
-            sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
-            gap = max(float(r["gap_max"]) for r in results)
-        return {
-            **dict(zip(SUMS, sums.tolist(), strict=True)),
-            "gap_max": gap,
-            "lr": lr,
-            "grad_norm": grad_norm if isfinite(grad_norm) else inf,
-            "skipped": float(skipped),
-        }
+        if not self.is_reporting_rank:
+            return _Update(torch.zeros(len(SUMS), dtype=torch.float64), 0.0, grad_norm, skipped)
+        sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
+        return _Update(sums, max(float(r["gap_max"]) for r in results), grad_norm, skipped)
 
     def _is_finite(self, grad_norm: float, results: list[dict[str, Tensor]]) -> bool:
         """Whether loss and gradient are, on all ranks; the norm is that of the whole model's gradient."""

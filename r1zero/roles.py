@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch, LossSize
+from r1zero.batch import Batch, MiniBatch
 from r1zero.checkpoint import step_folders, training
 from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.config import Config, UserError
@@ -137,15 +137,16 @@ class Roles:
             self.weight_offload.onload("policy")
         return self.policy.logprobs(batch)
 
-    def update(self, batch: Batch | None, size: LossSize) -> dict[str, float]:
-        """One optimizer step; {} on a rank that does not train. Without any scored token nothing is learned, and
-        nothing is done."""
-        if batch is None or not size.tokens:
+    def update(self, batch: Batch | None, parts: list[MiniBatch]) -> dict[str, float]:
+        """One optimizer step for each mini-batch; {} on a rank that does not train. From one without any scored token
+        nothing is learned, and nothing is done."""
+        parts = [part for part in parts if part.size.tokens]
+        if batch is None or not parts:
             return {}
         if self.weight_offload:
             self.weight_offload.onload("policy")
             self.weight_offload.gradients()
-        figures = self.policy.update(batch, size)
+        figures = self.policy.update(batch, parts)
         give_back_memory(self.cfg.run.device)
         return figures
 

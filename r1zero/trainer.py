@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r1zero import grpo
-from r1zero.batch import Batch
+from r1zero.batch import Batch, MiniBatch, mini_batches
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
 from r1zero.config import Config, UserError, dump
@@ -139,7 +139,7 @@ class Trainer:
             with watch.phase("adv"):
                 batch = self._with_kl_in_reward(batch, rewards)
         with watch.phase("update"):
-            update = roles.update(batch, lengths.loss_size(cfg.rollout.max_response_tokens))
+            update = roles.update(batch, self._mini_batches(iteration, lengths))
             if update.get("skipped"):
                 skipped.keep(self.folder, iteration, self.rank, roles.policy, batch)
         parity = self.sync_and_check(iteration)
@@ -147,7 +147,7 @@ class Trainer:
             sums, peaks = self._reduce(samples, graded, update)
             self._dump(iteration, samples, graded)
         return (
-            step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens)
+            step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
             | parity
             | step_metrics.speeds(sums, watch.lap(), self.layout.size)
         )
@@ -208,12 +208,23 @@ class Trainer:
         return formula(rewards.rewards_B.view(by_group), rewards.scored_B.view(by_group)).flatten()
 
     def _with_old_policy(self, batch: Batch | None) -> Batch | None:
-        """The batch with the policy's logprobs from before the update, where these are needed."""
-        if self.cfg.grpo.kl_in == "loss":
+        """The batch with the logprobs of the policy that the ratio is to. With one update and the KL in the loss there
+        is nothing to compute: they are the policy's own, detached."""
+        recipe = self.cfg.grpo
+        if recipe.old_logprobs == "rollout":
+            return batch if batch is None else replace(batch, old_logprobs_R=batch.rollout_logprobs_R)
+        if recipe.kl_in == "loss" and recipe.mini_batches * recipe.epochs == 1:
             return batch
         with self.watch.phase("old_log_p"):
             old_logprobs_R = self.roles.old_logprobs(batch)
         return batch if batch is None or old_logprobs_R is None else replace(batch, old_logprobs_R=old_logprobs_R)
+
+    def _mini_batches(self, iteration: int, lengths: BatchLengths) -> list[MiniBatch]:
+        """One for each update of the iteration, in an order that every rank and every resumed run finds."""
+        cfg, count = self.cfg, len(lengths.scored_B)
+        keys = [f"{cfg.run.seed} {iteration} {epoch}" for epoch in range(cfg.grpo.epochs)]
+        parts = [part for key in keys for part in mini_batches(count, cfg.grpo.mini_batches, key)]
+        return [lengths.mini_batch(part, cfg.rollout.max_response_tokens) for part in parts]
 
     def _with_kl_in_reward(self, batch: Batch | None, rewards: Rewards) -> Batch | None:
         """The batch with the advantages of the rewards less the KL of each response."""

@@ -159,6 +159,24 @@ def test_the_sequence_ratio_is_the_geometric_mean_over_a_response():
     torch.testing.assert_close(log_ratio.grad, torch.tensor([4.0, 4.0, 3.0]))
 
 
+@pytest.mark.parametrize(
+    "kind, level, floor, cap, weights",
+    [
+        # Ratios of two responses: 0.4, 4, 1 (product 1.6) and 0.5, 8 (product 4).
+        ("truncate", "token", 0.0, 2.0, [0.4, 2.0, 1.0, 0.5, 2.0]),
+        ("truncate", "sequence", 0.0, 2.0, [1.6, 1.6, 1.6, 2.0, 2.0]),
+        ("mask", "token", 0.5, 5.0, [0.0, 4.0, 1.0, 0.5, 0.0]),
+        ("mask", "sequence", 0.5, 3.0, [1.6, 1.6, 1.6, 0.0, 0.0]),
+    ],
+)
+def test_mismatch_weights_by_hand(kind, level, floor, cap, weights):
+    ratios = torch.tensor([0.4, 4.0, 1.0, 0.5, 8.0]).double()
+    raw = grpo.MISMATCH_WEIGHTS[level](ratios.log(), torch.tensor([3, 2]))
+    # The half at the floor is within it: rounding of log and exp must not decide that here.
+    got = grpo.CORRECTIONS[kind](raw.round(decimals=9), floor, cap)
+    torch.testing.assert_close(got, torch.tensor(weights).double())
+
+
 def test_aggregations_by_hand():
     # Responses of 2 and 3 tokens in the loss and one of 1 token masked.
     values = torch.tensor([1.0, 3.0, 2.0, 4.0, 9.0, math.nan])

@@ -21,6 +21,8 @@ RECIPES = {
     "GSPO": dict(importance_ratio="sequence", aggregation="sequence", clip_low=3e-2, clip_high=4e-2),
     "CISPO": dict(surrogate="cispo", clip_low=1.0, clip_high=2.0),
     "dual clip, entropy, k3_unbiased": dict(dual_clip=1.5, entropy_coef=0.01, kl_estimator="k3_unbiased"),
+    "TIS": dict(rollout_correction="truncate", rollout_correction_cap=1.005),
+    "MIS": dict(rollout_correction="mask", rollout_correction_level="sequence", rollout_correction_cap=1.2),
     "sequence weights, KL in the reward": dict(importance_ratio="sequence", surrogate="cispo", kl_in="reward"),
 }
 
@@ -83,6 +85,27 @@ def test_without_old_logprobs_the_policy_is_its_own_old_one():
     advantages = (x.advantages_B * x.in_loss_B).repeat_interleave(x.lengths_B)
     torch.testing.assert_close(x.logprobs_R.grad, -advantages / SIZE.tokens)
     assert found.sums[SUMS.index("clipped")] == 0 and found.sums[SUMS.index("ppo_kl")] == 0
+
+
+def test_the_correction_weighs_the_policy_loss_and_not_the_kl():
+    # Trainer over engine: 3 at the first token of the first response and of the last, else 1.
+    x = inputs()._replace(old_logprobs_R=None)
+    apart = torch.zeros(sum(LENGTHS)).double()
+    apart[[0, 10]] = math.log(3)
+    x = x._replace(rollout_logprobs_R=x.logprobs_R.detach() - apart)
+    plain = Grpo(kl_coef=0.5)
+    found = {
+        cap: objective(Grpo(kl_coef=0.5, rollout_correction="truncate", rollout_correction_cap=cap), x, SIZE)
+        for cap in (1.0, 2.0, 5.0)
+    }
+    base = objective(plain, x, SIZE)
+    assert found[1.0].loss.item() == pytest.approx(base.loss.item())
+    # Loss of a token on policy is -A: advantages 1 and -2 at those tokens, weighted with the cap.
+    for cap, weight in ((2.0, 2), (5.0, 3)):
+        assert (found[cap].loss - base.loss).item() == pytest.approx((weight - 1) * (-1 + 2) / SIZE.tokens)
+    sums = dict(zip(SUMS, found[2.0].sums.tolist(), strict=True))
+    assert (sums["corrected"], sums["weight"], sums["weight_squared"]) == pytest.approx((2, 9 + 2 * 2, 9 + 2 * 4))
+    assert found[5.0].sums[SUMS.index("corrected")] == 0 and base.sums[SUMS.index("weight_squared")] == SIZE.tokens
 
 
 def test_kl_and_entropy_enter_the_loss_with_their_weights():

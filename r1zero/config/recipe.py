@@ -8,7 +8,14 @@ from r1zero.config.schema import Grpo, Rollout
 
 def check(grpo: Grpo, rollout: Rollout) -> None:
     """Raises UserError for the first contradiction: the fields, their values and the cure."""
-    for sentence in (*_groups(grpo), *_kl(grpo), *_loss(grpo), *_length(grpo, rollout)):
+    for sentence in (
+        *_groups(grpo),
+        *_kl(grpo),
+        *_loss(grpo),
+        *_correction(grpo),
+        *_updates(grpo),
+        *_length(grpo, rollout),
+    ):
         raise UserError(sentence)
 
 
@@ -39,6 +46,31 @@ def _loss(grpo: Grpo) -> Iterator[str]:
         yield (
             f'grpo.dual_clip = {grpo.dual_clip} with grpo.surrogate = "cispo", which has no such bound; '
             "set dual_clip to 0"
+        )
+
+
+def _correction(grpo: Grpo) -> Iterator[str]:
+    kind, floor, cap = grpo.rollout_correction, grpo.rollout_correction_floor, grpo.rollout_correction_cap
+    if kind != "none" and grpo.old_logprobs == "rollout":
+        yield (
+            f'grpo.rollout_correction = "{kind}" with grpo.old_logprobs = "rollout", whose ratio is to the engine '
+            'already; set rollout_correction = "none" or old_logprobs = "trainer"'
+        )
+    if kind != "mask" and floor > 0:
+        yield (
+            f'grpo.rollout_correction_floor = {floor} with grpo.rollout_correction = "{kind}", which does not read it; '
+            'set rollout_correction = "mask", or leave the floor out'
+        )
+    if floor >= cap:
+        yield f"grpo.rollout_correction_floor = {floor}; it must be less than grpo.rollout_correction_cap = {cap}"
+
+
+def _updates(grpo: Grpo) -> Iterator[str]:
+    samples = grpo.prompts_per_iteration * grpo.group_size
+    if grpo.mini_batches > samples:
+        yield (
+            f"grpo.mini_batches = {grpo.mini_batches}; it must be at most the {samples} samples of an iteration "
+            "(prompts_per_iteration x group_size)"
         )
 
 

@@ -146,6 +146,21 @@ class Grpo:
     and their rewards still count in their groups. penalty: DAPO's soft penalty on the reward, by length."""
     overlong_buffer_tokens: int = 0
     """With overlong = "penalty": the penalty grows from 0 to 1 over the last so many tokens (DAPO, equation 13)."""
+    rollout_correction: Literal["none", "truncate", "mask"] = "none"
+    """A weight of each token's policy loss by the ratio of the trainer's probability to the engine's at the time of
+    sampling. truncate: at most the cap (TIS). mask: 0 outside floor .. cap (IcePop)."""
+    rollout_correction_level: Literal["token", "sequence"] = "token"
+    """sequence: the ratio of whole responses."""
+    rollout_correction_cap: float = 2.0
+    rollout_correction_floor: float = 0.0
+    """With rollout_correction = "mask"; IcePop's own bounds are 0.5 and 5."""
+    old_logprobs: Literal["trainer", "rollout"] = "trainer"
+    """Whose logprobs the ratio to the old policy has in its denominator: the trainer's before the first update of the
+    iteration, or those the engine sampled with."""
+    mini_batches: int = 1
+    """Updates in which an iteration's samples are used once, each on other samples in a seeded order."""
+    epochs: int = 1
+    """How often an iteration's samples are used, every time cut into mini_batches in another order."""
     reward_scale: float = 1.0
     """The reward of the rules is multiplied by this before advantages are computed; the logged one is not."""
     reward_clip: float = 0.0

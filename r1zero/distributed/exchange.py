@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch, LossSize, balance, ragged_index
+from r1zero.batch import Batch, LossSize, MiniBatch, balance, ragged_index
 from r1zero.distributed.layout import Grid, Layout
 
 
@@ -30,9 +30,12 @@ class BatchLengths:
         """Response tokens of all scored samples: the denominator of the loss."""
         return float((self.response_lengths_B * self.scored_B).sum())
 
-    def loss_size(self, longest: int) -> LossSize:
-        """What the loss is divided by. longest: most tokens that a response may have."""
-        return LossSize(self.loss_tokens, float(self.scored_B.sum()), longest)
+    def mini_batch(self, ids: list[int], longest: int) -> MiniBatch:
+        """One update on the samples `ids`. longest: most tokens that a response may have."""
+        ids_B = torch.tensor(ids, dtype=torch.long)
+        scored_B = self.scored_B[ids_B]
+        tokens = float((self.response_lengths_B[ids_B] * scored_B).sum())
+        return MiniBatch(ids_B, LossSize(tokens, float(scored_B.sum()), longest))
 
 
 class Rewards(NamedTuple):

@@ -104,8 +104,21 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
         "grad_norm": peaks["grad_norm"],
         "update/skipped": peaks["skipped"],
         "update/empty": float(not loss_tokens),
-        "rollout_gap/mean": sums["actor/gap"] / tokens,
+        "rollout_gap/mean": sums["actor/gap"] / max(sums["actor/gap_tokens"], 1.0),
         "rollout_gap/max": peaks["gap_max"],
+        **_correction(cfg, sums, tokens),
+    }
+
+
+def _correction(cfg: Config, sums: dict[str, float], tokens: float) -> dict[str, float]:
+    """Share of tokens that the cap or the mask changed, and the effective sample size of the weights w as a share of
+    the tokens: (sum w)^2 / (tokens * sum w^2), which is 1 where all weights are equal."""
+    if cfg.grpo.rollout_correction == "none":
+        return {}
+    squares = sums["actor/weight_squared"]
+    return {
+        "rollout_correction/touched": sums["actor/corrected"] / tokens,
+        "rollout_correction/effective_sample_size": sums["actor/weight"] ** 2 / (tokens * squares) if squares else 0.0,
     }
 
 

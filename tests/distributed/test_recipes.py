@@ -28,11 +28,14 @@ RECIPES = {
     ),
     "RLOO, KL in the reward, overlong masked": dict(advantage="leave_one_out", kl_in="reward", overlong="mask"),
     "GSPO, entropy bonus": dict(importance_ratio="sequence", aggregation="sequence", entropy_coef=0.01),
+    "four updates, TIS": dict(mini_batches=2, epochs=2, rollout_correction="truncate", rollout_correction_cap=1.0),
+    "three updates on the engine's logprobs": dict(mini_batches=3, old_logprobs="rollout"),
     "Dr. GRPO, CISPO": dict(advantage="none", surrogate="cispo", aggregation="constant", reward_clip=0.5),
 }
 CASES = [
     ("train DP2, two engines", name) for name in RECIPES
 ] + [
+    ("three grids, train PP2", "four updates, TIS"),
     ("train TP2, rollout TP2", "GSPO, entropy bonus"),
     ("three grids, train PP2", "REINFORCE++, KL in the reward, length penalty"),
 ]  # fmt: skip
@@ -81,7 +84,7 @@ def test_a_recipe_does_not_depend_on_layout_and_micro_batches(ranks, qwen2, alon
 @pytest.mark.slow
 def test_the_kl_in_the_reward_grows_from_zero_and_moves_the_advantages(ranks, qwen2, alone):
     """In the first step the policy is the reference: with and without the KL in the reward it is the same step."""
-    name = "RLOO, KL in the reward, overlong masked"
+    name = "REINFORCE++, KL in the reward, length penalty"
     grpo, with_kl = alone(name)
     layout = config.Layout()
     plain = dict(grpo, kl_in="loss", kl_coef=0.0)
@@ -90,3 +93,14 @@ def test_the_kl_in_the_reward_grows_from_zero_and_moves_the_advantages(ranks, qw
     assert with_kl[0]["grad_norm"] == pytest.approx(without[0]["grad_norm"], rel=1e-4)
     assert with_kl[0]["actor/kl_loss"] == pytest.approx(0.0, abs=1e-9) and with_kl[2]["actor/kl_loss"] > 0
     assert with_kl[2]["grad_norm"] != pytest.approx(without[2]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_later_updates_leave_the_old_policy_and_the_gap_stays_the_engine_s(ranks, qwen2, alone):
+    for name in ("four updates, TIS", "three updates on the engine's logprobs"):
+        for figures in alone(name)[1]:
+            assert figures["rollout_gap/max"] < 1e-5 and abs(figures["actor/ppo_kl"]) > 1e-6
+            assert figures["actor/pg_clipfrac"] > 0
+    last = alone("four updates, TIS")[1][-1]
+    assert 0 < last["rollout_correction/touched"] < 1, "at a cap of 1 every ratio above it is cut"
+    assert last["rollout_correction/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
