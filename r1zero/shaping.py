@@ -6,6 +6,7 @@ from torch import Tensor
 from r1zero import grpo
 from r1zero.batch import Batch
 from r1zero.config import Config
+from r1zero.distributed.exchange import Rewards
 from r1zero.grading import Graded, Samples
 from r1zero.objective import estimate_kl
 
@@ -20,6 +21,14 @@ def shaped_rewards(cfg: Config, samples: Samples, graded: Graded) -> Tensor:
         buffer = cfg.grpo.overlong_buffer_tokens
         rewards_B = rewards_B + grpo.length_penalty(lengths_B, cfg.rollout.max_response_tokens, buffer)
     return rewards_B
+
+
+def engine_rewards(cfg: Config, samples: Samples, graded: Graded) -> Rewards:
+    """What an engine tells all ranks about the rewards of its samples."""
+    by_group = (-1, cfg.grpo.group_size)
+    useful_P = ~grpo.without_spread(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
+    useful_B = useful_P.repeat_interleave(cfg.grpo.group_size)
+    return Rewards(shaped_rewards(cfg, samples, graded), graded.scored_B, useful_B)
 
 
 def in_loss(cfg: Config, samples: Samples, graded: Graded) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r1zero import grpo
-from r1zero.batch import Batch, MiniBatch, mini_batches
+from r1zero.batch import Batch
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
 from r1zero.config import Config, UserError, dump
@@ -20,7 +20,7 @@ from r1zero.distributed.device import seed
 from r1zero.distributed.exchange import BatchLengths, Exchange, Rewards
 from r1zero.distributed.layout import Layout
 from r1zero.distributed.world import Launch
-from r1zero.grading import Graded, Grader, Samples, to_batch
+from r1zero.grading import Graded, Grader, Samples
 from r1zero.guard import skipped
 from r1zero.guard.parity import ParityGate
 from r1zero.model.families import read_shape, weights
@@ -28,7 +28,8 @@ from r1zero.observability import metrics, step_metrics
 from r1zero.observability.writer import RunWriter
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
-from r1zero.shaping import in_loss, sample_kl, shaped_rewards
+from r1zero.sampling import Draw, choose, is_enough, merge, own_batch, updates
+from r1zero.shaping import engine_rewards, sample_kl
 from r1zero.weight_sync.sync import Sync
 
 log = logging.getLogger(__name__)
@@ -112,21 +113,16 @@ class Trainer:
         """Prompts, rollout, grading, advantages, exchange, reference, update, sync. Returns the metrics, on every
         rank."""
         cfg, watch, roles = self.cfg, self.watch, self.roles
-        mine = graded = None
-        count = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size
-        with watch.phase("rollout"):
-            samples = self._generate(iteration)
-        with watch.phase("non_overlap_rule_reward"):
-            if samples:
-                graded = self.grader.collect(len(samples.responses))
+        draws: list[Draw] = []
+        while not draws or not is_enough(cfg, draws):
+            draws.append(self._draw(iteration))
+        samples, graded = merge(draws)
+        chosen = choose(cfg, draws, self.layout.engines)
         with watch.phase("adv"):
-            shaped = Rewards(shaped_rewards(cfg, samples, graded), graded.scored_B) if samples else None
-            rewards = self.exchange.gather_rewards(shaped, count)
-            if samples:
-                own = slice(samples.first_id, samples.first_id + len(samples.responses))
-                mine = to_batch(samples, self._advantages(rewards)[own], in_loss(cfg, samples, graded))
+            advantages_B = self._advantages(chosen.rewards)
+            mine = own_batch(cfg, samples, graded, chosen, advantages_B) if samples else None
         with watch.phase("dispatch"):
-            lengths = self.exchange.gather_lengths(mine, count)
+            lengths = self.exchange.gather_lengths(mine, chosen.engine_B)
             batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
         with watch.phase("resharding_to_train"):
             roles.to_training()
@@ -137,9 +133,9 @@ class Trainer:
         batch = self._with_old_policy(batch)
         if cfg.grpo.kl_in == "reward":
             with watch.phase("adv"):
-                batch = self._with_kl_in_reward(batch, rewards)
+                batch = self._with_kl_in_reward(batch, chosen.rewards)
         with watch.phase("update"):
-            update = roles.update(batch, self._mini_batches(iteration, lengths))
+            update = roles.update(batch, updates(cfg, iteration, lengths))
             if update.get("skipped"):
                 skipped.keep(self.folder, iteration, self.rank, roles.policy, batch)
         parity = self.sync_and_check(iteration)
@@ -148,6 +144,7 @@ class Trainer:
             self._dump(iteration, samples, graded)
         return (
             step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
+            | step_metrics.rounds(cfg, len(draws), len(chosen.groups) / chosen.drawn)
             | parity
             | step_metrics.speeds(sums, watch.lap(), self.layout.size)
         )
@@ -173,9 +170,24 @@ class Trainer:
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
         return RunWriter(self.folder, self.done, self.cfg.run.iterations, self.cfg.alarms)
 
+    def _draw(self, iteration: int) -> Draw:
+        """One round of an iteration: prompts, responses, grades, and the rewards of all engines."""
+        graded = mine = None
+        with self.watch.phase("rollout"):
+            samples = self._generate(iteration)
+        with self.watch.phase("non_overlap_rule_reward"):
+            if samples:
+                graded = self.grader.collect(len(samples.responses))
+        with self.watch.phase("adv"):
+            if samples:
+                mine = engine_rewards(self.cfg, samples, graded)
+            count = self.cfg.grpo.prompts_per_iteration * self.cfg.grpo.group_size
+            return Draw(samples, graded, self.exchange.gather_rewards(mine, self.exchange.shares(count)))
+
     def _generate(self, iteration: int) -> Samples | None:
         """Every rank draws the prompts of the iteration from the order; each engine answers its own contiguous
         share."""
+        before = self.order.taken
         rows = self.order.take(self.cfg.grpo.prompts_per_iteration)
         if self.roles.engine is None:
             return None
@@ -183,9 +195,8 @@ class Trainer:
         first = self.layout.engine_of(self.rank) * share
         prompts = [self.prompts[row] for row in rows[first : first + share]]
         # Seeds follow the position in the run's order of prompts: a row that comes again gets other responses.
-        position = (iteration - 1) * len(rows) + first
         responses = self.roles.engine.generate(
-            prompts, self.cfg.grpo.group_size, iteration, position, partial(self.grader.submit, prompts)
+            prompts, self.cfg.grpo.group_size, iteration, before + first, partial(self.grader.submit, prompts)
         )
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
 
@@ -219,20 +230,13 @@ class Trainer:
             old_logprobs_R = self.roles.old_logprobs(batch)
         return batch if batch is None or old_logprobs_R is None else replace(batch, old_logprobs_R=old_logprobs_R)
 
-    def _mini_batches(self, iteration: int, lengths: BatchLengths) -> list[MiniBatch]:
-        """One for each update of the iteration, in an order that every rank and every resumed run finds."""
-        cfg, count = self.cfg, len(lengths.scored_B)
-        keys = [f"{cfg.run.seed} {iteration} {epoch}" for epoch in range(cfg.grpo.epochs)]
-        parts = [part for key in keys for part in mini_batches(count, cfg.grpo.mini_batches, key)]
-        return [lengths.mini_batch(part, cfg.rollout.max_response_tokens) for part in parts]
-
     def _with_kl_in_reward(self, batch: Batch | None, rewards: Rewards) -> Batch | None:
         """The batch with the advantages of the rewards less the KL of each response."""
         policy = self.roles.policy
         kl_B = sample_kl(self.cfg.grpo.kl_estimator, batch) if policy and policy.is_reporting_rank else None
         ids_B = batch.ids_B if batch is not None else None
         total_B = self.exchange.sum_by_sample(kl_B, ids_B, len(rewards.rewards_B))
-        left = Rewards(rewards.rewards_B - self.cfg.grpo.kl_coef * total_B, rewards.scored_B)
+        left = rewards._replace(rewards_B=rewards.rewards_B - self.cfg.grpo.kl_coef * total_B)
         return None if batch is None else replace(batch, advantages_B=self._advantages(left)[batch.ids_B])
 
     def _reduce(

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "watchdog": "config distributed",
     "grading": "batch config data distributed grpo reward",
     "objective": "batch config grpo",
-    "shaping": "batch config grading grpo objective",
+    "shaping": "batch config distributed grading grpo objective",
+    "sampling": "batch config distributed grading shaping",
     "policy": "batch config logprobs model objective",
     "rollout": "batch config distributed model",
     "observability": "config grading grpo objective",
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
     "guard": "batch config data distributed model policy roles weight_sync",
     "trainer": "batch checkpoint config data distributed grading grpo guard model observability reward roles "
-    "shaping weight_sync",
+    "sampling shaping weight_sync",
     "preflight": "config distributed model observability plan trainer weight_sync",
 }
 

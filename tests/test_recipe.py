@@ -12,6 +12,10 @@ ROLLOUT = Rollout(max_response_tokens=100)
     [
         (dict(group_size=1), 'grpo.group_size = 1 with grpo.advantage = "group".*raise group_size'),
         (dict(group_size=1, advantage="leave_one_out"), 'group_size = 1 with grpo.advantage = "leave_one_out"'),
+        (
+            dict(group_size=1, advantage="batch", dynamic_sampling=True),
+            "dynamic_sampling = true with grpo.group_size = 1",
+        ),
         (dict(reward_scale=0.0), "grpo.reward_scale = 0.0 makes every reward 0"),
         (dict(kl_in="reward", kl_coef=0.0), 'grpo.kl_in = "reward" with grpo.kl_coef = 0.0.*raise kl_coef'),
         (dict(kl_in="reward", kl_estimator="k3_unbiased"), '"k3_unbiased" with grpo.kl_in = "reward".*k1, k2 or k3'),

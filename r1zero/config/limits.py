@@ -25,6 +25,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "grpo.prompts_per_iteration": (1, inf),
     "grpo.group_size": (1, inf),
     "grpo.rollout_correction_cap": (TINY, inf),
+    "grpo.max_rounds": (1, inf),
     "grpo.mini_batches": (1, inf),
     "grpo.epochs": (1, inf),
     "reward.workers_per_rank": (1, inf),

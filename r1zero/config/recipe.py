@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from r1zero.config.errors import UserError
-from r1zero.config.schema import Grpo, Rollout
+from r1zero.config.grpo import Grpo
+from r1zero.config.schema import Rollout
 
 
 def check(grpo: Grpo, rollout: Rollout) -> None:
@@ -25,6 +26,8 @@ def _groups(grpo: Grpo) -> Iterator[str]:
             f'grpo.group_size = 1 with grpo.advantage = "{grpo.advantage}"; a group needs at least 2 responses to have '
             'a spread: raise group_size, or set advantage = "batch"'
         )
+    if grpo.group_size == 1 and grpo.dynamic_sampling:
+        yield "grpo.dynamic_sampling = true with grpo.group_size = 1 would leave out every group; raise group_size"
     if grpo.reward_scale == 0:
         yield "grpo.reward_scale = 0.0 makes every reward 0; it must be more than 0"
 

@@ -108,6 +108,11 @@ class PromptOrder:
             keys = [generator.random() for _ in self._rows]
             self._rows.sort(key=keys.__getitem__)
 
+    @property
+    def taken(self) -> int:
+        """Rows taken since the beginning of the run."""
+        return self.epoch * self.count + self.position
+
     def take(self, n: int) -> list[int]:
         """The next `n` rows; where the epoch ends within them they go on into the next."""
         taken: list[int] = []

@@ -24,6 +24,8 @@ class BatchLengths:
     prompt_lengths_B: Tensor
     response_lengths_B: Tensor
     scored_B: Tensor
+    engine_B: Tensor
+    """The engine that has each."""
 
     @property
     def loss_tokens(self) -> float:
@@ -45,36 +47,50 @@ class Rewards(NamedTuple):
     """float64; any value where not scored."""
     scored_B: Tensor
     """bool."""
+    useful_B: Tensor
+    """bool: whether the rules gave the samples of its group different rewards."""
 
 
 class Exchange:
     def __init__(self, layout: Layout, rank: int, device: torch.device):
         self.layout, self.rank, self.device = layout, rank, device
 
-    def gather_lengths(self, mine: Batch | None, samples: int) -> BatchLengths:
-        """mine: the samples of this rank's engine; None on a rank that does not generate. samples: B of all engines
-        together."""
+    def gather_lengths(self, mine: Batch | None, engine_B: Tensor) -> BatchLengths:
+        """mine: the samples of this rank's engine, ascending; None on a rank that does not generate. engine_B: the
+        engine that has each sample of all engines together, alike on all ranks."""
         row = None
         if mine is not None:
             row = torch.stack([mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()], 1).int()
-        table = self._gather(row, samples, 3).long()
-        return BatchLengths(table[:, 0], table[:, 1], table[:, 2])
+        table = self._gather(row, engine_B, 3).long()
+        return BatchLengths(table[:, 0], table[:, 1], table[:, 2], engine_B)
 
-    def gather_rewards(self, mine: Rewards | None, samples: int) -> Rewards:
+    def shares(self, samples: int) -> Tensor:
+        """(samples,) engines of as many samples, where each has an equal and contiguous share."""
+        return torch.arange(self.layout.engines).repeat_interleave(samples // self.layout.engines)
+
+    def gather_rewards(self, mine: Rewards | None, engine_B: Tensor) -> Rewards:
         """The rewards of all engines, bit for bit. Arguments as in `gather_lengths`."""
         row = None
         if mine is not None:  # a float64 travels as two int32, which every backend can send
-            row = torch.cat([mine.rewards_B.double()[:, None].view(torch.int32), mine.scored_B[:, None].int()], 1)
-        table = self._gather(row, samples, 3)
-        return Rewards(table[:, :2].contiguous().view(torch.float64)[:, 0], table[:, 2] > 0)
+            flags = torch.stack([mine.scored_B, mine.useful_B], 1).int()
+            row = torch.cat([mine.rewards_B.double()[:, None].view(torch.int32), flags], 1)
+        table = self._gather(row, engine_B, 4)
+        return Rewards(table[:, :2].contiguous().view(torch.float64)[:, 0], table[:, 2] > 0, table[:, 3] > 0)
 
-    def _gather(self, row: Tensor | None, samples: int, columns: int) -> Tensor:
-        """(samples, columns) int32 of all engines, in their order; row: the share of this rank's engine."""
-        share = samples // self.layout.engines
-        row = torch.zeros(share, columns, dtype=torch.int32) if row is None else row
-        rows = [torch.empty(share, columns, dtype=torch.int32, device=self.device) for _ in range(self.layout.size)]
-        dist.all_gather(rows, row.to(self.device))
-        return torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).cpu()
+    def _gather(self, row: Tensor | None, engine_B: Tensor, columns: int) -> Tensor:
+        """(B, columns) int32 of all engines; row: what this rank's engine has, in the order of the samples."""
+        groups = self.layout.rollout.groups("tp")
+        counts = torch.bincount(engine_B, minlength=len(groups)).tolist()
+        padded = torch.zeros(max(*counts, 1), columns, dtype=torch.int32)
+        if row is not None:
+            padded[: len(row)] = row
+        mine = padded.to(self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.layout.size)]
+        dist.all_gather(rows, mine)
+        table = torch.empty(len(engine_B), columns, dtype=torch.int32)
+        for engine, (group, count) in enumerate(zip(groups, counts, strict=True)):
+            table[engine_B == engine] = rows[group[0]][:count].cpu()
+        return table
 
     def sum_by_sample(self, values_B: Tensor | None, ids_B: Tensor | None, samples: int) -> Tensor:
         """(samples,) float32 on all ranks. values_B: of the samples ids_B, on the one rank that reports them; None on
@@ -92,9 +108,8 @@ class Exchange:
 
     def to_grid(self, mine: Batch | None, lengths: BatchLengths, grid: Grid) -> Batch | None:
         """This rank's shard over `grid`; None on a rank outside it."""
-        share = len(lengths.scored_B) // self.layout.engines
         engines = self.layout.rollout.groups("tp")
-        holders = [engines[i // share] for i in range(len(lengths.scored_B))]
+        holders = [engines[engine] for engine in lengths.engine_B.tolist()]
         wanted = self._wanted(self.shards(lengths, grid), grid)
         tokens = lengths.prompt_lengths_B + lengths.response_lengths_B
         have = [] if mine is None else mine.ids_B.tolist()

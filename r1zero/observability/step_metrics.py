@@ -110,6 +110,13 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
     }
 
 
+def rounds(cfg: Config, drawn: int, share: float) -> dict[str, float]:
+    """How often dynamic sampling drew prompts, and the share of the drawn groups that the batch has."""
+    if not cfg.grpo.dynamic_sampling:
+        return {}
+    return {"dynamic_sampling/rounds": float(drawn), "dynamic_sampling/kept": share}
+
+
 def _correction(cfg: Config, sums: dict[str, float], tokens: float) -> dict[str, float]:
     """Share of tokens that the cap or the mask changed, and the effective sample size of the weights w as a share of
     the tokens: (sum w)^2 / (tokens * sum w^2), which is 1 where all weights are equal."""

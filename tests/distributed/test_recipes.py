@@ -104,3 +104,33 @@ def test_later_updates_leave_the_old_policy_and_the_gap_stays_the_engine_s(ranks
     last = alone("four updates, TIS")[1][-1]
     assert 0 < last["rollout_correction/touched"] < 1, "at a cap of 1 every ratio above it is cut"
     assert last["rollout_correction/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
+
+
+DYNAMIC = dict(prompts_per_iteration=8, group_size=4, kl_coef=0.05, dynamic_sampling=True)
+
+
+def dynamic(ranks, qwen2, layout, size, rule=jobs.RARE_RULE, **fields):
+    cfg = jobs.job_config(qwen2, layout, grpo=DYNAMIC | fields, reward=dict(rules={rule: 1.0}))
+    return ranks.run(steps, cfg, 3, size=size)[0]
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_fills_the_batch_alike_on_one_engine_and_on_two(ranks, qwen2):
+    results = [dynamic(ranks, qwen2, config.Layout(), size, max_rounds=3, mini_batches=2) for size in (1, 2)]
+    for one, two in zip(*results, strict=True):
+        for key in (*SAME, "dynamic_sampling/rounds", "dynamic_sampling/kept", "frac_reward_zero_std"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
+        rounds, kept = one["dynamic_sampling/rounds"], one["dynamic_sampling/kept"]
+        # Either the batch is full, and may have been over-full, or every round was needed and all that was useful used.
+        useful = 1 - one["frac_reward_zero_std"]
+        assert kept * rounds == pytest.approx(1.0) or (rounds == 3 and kept == pytest.approx(useful))
+        assert kept <= useful + 1e-9 and one["grad_norm"] > 0
+    assert max(one["dynamic_sampling/rounds"] for one in results[0]) > 1
+
+
+@pytest.mark.slow
+def test_where_no_group_is_useful_all_rounds_are_drawn_and_nothing_is_learned(ranks, qwen2):
+    found = dynamic(ranks, qwen2, config.Layout(), 2, rule="base_acc", max_rounds=2)
+    for figures in found:
+        assert (figures["dynamic_sampling/rounds"], figures["dynamic_sampling/kept"]) == (2.0, 0.0)
+        assert figures["update/empty"] == 1.0 and figures["grad_norm"] == 0.0
