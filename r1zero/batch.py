@@ -4,9 +4,10 @@ Shapes: P prompts, G responses per prompt, B = P * G samples, T tokens (prompts 
 """
 
 import heapq
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +53,15 @@ class Batch:
     """The prompt of each sample, followed by its response. int64."""
     advantages_B: Tensor
     scored_B: Tensor
-    """1.0 if the sample was scored; 0.0 if not, in which case its tokens are left out of the loss. float32."""
+    """1.0 if the tokens of the sample are in the loss; 0.0 if it was not scored, or is left out by
+    `grpo.overlong = "mask"`. float32."""
     rollout_logprobs_R: Tensor
     """Computed by the engine while it sampled. float32."""
     ref_logprobs_R: Tensor
     """Computed by the reference model. float32; empty if there is no reference."""
+    old_logprobs_R: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Logprobs of the old policy, the denominator of the importance ratio. float32; empty if they equal the policy's
+    own, as in the only update of an iteration."""
 
     @property
     def lengths_B(self) -> Tensor:
@@ -77,11 +82,27 @@ class Batch:
             tokens_T=ragged(self.tokens_T, self.lengths_B),
             rollout_logprobs_R=ragged(self.rollout_logprobs_R, self.response_lengths_B),
             ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B),
+            old_logprobs_R=ragged(self.old_logprobs_R, self.response_lengths_B),
         )
 
-    def with_reference(self, ref_logprobs_R: Tensor) -> "Batch":
-        """Returns the batch with reference logprobs."""
-        return replace(self, ref_logprobs_R=ref_logprobs_R)
+
+class LossSize(NamedTuple):
+    """The denominators of the loss of one update: sums over all ranks."""
+
+    tokens: float
+    """Number of response tokens in the loss."""
+    samples: float
+    """Number of samples in the loss."""
+    longest: int
+    """Largest number of tokens that a response may have."""
+
+
+class MiniBatch(NamedTuple):
+    """The samples of one update, on all ranks."""
+
+    ids_B: Tensor
+    """Their numbers within the iteration, in ascending order. int64."""
+    size: LossSize
 
 
 def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
@@ -144,6 +165,17 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         groups[-1].append(i)
         room -= lengths[i]
     return groups
+
+
+def mini_batches(count: int, parts: int, key: str) -> list[list[int]]:
+    """Returns samples 0 .. count - 1 divided into `parts` parts, in an order that `key` seeds.
+
+    The sizes of the parts differ by at most one, and each part is in ascending order. The order depends only on the
+    key, so every rank and every resumed run computes the same one.
+    """
+    generator = random.Random(key)  # Python guarantees the same sequence across versions only for random()
+    order = sorted(range(count), key=[generator.random() for _ in range(count)].__getitem__)
+    return [sorted(order[part::parts]) for part in range(parts)]
 
 
 def spread(groups: list[list[int]], count: int) -> list[list[int]]:

@@ -13,7 +13,7 @@ class TokenStats(NamedTuple):
     logprobs_R: Tensor
     """log softmax(logits / temperature) at the targets, with gradient."""
     entropy_R: Tensor
-    """Entropy of the same distribution in nats, without gradient."""
+    """Entropy of the same distribution in nats, with gradient. The gradient is computed only if it is used."""
 
 
 def token_stats(
@@ -57,20 +57,22 @@ class _TokenStats(torch.autograd.Function):
         )
         _all_reduce(sums, dist.ReduceOp.SUM, group)
         z, weighted, chosen = sums
-        ctx.save_for_backward(p.div_(z[:, None]), rows_R, at, owned)
         ctx.logits, ctx.temperature = (logits_TV.shape, logits_TV.dtype), temperature
         log_z = z.log()
         entropy = log_z - weighted / z
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(p.div_(z[:, None]), rows_R, at, owned, entropy)
+        ctx.set_materialize_grads(False)
         return chosen - log_z, entropy
 
     @staticmethod
-    def backward(ctx, grad_R, _):
-        p, rows_R, at, owned = ctx.saved_tensors
+    def backward(ctx, grad_R, grad_entropy_R):
+        p, rows_R, at, owned, entropy_R = ctx.saved_tensors
         shape, dtype = ctx.logits
-        scale = (grad_R / ctx.temperature)[:, None]
+        scale = ((torch.zeros_like(entropy_R) if grad_R is None else grad_R) / ctx.temperature)[:, None]
         grad = p * -scale
         grad.scatter_add_(1, at[:, None], torch.where(owned[:, None], scale, 0.0))
+        if grad_entropy_R is not None:  # d entropy / d x = -p (log p + entropy)
+            grad -= (grad_entropy_R / ctx.temperature)[:, None] * (torch.xlogy(p, p) + p * entropy_R[:, None])
         # Each row predicts one target only, so no row is written twice.
         return (
             torch.zeros(shape, dtype=dtype, device=grad.device).index_copy_(0, rows_R, grad.to(dtype)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from math import inf, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,14 +15,20 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from r1zero import grpo
-from r1zero.batch import Batch, MicroBatch, micro_batches, pack, spread
+from r1zero.batch import Batch, LossSize, MicroBatch, MiniBatch, micro_batches, pack, spread
 from r1zero.config import Config
 from r1zero.logprobs import TokenStats, token_stats
 from r1zero.model import build, packing
+from r1zero.objective import SUMS, Inputs, objective
 
-SUMS = ("pg_loss", "kl", "entropy", "clipped", "ppo_kl", "gap")
-"""The sums over the batch's unmasked response tokens that `update` returns."""
+
+class _Update(NamedTuple):
+    """The result of one optimizer step."""
+
+    sums: Tensor
+    gap_max: float
+    grad_norm: float
+    skipped: bool
 
 
 class Policy:
@@ -82,24 +88,46 @@ class Policy:
             out[p.response_index] = values.cpu()
         return out
 
-    def update(self, batch: Batch, loss_tokens: float) -> dict[str, float]:
-        """Take one optimizer step on the GRPO loss. Collective over the ranks that train.
+    def update(self, batch: Batch, parts: list[MiniBatch]) -> dict[str, float]:
+        """Take one optimizer step on the GRPO loss of each mini-batch in turn. Collective over the ranks that train.
 
-        loss_tokens: number of unmasked response tokens in the whole batch, over all ranks.
+        The learning rate is the same for all steps of an iteration.
 
-        Returns this rank's share of SUMS and `gap_max`, the largest difference between the logprob of a token here and
-        in the rollout engine; both are zero on ranks that do not report. Also returns `grad_norm` of the whole model
-        before clipping, the step's `lr`, and `skipped`: 1.0 on all ranks if the loss or the gradient is not finite, in
-        which case weights, moments and learning rate stay as they were.
+        Returns this rank's share of SUMS, and `gap_max`, the largest difference between the logprob of a token here and
+        in the rollout engine, over all steps; both are zero on ranks that do not report. Also returns `grad_norm`, the
+        mean over the steps of the gradient's norm of the whole model before clipping, the steps' `lr`, and `skipped`:
+        1.0 on all ranks if the loss or the gradient of any step is not finite, in which case that step left weights and
+        moments as they were.
         """
+        lr = self.optimizer.param_groups[0]["lr"]
+        updates = []
+        for part in parts:
+            mine = torch.isin(batch.ids_B, part.ids_B).nonzero()[:, 0]
+            updates.append(self._update(batch.select(mine), part.size))
+        if not all(u.skipped for u in updates):
+            self.scheduler.step(1)
+        # The gap to the engine is that at the time of sampling: later updates move the policy away from the engine.
+        gaps = updates[:1] if self.cfg.grpo.old_logprobs == "rollout" else updates
+        sums = torch.stack([u.sums for u in updates]).sum(0)
+        for name in ("gap", "gap_tokens"):
+            sums[SUMS.index(name)] = sum(float(u.sums[SUMS.index(name)]) for u in gaps)
+        grad_norm = sum(u.grad_norm for u in updates) / len(updates)
+        return {
+            **dict(zip(SUMS, sums.tolist(), strict=True)),
+            "gap_max": max(u.gap_max for u in gaps),
+            "lr": lr,
+            "grad_norm": grad_norm if isfinite(grad_norm) else inf,
+            "skipped": float(any(u.skipped for u in updates)),
+        }
+
+    def _update(self, batch: Batch, size: LossSize) -> _Update:
         packs = self._micro_batches(batch)
         chunk: Any  # megatron-core's wrapper; torch.nn.Module does not declare its methods
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        results = self._schedule(packs, partial(self._loss, batch, loss_tokens), forward_only=False)
-        lr = self.optimizer.param_groups[0]["lr"]
+        results = self._schedule(packs, partial(self._loss, batch, size), forward_only=False)
         # Check the gradient before anything is changed: without a loss scaler, megatron's optimizer steps on any
         # gradient, finite or not.
         self.optimizer.prepare_grads()
@@ -108,18 +136,10 @@ class Policy:
         if not skipped:
             with self.optimizer_on_device():
                 self.optimizer.step()
-            self.scheduler.step(1)
-        sums, gap = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
-        if self.is_reporting_rank:
-            sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
-            gap = max(float(r["gap_max"]) for r in results)
-        return {
-            **dict(zip(SUMS, sums.tolist(), strict=True)),
-            "gap_max": gap,
-            "lr": lr,
-            "grad_norm": grad_norm if isfinite(grad_norm) else inf,
-            "skipped": float(skipped),
-        }
+        if not self.is_reporting_rank:
+            return _Update(torch.zeros(len(SUMS), dtype=torch.float64), 0.0, grad_norm, skipped)
+        sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
+        return _Update(sums, max(float(r["gap_max"]) for r in results), grad_norm, skipped)
 
     def _is_finite(self, grad_norm: float, results: list[dict[str, Tensor]]) -> bool:
         """Whether the loss and the gradient are finite on all ranks. grad_norm is that of the whole model."""
@@ -129,36 +149,32 @@ class Policy:
         return not broken
 
     def _loss(
-        self, batch: Batch, loss_tokens: float, p: MicroBatch, logits: Tensor
+        self, batch: Batch, size: LossSize, p: MicroBatch, logits: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns the loss, a number of tokens of 0, and the sums to report.
 
-        The loss is already divided by the tokens of the whole batch; the triple tells megatron not to scale it again.
+        The loss is already divided by the size of the whole mini-batch; the triple tells megatron not to scale it
+        again.
         """
-        cfg, (logprobs, entropy) = self.cfg.grpo, self._stats(p, logits)
-        lengths = batch.response_lengths_B[p.indices]
 
-        def each(values_B: Tensor) -> Tensor:
-            return values_B[p.indices].repeat_interleave(lengths).to(self.device)
+        def of_tokens(flat: Tensor) -> Tensor | None:
+            return flat[p.response_index].to(self.device) if len(flat) else None
 
-        mask, advantages = each(batch.scored_B) > 0, each(batch.advantages_B)
-        # There is one update per rollout, so the old policy is the current one: its logprobs are these, detached.
-        old = logprobs.detach()
-        surrogate = grpo.clipped_surrogate(logprobs, old, advantages, cfg.clip_ratio)
-        kl = torch.zeros_like(logprobs)
-        if len(batch.ref_logprobs_R):
-            # For masked tokens, use the policy's logprob in place of the reference's: a value that is not finite would
-            # reach the gradient through the mask.
-            ref = torch.where(mask, batch.ref_logprobs_R[p.response_index].to(self.device), old)
-            kl = grpo.KL_ESTIMATORS[cfg.kl_estimator](logprobs, ref)
-        loss = grpo.token_mean(surrogate.loss_R + cfg.kl_coef * kl, mask, loss_tokens)
-        with torch.no_grad():
-            # A NaN counts as an infinite difference, because a maximum would ignore it.
-            apart = (old - batch.rollout_logprobs_R[p.response_index].to(self.device)).abs().nan_to_num(nan=torch.inf)
-            gap = torch.where(mask, apart, 0.0)
-            figures = (surrogate.loss_R, kl, entropy, surrogate.clipped_R, old - logprobs, gap)
-            sums = torch.stack([grpo.masked_sum(f, mask) for f in figures])
-        return loss, torch.tensor(0, dtype=torch.int), {"sums": sums, "gap_max": gap.max() if len(gap) else gap.sum()}
+        rollout_logprobs_R = batch.rollout_logprobs_R[p.response_index].to(self.device)
+        result = objective(
+            self.cfg.grpo,
+            Inputs(
+                *self._stats(p, logits),
+                old_logprobs_R=of_tokens(batch.old_logprobs_R),
+                ref_logprobs_R=of_tokens(batch.ref_logprobs_R),
+                rollout_logprobs_R=rollout_logprobs_R,
+                advantages_B=batch.advantages_B[p.indices].to(self.device),
+                in_loss_B=batch.scored_B[p.indices].to(self.device) > 0,
+                lengths_B=batch.response_lengths_B[p.indices].to(self.device),
+            ),
+            size,
+        )
+        return result.loss, torch.tensor(0, dtype=torch.int), {"sums": result.sums, "gap_max": result.gap_max}
 
     def _stats(self, p: MicroBatch, logits: Tensor) -> TokenStats:
         return token_stats(

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch
+from r1zero.batch import Batch, MiniBatch
 from r1zero.checkpoint import step_folders, training
 from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.config import Config, UserError
@@ -139,19 +139,29 @@ class Roles:
         for i, p in enumerate(self.require_policy().chunks[0].parameters()):
             p.data, original[i] = original[i], p.data
 
-    def update(self, batch: Batch | None, ref_logprobs_R: Tensor | None, loss_tokens: float) -> dict[str, float]:
-        """Take one optimizer step. Returns {} on a rank that does not train.
+    def old_logprobs(self, batch: Batch | None) -> Tensor | None:
+        """Returns the (R,) logprobs under the current weights, on the last pipeline stage of the trainer.
 
-        Does nothing, and returns {} as well, if no token of the batch was scored.
+        Returns None on other ranks.
         """
-        if batch is None or not loss_tokens:
+        if batch is None:
+            return None
+        if self.weight_offload:
+            self.weight_offload.onload("policy")
+        return self.require_policy().logprobs(batch)
+
+    def update(self, batch: Batch | None, parts: list[MiniBatch]) -> dict[str, float]:
+        """Take one optimizer step for each mini-batch. Returns {} on a rank that does not train.
+
+        Mini-batches without a scored token are omitted. If none is left, does nothing, and returns {} as well.
+        """
+        parts = [part for part in parts if part.size.tokens]
+        if batch is None or not parts:
             return {}
         if self.weight_offload:
             self.weight_offload.onload("policy")
             self.weight_offload.gradients()
-        figures = self.require_policy().update(
-            batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R), loss_tokens
-        )
+        figures = self.require_policy().update(batch, parts)
         give_back_memory(self.cfg.run.device)
         return figures
 

@@ -4,6 +4,7 @@ Every rank runs every phase of the step. A rank outside the grid of a phase has 
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from r1zero.config import Config, UserError, dump
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
-from r1zero.distributed.exchange import BatchLengths, Exchange
+from r1zero.distributed.exchange import BatchLengths, Exchange, Rewards
 from r1zero.distributed.layout import Layout
 from r1zero.distributed.world import Launch
-from r1zero.grading import Graded, Grader, Samples, to_batch
+from r1zero.grading import Graded, Grader, Samples
 from r1zero.guard import skipped
 from r1zero.guard.parity import ParityGate
 from r1zero.model.families import read_shape, weights
@@ -30,6 +31,8 @@ from r1zero.observability import metrics, step_metrics
 from r1zero.observability.writer import RunWriter
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
+from r1zero.sampling import Draw, choose, is_enough, merge, own_batch, updates
+from r1zero.shaping import engine_rewards, sample_kl
 from r1zero.weight_sync.sync import Sync
 
 log = logging.getLogger(__name__)
@@ -114,34 +117,38 @@ class Trainer:
         Returns the metrics of the iteration, equal on every rank.
         """
         cfg, watch, roles = self.cfg, self.watch, self.roles
-        mine = graded = None
-        with watch.phase("rollout"):
-            samples = self._generate(iteration)
-        with watch.phase("non_overlap_rule_reward"):
-            if samples:
-                graded = self.grader.collect(len(samples.responses))
+        draws: list[Draw] = []
+        while not draws or not is_enough(cfg, draws):
+            draws.append(self._draw(iteration))
+        samples, graded = merge(draws)
+        chosen = choose(cfg, draws, self.layout.engines)
         with watch.phase("adv"):
-            if samples and graded:
-                by_group = (-1, cfg.grpo.group_size)
-                advantages_PG = grpo.advantages(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
-                mine = to_batch(samples, advantages_PG.flatten(), graded.scored_B)
+            advantages_B = self._advantages(chosen.rewards)
+            mine = own_batch(cfg, samples, graded, chosen, advantages_B) if samples and graded else None
         with watch.phase("dispatch"):
-            lengths = self.exchange.gather_lengths(mine, cfg.grpo.prompts_per_iteration * cfg.grpo.group_size)
+            lengths = self.exchange.gather_lengths(mine, chosen.engine_B)
             batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
         with watch.phase("resharding_to_train"):
             roles.to_training()
         with watch.phase("reference_model"):
             ref_logprobs_R = self._reference(mine, batch, lengths)
+            if batch is not None and ref_logprobs_R is not None:
+                batch = replace(batch, ref_logprobs_R=ref_logprobs_R)
+        batch = self._with_old_policy(batch)
+        if cfg.grpo.kl_in == "reward":
+            with watch.phase("adv"):
+                batch = self._with_kl_in_reward(batch, chosen.rewards)
         with watch.phase("update"):
-            update = roles.update(batch, ref_logprobs_R, lengths.loss_tokens)
+            update = roles.update(batch, updates(cfg, iteration, lengths))
             if batch is not None and update.get("skipped"):
-                skipped.keep(self.folder, iteration, self.rank, roles.require_policy(), batch, ref_logprobs_R)
+                skipped.keep(self.folder, iteration, self.rank, roles.require_policy(), batch)
         parity = self.sync_and_check(iteration)
         with watch.phase("record"):
             sums, peaks = self._reduce(samples, graded, update)
             self._dump(iteration, samples, graded)
         return (
-            step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens)
+            step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
+            | step_metrics.rounds(cfg, len(draws), len(chosen.groups) / chosen.drawn)
             | parity
             | step_metrics.speeds(sums, watch.lap(), self.layout.size)
         )
@@ -166,11 +173,26 @@ class Trainer:
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
         return RunWriter(self.folder, self.done, self.cfg.run.iterations, self.cfg.alarms)
 
+    def _draw(self, iteration: int) -> Draw:
+        """Returns one round of an iteration: this engine's samples and grades, and the rewards of all engines."""
+        graded = mine = None
+        with self.watch.phase("rollout"):
+            samples = self._generate(iteration)
+        with self.watch.phase("non_overlap_rule_reward"):
+            if samples:
+                graded = self.grader.collect(len(samples.responses))
+        with self.watch.phase("adv"):
+            if samples and graded:
+                mine = engine_rewards(self.cfg, samples, graded)
+            count = self.cfg.grpo.prompts_per_iteration * self.cfg.grpo.group_size
+            return Draw(samples, graded, self.exchange.gather_rewards(mine, self.exchange.shares(count)))
+
     def _generate(self, iteration: int) -> Samples | None:
         """Generate the responses of this rank's engine. Returns None on a rank without an engine.
 
-        Every rank draws the same prompts for the iteration; each engine answers its own contiguous share of them.
+        Every rank draws the same prompts for the round; each engine answers its own contiguous share of them.
         """
+        before = self.order.taken
         rows = self.order.take(self.cfg.grpo.prompts_per_iteration)
         if self.roles.engine is None:
             return None
@@ -178,9 +200,8 @@ class Trainer:
         first = self.layout.engine_of(self.rank) * share
         prompts = [self.prompts[row] for row in rows[first : first + share]]
         # Seeds follow the position in the run's order of prompts, so a row that is drawn again gets other responses.
-        position = (iteration - 1) * len(rows) + first
         responses = self.roles.engine.generate(
-            prompts, self.cfg.grpo.group_size, iteration, position, partial(self.grader.submit, prompts)
+            prompts, self.cfg.grpo.group_size, iteration, before + first, partial(self.grader.submit, prompts)
         )
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
 
@@ -197,6 +218,35 @@ class Trainer:
         theirs = self.exchange.to_grid(mine, lengths, grid)
         values = self.roles.reference_logprobs(theirs)
         return self.exchange.regrid(values, lengths, grid, self.layout.train.dense)
+
+    def _advantages(self, rewards: Rewards) -> Tensor:
+        """Returns the (B,) float32 advantages of all samples of the iteration."""
+        by_group = (-1, self.cfg.grpo.group_size)
+        formula = grpo.ADVANTAGES[self.cfg.grpo.advantage]
+        return formula(rewards.rewards_B.view(by_group), rewards.scored_B.view(by_group)).flatten()
+
+    def _with_old_policy(self, batch: Batch | None) -> Batch | None:
+        """Returns the batch with the logprobs of the old policy, the denominator of the importance ratio.
+
+        With a single update and the KL in the loss they equal the policy's own, so the batch is returned without them.
+        """
+        recipe = self.cfg.grpo
+        if recipe.old_logprobs == "rollout":
+            return batch if batch is None else replace(batch, old_logprobs_R=batch.rollout_logprobs_R)
+        if recipe.kl_in == "loss" and recipe.mini_batches * recipe.epochs == 1:
+            return batch
+        with self.watch.phase("old_log_p"):
+            old_logprobs_R = self.roles.old_logprobs(batch)
+        return batch if batch is None or old_logprobs_R is None else replace(batch, old_logprobs_R=old_logprobs_R)
+
+    def _with_kl_in_reward(self, batch: Batch | None, rewards: Rewards) -> Batch | None:
+        """Returns the batch with advantages from the rewards minus `kl_coef` times the KL of each response."""
+        kl_B = ids_B = None
+        if batch is not None and self.roles.require_policy().is_reporting_rank:
+            kl_B, ids_B = sample_kl(self.cfg.grpo.kl_estimator, batch), batch.ids_B
+        total_B = self.exchange.sum_by_sample(kl_B, ids_B, len(rewards.rewards_B))
+        left = rewards._replace(rewards_B=rewards.rewards_B - self.cfg.grpo.kl_coef * total_B)
+        return None if batch is None else replace(batch, advantages_B=self._advantages(left)[batch.ids_B])
 
     def _reduce(
         self, samples: Samples | None, graded: Graded | None, update: dict[str, float]

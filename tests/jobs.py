@@ -14,11 +14,17 @@ from r1zero.config import Config
 from r1zero.distributed import device, layout, world
 
 RULE = f"{Path(__file__).resolve()}:even_share"
+RARE_RULE = f"{Path(__file__).resolve()}:rarely"
 
 
 def even_share(response: str, label: str) -> float:
     """A reward that random text earns in different measure: the share of its characters with an even code."""
     return sum(ord(c) % 2 == 0 for c in response) / max(1, len(response))
+
+
+def rarely(response: str, label: str) -> float:
+    """A reward that random text earns one time in eight, so that many groups have none."""
+    return float(sum(map(ord, response)) % 8 == 0)
 
 
 def make_base(folder: Path, family: str, seed: int = 0) -> Path:

@@ -30,16 +30,19 @@ MAY_IMPORT = {
     "model": "config distributed patches",
     "watchdog": "config distributed",
     "grading": "batch config data distributed grpo reward",
-    "policy": "batch config grpo logprobs model",
+    "objective": "batch config grpo",
+    "shaping": "batch config distributed grading grpo objective",
+    "sampling": "batch config distributed grading shaping",
+    "policy": "batch config logprobs model objective",
     "rollout": "batch config distributed model patches",
-    "observability": "config grading grpo policy",
+    "observability": "config grading grpo objective",
     "weight_sync": "config distributed model rollout",
     "checkpoint": "config distributed model observability",
     "plan": "config distributed model rollout weight_sync",
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
     "guard": "batch config data distributed model policy roles weight_sync",
     "trainer": "batch checkpoint config data distributed grading grpo guard model observability reward roles "
-    "weight_sync",
+    "sampling shaping weight_sync",
     "preflight": "config distributed model observability plan trainer weight_sync",
 }
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero.batch import Batch, balance, micro_batches, pack, spread
+from r1zero.batch import Batch, balance, micro_batches, mini_batches, pack, spread
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=12)
 
@@ -57,6 +57,18 @@ def test_micro_batches_keep_to_the_budget_and_cover_every_sample_once_however_fa
     count = max(1, len(groups) + more)  # a rank without samples runs one empty micro-batch
     wider = spread(groups, count)
     assert len(wider) == count and sorted(i for g in wider for i in g) == list(range(len(lengths)))
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.text(max_size=5))
+def test_mini_batches_use_every_sample_once_in_an_order_of_the_key(count, parts, key):
+    dealt = mini_batches(count, parts, key)
+    assert len(dealt) == parts and sorted(i for part in dealt for i in part) == list(range(count))
+    assert all(part == sorted(part) for part in dealt)
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1 and dealt == mini_batches(count, parts, key)
+
+
+def test_mini_batches_of_another_epoch_are_others():
+    assert mini_batches(16, 4, "1 1 0") != mini_batches(16, 4, "1 1 1")
 
 
 @given(st.lists(st.integers(1, 50), min_size=4, max_size=60), st.integers(1, 4))

@@ -1,5 +1,6 @@
 """Logprobs and entropy over a vocabulary cut in two equal torch's log_softmax over the whole, with their gradient."""
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -7,6 +8,7 @@ from r1zero.logprobs import token_stats
 
 T, V, TEMPERATURE = 9, 12, 0.7
 DEVICES, TARGETS, WEIGHTS = torch.tensor([0, 3, 4, 8]), torch.tensor([1, 7, 0, 9]), torch.tensor([1.0, -2.0, 0.5, 3.0])
+NO_BONUS, BONUS = torch.zeros(4), torch.tensor([0.3, -1.0, 2.0, 0.0])
 FORBIDDEN = torch.tensor([i in (5, 10, 11) for i in range(V)])
 
 
@@ -14,7 +16,7 @@ def logits():
     return torch.randn(T, V, generator=torch.Generator().manual_seed(0)) * 5
 
 
-def cut_in(rank, parts):
+def cut_in(rank, parts, bonus_R=NO_BONUS):
     width = V // parts
     part = slice(rank * width, (rank + 1) * width)
     mine = logits()[:, part].clone().requires_grad_()
@@ -26,29 +28,31 @@ def cut_in(rank, parts):
         forbidden_V=FORBIDDEN[part],
         group=dist.group.WORLD if parts > 1 else None,
     )
-    (got.logprobs_R * WEIGHTS).sum().backward()
-    return got.logprobs_R.detach(), got.entropy_R, mine.grad
+    ((got.logprobs_R * WEIGHTS).sum() + (got.entropy_R * bonus_R).sum()).backward()
+    return got.logprobs_R.detach(), got.entropy_R.detach(), mine.grad
 
 
-def oracle():
+def oracle(bonus_R):
     whole = logits().requires_grad_()
     logp = (whole / TEMPERATURE).masked_fill(FORBIDDEN, -1e30).log_softmax(1)[DEVICES]
     chosen = logp.gather(1, TARGETS[:, None])[:, 0]
-    (chosen * WEIGHTS).sum().backward()
-    return chosen.detach(), -(logp.exp() * logp).sum(1).detach(), whole.grad
+    entropy = -(logp.exp() * logp).sum(1)
+    ((chosen * WEIGHTS).sum() + (entropy * bonus_R).sum()).backward()
+    return chosen.detach(), entropy.detach(), whole.grad
 
 
-def check(results):
-    logprobs, entropy, grad = oracle()
+def check(results, bonus_R=NO_BONUS):
+    logprobs, entropy, grad = oracle(bonus_R)
     for got_logprobs, got_entropy, _ in results:
         torch.testing.assert_close(got_logprobs, logprobs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(got_entropy, entropy, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.cat([g for _, _, g in results], 1), grad, atol=1e-5, rtol=1e-5)
 
 
-def test_one_rank():
-    check([cut_in(0, 1)])
+@pytest.mark.parametrize("bonus_R", [NO_BONUS, BONUS])
+def test_one_rank(bonus_R):
+    check([cut_in(0, 1, bonus_R)], bonus_R)
 
 
 def test_two_tensor_parallel_ranks(ranks):
-    check(ranks.run(cut_in, 2, size=2))
+    check(ranks.run(cut_in, 2, BONUS, size=2), BONUS)

@@ -2,12 +2,12 @@
 
 from r1zero.config.errors import SPEAKER_S, CollectiveError, RewardError, UserError, found_alike
 from r1zero.config.files import check_utf8, read_json, read_text, readable, reason
+from r1zero.config.grpo import Grpo
 from r1zero.config.schema import (
     Alarms,
     Checkpoint,
     Config,
     Data,
-    Grpo,
     Layout,
     MegatronGrid,
     Metrics,

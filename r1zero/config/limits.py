@@ -7,6 +7,7 @@ import dataclasses
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
+from r1zero.config import recipe
 from r1zero.config.errors import UserError
 from r1zero.config.schema import Config
 
@@ -28,7 +29,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "rollout.max_num_batched_tokens": (1, inf),
     "rollout.kv_cache_gib": (TINY, inf),
     "grpo.prompts_per_iteration": (1, inf),
-    "grpo.group_size": (2, inf),
+    "grpo.group_size": (1, inf),
+    "grpo.rollout_correction_cap": (TINY, inf),
+    "grpo.max_rounds": (1, inf),
+    "grpo.mini_batches": (1, inf),
+    "grpo.epochs": (1, inf),
     "reward.workers_per_rank": (1, inf),
     "reward.deadline_s": (TINY, inf),
     "reward.max_unscored_share": (0, 1),
@@ -56,6 +61,7 @@ def check(cfg: Config) -> None:
         raise UserError("reward.rules = {}, so nothing is rewarded; name at least one rule and its weight")
     if "/" in cfg.run.name or cfg.run.name in ("", ".", "..") or "\0" in cfg.run.name + cfg.run.dir:
         raise UserError(f"run.name = {cfg.run.name!r}; it must be a valid name for a folder in run.dir")
+    recipe.check(cfg.grpo, cfg.rollout)
 
 
 def _check(section: "DataclassInstance | type[DataclassInstance]", prefix: str) -> None:

@@ -7,6 +7,7 @@ notation; a text field may omit the quotes. An unknown key is an error that name
 from dataclasses import dataclass, field
 from typing import Literal
 
+from r1zero.config.grpo import Grpo
 from r1zero.config.toml import LocalPath, OwnFunction
 
 
@@ -111,22 +112,6 @@ class Rollout:
     """Tokens in one scheduler step; at least max_prompt_tokens + max_response_tokens if prefill is not chunked."""
     kv_cache_gib: float = 1.0
     """GiB of key-value cache on each rank."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grpo:
-    """GRPO. The defaults are those of the DeepSeek-R1-Zero-671B recipe that MindSpeed-RL published."""
-
-    prompts_per_iteration: int = 384
-    """P: number of prompts in an iteration, over all ranks."""
-    group_size: int = 32
-    """G: number of responses to each prompt."""
-    kl_coef: float = 0.001
-    """Weight in the loss of the KL to the reference; 0: no reference is loaded."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman, "Approximating KL divergence" (2020). The config published for 384 dies uses k1."""
-    clip_ratio: float = 0.2
-    """The ratio to the old policy is clipped to 1 - clip_ratio .. 1 + clip_ratio (Schulman et al. 2017, equation 7)."""
 
 
 @dataclass(frozen=True, kw_only=True)

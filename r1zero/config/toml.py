@@ -25,6 +25,8 @@ LocalPath = Annotated[str, "path"]
 """Path of a local file or folder; empty: none."""
 OwnFunction = Annotated[str, "path.py:function"]
 """A name that the program knows, or a function in a file of the user, as `path.py:function`."""
+_REPLACED = {"grpo.clip_ratio": "set grpo.clip_low and grpo.clip_high to its value instead"}
+"""Key of an earlier version -> the keys to set instead."""
 _CONFIG_FOLDERS = re.compile(r"(.*)/configs(/data|/model)?", re.DOTALL)
 
 
@@ -119,8 +121,10 @@ def _build(cls: type[T], tree: dict[str, Any], source: _Source, prefix: str) -> 
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key, value in tree.items():
         if key not in fields:
-            nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
             place = getattr(value, "source", source).place
+            if prefix + key in _REPLACED:
+                raise UserError(f"{place}: {prefix}{key} no longer exists; {_REPLACED[prefix + key]}")
+            nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
             raise UserError(f"{place}: unknown key {prefix}{_spelt(key)}; the nearest known one is {prefix}{nearest}")
     values = {name: tree[name] if name in tree else _default(field, source, prefix) for name, field in fields.items()}
     return cls(**{name: _convert(hints[name], value, source, prefix + name) for name, value in values.items()})

@@ -108,6 +108,11 @@ class PromptOrder:
             keys = [generator.random() for _ in self._rows]
             self._rows.sort(key=keys.__getitem__)
 
+    @property
+    def taken(self) -> int:
+        """Number of rows taken since the beginning of the run."""
+        return self.epoch * self.count + self.position
+
     def take(self, n: int) -> list[int]:
         """Returns the next `n` rows, continuing into the next epoch if this one ends."""
         taken: list[int] = []

@@ -7,12 +7,13 @@ everything.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch, balance, ragged_index
+from r1zero.batch import Batch, LossSize, MiniBatch, balance, ragged_index
 from r1zero.distributed.layout import Grid, Layout
 
 
@@ -23,11 +24,31 @@ class BatchLengths:
     prompt_lengths_B: Tensor
     response_lengths_B: Tensor
     scored_B: Tensor
+    engine_B: Tensor
+    """The engine that has each sample. int64."""
 
     @property
     def loss_tokens(self) -> float:
         """Number of response tokens in all scored samples: the denominator of the loss."""
         return float((self.response_lengths_B * self.scored_B).sum())
+
+    def mini_batch(self, ids: list[int], longest: int) -> MiniBatch:
+        """Returns the update on the samples `ids`. longest: largest number of tokens that a response may have."""
+        ids_B = torch.tensor(ids, dtype=torch.long)
+        scored_B = self.scored_B[ids_B]
+        tokens = float((self.response_lengths_B[ids_B] * scored_B).sum())
+        return MiniBatch(ids_B, LossSize(tokens, float(scored_B.sum()), longest))
+
+
+class Rewards(NamedTuple):
+    """The rewards of B samples, with shaping (scale, clip, penalties)."""
+
+    rewards_B: Tensor
+    """float64; the value of a sample that was not scored is ignored."""
+    scored_B: Tensor
+    """bool."""
+    useful_B: Tensor
+    """bool: whether the rules gave different rewards to the samples of its group."""
 
 
 class Exchange:
@@ -36,20 +57,60 @@ class Exchange:
     def __init__(self, layout: Layout, rank: int, device: torch.device):
         self.layout, self.rank, self.device = layout, rank, device
 
-    def gather_lengths(self, mine: Batch | None, samples: int) -> BatchLengths:
+    def gather_lengths(self, mine: Batch | None, engine_B: Tensor) -> BatchLengths:
         """Share the lengths of all samples with all ranks. Collective over the world.
 
-        mine: the samples of this rank's engine; None on a rank that does not generate. samples: B, over all engines.
+        mine: the samples of this rank's engine, in ascending order; None on a rank that does not generate.
+        engine_B: the engine of each of the B samples of all engines, equal on all ranks.
         """
-        share = samples // self.layout.engines
-        row = torch.zeros(share, 3, dtype=torch.int32)
+        row = None
         if mine is not None:
             row = torch.stack([mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()], 1).int()
-        rows = [torch.empty(share, 3, dtype=torch.int32, device=self.device) for _ in range(self.layout.size)]
-        dist.all_gather(rows, row.to(self.device))
-        # In the order of the engines.
-        table = torch.cat([rows[group[0]] for group in self.layout.rollout.groups("tp")]).long().cpu()
-        return BatchLengths(table[:, 0], table[:, 1], table[:, 2])
+        table = self._gather(row, engine_B, 3).long()
+        return BatchLengths(table[:, 0], table[:, 1], table[:, 2], engine_B)
+
+    def shares(self, samples: int) -> Tensor:
+        """Returns the (samples,) engines of samples that are divided into equal, contiguous shares."""
+        return torch.arange(self.layout.engines).repeat_interleave(samples // self.layout.engines)
+
+    def gather_rewards(self, mine: Rewards | None, engine_B: Tensor) -> Rewards:
+        """Share the rewards of all samples with all ranks, bit for bit. Collective over the world.
+
+        The arguments are those of `gather_lengths`.
+        """
+        row = None
+        if mine is not None:  # a float64 is sent as two int32, which every backend can send
+            flags = torch.stack([mine.scored_B, mine.useful_B], 1).int()
+            row = torch.cat([mine.rewards_B.double()[:, None].view(torch.int32), flags], 1)
+        table = self._gather(row, engine_B, 4)
+        return Rewards(table[:, :2].contiguous().view(torch.float64)[:, 0], table[:, 2] > 0, table[:, 3] > 0)
+
+    def _gather(self, row: Tensor | None, engine_B: Tensor, columns: int) -> Tensor:
+        """Returns a (B, columns) int32 table of all engines' samples. row: the rows of this rank's engine, in order."""
+        groups = self.layout.rollout.groups("tp")
+        counts = torch.bincount(engine_B, minlength=len(groups)).tolist()
+        padded = torch.zeros(max(*counts, 1), columns, dtype=torch.int32)
+        if row is not None:
+            padded[: len(row)] = row
+        mine = padded.to(self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.layout.size)]
+        dist.all_gather(rows, mine)
+        table = torch.empty(len(engine_B), columns, dtype=torch.int32)
+        for engine, (group, count) in enumerate(zip(groups, counts, strict=True)):
+            table[engine_B == engine] = rows[group[0]][:count].cpu()
+        return table
+
+    def sum_by_sample(self, values_B: Tensor | None, ids_B: Tensor | None, samples: int) -> Tensor:
+        """Returns (samples,) float32 values on all ranks. Collective over the world.
+
+        values_B: the values of the samples ids_B, on the one rank that reports them; None on other ranks.
+        """
+        table = torch.zeros(samples)
+        if values_B is not None and ids_B is not None:
+            table[ids_B] = values_B.float()
+        table = table.to(self.device)
+        dist.all_reduce(table)
+        return table.cpu()
 
     def shards(self, lengths: BatchLengths, grid: Grid) -> list[list[int]]:
         """Returns the sample numbers of each data-parallel rank of a megatron grid, with balanced numbers of tokens."""
@@ -57,9 +118,8 @@ class Exchange:
 
     def to_grid(self, mine: Batch | None, lengths: BatchLengths, grid: Grid) -> Batch | None:
         """Returns this rank's shard over `grid`, or None on a rank outside it. Collective over the world."""
-        share = len(lengths.scored_B) // self.layout.engines
         engines = self.layout.rollout.groups("tp")
-        holders = [engines[i // share] for i in range(len(lengths.scored_B))]
+        holders = [engines[engine] for engine in lengths.engine_B.tolist()]
         wanted = self._wanted(self.shards(lengths, grid), grid)
         tokens = lengths.prompt_lengths_B + lengths.response_lengths_B
         have = [] if mine is None else mine.ids_B.tolist()

@@ -237,10 +237,6 @@ def check_batch(cfg: config.Config, layout: Layout) -> None:
             f"grpo.prompts_per_iteration = {prompts} is not a multiple of the {engines} rollout engines; "
             f"use {max(1, math.ceil(prompts / engines)) * engines}, or change layout.rollout"
         )
-    if cfg.grpo.group_size < 2:
-        raise UserError(
-            f"grpo.group_size = {cfg.grpo.group_size}; it must be at least 2, because rewards are compared in a group"
-        )
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
     if cfg.train.micro_batch_tokens < longest:
         raise UserError(

@@ -87,7 +87,7 @@ class ParityGate:
     def _compare(self, asked: tuple[Batch, Tensor] | None) -> Comparison:
         samples = self.layout.engines * len(self.prompts)
         mine = asked[0] if asked else None
-        lengths = self.exchange.gather_lengths(mine, samples)
+        lengths = self.exchange.gather_lengths(mine, self.exchange.shares(samples))
         batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
         table_B3 = torch.zeros(samples, 3)
         if asked:

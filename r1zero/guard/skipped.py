@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from r1zero.batch import Batch
 from r1zero.config import CollectiveError
 from r1zero.policy import Policy
 
 
-def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, ref_logprobs_R: Tensor | None) -> None:
+def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch) -> None:
     """Write this data-parallel rank's share of the batch and the trainer's logprobs of it.
 
     Collective over the ranks that train. `torch.load(path, weights_only=True)` returns a dict of Batch's tensors and
@@ -22,10 +21,7 @@ def keep(folder: Path, iteration: int, rank: int, policy: Policy, batch: Batch, 
         return
     path = folder / "skipped" / f"iteration_{iteration}_rank_{rank}.pt"
     path.parent.mkdir(exist_ok=True)
-    torch.save(
-        {**vars(batch if ref_logprobs_R is None else batch.with_reference(ref_logprobs_R)), "logprobs_R": logprobs_R},
-        path,
-    )
+    torch.save({**vars(batch), "logprobs_R": logprobs_R}, path)
 
 
 class SkipLimit:

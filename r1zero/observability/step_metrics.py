@@ -8,8 +8,8 @@ import torch
 from r1zero import grpo
 from r1zero.config import Config
 from r1zero.grading import OUTCOMES, Graded, Samples
+from r1zero.objective import SUMS
 from r1zero.observability.metrics import MetricReducer
-from r1zero.policy import SUMS
 
 RANGES = ("rewards", "response_length", "prompt_length")
 """Quantities that are reported with mean, minimum and maximum."""
@@ -106,8 +106,30 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
         "grad_norm": peaks["grad_norm"],
         "update/skipped": peaks["skipped"],
         "update/empty": float(not loss_tokens),
-        "rollout_gap/mean": sums["actor/gap"] / tokens,
+        "rollout_gap/mean": sums["actor/gap"] / max(sums["actor/gap_tokens"], 1.0),
         "rollout_gap/max": peaks["gap_max"],
+        **_correction(cfg, sums, tokens),
+    }
+
+
+def rounds(cfg: Config, drawn: int, share: float) -> dict[str, float]:
+    """Returns the number of rounds of dynamic sampling, and the share of the drawn groups that is in the batch."""
+    if not cfg.grpo.dynamic_sampling:
+        return {}
+    return {"dynamic_sampling/rounds": float(drawn), "dynamic_sampling/kept": share}
+
+
+def _correction(cfg: Config, sums: dict[str, float], tokens: float) -> dict[str, float]:
+    """Returns the share of tokens that cap or mask changed, and the relative effective sample size of the weights w.
+
+    The latter is (sum w)^2 / (tokens * sum w^2), which is 1 if all weights are equal.
+    """
+    if cfg.grpo.rollout_correction == "none":
+        return {}
+    squares = sums["actor/weight_squared"]
+    return {
+        "rollout_correction/touched": sums["actor/corrected"] / tokens,
+        "rollout_correction/effective_sample_size": sums["actor/weight"] ** 2 / (tokens * squares) if squares else 0.0,
     }
 
 

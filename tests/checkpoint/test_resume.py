@@ -90,6 +90,27 @@ def test_a_run_cut_off_past_its_checkpoint_goes_on_as_if_it_never_was(ranks, qwe
 
 
 @pytest.mark.slow
+def test_rounds_and_mini_batches_go_on_where_they_were(ranks, qwen2, tmp_path):
+    """The order of prompts after a round too many, and that of mini-batches."""
+    cfg = jobs.job_config(
+        qwen2,
+        config.Layout(),
+        run=dict(dir=str(tmp_path), iterations=4),
+        grpo=dict(
+            prompts_per_iteration=4, group_size=4, kl_coef=0.05, dynamic_sampling=True, max_rounds=3, mini_batches=2
+        ),
+        reward=dict(rules={jobs.RARE_RULE: 1.0}),
+        checkpoint=dict(every_iterations=2, keep=2),
+    )
+    named = {name: dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, name=name)) for name in ("whole", "cut")}
+    assert ranks.run(run, named["whole"], 4, size=2) == [4, 4]
+    assert ranks.run(run, named["cut"], 3, size=2) == [3, 3]
+    assert ranks.run(run, named["cut"], 4, size=2) == [4, 4]
+    check_equal(tmp_path / "whole", tmp_path / "cut", 4)
+    assert max(line["dynamic_sampling/rounds"] for line in figures(tmp_path / "whole")) > 1
+
+
+@pytest.mark.slow
 def test_another_layout_continues_the_run_within_tolerance(ranks, qwen2, tmp_path):
     cfg = jobs.job_config(
         qwen2, config.Layout(), run=dict(dir=str(tmp_path), iterations=4), checkpoint=dict(every_iterations=2, keep=2)

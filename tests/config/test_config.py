@@ -60,6 +60,10 @@ def test_a_mistake_is_named_with_field_and_value(tmp_path, text, words):
     "override, sentence",
     [
         ("grpo.kl_cof=0", "unknown key grpo.kl_cof; the nearest known one is grpo.kl_coef"),
+        (
+            "grpo.clip_ratio=0.2",
+            "grpo.clip_ratio no longer exists; set grpo.clip_low and grpo.clip_high to its value instead",
+        ),
         ("gro.kl_coef=0", "unknown key gro; the nearest known one is grpo"),
         ("layout.trian.ranks=0", "unknown key layout.trian; the nearest known one is layout.train"),
         ("grpo.kl_coef=x", "grpo.kl_coef = 'x' is of type str; it must be float"),

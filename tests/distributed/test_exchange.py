@@ -51,7 +51,7 @@ def send_everything(rank, cfg):
     if rank in grids.rollout:
         first = grids.engine_of(rank) * share
         mine = samples(list(range(first, first + share)))
-    lengths = exchange.gather_lengths(mine, SAMPLES)
+    lengths = exchange.gather_lengths(mine, exchange.shares(SAMPLES))
     batch = exchange.to_grid(mine, lengths, grids.train.dense)
     if grids.reference:
         theirs = exchange.to_grid(mine, lengths, grids.reference.dense)

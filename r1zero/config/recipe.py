@@ -1,0 +1,91 @@
+"""Checks of fields of `[grpo]` that contradict each other."""
+
+from collections.abc import Iterator
+
+from r1zero.config.errors import UserError
+from r1zero.config.grpo import Grpo
+from r1zero.config.schema import Rollout
+
+
+def check(grpo: Grpo, rollout: Rollout) -> None:
+    """Raises UserError for the first contradiction, with the fields, their values and the fix."""
+    for sentence in (
+        *_groups(grpo),
+        *_kl(grpo),
+        *_loss(grpo),
+        *_correction(grpo),
+        *_updates(grpo),
+        *_length(grpo, rollout),
+    ):
+        raise UserError(sentence)
+
+
+def _groups(grpo: Grpo) -> Iterator[str]:
+    if grpo.group_size == 1 and grpo.advantage != "batch":
+        yield (
+            f'grpo.group_size = 1 with grpo.advantage = "{grpo.advantage}"; a group needs at least 2 responses to have '
+            'a spread: raise group_size, or set advantage = "batch"'
+        )
+    if grpo.group_size == 1 and grpo.dynamic_sampling:
+        yield "grpo.dynamic_sampling = true with grpo.group_size = 1 would leave out every group; raise group_size"
+    if grpo.reward_scale == 0:
+        yield "grpo.reward_scale = 0.0 makes every reward 0; it must be more than 0"
+
+
+def _kl(grpo: Grpo) -> Iterator[str]:
+    if grpo.kl_in == "reward" and grpo.kl_coef == 0:
+        yield 'grpo.kl_in = "reward" with grpo.kl_coef = 0.0 subtracts nothing; raise kl_coef, or leave kl_in out'
+    if grpo.kl_in == "reward" and grpo.kl_estimator == "k3_unbiased":
+        yield (
+            'grpo.kl_estimator = "k3_unbiased" with grpo.kl_in = "reward": it differs from "k3" in its gradient only, '
+            "and a reward has none; set kl_estimator to k1, k2 or k3"
+        )
+
+
+def _loss(grpo: Grpo) -> Iterator[str]:
+    if 0 < grpo.dual_clip <= 1:
+        yield f"grpo.dual_clip = {grpo.dual_clip}; it must be more than 1, or 0 for no such bound"
+    if grpo.surrogate == "cispo" and grpo.dual_clip > 0:
+        yield (
+            f'grpo.dual_clip = {grpo.dual_clip} with grpo.surrogate = "cispo", which has no such bound; '
+            "set dual_clip to 0"
+        )
+
+
+def _correction(grpo: Grpo) -> Iterator[str]:
+    kind, floor, cap = grpo.rollout_correction, grpo.rollout_correction_floor, grpo.rollout_correction_cap
+    if kind != "none" and grpo.old_logprobs == "rollout":
+        yield (
+            f'grpo.rollout_correction = "{kind}" with grpo.old_logprobs = "rollout", whose ratio is to the engine '
+            'already; set rollout_correction = "none" or old_logprobs = "trainer"'
+        )
+    if kind != "mask" and floor > 0:
+        yield (
+            f'grpo.rollout_correction_floor = {floor} with grpo.rollout_correction = "{kind}", which does not read it; '
+            'set rollout_correction = "mask", or leave the floor out'
+        )
+    if floor >= cap:
+        yield f"grpo.rollout_correction_floor = {floor}; it must be less than grpo.rollout_correction_cap = {cap}"
+
+
+def _updates(grpo: Grpo) -> Iterator[str]:
+    samples = grpo.prompts_per_iteration * grpo.group_size
+    if grpo.mini_batches > samples:
+        yield (
+            f"grpo.mini_batches = {grpo.mini_batches}; it must be at most the {samples} samples of an iteration "
+            "(prompts_per_iteration x group_size)"
+        )
+
+
+def _length(grpo: Grpo, rollout: Rollout) -> Iterator[str]:
+    buffer, longest = grpo.overlong_buffer_tokens, rollout.max_response_tokens
+    if grpo.overlong == "penalty" and not 0 < buffer <= longest:
+        yield (
+            f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "penalty"; it must be between 1 and '
+            f"rollout.max_response_tokens = {longest}"
+        )
+    if grpo.overlong != "penalty" and buffer > 0:
+        yield (
+            f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "{grpo.overlong}", which does not read it; '
+            'set overlong = "penalty", or leave the buffer out'
+        )
