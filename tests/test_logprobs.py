@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from r1zero import logprobs
 from r1zero.logprobs import token_stats
 
 T, V, TEMPERATURE = 9, 12, 0.7
@@ -47,6 +48,36 @@ def check(results, bonus_R=NO_BONUS):
         torch.testing.assert_close(got_logprobs, logprobs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(got_entropy, entropy, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.cat([g for _, _, g in results], 1), grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_any_number_of_rows_at_a_time(monkeypatch, rows):
+    monkeypatch.setattr(logprobs, "ROWS", rows)
+    check([cut_in(0, 1, BONUS)], BONUS)
+
+
+def highest_growth(rank, tokens, vocabulary):
+    """Bytes of resident memory that forward and backward take at most beyond the logits."""
+    logits_TV = torch.zeros(tokens, vocabulary).normal_().requires_grad_()
+
+    def resident(name):
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the highest so far
+    before = resident("VmRSS")
+    every = torch.arange(tokens)
+    forbidden_V = torch.zeros(vocabulary, dtype=torch.bool)
+    got = token_stats(logits_TV, every, every, temperature=1.0, forbidden_V=forbidden_V, group=None)
+    got.logprobs_R.sum().backward()
+    return resident("VmHWM") - before
+
+
+def test_memory_is_that_of_the_gradient_and_of_one_chunk(ranks):
+    tokens, vocabulary = 4096, 8192
+    (grown,) = ranks.run(highest_growth, tokens, vocabulary, size=1)
+    gradient, chunk = 4 * tokens * vocabulary, 8 * logprobs.ROWS * vocabulary
+    assert gradient < grown < 1.15 * (gradient + chunk)
 
 
 @pytest.mark.parametrize("bonus_R", [NO_BONUS, BONUS])

@@ -1,5 +1,6 @@
 """Estimate of the seconds of one iteration by phase, from the assumed rates of the machine."""
 
+from r1zero.distributed.layout import MegatronGrids
 from r1zero.plan.memory import MemoryInputs, cache_need, mean_tokens, micro_batches, optimizer_bytes, weight_bytes
 from r1zero.plan.sizes import Stage, absorbed_elements, attention_operations
 from r1zero.rollout.engine_limits import cache_elements
@@ -8,10 +9,15 @@ from r1zero.rollout.engine_limits import cache_elements
 def seconds(inputs: MemoryInputs) -> dict[str, float]:
     """Returns phase -> seconds. Grading overlaps the rollout, and the exchange of samples is negligible."""
     prefill, decode = _rollout(inputs)
-    found = {"prefill": prefill, "decode": decode}
+    found, trained = {"prefill": prefill, "decode": decode}, inputs.layout.train
     if inputs.reference:
-        found["reference"] = _passes(inputs, inputs.reference, forward=True)
-    found["update"] = _passes(inputs, inputs.train, forward=False) + _gradients(inputs) + _optimizer(inputs)
+        found["reference"] = _passes(inputs, inputs.reference, inputs.layout.reference or trained, forward=True)
+    recipe = inputs.cfg.grpo
+    updates = recipe.mini_batches * recipe.epochs
+    if recipe.old_logprobs == "trainer" and (updates > 1 or recipe.kl_in == "reward"):
+        found["old logprobs"] = _passes(inputs, inputs.train, trained, forward=True)
+    found["update"] = recipe.epochs * _passes(inputs, inputs.train, trained, forward=False)
+    found["update"] += updates * (_gradients(inputs) + _optimizer(inputs))
     found["sync"] = max(inputs.traffic.most_sent, inputs.traffic.most_received) / inputs.machine.link_gbs / 1e9
     found["host copies"] = _host_copies(inputs)
     return found
@@ -55,10 +61,10 @@ def operations(inputs: MemoryInputs, length: float) -> float:
     return 2 * sum(stage.work for stage in inputs.train) + attention_operations(inputs.routes.shape, length / 2)
 
 
-def _passes(inputs: MemoryInputs, model: list[Stage], forward: bool) -> float:
+def _passes(inputs: MemoryInputs, model: list[Stage], grids: MegatronGrids, forward: bool) -> float:
     """Returns the seconds for all samples in a pipeline that its slowest stage limits. A backward pass counts as two
     forward passes, recomputation as one more."""
-    m, grids = inputs.machine, inputs.layout.train if not forward else inputs.layout.reference or inputs.layout.train
+    m = inputs.machine
     ranks, pp = len(grids.dense.ranks), grids.dense.size("pp")
     slowest = max(stage.work for stage in model) * pp / sum(stage.work for stage in model)
     bubble = 1 + (pp - 1) / micro_batches(inputs)

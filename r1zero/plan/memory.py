@@ -15,6 +15,8 @@ from r1zero.rollout.engine_limits import cache_elements
 from r1zero.weight_sync.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
+LOGIT_ROWS = 1024
+"""Equal to r1zero.logprobs.ROWS, which cannot be imported here without torch."""
 GIB = 1 << 30
 MIB = 1 << 20
 ITEMSIZES = {"bfloat16": 2, "float32": 4}
@@ -267,8 +269,10 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
         live = max(layer.backward + (layer.kept if full else 0) for layer in each)  # full: recomputed activations
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
-        # Logits, and in fp32 four tensors of their size, which are all freed before the layers run backward.
-        beyond = tokens * shape.vocab_size // tp * (size + 16) - int(tokens * size * live)
+        # Logits and their gradient, both in the type of the run. For one chunk of rows, the softmax and its gradient in
+        # fp32, and that gradient in the type of the run. All are freed before the layers run backward.
+        columns, chunk = shape.vocab_size // tp, min(tokens, LOGIT_ROWS) * (8 if size == 4 else 8 + size)
+        beyond = columns * (tokens * size * (2 if training else 1) + chunk) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
     return found
 

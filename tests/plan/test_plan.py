@@ -295,6 +295,22 @@ def test_an_assumption_changes_what_it_names(recipe: plan.Plan) -> None:
     }
 
 
+def test_several_updates_take_their_passes_and_the_old_policy_one_more(recipe: plan.Plan) -> None:
+    cfg = load("a3", "grpo.mini_batches=4", "grpo.epochs=2")
+    other = plan.plan(cfg, 384).seconds
+    # The policy's own forward pass takes as long as the reference's, which has the same weights on the same ranks.
+    assert other["old logprobs"] == recipe.seconds["reference"]
+    assert 2 * recipe.seconds["update"] < other["update"] < 8 * recipe.seconds["update"]
+    engines = plan.plan(load("a3", "grpo.mini_batches=4", 'grpo.old_logprobs="rollout"'), 384).seconds
+    assert "old logprobs" not in engines and "old logprobs" not in recipe.seconds
+
+
+def test_the_rows_of_a_chunk_of_logits_are_those_of_the_trainer() -> None:
+    from r1zero import logprobs
+
+    assert memory.LOGIT_ROWS == logprobs.ROWS
+
+
 def test_split_roles_leave_each_others_lines_out() -> None:
     cfg = load("a3_qwen2.5_7b", 'layout.train.ranks="0-7"', 'layout.rollout.ranks="8-15"')
     places = {row.place.rollout: row for row in plan.plan(cfg, 16).places}
