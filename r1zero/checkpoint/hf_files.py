@@ -62,7 +62,7 @@ class HfFolder:
         facts: Facts = {}
         for name in hf_folder.weight_files(self.path):
             file = _open(self.path / name)
-            for tensor in file:
+            for tensor in file.keys():  # noqa: SIM118 (safetensors' file is no iterable)
                 if tensor in facts:
                     raise UserError(
                         f"{self.path}: {tensor} is both in {self._where[tensor]} and in {name}; one of the files is "
