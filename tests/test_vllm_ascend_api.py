@@ -406,9 +406,9 @@ def test_every_keyword_given_to_llm_and_sampling_params_is_in_the_tables() -> No
 
 
 def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> None:
-    """The engine gathers LLM's arguments in dict literals: `_arguments` returns one, ARGUMENTS has one a device."""
-    engine = ast.parse((ROOT / "r1zero" / "rollout" / "engine.py").read_text(encoding="utf-8"))
-    given = next(n for n in ast.walk(wheels.find(engine, "_arguments")) if isinstance(n, ast.Return)).value
+    """The engine gathers LLM's arguments in dict literals: engine_arguments returns one, ARGUMENTS has one a device."""
+    engine = ast.parse((ROOT / "r1zero" / "rollout" / "arguments.py").read_text(encoding="utf-8"))
+    given = next(n for n in ast.walk(wheels.find(engine, "engine_arguments")) if isinstance(n, ast.Return)).value
     rows = wheels.find(engine, "ARGUMENTS").value
     names = {key.value for table in (given, *rows.values) for key in table.keys if key is not None}
     assert len(names) > 15 and names <= set(ENGINE_ARGS), names - set(ENGINE_ARGS)

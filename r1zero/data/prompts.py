@@ -18,9 +18,9 @@ class PromptSet:
         self.path, self.meta, self._table = path, meta, table
 
     @classmethod
-    def open(cls, path: str) -> "PromptSet":
-        """Raises UserError where the folder is missing, not written by preprocess.py, or torn."""
-        meta = store.read_meta(path)
+    def open(cls, path: str, field: str = "data.path") -> "PromptSet":
+        """Raises UserError where the folder is missing, not written by preprocess.py, or torn. field: of the config."""
+        meta = store.read_meta(path, field)
         return cls(path, meta, store.read_prompts(path, meta))
 
     def __len__(self) -> int:

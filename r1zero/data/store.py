@@ -112,12 +112,12 @@ def _umask() -> int:
     return mask
 
 
-def read_meta(folder: str) -> dict[str, Any]:
-    """Raises UserError where the folder is missing, not ours, or torn."""
+def read_meta(folder: str, field: str = "data.path") -> dict[str, Any]:
+    """Raises UserError where the folder is missing, not ours, or torn. field: of the config, which names the folder."""
     file = Path(folder) / META
     if not folder:
-        raise UserError("data.path is not set; name a folder that preprocess.py wrote")
-    meta = read_json(file, "data.path must be a folder that preprocess.py wrote: name one, or run preprocess.py")
+        raise UserError(f"{field} is not set; name a folder that preprocess.py wrote")
+    meta = read_json(file, f"{field} must be a folder that preprocess.py wrote: name one, or run preprocess.py")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise UserError(f"{file}: its format is {found!r} and must be {FORMAT!r}; run preprocess.py again")

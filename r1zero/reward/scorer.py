@@ -208,6 +208,24 @@ class Scorer:
         self._keys.clear()
         return scores
 
+    def group(self, answers: dict[Hashable, list[str]]) -> dict[Hashable, list[int]]:
+        """The group of each answer of every list: equal answers, by the equality of the reward, have the same number.
+
+        Called when nothing is being graded. A list that takes longer than the deadline for one response is grouped by
+        spelling.
+        """
+        numbers = {}
+        for key, given in answers.items():
+            numbers[key] = self._next
+            self._pool.submit([[self._next, "group", given]])
+            self._next += 1
+        results = self._pool.collect(list(numbers.values()))
+        found = {key: results[number] for key, number in numbers.items()}
+        return {
+            key: result if outcome == "scored" else [answers[key].index(answer) for answer in answers[key]]
+            for key, (outcome, result, _) in found.items()
+        }
+
     def _score(
         self, outcome: Literal["scored", "timeout", "failed"], result: dict[str, Any] | None, ms: float
     ) -> Score:

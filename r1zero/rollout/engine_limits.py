@@ -27,7 +27,7 @@ def check(cfg: Config, shape: Shape, layout: Layout) -> None:
     """Raises UserError where the engine would refuse the model, or fail with it."""
     file = cfg.model.shape or f"{cfg.model.path}/config.json"
     # vLLM insists on one token more than the longest response with its prompt has.
-    tokens = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
+    tokens = cfg.rollout.max_prompt_tokens + cfg.longest_response + 1
     if tokens > shape.positions:
         limit = (
             "max_position_embeddings"

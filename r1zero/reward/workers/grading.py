@@ -11,12 +11,13 @@ from r1zero.reward.workers.worker import Work
 
 
 def work(rules: Sequence[str]) -> Work:
-    """The kinds of task: "grade" a response against a label by the rules named, check a "label" and its solution.
+    """The kinds of task: "grade" a response against a label by the rules named, check a "label" and its solution,
+    "group" equal answers.
 
     Raises:
         RewardError: a user's rule cannot be loaded, or has parameters that nobody fills.
     """
-    return {"grade": grader(rules), "label": check_label}
+    return {"grade": grader(rules), "label": check_label, "group": group_answers}
 
 
 def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
@@ -46,6 +47,23 @@ def check_label(label: str, solution: str | None) -> dict[str, Any]:
         "agrees": agrees,
         "choice": box is not None and not agrees and answers.is_choice(box.content) and not answers.is_choice(label),
     }
+
+
+def group_answers(answers_given: Sequence[str]) -> list[int]:
+    """The group of each answer, numbered in order of first appearance.
+
+    An answer joins the first group whose first answer it equals; of answers spelt alike only one is compared.
+    """
+    known: dict[str, int] = {}
+    first: list[str] = []
+    for answer in answers_given:
+        if answer in known:
+            continue
+        found = (g for g, other in enumerate(first) if answers.equal(answer, other))
+        known[answer] = next(found, len(first))
+        if known[answer] == len(first):
+            first.append(answer)
+    return [known[answer] for answer in answers_given]
 
 
 def _decided_once(label: str) -> Callable[[str], bool]:
