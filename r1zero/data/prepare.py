@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from r1zero.config import LocalPath, OwnFunction, UserError
-from r1zero.data import handlers, records, store, templates, tokenizer
+from r1zero.data import handlers, records, selection, store, templates, tokenizer
 from r1zero.data.handlers import Example, MapKeys
 from r1zero.data.records import Record
+from r1zero.data.selection import LeftOut, Selection
 from r1zero.data.templates import Segment
 
 NO_BOS = (
@@ -61,6 +62,7 @@ class DataConfig:
     false: it is encoded as ordinary text."""
     max_prompt_tokens: int = 1024
     """Longer prompts are left out and counted. At most rollout.max_prompt_tokens of the training config."""
+    selection: Selection = field(default_factory=Selection)
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Counts:
     kept: int = 0
     too_long: int = 0
     bad: int = 0
+    left_out: int = 0
+    """Good rows that `[selection]` does not keep."""
 
 
 @dataclass
@@ -96,6 +100,7 @@ def prepare(cfg: DataConfig, progress: Progress) -> Report:
     """Preprocess one data set. Raises UserError; then nothing has been written."""
     if cfg.max_prompt_tokens < 1:
         raise UserError(f"max_prompt_tokens = {cfg.max_prompt_tokens}; a prompt has at least one token")
+    selection.check(cfg.selection)
     files = records.files(cfg.input)
     template = templates.load(cfg.templates, cfg.template)
     examples = Examples(cfg)
@@ -103,6 +108,7 @@ def prepare(cfg: DataConfig, progress: Progress) -> Report:
         encoder = _Encoder(cfg, template)
         report = Report(stop_token_ids=encoder.stop_token_ids, notes=encoder.notes)
         rows = ((record, _row(record, examples, encoder)) for record in _watched(files, report, progress))
+        rows = selection.select(rows, cfg.selection, cfg.max_prompt_tokens)
         _write(folder, store.schema(examples.additional), cfg.max_prompt_tokens, rows, report)
         examples.check_columns()
         _check_kept(cfg, report)
@@ -115,7 +121,9 @@ def _check_kept(cfg: DataConfig, report: Report) -> None:
     if report.counts.kept:
         return
     why = "; the files are empty"
-    if report.complaints:
+    if report.counts.left_out:
+        why = f": [selection] leaves out all {report.counts.left_out} good ones"
+    elif report.complaints:
         why = f", the first because {report.complaints[0]}"
     elif report.lengths:
         why = f", all over max_prompt_tokens = {cfg.max_prompt_tokens}; the shortest has {min(report.lengths)}"
@@ -229,7 +237,9 @@ def _write(
     ):
         for record, row in rows:
             reason = row if isinstance(row, str) else ""
-            if isinstance(row, str):
+            if isinstance(row, LeftOut):
+                counts.left_out += 1
+            elif isinstance(row, str):
                 counts.bad += 1
                 report.complaints += [f"{record.source} {row}"] if len(report.complaints) < SHOWN else []
             elif len(row["token_ids"]) > max_prompt_tokens:
