@@ -122,6 +122,8 @@ def train(
             if evaluated:
                 trainer.evaluate(evaluated)
             else:
+                if launch.rank == 0:
+                    preflight.record_environment(folder, launch.size)
                 trainer.run()
         if scorer:
             scorer.close()

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "guard": "batch config data distributed model policy roles weight_sync",
     "trainer": "batch checkpoint config data distributed evaluation grading grpo guard model observability reward "
     "roles weight_sync",
+    "report": "config reward",
     "preflight": "config distributed model observability plan trainer weight_sync",
 }
 
@@ -49,7 +50,7 @@ DOORS = {
     "safetensors": ("checkpoint/hf_files",),
     "transformers": ("data/tokenizer", "miniature"),
     "tensorboard": ("observability/writer",),
-    "matplotlib": ("observability/plots",),
+    "matplotlib": ("observability/plots", "report/charts"),
     "math_verify": ("reward/equality",),
     "latex2sympy2_extended": ("reward/equality",),
     "sympy": ("reward/equality",),
