@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
         cfg = config.load(options.config, options.overrides, prepare.DataConfig)
         report = _run(cfg, console)
         _show(cfg, report, console)
-        _show_prompts(cfg, options.show, console)
+        if options.show > 0:
+            _show_prompts(cfg, options.show, console)
         if options.check_labels:
             _check_labels(cfg, report.counts.kept + report.counts.too_long, console)
     except (config.UserError, RewardError) as error:
@@ -79,7 +80,7 @@ def _check_labels(cfg: prepare.DataConfig, count: int, console: Console) -> None
 def _show_prompts(cfg: prepare.DataConfig, count: int, console: Console) -> None:
     """The first prompts as the model will see them, special tokens in colour and between the signs that they have."""
     prompts = PromptSet.open(cfg.output)
-    special = tokenizer.control_tokens(tokenizer.load(cfg.tokenizer)).values() if count > 0 else ()
+    special = tokenizer.control_tokens(tokenizer.load(cfg.tokenizer)).values()
     for i in range(min(count, len(prompts))):
         prompt = prompts[i]
         text = Text(prompt.text)

@@ -6,7 +6,7 @@ from typing import Any
 from r1zero.reward.boxes import last_box
 from r1zero.reward.equality import answers
 from r1zero.reward.own_rules import load_rule
-from r1zero.reward.rules import RULES
+from r1zero.reward.rules import ALTERNATIVES, RULES
 from r1zero.reward.workers.worker import Work
 
 
@@ -39,10 +39,10 @@ def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
 
 def check_label(label: str, solution: str | None) -> dict[str, Any]:
     """Whether the label is readable, and whether the box of its worked solution, if any, equals it."""
-    box = last_box(solution or "")
-    agrees = box is not None and answers.equal(box.content, label)
+    box, labels = last_box(solution or ""), label.split(ALTERNATIVES)
+    agrees = box is not None and any(answers.equal(box.content, one) for one in labels)
     return {
-        "parses": answers.parses(label),
+        "parses": all(map(answers.parses, labels)),
         "box": None if box is None else box.content,
         "agrees": agrees,
         "choice": box is not None and not agrees and answers.is_choice(box.content) and not answers.is_choice(label),
@@ -72,7 +72,7 @@ def _decided_once(label: str) -> Callable[[str], bool]:
 
     def correct(answer: str) -> bool:
         if answer not in known:
-            known[answer] = answers.equal(answer, label)
+            known[answer] = any(answers.equal(answer, one) for one in label.split(ALTERNATIVES))
         return known[answer]
 
     return correct
