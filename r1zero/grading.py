@@ -80,10 +80,15 @@ class Grader:
         """Start grading a finished response. prompts: the list that was given to the engine."""
         sample = response.prompt * self.cfg.grpo.group_size + response.sample
         if sample % self.peers == self.turn:
-            assert self.scorer is not None  # a rank with an engine has one
             prompt = prompts[response.prompt]
             self.submitted[sample] = self.text(response), prompt.label
-            self.scorer.submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
+            self.require_scorer().submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
+
+    def require_scorer(self) -> Scorer:
+        """Returns this rank's scorer. Raises RuntimeError on a rank without an engine."""
+        if self.scorer is None:
+            raise RuntimeError("this rank has no engine, so it does not grade")
+        return self.scorer
 
     def text(self, response: Response) -> str:
         """Returns the text to grade: without special tokens and without the stop token."""
@@ -96,8 +101,7 @@ class Grader:
     def collect(self, count: int) -> Graded:
         """Wait for the grades of all `count` samples. Collective over the tensor-parallel ranks of the engine."""
         rules = list(self.cfg.reward.rules)
-        assert self.scorer is not None  # a rank with an engine has one
-        scores: dict[Any, Score] = self.scorer.collect()
+        scores: dict[Any, Score] = self.require_scorer().collect()
         dump_unscored(self.folder / "unscored.jsonl", scores, self.submitted)
         self.submitted = {}
         # One tensor of reward, outcome and each rule's value, so that one all-reduce shares everything.

@@ -13,21 +13,26 @@ from torch import Tensor
 
 from r1zero import grpo
 from r1zero.batch import Batch
+from r1zero.checkpoint import step_folders
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
-from r1zero.config import Config, UserError, dump
+from r1zero.config import CollectiveError, Config, UserError, dump
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
 from r1zero.distributed.exchange import BatchLengths, Exchange
 from r1zero.distributed.layout import Layout
 from r1zero.distributed.world import Launch
+from r1zero.evaluation.best import Best
+from r1zero.evaluation.evaluator import Evaluator
+from r1zero.evaluation.sets import open_sets
+from r1zero.evaluation.target import Target
 from r1zero.grading import Graded, Grader, Samples, to_batch
 from r1zero.guard import skipped
 from r1zero.guard.parity import ParityGate
 from r1zero.model.families import read_shape, weights
 from r1zero.observability import metrics, step_metrics
-from r1zero.observability.writer import RunWriter
+from r1zero.observability.writer import RunWriter, show_evaluation
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
 from r1zero.weight_sync.sync import Sync
@@ -45,8 +50,10 @@ class Trainer:
         seed(cfg.run.seed, cfg.run.deterministic)
         model_tokenizer = tokenizer.load(cfg.model.path)
         self.prompts = PromptSet.open(cfg.data.path)
-        self.prompts.check(tokenizer.digest(cfg.model.path))
+        digest = tokenizer.digest(cfg.model.path)
+        self.prompts.check(digest)
         self.prompts.check_length(cfg.rollout.max_prompt_tokens)
+        held_out = open_sets(cfg, self.prompts, digest)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
         tokenizer.check_marks(model_tokenizer)
         stops = tokenizer.stop_ids(model_tokenizer, self.prompts.meta["stop_token_ids"])
@@ -56,6 +63,8 @@ class Trainer:
             # The weights are loaded last, so this reads their headers now to refuse an unusable folder early.
             HfFolder(cfg.model.path, shape, weights(shape))
         self.grader = Grader(cfg, layout, launch.rank, scorer, model_tokenizer, stops)
+        self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out)
+        self.best = Best(cfg.evaluation.best)
         self.roles = Roles(
             cfg,
             layout,
@@ -84,12 +93,19 @@ class Trainer:
             metrics.keep_until(self.folder / "samples.jsonl", self.done)
         writer = self._open_writer()
         self.sync_and_check(0)
+        if not self.done and self.evaluator.due(0):
+            before = self._evaluate("step_0")
+            if writer:
+                writer.write_evaluation(0, before)
         self.watch.lap()
         remaining = range(self.done + 1, self.cfg.run.iterations + 1)
         for iteration in remaining:
             self.watch.iteration = iteration
             values = self.step(iteration)
             self.done = iteration
+            if self.evaluator.due(iteration):
+                values |= self._evaluate(f"step_{iteration}")
+            is_best = self.best.see(iteration, values)
             with self.watch.phase("record"):
                 if writer:
                     writer.write(iteration, values)
@@ -97,7 +113,7 @@ class Trainer:
             last = self.schedule.is_last(iteration)
             if writer and last:
                 writer.close()  # before the last save, so that a full disk does not cost a finished run its plots
-            if self.schedule.due(iteration):
+            if self.schedule.due(iteration) or is_best:
                 with self.watch.phase("save"):
                     if writer and not last:
                         writer.flush()
@@ -107,6 +123,32 @@ class Trainer:
         if writer and not remaining:
             writer.close()
         self.roles.close()
+
+    def evaluate(self, target: Target) -> None:
+        """Evaluate weights, print the figures and write responses and pass rates to the folder `eval` of the run.
+
+        Raises UserError where there is no such checkpoint.
+        """
+        if target.newest:
+            self._resume()
+            if not self.done:
+                raise CollectiveError(f"--eval: {self.folder}/checkpoints holds no checkpoint; name a folder")
+        elif target.checkpoint:
+            self.done = self.roles.load(step_folders.one(target.checkpoint))["iteration"]
+        self.sync_and_check(0)
+        name = f"step_{self.done}" if self.done else Path(self.cfg.model.path).resolve().name
+        values = self._evaluate(name)
+        if self.rank == 0:
+            show_evaluation(values, f"responses and pass rates: {self.folder / 'eval' / name}")
+        self.roles.close()
+
+    def _evaluate(self, name: str) -> dict[str, float]:
+        """The figures of all sets with the weights that the engines have now, and the seconds that this took."""
+        self.watch.lap()
+        with self.watch.phase("evaluation"):
+            values = self.evaluator.run(self.roles.engine, self.device, self.folder / "eval" / name)
+        # A lap of its own: tokens/s and timing/all of the next iteration are those of training alone.
+        return values | {"timing/evaluation": self.watch.lap()["timing/evaluation"]}
 
     def step(self, iteration: int) -> dict[str, float]:
         """Run one iteration: prompts, rollout, grading, advantages, exchange, reference, update and weight sync.
@@ -243,8 +285,9 @@ class Trainer:
             self.roles.save(
                 self.folder / "checkpoints",
                 self.done,
-                {"order": self.order.state(), "skipped": self.skip_limit.in_a_row},
+                {"order": self.order.state(), "skipped": self.skip_limit.in_a_row, **self.best.state()},
             )
+            self._mark_best()
         except UserError as error:
             if not self.schedule.forgives(self.done):
                 raise
@@ -258,3 +301,9 @@ class Trainer:
             self.done = extra["iteration"]
             self.order.load(extra["order"])
             self.skip_limit.in_a_row = extra["skipped"]
+            self.best.load(extra)
+            self._mark_best()
+
+    def _mark_best(self) -> None:
+        if self.best.iteration and self.rank == self.layout.train.dense.ranks[0]:
+            step_folders.mark_best(self.folder / "checkpoints", self.best.iteration)

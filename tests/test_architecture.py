@@ -33,13 +33,15 @@ MAY_IMPORT = {
     "policy": "batch config grpo logprobs model",
     "rollout": "batch config distributed model patches",
     "observability": "config grading grpo policy",
+    "evaluation": "batch config data distributed grading observability reward rollout",
     "weight_sync": "config distributed model rollout",
     "checkpoint": "config distributed model observability",
     "plan": "config distributed model rollout weight_sync",
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
     "guard": "batch config data distributed model policy roles weight_sync",
-    "trainer": "batch checkpoint config data distributed grading grpo guard model observability reward roles "
-    "weight_sync",
+    "trainer": "batch checkpoint config data distributed evaluation grading grpo guard model observability reward "
+    "roles weight_sync",
+    "report": "config reward",
     "preflight": "config distributed model observability plan trainer weight_sync",
 }
 
@@ -49,7 +51,7 @@ DOORS = {
     "safetensors": ("checkpoint/hf_files",),
     "transformers": ("data/tokenizer", "miniature"),
     "tensorboard": ("observability/writer",),
-    "matplotlib": ("observability/plots",),
+    "matplotlib": ("observability/plots", "report/charts"),
     "math_verify": ("reward/equality",),
     "latex2sympy2_extended": ("reward/equality",),
     "sympy": ("reward/equality",),

@@ -7,6 +7,7 @@ notation; a text field may omit the quotes. An unknown key is an error that name
 from dataclasses import dataclass, field
 from typing import Literal
 
+from r1zero.config.evaluation import Evaluation
 from r1zero.config.toml import LocalPath, OwnFunction
 
 
@@ -274,6 +275,14 @@ class Config:
     sync: Sync = field(default_factory=Sync)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     parity: Parity = field(default_factory=Parity)
     alarms: Alarms = field(default_factory=Alarms)
     plan: Plan = field(default_factory=Plan)
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the longest response that the engines are asked for, evaluation included."""
+        return max(
+            self.rollout.max_response_tokens, *(one.max_response_tokens for one in self.evaluation.sets.values()), 0
+        )

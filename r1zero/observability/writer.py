@@ -20,10 +20,12 @@ class RunWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.iterations = folder, iterations
-        metrics.keep_until(folder / "metrics.jsonl", done)
-        self.alarms = AlarmMonitor(alarms, metrics.read(folder) if done else [])
+        # A run without a checkpoint repeats the evaluation before its first iteration, recorded as iteration 0.
+        first = done + 1 if done else 0
+        metrics.keep_until(folder / "metrics.jsonl", first - 1)
+        self.alarms = AlarmMonitor(alarms, [line for line in metrics.read(folder) if line["iteration"]] if done else [])
         # purge_step hides what an earlier process wrote about later steps.
-        self.board = SummaryWriter(str(folder), purge_step=done + 1)
+        self.board = SummaryWriter(str(folder), purge_step=first)
         self.terminal = Terminal()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -32,10 +34,22 @@ class RunWriter:
         values = {**values, **alarms}
         metrics.append(self.folder / "metrics.jsonl", iteration, [values])
         for name, value in values.items():
-            self.board.add_scalar(f"train/{name}", value, iteration)
+            self.board.add_scalar(name if name.startswith("eval/") else f"train/{name}", value, iteration)
         self.terminal.print(self._line(iteration, values))
+        self._show_evaluation(values)
         for message in messages:
             self.terminal.print(message)
+
+    def write_evaluation(self, iteration: int, values: Mapping[str, float]) -> None:
+        """An evaluation before the first iteration."""
+        metrics.append(self.folder / "metrics.jsonl", iteration, [dict(values)])
+        for name, value in values.items():
+            self.board.add_scalar(name if name.startswith("eval/") else f"train/{name}", value, iteration)
+        self._show_evaluation(values)
+
+    def _show_evaluation(self, values: Mapping[str, float]) -> None:
+        for line in evaluation_lines(values):
+            self.terminal.print(line)
 
     def flush(self) -> None:
         """Flush to disk before a checkpoint, because a resumed run does not write these lines again."""
@@ -59,3 +73,25 @@ class RunWriter:
             f"{m['timing/all']:.2f} s"
         )
         return line
+
+
+def evaluation_lines(values: Mapping[str, float]) -> list[str]:
+    """A line for each evaluated set: pass@1 with its interval, the largest pass@k, majority, length and shares."""
+    lines = []
+    for name in dict.fromkeys(key.split("/")[1] for key in values if key.startswith("eval/")):
+        of_set = {key.removeprefix(f"eval/{name}/"): v for key, v in values.items() if key.startswith(f"eval/{name}/")}
+        best_of = max((int(key[5:]) for key in of_set if key.startswith("pass@") and "/" not in key), default=1)
+        several = [f"{key} {of_set[key]:.3f}  " for key in (f"pass@{best_of}", f"maj@{best_of}") if best_of > 1]
+        lines.append(
+            f"eval {name}: pass@1 {of_set['pass@1']:.3f} ({of_set['pass@1/low']:.3f} to {of_set['pass@1/high']:.3f})  "
+            f"{''.join(several)}length {of_set['response_length/mean']:.1f}  truncated {of_set['truncated']:.1%}  "
+            f"in format {of_set['format']:.1%}"
+        )
+    return lines
+
+
+def show_evaluation(values: Mapping[str, float], title: str) -> None:
+    """Print the figures of an evaluation that is not part of a run."""
+    terminal = Terminal()
+    for line in (title, *evaluation_lines(values)):
+        terminal.print(line)

@@ -8,8 +8,10 @@ size, but does not prove that folders are equal.
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import sys
@@ -89,6 +91,22 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
         free_memory=host.available_memory(),
         free_shared=shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize,
     )
+
+
+def record_environment(folder: Path, ranks: int) -> None:
+    """Write environment.json of a run: how it was started, where, and with what."""
+    found = {
+        "command": shlex.join(sys.argv),
+        "working directory": os.getcwd(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "ranks": str(ranks),
+        "host": socket.gethostname(),
+        "machine": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "code": code_digest()[:12],
+        **{name: version for name, version in versions().items() if version != "none"},
+    }
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    (folder / "environment.json").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def code_digest() -> str:

@@ -30,7 +30,7 @@ def check(cfg: Config, shape: Shape, layout: Layout) -> None:
     """Raises UserError if the engine would reject the model or fail with it."""
     file = cfg.model.shape or f"{cfg.model.path}/config.json"
     # vLLM requires room for one token more than the longest prompt and response.
-    tokens = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
+    tokens = cfg.rollout.max_prompt_tokens + cfg.longest_response + 1
     if tokens > shape.positions:
         limit = (
             "max_position_embeddings"
