@@ -6,7 +6,7 @@ one.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from r1zero.config.evaluation import Evaluation
 from r1zero.config.toml import LocalPath, OwnFunction
@@ -105,6 +105,8 @@ class Rollout:
     """Tokens of one scheduler step; at least max_prompt_tokens + max_response_tokens where prefill is not chunked."""
     kv_cache_gib: float = 1.0
     """GiB of key-value cache for each rank."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM, by its own names; those that would break correctness are refused with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,10 @@ class Checkpoint:
 class Metrics:
     dump_samples: int = 2
     """Responses written to samples.jsonl each iteration."""
+    trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl. A tracker is imported only if it is named here."""
+    dump: Literal["few", "all"] = "few"
+    """all: besides, every response as Parquet, samples/iteration_N/engine_E.parquet in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

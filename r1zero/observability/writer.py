@@ -3,37 +3,54 @@ curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
-from r1zero.config import Alarms
+from r1zero.config import Config
 from r1zero.observability import metrics
 from r1zero.observability.alarms import AlarmMonitor
 from r1zero.observability.console import Terminal
 from r1zero.observability.plots import draw
+from r1zero.observability.trackers import Tracker
+
+LAYOUT = {
+    "Is it learning?": {
+        "reward": ["Multiline", ["train/grpo/rewards/mean"]],
+        "response length": ["Multiline", ["train/response_length/mean"]],
+        "evaluation": ["Multiline", ["eval/[^/]+/pass@1$"]],
+        "in format": ["Multiline", ["train/response_format/mean", "eval/[^/]+/format$"]],
+    },
+    "Is it sound?": {
+        "gap of engine and trainer": ["Multiline", ["train/rollout_gap/mean"]],
+        "KL to the reference": ["Multiline", ["train/actor/kl_loss"]],
+        "entropy": ["Multiline", ["train/actor/entropy"]],
+        "gradient norm": ["Multiline", ["train/grad_norm"]],
+    },
+}
+"""The charts of TensorBoard's custom scalars: tags as regular expressions."""
 
 
 class RunWriter:
     """Writes the metrics of a run. On resume, records written after the checkpoint are removed."""
 
-    def __init__(self, folder: Path, done: int, iterations: int, alarms: Alarms):
+    def __init__(self, folder: Path, done: int, cfg: Config):
         """done: iterations that are already in the checkpoint from which this run continues."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder, self.iterations = folder, iterations
+        self.folder, self.iterations, alarms = folder, cfg.run.iterations, cfg.alarms
         # A run that starts anew also evaluates anew before its first iteration, iteration 0 of the records.
         first = done + 1 if done else 0
         metrics.keep_until(folder / "metrics.jsonl", first - 1)
         self.alarms = AlarmMonitor(alarms, [line for line in metrics.read(folder) if line["iteration"]] if done else [])
-        self.board = SummaryWriter(str(folder), purge_step=first)  # hides what an earlier process wrote of later steps
+        names = cfg.metrics.trackers
+        self.board = _board(folder, first) if "tensorboard" in names else None
+        self.trackers = [Tracker(name, cfg, folder) for name in names if name != "tensorboard"]
         self.terminal = Terminal()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         alarms, messages = self.alarms.see(iteration, values)
         values = {**values, **alarms}
         metrics.append(self.folder / "metrics.jsonl", iteration, [values])
-        for name, value in values.items():
-            self.board.add_scalar(name if name.startswith("eval/") else f"train/{name}", value, iteration)
+        self._log(iteration, values)
         self.terminal.print(self._line(iteration, values))
         self._show_evaluation(values)
         for message in messages:
@@ -42,9 +59,15 @@ class RunWriter:
     def write_evaluation(self, iteration: int, values: Mapping[str, float]) -> None:
         """An evaluation before the first iteration."""
         metrics.append(self.folder / "metrics.jsonl", iteration, [dict(values)])
-        for name, value in values.items():
-            self.board.add_scalar(name if name.startswith("eval/") else f"train/{name}", value, iteration)
+        self._log(iteration, values)
         self._show_evaluation(values)
+
+    def _log(self, iteration: int, values: Mapping[str, float]) -> None:
+        named = {name if name.startswith("eval/") else f"train/{name}": value for name, value in values.items()}
+        for name, value in named.items() if self.board else ():
+            self.board.add_scalar(name, value, iteration)
+        for tracker in self.trackers:
+            tracker.write(iteration, named)
 
     def _show_evaluation(self, values: Mapping[str, float]) -> None:
         for line in evaluation_lines(values):
@@ -52,11 +75,15 @@ class RunWriter:
 
     def flush(self) -> None:
         """Called before a checkpoint: what was written before it is not written again after a resume."""
-        self.board.flush()
+        if self.board:
+            self.board.flush()
 
     def close(self) -> None:
         """Close the files and draw the curves."""
-        self.board.close()
+        if self.board:
+            self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
         for path in draw(self.folder):
             self.terminal.print(f"drew {path}")
 
@@ -72,6 +99,15 @@ class RunWriter:
             f"{m['timing/all']:.2f} s"
         )
         return line
+
+
+def _board(folder: Path, first: int) -> Any:
+    """TensorBoard's writer. What an earlier process wrote of iteration `first` and later is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(folder), purge_step=first)
+    board.add_custom_scalars(LAYOUT)
+    return board
 
 
 def evaluation_lines(values: Mapping[str, float]) -> list[str]:
