@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 from rich.console import Console
 from rich.status import Status
@@ -29,6 +29,8 @@ class Progress:
         self._console = Console(stderr=True)
         self._terminal = Terminal()
         self._status: Status | None = None
+        self._drawing = Lock()
+        """Held while a status line appears or goes, so that none appears after its phase."""
         self._over = Event()
         self._thread = Thread(target=self._show, name="progress", daemon=True)
 
@@ -41,11 +43,12 @@ class Progress:
 
     def phase(self, name: str, iteration: int) -> None:
         """A phase has begun, or ended if the name is empty: its line makes room for others."""
-        status, self._status = self._status, None
-        if status:
-            status.stop()
-        self.name, self.iteration, self.began = name, iteration, self.clock()
-        self.total = self.finished = self.tokens = self.longest = 0
+        with self._drawing:
+            if self._status:
+                self._status.stop()
+                self._status = None
+            self.name, self.iteration, self.began = name, iteration, self.clock()
+            self.total = self.finished = self.tokens = self.longest = 0
 
     def expect(self, responses: int) -> None:
         """So many responses are asked of the engine in this phase."""
@@ -76,13 +79,16 @@ class Progress:
     def _show(self) -> None:
         on_terminal = self._console.is_terminal
         while not self._over.wait(ON_TERMINAL_S if on_terminal else IN_PIPE_S):
-            text, long_enough = self.line(), self.clock() - self.began > ON_TERMINAL_S
-            if not text or not long_enough:
-                continue
-            if not on_terminal:
-                self._terminal.print(text)
-            elif self._status:
-                self._status.update(text)
-            else:
-                self._status = self._console.status(text)
-                self._status.start()
+            with self._drawing:
+                text = self.line() if self.clock() - self.began > ON_TERMINAL_S else ""
+                if text:
+                    self._draw(text, on_terminal)
+
+    def _draw(self, text: str, on_terminal: bool) -> None:
+        if not on_terminal:
+            self._terminal.print(text)
+        elif self._status:
+            self._status.update(text)
+        else:
+            self._status = self._console.status(text)
+            self._status.start()
