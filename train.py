@@ -17,7 +17,7 @@ from r1zero.rollout import engine_limits
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
+    parser.add_argument("config", nargs="?", help="a TOML file, such as configs/cpu.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one key of the file")
     parser.add_argument(
         "--plan", action="store_true", help="print layout, memory, traffic and duration, then exit; needs no device"
@@ -40,8 +40,15 @@ def main() -> None:
         metavar="FOLDER",
         help="evaluate a Hugging Face folder, a checkpoint, or the newest checkpoint of the run, then exit",
     )
+    parser.add_argument(
+        "--doctor", action="store_true", help="print what this machine has beside what is expected, then exit"
+    )
     parser.add_argument("--json", action="store_true", help="with --plan: print JSON")
     args = parser.parse_intermixed_args()
+    if args.doctor:
+        sys.exit(doctor())
+    if args.config is None:
+        parser.error("a config is required: a TOML file, such as configs/cpu.toml")
     if "=" in (args.eval or ""):  # an override that follows --eval is no folder
         args.overrides, args.eval = [args.eval, *args.overrides], ""
     launch = world.stand_in()
@@ -76,6 +83,15 @@ def main() -> None:
         if launch.rank == 0 or not isinstance(error, config.CollectiveError):
             sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
+
+
+def doctor() -> int:
+    """Look at this machine alone. Returns the exit status: 2 where something would stop every run."""
+    from r1zero import preflight
+    from r1zero.preflight.doctor import examine
+
+    rows = list(preflight.show(examine(), 0))
+    return 2 if any(row.grade == "failed" for row in rows) else 0
 
 
 def train(

@@ -4,15 +4,13 @@ Every rank runs every phase of the step. A rank outside the grid of a phase has 
 """
 
 import logging
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from r1zero import grpo
-from r1zero.batch import Batch
+from r1zero.batch import Batch, Response
 from r1zero.checkpoint import step_folders
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
@@ -31,7 +29,9 @@ from r1zero.grading import Graded, Grader, Samples, to_batch
 from r1zero.guard import skipped
 from r1zero.guard.parity import ParityGate
 from r1zero.model.families import read_shape, weights
-from r1zero.observability import metrics, step_metrics
+from r1zero.observability import metrics, step_metrics, trackers
+from r1zero.observability.progress import Progress
+from r1zero.observability.recorder import SampleRecorder
 from r1zero.observability.writer import RunWriter, show_evaluation
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
@@ -47,6 +47,7 @@ class Trainer:
         self.cfg, self.layout, self.rank, self.device = cfg, layout, launch.rank, device
         self.folder = Path(cfg.run.dir) / cfg.run.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        trackers.check(cfg.metrics.trackers)
         seed(cfg.run.seed, cfg.run.deterministic)
         model_tokenizer = tokenizer.load(cfg.model.path)
         self.prompts = PromptSet.open(cfg.data.path)
@@ -63,6 +64,7 @@ class Trainer:
             # The weights are loaded last, so this reads their headers now to refuse an unusable folder early.
             HfFolder(cfg.model.path, shape, weights(shape))
         self.grader = Grader(cfg, layout, launch.rank, scorer, model_tokenizer, stops)
+        self.recorder = SampleRecorder(cfg, layout, launch.rank, self.folder, self.grader.text)
         self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out)
         self.best = Best(cfg.evaluation.best)
         self.roles = Roles(
@@ -77,7 +79,7 @@ class Trainer:
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = ParityGate(cfg, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
-        self.watch = metrics.Stopwatch()
+        self.watch, self.progress = metrics.Stopwatch(), Progress()
         self.schedule = SaveSchedule(cfg.checkpoint, cfg.run.iterations, launch.rank)
         self.done = 0
         """Number of finished iterations, including those before the checkpoint that this run resumed from."""
@@ -89,9 +91,11 @@ class Trainer:
         """
         self.schedule.listen()
         self._resume()
-        if self.rank == self.layout.rollout.ranks[0]:
-            metrics.keep_until(self.folder / "samples.jsonl", self.done)
+        self.recorder.keep_until(self.done)
         writer = self._open_writer()
+        if writer:
+            self.watch.observers.append(self.progress.phase)
+            self.progress.start()
         self.sync_and_check(0)
         if not self.done and self.evaluator.due(0):
             before = self._evaluate("step_0")
@@ -105,6 +109,8 @@ class Trainer:
             self.done = iteration
             if self.evaluator.due(iteration):
                 values |= self._evaluate(f"step_{iteration}")
+            if iteration == 1:
+                self.recorder.look_at_first(values)
             is_best = self.best.see(iteration, values)
             with self.watch.phase("record"):
                 if writer:
@@ -122,6 +128,8 @@ class Trainer:
                 break
         if writer and not remaining:
             writer.close()
+        self.recorder.close()
+        self.progress.close()
         self.roles.close()
 
     def evaluate(self, target: Target) -> None:
@@ -181,7 +189,7 @@ class Trainer:
         parity = self.sync_and_check(iteration)
         with watch.phase("record"):
             sums, peaks = self._reduce(samples, graded, update)
-            self._dump(iteration, samples, graded)
+            self.recorder.record(iteration, samples, graded)
         return (
             step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens)
             | parity
@@ -206,7 +214,7 @@ class Trainer:
         if self.rank != 0:
             return None
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
-        return RunWriter(self.folder, self.done, self.cfg.run.iterations, self.cfg.alarms)
+        return RunWriter(self.folder, self.done, self.cfg)
 
     def _generate(self, iteration: int) -> Samples | None:
         """Generate the responses of this rank's engine. Returns None on a rank without an engine.
@@ -221,9 +229,13 @@ class Trainer:
         prompts = [self.prompts[row] for row in rows[first : first + share]]
         # Seeds follow the position in the run's order of prompts, so a row that is drawn again gets other responses.
         position = (iteration - 1) * len(rows) + first
-        responses = self.roles.engine.generate(
-            prompts, self.cfg.grpo.group_size, iteration, position, partial(self.grader.submit, prompts)
-        )
+        self.progress.expect(share * self.cfg.grpo.group_size)
+
+        def finished(response: Response) -> None:
+            self.progress.see(response)
+            self.grader.submit(prompts, response)
+
+        responses = self.roles.engine.generate(prompts, self.cfg.grpo.group_size, iteration, position, finished)
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
 
     def _reference(self, mine: Batch | None, batch: Batch | None, lengths: BatchLengths) -> Tensor | None:
@@ -258,26 +270,6 @@ class Trainer:
             int(sums["timeouts"]), int(sums["failures"]), int(sums["samples"]), self.cfg.reward.max_unscored_share
         )
         return sums, peaks
-
-    def _dump(self, iteration: int, samples: Samples | None, graded: Graded | None) -> None:
-        """Append the first response to each of the first few prompts of the first engine to samples.jsonl."""
-        if samples is None or graded is None or self.rank != self.layout.rollout.ranks[0]:
-            return
-        rows: list[dict[str, Any]] = []
-        for k in range(0, len(samples.responses), self.cfg.grpo.group_size)[: self.cfg.metrics.dump_samples]:
-            response, scored = samples.responses[k], bool(graded.scored_B[k])
-            prompt = samples.prompts[response.prompt]
-            rows.append(
-                {
-                    "prompt": prompt.text,
-                    "response": self.grader.text(response),
-                    "label": prompt.label,
-                    "outcome": graded.outcome(k),
-                    "reward": float(graded.rewards_B[k]) if scored else None,
-                    "scores": graded.scores(k) if scored else {},
-                }
-            )
-        metrics.append(self.folder / "samples.jsonl", iteration, rows)
 
     def save(self) -> None:
         """Save a checkpoint. Raises UserError if the disk is too full, unless the run may continue without one."""

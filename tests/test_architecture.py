@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "grading": "batch config data distributed grpo reward",
     "policy": "batch config grpo logprobs model",
     "rollout": "batch config distributed model patches",
-    "observability": "config grading grpo policy",
+    "observability": "batch config distributed grading grpo policy",
     "evaluation": "batch config data distributed grading observability reward rollout",
     "weight_sync": "config distributed model rollout",
     "checkpoint": "config distributed model observability",
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "trainer": "batch checkpoint config data distributed evaluation grading grpo guard model observability reward "
     "roles weight_sync",
     "report": "config reward",
+    "samples": "config observability reward",
     "preflight": "config distributed model observability plan trainer weight_sync",
 }
 

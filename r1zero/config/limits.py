@@ -30,6 +30,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "rollout.max_num_seqs": (1, inf),
     "rollout.max_num_batched_tokens": (1, inf),
     "rollout.kv_cache_gib": (TINY, inf),
+    "rollout.engine": (-inf, inf),
     "grpo.prompts_per_iteration": (1, inf),
     "grpo.group_size": (2, inf),
     "reward.workers_per_rank": (1, inf),

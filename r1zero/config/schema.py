@@ -5,7 +5,7 @@ notation; a text field may omit the quotes. An unknown key is an error that name
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from r1zero.config.evaluation import Evaluation
 from r1zero.config.toml import LocalPath, OwnFunction
@@ -112,6 +112,9 @@ class Rollout:
     """Tokens in one scheduler step; at least max_prompt_tokens + max_response_tokens if prefill is not chunked."""
     kv_cache_gib: float = 1.0
     """GiB of key-value cache on each rank."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Additional arguments of vLLM, under its own names. Those that would break correctness are refused with the
+    reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +220,10 @@ class Metrics:
 
     dump_samples: int = 2
     """Number of responses written to samples.jsonl in each iteration."""
+    trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics are sent in addition to metrics.jsonl. A tracker is imported only if it is named here."""
+    dump: Literal["few", "all"] = "few"
+    """all: also writes every response as Parquet, samples/iteration_N/engine_E.parquet in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,30 +2,47 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
-from r1zero.config import Alarms
+from r1zero.config import Config
 from r1zero.observability import metrics
 from r1zero.observability.alarms import AlarmMonitor
 from r1zero.observability.console import Terminal
 from r1zero.observability.plots import draw
+from r1zero.observability.trackers import Tracker
+
+LAYOUT = {
+    "Is it learning?": {
+        "reward": ["Multiline", ["train/grpo/rewards/mean"]],
+        "response length": ["Multiline", ["train/response_length/mean"]],
+        "evaluation": ["Multiline", ["eval/[^/]+/pass@1$"]],
+        "in format": ["Multiline", ["train/response_format/mean", "eval/[^/]+/format$"]],
+    },
+    "Is it sound?": {
+        "gap of engine and trainer": ["Multiline", ["train/rollout_gap/mean"]],
+        "KL to the reference": ["Multiline", ["train/actor/kl_loss"]],
+        "entropy": ["Multiline", ["train/actor/entropy"]],
+        "gradient norm": ["Multiline", ["train/grad_norm"]],
+    },
+}
+"""The charts of TensorBoard's custom scalars: tags as regular expressions."""
 
 
 class RunWriter:
     """Writes the metrics of a run. On resume, records written after the checkpoint are removed."""
 
-    def __init__(self, folder: Path, done: int, iterations: int, alarms: Alarms):
+    def __init__(self, folder: Path, done: int, cfg: Config):
         """done: number of iterations in the checkpoint from which this run continues."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder, self.iterations = folder, iterations
+        self.folder, self.iterations, alarms = folder, cfg.run.iterations, cfg.alarms
         # A run without a checkpoint repeats the evaluation before its first iteration, recorded as iteration 0.
         first = done + 1 if done else 0
         metrics.keep_until(folder / "metrics.jsonl", first - 1)
         self.alarms = AlarmMonitor(alarms, [line for line in metrics.read(folder) if line["iteration"]] if done else [])
-        # purge_step hides what an earlier process wrote about later steps.
-        self.board = SummaryWriter(str(folder), purge_step=first)
+        names = cfg.metrics.trackers
+        self.board = _board(folder, first) if "tensorboard" in names else None
+        self.trackers = [Tracker(name, cfg, folder) for name in names if name != "tensorboard"]
         self.terminal = Terminal()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -33,19 +50,25 @@ class RunWriter:
         alarms, messages = self.alarms.see(iteration, values)
         values = {**values, **alarms}
         metrics.append(self.folder / "metrics.jsonl", iteration, [values])
-        for name, value in values.items():
-            self.board.add_scalar(name if name.startswith("eval/") else f"train/{name}", value, iteration)
+        self._log(iteration, values)
         self.terminal.print(self._line(iteration, values))
         self._show_evaluation(values)
         for message in messages:
             self.terminal.print(message)
 
     def write_evaluation(self, iteration: int, values: Mapping[str, float]) -> None:
-        """An evaluation before the first iteration."""
+        """Record and show an evaluation before the first iteration."""
         metrics.append(self.folder / "metrics.jsonl", iteration, [dict(values)])
-        for name, value in values.items():
-            self.board.add_scalar(name if name.startswith("eval/") else f"train/{name}", value, iteration)
+        self._log(iteration, values)
         self._show_evaluation(values)
+
+    def _log(self, iteration: int, values: Mapping[str, float]) -> None:
+        named = {name if name.startswith("eval/") else f"train/{name}": value for name, value in values.items()}
+        if self.board:
+            for name, value in named.items():
+                self.board.add_scalar(name, value, iteration)
+        for tracker in self.trackers:
+            tracker.write(iteration, named)
 
     def _show_evaluation(self, values: Mapping[str, float]) -> None:
         for line in evaluation_lines(values):
@@ -53,11 +76,15 @@ class RunWriter:
 
     def flush(self) -> None:
         """Flush to disk before a checkpoint, because a resumed run does not write these lines again."""
-        self.board.flush()
+        if self.board:
+            self.board.flush()
 
     def close(self) -> None:
         """Close the files and draw the plots."""
-        self.board.close()
+        if self.board:
+            self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
         for path in draw(self.folder):
             self.terminal.print(f"drew {path}")
 
@@ -73,6 +100,15 @@ class RunWriter:
             f"{m['timing/all']:.2f} s"
         )
         return line
+
+
+def _board(folder: Path, first: int) -> Any:
+    """Returns TensorBoard's writer. Records of an earlier process from iteration `first` on are hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(folder), purge_step=first)
+    board.add_custom_scalars(LAYOUT)
+    return board
 
 
 def evaluation_lines(values: Mapping[str, float]) -> list[str]:

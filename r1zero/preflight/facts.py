@@ -57,6 +57,7 @@ class Facts:
     """section.key -> value."""
     packages: dict[str, str]
     data: str
+    """Of data.path and the evaluation sets."""
     weights: str
     """Digest of model.path and model.checkpoint. Empty on ranks that are not the first of their host, to spare the
     disk."""
@@ -83,7 +84,7 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
         code=code_digest(),
         settings=dict(_flat(config.plain(cfg), "")),
         packages=versions(),
-        data=digest([Path(cfg.data.path)]),
+        data=digest([Path(cfg.data.path), *(Path(one.path) for one in cfg.evaluation.sets.values())]),
         weights=weights,
         clock=time.time(),
         free_disk=0 if trouble else shutil.disk_usage(folder).free,

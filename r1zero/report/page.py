@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 PUBLISHED = HERE / "reference_671b.json"
 FAINT = "#808890"
 SAMPLES_SHOWN = 3
+LENGTH_BINS = 24
 RATE_EDGES = tuple(np.linspace(0, 1, 11).tolist())
 
 # Title, what is shown, figures as a pattern, whether the axis begins at 0, whether it is logarithmic.
@@ -150,6 +151,12 @@ def _own_charts(runs: list[RunData]) -> list[dict[str, Any]]:
                 parts["other phases"] = [sum(line.get(n, 0.0) for n in names[7:]) for line in lines]
             title, note = f"Seconds of an iteration{of_run}", "by phase"
             svg = charts.stacked(title, [line["iteration"] for line in lines], parts)
+            found.append({"title": title, "note": note, "svg": Markup(svg)})
+        if run.lengths:
+            title, note = f"Lengths of responses{of_run}", "share of responses by tokens: dark is many"
+            edges = np.linspace(0, max(map(max, run.lengths.values())) + 1, LENGTH_BINS + 1).tolist()
+            columns = [np.histogram(lengths, edges)[0].tolist() for lengths in run.lengths.values()]
+            svg = charts.heatmap(title, list(run.lengths), columns, edges)
             found.append({"title": title, "note": note, "svg": Markup(svg)})
         for name, by_iteration in run.pass_rates.items():
             title, note = f"Pass rates of prompts, {name}{of_run}", "share of prompts by pass rate: dark is many"

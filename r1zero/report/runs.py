@@ -8,7 +8,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from r1zero.config import UserError, read_json, read_text, read_toml
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from r1zero.config import UserError, read_json, read_text, read_toml, reason
 
 Line = dict[str, float]
 Curve = tuple[list[float], list[float]]
@@ -30,6 +33,8 @@ class RunData:
     environment: dict[str, str]
     pass_rates: dict[str, dict[int, list[float]]]
     """Evaluated set -> iteration -> each prompt's pass rate."""
+    lengths: dict[int, list[int]]
+    """Iteration -> tokens of each response, where metrics.dump kept them all."""
 
     def curve(self, name: str) -> Curve:
         """Where the figure is there and finite."""
@@ -78,6 +83,7 @@ def read(folder: Path) -> RunData:
         samples=_rows(folder / "samples.jsonl", required=False),
         environment=read_json(environment, "remove it") if environment.is_file() else {},
         pass_rates=_pass_rates(folder / "eval"),
+        lengths=_lengths(folder / "samples"),
     )
 
 
@@ -102,6 +108,17 @@ def _pass_rates(folder: Path) -> dict[str, dict[int, list[float]]]:
         if match:
             found.setdefault(name, {})[int(match[1])] = [row["pass_rate"] for row in _rows(file, required=True)]
     return {name: dict(sorted(found[name].items())) for name in sorted(found)}
+
+
+def _lengths(folder: Path) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for file in sorted(folder.glob("iteration_*/engine_*.parquet")):
+        try:
+            column = pq.read_table(file, columns=["length"])["length"].to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file}: is torn or not Parquet ({reason(error)}); remove it") from None
+        found.setdefault(int(file.parent.name.removeprefix("iteration_")), []).extend(column)
+    return dict(sorted(found.items()))
 
 
 def flat_config(tree: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from r1zero.batch import Prompt, Response
 from r1zero.distributed import device
 from r1zero.distributed.layout import Layout
 from r1zero.patches import patched
-from r1zero.rollout import cpu, cuda, inspect, isolation, npu
+from r1zero.rollout import cpu, cuda, engine_options, inspect, isolation, npu
 from r1zero.rollout.arguments import engine_arguments
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
@@ -63,8 +63,11 @@ class Engine:
         )
         with device.quiet_imports():
             from vllm import LLM, SamplingParams
+            from vllm.engine.arg_utils import EngineArgs
             from vllm.sampling_params import RequestOutputKind
 
+        engine_options.check_known(cfg.rollout.engine, (option.name for option in fields(EngineArgs)))
+        arguments |= cfg.rollout.engine
         self._stack.enter_context(self._adapter.while_alive())
         with (
             isolation.generators_kept(cfg.run.device),

@@ -8,6 +8,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from r1zero.report import page, runs, samples
@@ -49,6 +51,9 @@ def write_run(folder: Path, iterations: int = 40, **figures: float) -> Path:
     evaluated = folder / "eval" / "step_0"
     evaluated.mkdir(parents=True)
     (evaluated / "math.pass_rates.jsonl").write_text('{"pass_rate": 0.5}\n{"pass_rate": 1.0}\n')
+    kept = folder / "samples" / "iteration_2"
+    kept.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([{"length": 5}, {"length": 50}]), kept / "engine_0.parquet")
     return folder
 
 
@@ -94,7 +99,7 @@ def test_one_run_has_every_chart_table_and_sample(made, capsys):
     assert capsys.readouterr().out == f"wrote {made / 'one' / 'report.html'}\n"
     titles = check(made / "one" / "report.html").titles
     assert {"Reward", "Reward by rule", "Response length", "Evaluation: math", "Seconds of an iteration"} <= set(titles)
-    assert "Pass rates of prompts, math" in titles and len(titles) == len(set(titles))
+    assert {"Pass rates of prompts, math", "Lengths of responses"} <= set(titles) and len(titles) == len(set(titles))
     text = (made / "one" / "report.html").read_text()
     assert "grpo.group_size" in text and "<code>8</code>" in text and "train.py x" in text
     assert "Q &lt;b&gt;" in text and "2 &lt; 3 &amp; so" in text
