@@ -168,6 +168,11 @@ def reads(tree, classes_of_section):
             for target in node.targets:
                 both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
                 yield from zip(target.elts, node.value.elts, strict=True) if both else [(target, node.value)]
+        if isinstance(node, ast.For | ast.comprehension) and isinstance(node.iter, ast.Call):
+            # The sections of a table, as in `for name, one in cfg.evaluation.sets.items()`.
+            method = node.iter.func
+            if isinstance(method, ast.Attribute) and method.attr in ("items", "values"):
+                yield node.target.elts[-1] if isinstance(node.target, ast.Tuple) else node.target, method.value
 
     for node in ast.walk(tree):
         annotation = getattr(node, "annotation", None)
