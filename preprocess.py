@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from r1zero import config
-from r1zero.data import labels, prepare
+from r1zero.data import labels, prepare, tokenizer
+from r1zero.data.prompts import PromptSet
 from r1zero.reward import RewardError, check_labels
 
 
@@ -28,6 +30,9 @@ def main(arguments: list[str]) -> int:
         help="override one key of the file, for example map_keys.prompt=question",
     )
     parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="print the first N prompts with special tokens marked"
+    )
+    parser.add_argument(
         "--check-labels",
         action="store_true",
         help="grade each label, and each solution against its label, as training will",
@@ -38,6 +43,8 @@ def main(arguments: list[str]) -> int:
         cfg = config.load(options.config, options.overrides, prepare.DataConfig)
         report = _run(cfg, console)
         _show(cfg, report, console)
+        if options.show > 0:
+            _show_prompts(cfg, options.show, console)
         if options.check_labels:
             _check_labels(cfg, report.counts.kept + report.counts.too_long, console)
     except (config.UserError, RewardError) as error:
@@ -75,6 +82,20 @@ def _check_labels(cfg: prepare.DataConfig, count: int, console: Console) -> None
         console.print(line, markup=False)
 
 
+def _show_prompts(cfg: prepare.DataConfig, count: int, console: Console) -> None:
+    """The first prompts as the model will see them, special tokens in colour and between the signs that they have."""
+    prompts = PromptSet.open(cfg.output)
+    special = tokenizer.control_tokens(tokenizer.load(cfg.tokenizer)).values()
+    for i in range(min(count, len(prompts))):
+        prompt = prompts[i]
+        text = Text(prompt.text)
+        text.highlight_words([word for word in special if word], "bold magenta")
+        title = f"prompt {i + 1} of {len(prompts)}, {len(prompt.token_ids)} tokens, {prompts.source(i)}"
+        console.rule(escape(title), align="left")
+        console.print(text)
+        console.print(f"label: {prompt.label}", markup=False)
+
+
 def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> None:
     counts = report.counts
     for note in report.notes:
@@ -87,7 +108,9 @@ def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> 
         )
     table = Table(title=escape(f"{cfg.output}, template {cfg.template}"), title_justify="left", show_header=False)
     table.add_row("rows", str(counts.rows))
-    for name, count in (("kept", counts.kept), ("too long", counts.too_long), ("bad", counts.bad)):
+    counted = [("kept", counts.kept), ("too long", counts.too_long), ("bad", counts.bad)]
+    counted += [("left out by [selection]", counts.left_out)] if counts.left_out else []
+    for name, count in counted:
         table.add_row(name, str(count), f"{count / counts.rows:.2%}")
     for name, tokens in report.percentiles().items():
         table.add_row(f"tokens {name}", str(tokens))

@@ -9,6 +9,7 @@ from pathlib import Path
 from r1zero import config, plan
 from r1zero.config import UserError, limits
 from r1zero.distributed import device, layout, world
+from r1zero.evaluation import target
 from r1zero.model import families, placement
 from r1zero.reward import RewardError, Scorer, check_rules
 from r1zero.rollout import engine_limits
@@ -16,7 +17,7 @@ from r1zero.rollout import engine_limits
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a TOML file, such as configs/cpu.toml")
+    parser.add_argument("config", nargs="?", help="a TOML file, such as configs/cpu.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one key of the file")
     parser.add_argument(
         "--plan", action="store_true", help="print layout, memory, traffic and duration, then exit; needs no device"
@@ -32,14 +33,33 @@ def main() -> None:
         action="store_true",
         help="start all ranks, try once everything that a step needs, print the results, then exit",
     )
+    parser.add_argument(
+        "--eval",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="evaluate a Hugging Face folder, a checkpoint, or the newest checkpoint of the run, then exit",
+    )
+    parser.add_argument(
+        "--doctor", action="store_true", help="print what this machine has beside what is expected, then exit"
+    )
     parser.add_argument("--json", action="store_true", help="with --plan: print JSON")
     args = parser.parse_intermixed_args()
+    if args.doctor:
+        sys.exit(doctor())
+    if args.config is None:
+        parser.error("a config is required: a TOML file, such as configs/cpu.toml")
+    if "=" in (args.eval or ""):  # an override that follows --eval is no folder
+        args.overrides, args.eval = [args.eval, *args.overrides], ""
     launch = world.stand_in()
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(args.config, args.overrides, config.Config)
         limits.check(cfg)
+        evaluated = None
+        if args.eval is not None:
+            cfg, evaluated = target.resolve(cfg, args.eval)
         if args.plan:
             sys.exit(plan.main(cfg, args.world or cfg.layout.world or launch.size, args.json))
         layout.check_world(cfg.layout, launch.size)
@@ -58,15 +78,29 @@ def main() -> None:
             time.sleep(config.SPEAKER_S)
         sys.exit(2)
     try:
-        train(cfg, grids, launch, args.check)
+        train(cfg, grids, launch, args.check, evaluated)
     except (UserError, RewardError) as error:
         if launch.rank == 0 or not isinstance(error, config.CollectiveError):
             sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
 
 
-def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check: bool) -> None:
-    """Run this rank, from joining the world to leaving it. check: only run the checks and trials of --check."""
+def doctor() -> int:
+    """Look at this machine alone. Returns the exit status: 2 where something would stop every run."""
+    from r1zero import preflight
+    from r1zero.preflight.doctor import examine
+
+    rows = list(preflight.show(examine(), 0))
+    return 2 if any(row.grade == "failed" for row in rows) else 0
+
+
+def train(
+    cfg: config.Config, grids: layout.Layout, launch: world.Launch, check: bool, evaluated: target.Target | None
+) -> None:
+    """Run this rank, from joining the world to leaving it.
+
+    check: only run the checks and trials of --check. evaluated: only evaluate these weights.
+    """
     # The grading processes are started first, so that they inherit neither MPI nor the device.
     scorer = None
     if launch.rank in grids.rollout:
@@ -103,7 +137,12 @@ def train(cfg: config.Config, grids: layout.Layout, launch: world.Launch, check:
             trainer.roles.close()
         else:
             preflight.warn(rows + links, launch.rank)
-            trainer.run()
+            if evaluated:
+                trainer.evaluate(evaluated)
+            else:
+                if launch.rank == 0:
+                    preflight.record_environment(folder, launch.size)
+                trainer.run()
         if scorer:
             scorer.close()
         if lock:

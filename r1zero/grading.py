@@ -1,6 +1,6 @@
 """The samples of one engine in one iteration: prompts, responses and grades."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from r1zero.config import Config
 from r1zero.data import tokenizer
 from r1zero.distributed.layout import Layout
 from r1zero.reward import Score, Scorer, dump_unscored
+from r1zero.reward.rules import has_base_format
 
 OUTCOMES = ("scored", "timeout", "failed")
 
@@ -39,6 +40,8 @@ class Graded:
     """int64: index into OUTCOMES."""
     rule_scores: dict[str, Tensor]
     """Rule -> (B,) values; 0.0 for a sample that was not scored."""
+    in_format_B: Tensor = field(default_factory=lambda: torch.empty(0))
+    """1.0 for a response in the format that base_acc rewards."""
 
     def outcome(self, sample: int) -> str:
         """Returns the outcome of one sample, one of OUTCOMES."""
@@ -80,10 +83,15 @@ class Grader:
         """Start grading a finished response. prompts: the list that was given to the engine."""
         sample = response.prompt * self.cfg.grpo.group_size + response.sample
         if sample % self.peers == self.turn:
-            assert self.scorer is not None  # a rank with an engine has one
             prompt = prompts[response.prompt]
             self.submitted[sample] = self.text(response), prompt.label
-            self.scorer.submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
+            self.require_scorer().submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
+
+    def require_scorer(self) -> Scorer:
+        """Returns this rank's scorer. Raises RuntimeError on a rank without an engine."""
+        if self.scorer is None:
+            raise RuntimeError("this rank has no engine, so it does not grade")
+        return self.scorer
 
     def text(self, response: Response) -> str:
         """Returns the text to grade: without special tokens and without the stop token."""
@@ -96,24 +104,25 @@ class Grader:
     def collect(self, count: int) -> Graded:
         """Wait for the grades of all `count` samples. Collective over the tensor-parallel ranks of the engine."""
         rules = list(self.cfg.reward.rules)
-        assert self.scorer is not None  # a rank with an engine has one
-        scores: dict[Any, Score] = self.scorer.collect()
+        scores: dict[Any, Score] = self.require_scorer().collect()
         dump_unscored(self.folder / "unscored.jsonl", scores, self.submitted)
-        self.submitted = {}
-        # One tensor of reward, outcome and each rule's value, so that one all-reduce shares everything.
-        table = torch.zeros(count, 2 + len(rules), dtype=torch.float64)
+        submitted, self.submitted = self.submitted, {}
+        # One tensor of reward, outcome, format and each rule's value, so that one all-reduce shares everything.
+        table = torch.zeros(count, 3 + len(rules), dtype=torch.float64)
         for sample, score in scores.items():
-            table[sample] = torch.tensor(_row(score, rules), dtype=torch.float64)
+            in_format = has_base_format(submitted[sample][0])
+            table[sample] = torch.tensor(_row(score, in_format, rules), dtype=torch.float64)
         if self.group is not None:
             dist.all_reduce(table, group=self.group)
-        rewards_B, outcomes_B, *values = table.unbind(1)
-        return Graded(rewards_B, outcomes_B == 0, outcomes_B.long(), dict(zip(rules, values, strict=True)))
+        rewards_B, outcomes_B, in_format_B, *values = table.unbind(1)
+        by_rule = dict(zip(rules, values, strict=True))
+        return Graded(rewards_B, outcomes_B == 0, outcomes_B.long(), by_rule, in_format_B)
 
 
-def _row(score: Score, rules: list[str]) -> list[float]:
+def _row(score: Score, in_format: bool, rules: list[str]) -> list[float]:
     scored = score.outcome == "scored"
     values = [score.scores[rule] if scored else 0.0 for rule in rules]
-    return [score.reward if scored else 0.0, OUTCOMES.index(score.outcome), *values]
+    return [score.reward if scored else 0.0, OUTCOMES.index(score.outcome), float(in_format), *values]
 
 
 def to_batch(samples: Samples, advantages_B: Tensor, scored_B: Tensor) -> Batch:

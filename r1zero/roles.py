@@ -207,6 +207,10 @@ class Roles:
                 f'checkpoint.resume = "never", but {found.path} exists; '
                 'set it to "auto" to continue from it, or change run.name'
             )
+        return self.load(found)
+
+    def load(self, found: step_folders.CheckpointInfo) -> dict[str, Any]:
+        """Take weights and optimizer state of a checkpoint. Returns what `save` was given, and its iteration."""
         if self.trained:
             if self.weight_offload:
                 self.weight_offload.onload("policy")

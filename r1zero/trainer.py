@@ -5,30 +5,35 @@ Every rank runs every phase of the step. A rank outside the grid of a phase has 
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from r1zero import grpo
-from r1zero.batch import Batch
+from r1zero.batch import Batch, Response
+from r1zero.checkpoint import step_folders
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
-from r1zero.config import Config, UserError, dump
+from r1zero.config import CollectiveError, Config, UserError, dump
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
 from r1zero.distributed.exchange import BatchLengths, Exchange, Rewards
 from r1zero.distributed.layout import Layout
 from r1zero.distributed.world import Launch
+from r1zero.evaluation.best import Best
+from r1zero.evaluation.evaluator import Evaluator
+from r1zero.evaluation.sets import open_sets
+from r1zero.evaluation.target import Target
 from r1zero.grading import Graded, Grader, Samples
 from r1zero.guard import skipped
 from r1zero.guard.parity import ParityGate
 from r1zero.model.families import read_shape, weights
-from r1zero.observability import metrics, step_metrics
-from r1zero.observability.writer import RunWriter
+from r1zero.observability import metrics, step_metrics, trackers
+from r1zero.observability.progress import Progress
+from r1zero.observability.recorder import SampleRecorder
+from r1zero.observability.writer import RunWriter, show_evaluation
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
 from r1zero.sampling import Draw, choose, is_enough, merge, own_batch, updates
@@ -45,11 +50,14 @@ class Trainer:
         self.cfg, self.layout, self.rank, self.device = cfg, layout, launch.rank, device
         self.folder = Path(cfg.run.dir) / cfg.run.name
         self.folder.mkdir(parents=True, exist_ok=True)
+        trackers.check(cfg.metrics.trackers)
         seed(cfg.run.seed, cfg.run.deterministic)
         model_tokenizer = tokenizer.load(cfg.model.path)
         self.prompts = PromptSet.open(cfg.data.path)
-        self.prompts.check(tokenizer.digest(cfg.model.path))
+        digest = tokenizer.digest(cfg.model.path)
+        self.prompts.check(digest)
         self.prompts.check_length(cfg.rollout.max_prompt_tokens)
+        held_out = open_sets(cfg, self.prompts, digest)
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
         tokenizer.check_marks(model_tokenizer)
         stops = tokenizer.stop_ids(model_tokenizer, self.prompts.meta["stop_token_ids"])
@@ -59,6 +67,9 @@ class Trainer:
             # The weights are loaded last, so this reads their headers now to refuse an unusable folder early.
             HfFolder(cfg.model.path, shape, weights(shape))
         self.grader = Grader(cfg, layout, launch.rank, scorer, model_tokenizer, stops)
+        self.recorder = SampleRecorder(cfg, layout, launch.rank, self.folder, self.grader.text)
+        self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out)
+        self.best = Best(cfg.evaluation.best)
         self.roles = Roles(
             cfg,
             layout,
@@ -71,7 +82,7 @@ class Trainer:
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = ParityGate(cfg, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
-        self.watch = metrics.Stopwatch()
+        self.watch, self.progress = metrics.Stopwatch(), Progress()
         self.schedule = SaveSchedule(cfg.checkpoint, cfg.run.iterations, launch.rank)
         self.done = 0
         """Number of finished iterations, including those before the checkpoint that this run resumed from."""
@@ -83,16 +94,27 @@ class Trainer:
         """
         self.schedule.listen()
         self._resume()
-        if self.rank == self.layout.rollout.ranks[0]:
-            metrics.keep_until(self.folder / "samples.jsonl", self.done)
+        self.recorder.keep_until(self.done)
         writer = self._open_writer()
+        if writer:
+            self.watch.observers.append(self.progress.phase)
+            self.progress.start()
         self.sync_and_check(0)
+        if not self.done and self.evaluator.due(0):
+            before = self._evaluate("step_0")
+            if writer:
+                writer.write_evaluation(0, before)
         self.watch.lap()
         remaining = range(self.done + 1, self.cfg.run.iterations + 1)
         for iteration in remaining:
             self.watch.iteration = iteration
             values = self.step(iteration)
             self.done = iteration
+            if self.evaluator.due(iteration):
+                values |= self._evaluate(f"step_{iteration}")
+            if iteration == 1:
+                self.recorder.look_at_first(values)
+            is_best = self.best.see(iteration, values)
             with self.watch.phase("record"):
                 if writer:
                     writer.write(iteration, values)
@@ -100,7 +122,7 @@ class Trainer:
             last = self.schedule.is_last(iteration)
             if writer and last:
                 writer.close()  # before the last save, so that a full disk does not cost a finished run its plots
-            if self.schedule.due(iteration):
+            if self.schedule.due(iteration) or is_best:
                 with self.watch.phase("save"):
                     if writer and not last:
                         writer.flush()
@@ -109,7 +131,35 @@ class Trainer:
                 break
         if writer and not remaining:
             writer.close()
+        self.recorder.close()
+        self.progress.close()
         self.roles.close()
+
+    def evaluate(self, target: Target) -> None:
+        """Evaluate weights, print the figures and write responses and pass rates to the folder `eval` of the run.
+
+        Raises UserError where there is no such checkpoint.
+        """
+        if target.newest:
+            self._resume()
+            if not self.done:
+                raise CollectiveError(f"--eval: {self.folder}/checkpoints holds no checkpoint; name a folder")
+        elif target.checkpoint:
+            self.done = self.roles.load(step_folders.one(target.checkpoint))["iteration"]
+        self.sync_and_check(0)
+        name = f"step_{self.done}" if self.done else Path(self.cfg.model.path).resolve().name
+        values = self._evaluate(name)
+        if self.rank == 0:
+            show_evaluation(values, f"responses and pass rates: {self.folder / 'eval' / name}")
+        self.roles.close()
+
+    def _evaluate(self, name: str) -> dict[str, float]:
+        """The figures of all sets with the weights that the engines have now, and the seconds that this took."""
+        self.watch.lap()
+        with self.watch.phase("evaluation"):
+            values = self.evaluator.run(self.roles.engine, self.device, self.folder / "eval" / name)
+        # A lap of its own: tokens/s and timing/all of the next iteration are those of training alone.
+        return values | {"timing/evaluation": self.watch.lap()["timing/evaluation"]}
 
     def step(self, iteration: int) -> dict[str, float]:
         """Run one iteration: prompts, rollout, grading, advantages, exchange, reference, update and weight sync.
@@ -145,7 +195,7 @@ class Trainer:
         parity = self.sync_and_check(iteration)
         with watch.phase("record"):
             sums, peaks = self._reduce(samples, graded, update)
-            self._dump(iteration, samples, graded)
+            self.recorder.record(iteration, samples, graded)
         return (
             step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
             | step_metrics.rounds(cfg, len(draws), len(chosen.groups) / chosen.drawn)
@@ -171,7 +221,7 @@ class Trainer:
         if self.rank != 0:
             return None
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
-        return RunWriter(self.folder, self.done, self.cfg.run.iterations, self.cfg.alarms)
+        return RunWriter(self.folder, self.done, self.cfg)
 
     def _draw(self, iteration: int) -> Draw:
         """Returns one round of an iteration: this engine's samples and grades, and the rewards of all engines."""
@@ -199,10 +249,14 @@ class Trainer:
         share = len(rows) // self.layout.engines
         first = self.layout.engine_of(self.rank) * share
         prompts = [self.prompts[row] for row in rows[first : first + share]]
+        self.progress.expect(share * self.cfg.grpo.group_size)
+
+        def finished(response: Response) -> None:
+            self.progress.see(response)
+            self.grader.submit(prompts, response)
+
         # Seeds follow the position in the run's order of prompts, so a row that is drawn again gets other responses.
-        responses = self.roles.engine.generate(
-            prompts, self.cfg.grpo.group_size, iteration, before + first, partial(self.grader.submit, prompts)
-        )
+        responses = self.roles.engine.generate(prompts, self.cfg.grpo.group_size, iteration, before + first, finished)
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
 
     def _reference(self, mine: Batch | None, batch: Batch | None, lengths: BatchLengths) -> Tensor | None:
@@ -267,34 +321,15 @@ class Trainer:
         )
         return sums, peaks
 
-    def _dump(self, iteration: int, samples: Samples | None, graded: Graded | None) -> None:
-        """Append the first response to each of the first few prompts of the first engine to samples.jsonl."""
-        if samples is None or graded is None or self.rank != self.layout.rollout.ranks[0]:
-            return
-        rows: list[dict[str, Any]] = []
-        for k in range(0, len(samples.responses), self.cfg.grpo.group_size)[: self.cfg.metrics.dump_samples]:
-            response, scored = samples.responses[k], bool(graded.scored_B[k])
-            prompt = samples.prompts[response.prompt]
-            rows.append(
-                {
-                    "prompt": prompt.text,
-                    "response": self.grader.text(response),
-                    "label": prompt.label,
-                    "outcome": graded.outcome(k),
-                    "reward": float(graded.rewards_B[k]) if scored else None,
-                    "scores": graded.scores(k) if scored else {},
-                }
-            )
-        metrics.append(self.folder / "samples.jsonl", iteration, rows)
-
     def save(self) -> None:
         """Save a checkpoint. Raises UserError if the disk is too full, unless the run may continue without one."""
         try:
             self.roles.save(
                 self.folder / "checkpoints",
                 self.done,
-                {"order": self.order.state(), "skipped": self.skip_limit.in_a_row},
+                {"order": self.order.state(), "skipped": self.skip_limit.in_a_row, **self.best.state()},
             )
+            self._mark_best()
         except UserError as error:
             if not self.schedule.forgives(self.done):
                 raise
@@ -308,3 +343,9 @@ class Trainer:
             self.done = extra["iteration"]
             self.order.load(extra["order"])
             self.skip_limit.in_a_row = extra["skipped"]
+            self.best.load(extra)
+            self._mark_best()
+
+    def _mark_best(self) -> None:
+        if self.best.iteration and self.rank == self.layout.train.dense.ranks[0]:
+            step_folders.mark_best(self.folder / "checkpoints", self.best.iteration)

@@ -64,13 +64,14 @@ def test_the_symbols_that_a_document_names_exist(document: str) -> None:
 
 
 def config_keys(cls: type, prefix: str = "") -> set[str]:
-    """Every key of a config as `section.key`."""
+    """Every key of a config as `section.key`, with `*` for a name that the user chooses."""
     keys = set()
     for name, kind in typing.get_type_hints(cls).items():
         keys.add(f"{prefix}{name}")
         for inner in [kind, *typing.get_args(kind)]:
             if dataclasses.is_dataclass(inner):
-                keys |= config_keys(inner, f"{prefix}{name}.")
+                section = f"{prefix}{name}.*" if typing.get_origin(kind) is dict else f"{prefix}{name}"
+                keys |= {section} | config_keys(inner, f"{section}.")
     return keys
 
 
@@ -80,8 +81,11 @@ def test_the_config_keys_that_a_document_names_exist(document: str) -> None:
     sections = "|".join(name for name in known if "." not in name)
     text = (ROOT / document).read_text(encoding="utf-8")
     named = re.findall(rf"(?<![\w./])((?:{sections})(?:\.[a-z_0-9]+)+)", text)
-    files = (".py", ".toml", ".json", ".jsonl", ".png")
-    assert not [key for key in named if key not in known and not key.endswith(files) and "plan.assume" not in key]
+    files = (".py", ".toml", ".json", ".jsonl", ".parquet", ".png")
+    keys = re.compile("|".join(re.escape(key).replace(r"\*", r"[\w-]+") for key in known))
+    assert not [
+        key for key in named if not keys.fullmatch(key) and not key.endswith(files) and "plan.assume" not in key
+    ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

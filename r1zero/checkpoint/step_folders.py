@@ -18,6 +18,7 @@ from r1zero.config import Checkpoint, UserError
 log = logging.getLogger(__name__)
 
 STEP = re.compile(r"step_(\d+)")
+BEST = "best"
 ROOMS, ROOM_BYTES = ("room_first.tmp", "room_last.tmp"), 1 << 20
 """Placeholder files that reserve disk space for the small files that one rank writes before and after all ranks write
 the large ones, at times when it cannot tell the other ranks that it failed."""
@@ -73,15 +74,30 @@ def use_room(folder: Path, name: str) -> None:
 def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
     """Rename the folder, update `latest`, and remove old checkpoints.
 
-    The newest `keep` are kept, and those of every `keep_every` iterations.
+    The newest `keep` are kept, those of every `keep_every` iterations, and the one marked as the best.
     """
     if final.exists():  # it must be corrupt: the run would have continued from a whole one
         _remove(final)
     manifest.publish(aside, final)
     manifest.write_text(final.parent / "latest", final.name + "\n")
+    best = _best(final.parent)
     for path in _steps(final.parent)[keep.keep :]:
-        if not keep.keep_every or int(path.name.removeprefix("step_")) % keep.keep_every:
+        kept = keep.keep_every and int(path.name.removeprefix("step_")) % keep.keep_every == 0
+        if not kept and path.name != best:
             _remove(path)
+
+
+def mark_best(folder: Path, iteration: int) -> None:
+    """Name the best checkpoint in the file `best`, beside `latest`; it is kept until another one is named."""
+    name = f"step_{iteration}"
+    if (folder / name).is_dir() and _best(folder) != name:
+        manifest.write_text(folder / BEST, name + "\n")
+
+
+def _best(folder: Path) -> str:
+    """The name of the best checkpoint; empty: none is marked."""
+    file = folder / BEST
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _remove(path: Path) -> None:
@@ -124,6 +140,14 @@ def newest(folder: Path) -> CheckpointInfo | None:
             f"{folder}: none of its checkpoints is whole ({'; '.join(complaints)}); remove the folder to start anew"
         )
     return None
+
+
+def one(path: Path) -> CheckpointInfo:
+    """The checkpoint in `path`, read through like `newest`. Raises UserError where it is torn."""
+    body, problem = _read(path)
+    if problem:
+        raise UserError(f"{path}: is not a whole checkpoint ({problem}); name another one")
+    return CheckpointInfo(path, body["iteration"], body["extra"], body["layout"])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:

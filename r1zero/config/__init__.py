@@ -1,6 +1,7 @@
 """The configuration: its schema, its TOML files, its limits, and the errors that users see."""
 
 from r1zero.config.errors import SPEAKER_S, CollectiveError, RewardError, UserError, found_alike
+from r1zero.config.evaluation import Evaluation, EvaluationSet
 from r1zero.config.files import check_utf8, read_json, read_text, readable, reason
 from r1zero.config.grpo import Grpo
 from r1zero.config.schema import (
@@ -31,6 +32,8 @@ __all__ = [
     "CollectiveError",
     "Config",
     "Data",
+    "Evaluation",
+    "EvaluationSet",
     "Grpo",
     "Layout",
     "LocalPath",

@@ -4,6 +4,7 @@ Relations between fields, and with the layout, are checked by the modules that d
 """
 
 import dataclasses
+import re
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from r1zero.config.schema import Config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+_SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 TINY = 1e-12
 """Lower limit of values that must be greater than 0."""
@@ -28,6 +31,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "rollout.max_num_seqs": (1, inf),
     "rollout.max_num_batched_tokens": (1, inf),
     "rollout.kv_cache_gib": (TINY, inf),
+    "rollout.engine": (-inf, inf),
     "grpo.prompts_per_iteration": (1, inf),
     "grpo.group_size": (1, inf),
     "grpo.rollout_correction_cap": (TINY, inf),
@@ -47,6 +51,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.max_skipped": (1, inf),
     "train.micro_batch_tokens": (1, inf),
     "checkpoint.keep": (1, inf),
+    "evaluation.sets.*.samples": (1, inf),
     "parity.tokens": (1, inf),
     "layout.train.pipeline_layers": (1, inf),
     "layout.reference.pipeline_layers": (1, inf),
@@ -62,21 +67,57 @@ def check(cfg: Config) -> None:
     if "/" in cfg.run.name or cfg.run.name in ("", ".", "..") or "\0" in cfg.run.name + cfg.run.dir:
         raise UserError(f"run.name = {cfg.run.name!r}; it must be a valid name for a folder in run.dir")
     recipe.check(cfg.grpo, cfg.rollout)
+    _check_evaluation(cfg)
 
 
-def _check(section: "DataclassInstance | type[DataclassInstance]", prefix: str) -> None:
+def _check_evaluation(cfg: Config) -> None:
+    """Raises UserError about an evaluation set whose fields contradict each other or the rest of the config."""
+    correct, longest = cfg.evaluation.correct, cfg.rollout.max_prompt_tokens + cfg.longest_response
+    if correct != "answer" and correct not in cfg.reward.rules:
+        raise UserError(
+            f"evaluation.correct = {correct!r}; it must be 'answer' or one of reward.rules: "
+            f"{', '.join(cfg.reward.rules)}"
+        )
+    for name, one in cfg.evaluation.sets.items():
+        field = f"evaluation.sets.{name}"
+        if not _SET_NAME.fullmatch(name):
+            raise UserError(
+                f"{field}: the name must consist of letters, digits, '_' and '-', because it names a folder"
+            )
+        if one.samples > 1 and not one.temperature:
+            raise UserError(
+                f"{field}.samples = {one.samples} with temperature = 0 would give {one.samples} equal responses; "
+                "set samples to 1, or a temperature greater than 0"
+            )
+        if one.max_response_tokens and cfg.rollout.max_num_batched_tokens < longest:
+            raise UserError(
+                f"{field}.max_response_tokens = {one.max_response_tokens}: rollout.max_num_batched_tokens = "
+                f"{cfg.rollout.max_num_batched_tokens} is less than one response with its prompt ({longest}); "
+                f"raise it to at least {longest}"
+            )
+
+
+def _check(section: "DataclassInstance | type[DataclassInstance]", prefix: str, key: str = "") -> None:
+    """Check all numbers of a section.
+
+    prefix: what precedes the field names in messages. key: the same for LIMITS, where `*` stands for a name that the
+    user chose.
+    """
     for field in dataclasses.fields(section):
-        value, name = getattr(section, field.name), prefix + field.name
+        value, name, limit = getattr(section, field.name), prefix + field.name, key + field.name
         if dataclasses.is_dataclass(value):
-            _check(value, name + ".")
+            _check(value, f"{name}.", f"{limit}.")
+        for chosen, inner in value.items() if isinstance(value, dict) else ():
+            if dataclasses.is_dataclass(inner):
+                _check(inner, f"{name}.{chosen}.", f"{limit}.*.")
         values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
         for number in values:
             if isinstance(number, int | float) and not isinstance(number, bool):
-                _number(name, number)
+                _number(name, number, LIMITS.get(limit, (0, inf)))
 
 
-def _number(name: str, value: float) -> None:
-    least, most = LIMITS.get(name, (0, inf))
+def _number(name: str, value: float, limits: tuple[float, float]) -> None:
+    least, most = limits
     if isinstance(value, float) and not isfinite(value):
         raise UserError(f"{name} = {value}; it must be a finite number")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:

@@ -5,8 +5,9 @@ notation; a text field may omit the quotes. An unknown key is an error that name
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from r1zero.config.evaluation import Evaluation
 from r1zero.config.grpo import Grpo
 from r1zero.config.toml import LocalPath, OwnFunction
 
@@ -112,6 +113,9 @@ class Rollout:
     """Tokens in one scheduler step; at least max_prompt_tokens + max_response_tokens if prefill is not chunked."""
     kv_cache_gib: float = 1.0
     """GiB of key-value cache on each rank."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Additional arguments of vLLM, under its own names. Those that would break correctness are refused with the
+    reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +205,10 @@ class Metrics:
 
     dump_samples: int = 2
     """Number of responses written to samples.jsonl in each iteration."""
+    trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics are sent in addition to metrics.jsonl. A tracker is imported only if it is named here."""
+    dump: Literal["few", "all"] = "few"
+    """all: also writes every response as Parquet, samples/iteration_N/engine_E.parquet in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +267,14 @@ class Config:
     sync: Sync = field(default_factory=Sync)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     parity: Parity = field(default_factory=Parity)
     alarms: Alarms = field(default_factory=Alarms)
     plan: Plan = field(default_factory=Plan)
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the longest response that the engines are asked for, evaluation included."""
+        return max(
+            self.rollout.max_response_tokens, *(one.max_response_tokens for one in self.evaluation.sets.values()), 0
+        )

@@ -77,6 +77,8 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
         return {name: plain(item) for name, item in pairs if item is not None}
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 

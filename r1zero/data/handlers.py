@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from r1zero.config import UserError, readable, reason
+from r1zero.reward.rules import ALTERNATIVES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class MapKeys:
     query: str = ""
     """Appended to the prompt on a new line. Rows may lack it."""
     response: str
-    """The label, which the boxed answer must equal."""
+    """The label, which the boxed answer must equal. If it is a list, the answer must equal any one of its entries."""
     system: str = ""
     """Replaces the template's system text. Rows may lack it."""
     history: str = ""
@@ -94,6 +95,20 @@ def text(record: dict[str, Any], column: str) -> str:
     return found
 
 
+def label(record: dict[str, Any], column: str) -> str:
+    """Returns the label: a text, a number, or a list of these, any of which is correct.
+
+    Raises ValueError for anything else.
+    """
+    value = _reach(record, column)
+    if not isinstance(value, list) or len(value) < 2:
+        return text(record, column).strip()
+    every = [(spelt(one) or "").strip() for one in value]
+    if not all(every):
+        raise ValueError(f"{column!r} is {_short(value)} and must be a list of texts or numbers that are not empty")
+    return ALTERNATIVES.join(every)
+
+
 def spelt(value: Any) -> str | None:
     """Returns a text unchanged and a finite number as text; None for anything else."""
     if isinstance(value, np.generic | pa.Scalar):
@@ -118,7 +133,7 @@ def columns(record: dict[str, Any], keys: MapKeys) -> Example:
     prompt = _optional(record, keys.prompt) if query else text(record, keys.prompt)
     return Example(
         "\n".join(part for part in (prompt, query) if part),
-        text(record, keys.response).strip(),
+        label(record, keys.response),
         _optional(record, keys.system),
         _history(record, keys.history),
     )
@@ -160,10 +175,7 @@ def messages(record: dict[str, Any], keys: MapKeys) -> Example:
         raise ValueError(f"{keys.prompt!r} ends with an empty question")
     contents = [turn["content"] for turn in said]
     return Example(
-        contents[-1],
-        text(record, keys.response).strip(),
-        system,
-        tuple(zip(contents[:-1:2], contents[1::2], strict=True)),
+        contents[-1], label(record, keys.response), system, tuple(zip(contents[:-1:2], contents[1::2], strict=True))
     )
 
 

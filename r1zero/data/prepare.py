@@ -13,21 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from r1zero.config import LocalPath, OwnFunction, UserError
-from r1zero.data import handlers, records, store, templates, tokenizer
+from r1zero.data import encoders, handlers, records, selection, store, templates, tokenizer
 from r1zero.data.handlers import Example, MapKeys
 from r1zero.data.records import Record
-from r1zero.data.templates import Segment
+from r1zero.data.selection import LeftOut, Selection
 
-NO_BOS = (
-    "template {} begins with the begin token, which {} does not have: prompts begin without one, as in the reference"
-)
-NO_EOS = (
-    "{} names no end token (eos_token_id) in its files and template {} has no stop word: train.py will refuse the "
-    "data, because no response would ever end"
-)
-CUT_MARKERS = (
-    "template {} has {}, which {} splits into several ordinary tokens: is it the template of this tokenizer's model?"
-)
 PERCENTILES = (0, 50, 90, 99, 100)
 SHOWN = 10
 """Number of bad rows that are printed; rejected.jsonl has them all."""
@@ -48,11 +38,14 @@ class DataConfig:
     output: LocalPath
     """Folder to write. An earlier output of preprocess.py is replaced."""
     template: str
-    """Name of an entry in `templates`."""
+    """Name of an entry in `templates`, or "chat" for the tokenizer's own chat template."""
     templates: LocalPath = str(templates.SHIPPED)
     """A template file in MindSpeed-RL's format."""
     enable_thinking: bool = False
-    """For reasoning templates such as qwen3. false: the prompt ends with an empty thought."""
+    """For reasoning templates such as qwen3. false: the prompt ends with an empty thought. A chat template receives
+    it as an argument."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Additional arguments for the tokenizer's own chat template."""
     handler: OwnFunction = "columns"
     """columns, gsm8k, messages, or a handler of your own as path.py:function (signature: r1zero/data/handlers.py)."""
     map_keys: MapKeys
@@ -63,6 +56,7 @@ class DataConfig:
     false: it is encoded as ordinary text."""
     max_prompt_tokens: int = 1024
     """Longer prompts are omitted and counted. At most rollout.max_prompt_tokens of the training config."""
+    selection: Selection = field(default_factory=Selection)
 
 
 @dataclass
@@ -73,6 +67,8 @@ class Counts:
     kept: int = 0
     too_long: int = 0
     bad: int = 0
+    left_out: int = 0
+    """Good rows that `[selection]` does not keep."""
 
 
 @dataclass
@@ -102,18 +98,25 @@ def prepare(cfg: DataConfig, progress: Progress) -> Report:
     """Preprocess one data set. Raises UserError, in which case nothing was written."""
     if cfg.max_prompt_tokens < 1:
         raise UserError(f"max_prompt_tokens = {cfg.max_prompt_tokens}; it must be at least 1")
+    selection.check(cfg.selection)
     files = records.files(cfg.input)
-    template = templates.load(cfg.templates, cfg.template)
+    encoder = encoders.find(cfg.tokenizer, _how(cfg))
     examples = Examples(cfg)
     with store.replaced(cfg.output) as folder:
-        encoder = _Encoder(cfg, template)
         report = Report(stop_token_ids=encoder.stop_token_ids, notes=encoder.notes)
-        rows = ((record, _row(record, examples, encoder)) for record in _watched(files, report, progress))
+        all_rows = ((record, _row(record, examples, encoder)) for record in _watched(files, report, progress))
+        rows = selection.select(all_rows, cfg.selection, cfg.max_prompt_tokens)
         _write(folder, store.schema(examples.additional), cfg.max_prompt_tokens, rows, report)
         examples.check_columns()
         _check_kept(cfg, report)
-        _write_meta(folder, cfg, template, files, report)
+        _write_meta(folder, cfg, encoder, files, report)
     return report
+
+
+def _how(cfg: DataConfig) -> encoders.How:
+    return encoders.How(
+        cfg.templates, cfg.template, cfg.enable_thinking, cfg.template_arguments, cfg.allow_special_tokens
+    )
 
 
 def _check_kept(cfg: DataConfig, report: Report) -> None:
@@ -121,7 +124,9 @@ def _check_kept(cfg: DataConfig, report: Report) -> None:
     if report.counts.kept:
         return
     why = "; the files are empty"
-    if report.complaints:
+    if report.counts.left_out:
+        why = f": [selection] leaves out all {report.counts.left_out} good ones"
+    elif report.complaints:
         why = f", the first because {report.complaints[0]}"
     elif report.lengths:
         why = f", all over max_prompt_tokens = {cfg.max_prompt_tokens}; the shortest has {min(report.lengths)}"
@@ -184,35 +189,6 @@ def _spelt(value: Any) -> str | None:
     return json.dumps(value, default=str) if found is None and value is not None else found
 
 
-class _Encoder:
-    """Turns examples into token ids and text, for one template and one tokenizer."""
-
-    def __init__(self, cfg: DataConfig, template: templates.Template):
-        self.template, self.thinking = template, cfg.enable_thinking
-        self.tokenizer = tokenizer.load(cfg.tokenizer)
-        tokenizer.check_texts(self.tokenizer, f"template {template.name}", templates.texts(template))
-        tokenizer.check_marks(self.tokenizer)
-        self.stop_token_ids = [tokenizer.single_token(self.tokenizer, word) for word in template.stop_words]
-        self.eos_id = self.stop_token_ids[0] if template.replace_eos else self.tokenizer.eos_token_id
-        self.controls = {} if cfg.allow_special_tokens else tokenizer.control_tokens(self.tokenizer)
-        self.notes = self._notes(cfg.tokenizer)
-
-    def _notes(self, path: str) -> list[str]:
-        template, tok = self.template, self.tokenizer
-        notes = []
-        if Segment("bos") in template.prefix + template.user and tok.bos_token_id is None:
-            notes.append(NO_BOS.format(template.name, path))
-        if not self.stop_token_ids and not tokenizer.eos_ids(tok):
-            notes.append(NO_EOS.format(path, template.name))
-        if cut := tokenizer.cut_markers(tok, templates.texts(template)):
-            notes.append(CUT_MARKERS.format(template.name, ", ".join(map(repr, cut)), path))
-        return notes
-
-    def encode(self, example: Example) -> tuple[list[int], str]:
-        pieces = templates.render(self.template, example.question, example.system, example.history, self.thinking)
-        return tokenizer.encode(self.tokenizer, pieces, self.eos_id, self.controls)
-
-
 def _watched(files: list[Path], report: Report, progress: Progress) -> Iterator[Record]:
     for file in files:
         for record in records.read(file):
@@ -235,7 +211,9 @@ def _write(
     ):
         for record, row in rows:
             reason = row if isinstance(row, str) else ""
-            if isinstance(row, str):
+            if isinstance(row, LeftOut):
+                counts.left_out += 1
+            elif isinstance(row, str):
                 counts.bad += 1
                 report.complaints += [f"{record.source} {row}"] if len(report.complaints) < SHOWN else []
             elif len(row["token_ids"]) > max_prompt_tokens:
@@ -255,7 +233,7 @@ def _write(
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
 
 
-def _row(record: Record, examples: Examples, encoder: _Encoder) -> Row | str:
+def _row(record: Record, examples: Examples, encoder: encoders.Encoder) -> Row | str:
     example = examples.of(record)
     if isinstance(example, str):
         return example
@@ -263,12 +241,15 @@ def _row(record: Record, examples: Examples, encoder: _Encoder) -> Row | str:
         additional = examples.kept(record)
     except (ValueError, RecursionError) as error:
         return f"dataset_additional_keys: {error}"
-    token_ids, text = encoder.encode(example)
+    try:
+        token_ids, text = encoder.encode(example)
+    except ValueError as error:  # a chat template may refuse what others take
+        return str(error)
     row = {"token_ids": token_ids, "text": text, "label": example.label, "source": record.source}
     return row | {"additional": additional} if additional else row
 
 
-def _write_meta(folder: Path, cfg: DataConfig, template: templates.Template, files: list[Path], report: Report) -> None:
+def _write_meta(folder: Path, cfg: DataConfig, encoder: encoders.Encoder, files: list[Path], report: Report) -> None:
     prompts = folder / store.PROMPTS
     meta = {
         "format": store.FORMAT,
@@ -279,8 +260,8 @@ def _write_meta(folder: Path, cfg: DataConfig, template: templates.Template, fil
         "longest_prompt": max(length for length in report.lengths if length <= cfg.max_prompt_tokens),
         "max_prompt_tokens": cfg.max_prompt_tokens,
         "tokenizer": {"path": cfg.tokenizer, "digest": tokenizer.digest(cfg.tokenizer)},
-        "template": {"path": os.path.abspath(cfg.templates), "name": template.name, "digest": template.digest},
-        "stop_words": list(template.stop_words),
+        "template": {"path": os.path.abspath(encoder.path), "name": cfg.template, "digest": encoder.digest},
+        "stop_words": list(encoder.stop_words),
         "stop_token_ids": report.stop_token_ids,
         "sources": [{"path": os.path.abspath(file), "sha256": store.file_digest(file)} for file in files],
         "config": dataclasses.asdict(cfg),

@@ -18,9 +18,12 @@ class PromptSet:
         self.path, self.meta, self._table = path, meta, table
 
     @classmethod
-    def open(cls, path: str) -> "PromptSet":
-        """Raises UserError if the folder is missing, was not written by preprocess.py, or is corrupt."""
-        meta = store.read_meta(path)
+    def open(cls, path: str, field: str = "data.path") -> "PromptSet":
+        """Open a folder of prompts. field: the field of the config that names it, for messages.
+
+        Raises UserError if the folder is missing, was not written by preprocess.py, or is corrupt.
+        """
+        meta = store.read_meta(path, field)
         return cls(path, meta, store.read_prompts(path, meta))
 
     def __len__(self) -> int:

@@ -114,12 +114,15 @@ def _umask() -> int:
     return mask
 
 
-def read_meta(folder: str) -> dict[str, Any]:
-    """Read meta.json. Raises UserError if the folder is missing, has another format, or is corrupt."""
+def read_meta(folder: str, field: str = "data.path") -> dict[str, Any]:
+    """Read meta.json. field: the field of the config that names the folder, for messages.
+
+    Raises UserError if the folder is missing, has another format, or is corrupt.
+    """
     file = Path(folder) / META
     if not folder:
-        raise UserError("data.path is not set; name a folder that preprocess.py wrote")
-    meta = read_json(file, "data.path must be a folder that preprocess.py wrote: name one, or run preprocess.py")
+        raise UserError(f"{field} is not set; name a folder that preprocess.py wrote")
+    meta = read_json(file, f"{field} must be a folder that preprocess.py wrote: name one, or run preprocess.py")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise UserError(f"{file}: its format is {found!r} and must be {FORMAT!r}; run preprocess.py again")

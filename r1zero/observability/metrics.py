@@ -123,3 +123,12 @@ def read(folder: Path) -> list[dict[str, float]]:
     """Returns the lines of metrics.jsonl, with null as NaN."""
     with open(folder / "metrics.jsonl", "rb") as file:
         return [{name: nan if value is None else value for name, value in json.loads(line).items()} for line in file]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that `append` wrote; none where there is no file. Raises UserError for a line that it did not write."""
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        lines = list(enumerate(file, 1))
+    return [json.loads(line) for number, line in lines if _iteration(line, f"{path}:{number}") >= 0]

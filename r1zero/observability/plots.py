@@ -14,7 +14,7 @@ def draw(folder: Path) -> list[Path]:
     """Draw reward.png and response_length.png from the folder's metrics.jsonl. Returns their paths."""
     from matplotlib.figure import Figure
 
-    lines = metrics.read(folder)
+    lines = [line for line in metrics.read(folder) if line["iteration"]]  # iteration 0 is an evaluation
     iterations = [line["iteration"] for line in lines]
     paths = []
     for name, key, label in CURVES:

@@ -28,6 +28,7 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
         "constant_groups",
         "groups",
         "clipped_responses",
+        "in_format",
         "prompt_tokens",
         "response_tokens",
         *(f"rule/{rule}" for rule in rules),
@@ -51,6 +52,7 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
         "constant_groups": constant_P.sum(),
         "groups": len(constant_P),
         "clipped_responses": sum(r.finish_reason == "length" for r in samples.responses),
+        "in_format": graded.in_format_B.sum(),
         "prompt_tokens": sum(prompts),
         "response_tokens": sum(lengths),
         **{f"rule/{rule}": graded.rule_scores[rule][graded.scored_B].sum() for rule in rules},
@@ -95,6 +97,7 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
     return metrics | {
         "frac_reward_zero_std": sums["constant_groups"] / sums["groups"],
         "response_length/clip_ratio": sums["clipped_responses"] / sums["samples"],
+        "response_format/mean": sums["in_format"] / sums["samples"],
         "reward/timeouts": sums["timeouts"],
         "reward/failures": sums["failures"],
         "actor/pg_loss": sums["actor/pg_loss"] / tokens,

@@ -2,28 +2,47 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
-from r1zero.config import Alarms
+from r1zero.config import Config
 from r1zero.observability import metrics
 from r1zero.observability.alarms import AlarmMonitor
 from r1zero.observability.console import Terminal
 from r1zero.observability.plots import draw
+from r1zero.observability.trackers import Tracker
+
+LAYOUT = {
+    "Is it learning?": {
+        "reward": ["Multiline", ["train/grpo/rewards/mean"]],
+        "response length": ["Multiline", ["train/response_length/mean"]],
+        "evaluation": ["Multiline", ["eval/[^/]+/pass@1$"]],
+        "in format": ["Multiline", ["train/response_format/mean", "eval/[^/]+/format$"]],
+    },
+    "Is it sound?": {
+        "gap of engine and trainer": ["Multiline", ["train/rollout_gap/mean"]],
+        "KL to the reference": ["Multiline", ["train/actor/kl_loss"]],
+        "entropy": ["Multiline", ["train/actor/entropy"]],
+        "gradient norm": ["Multiline", ["train/grad_norm"]],
+    },
+}
+"""The charts of TensorBoard's custom scalars: tags as regular expressions."""
 
 
 class RunWriter:
     """Writes the metrics of a run. On resume, records written after the checkpoint are removed."""
 
-    def __init__(self, folder: Path, done: int, iterations: int, alarms: Alarms):
+    def __init__(self, folder: Path, done: int, cfg: Config):
         """done: number of iterations in the checkpoint from which this run continues."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder, self.iterations = folder, iterations
-        metrics.keep_until(folder / "metrics.jsonl", done)
-        self.alarms = AlarmMonitor(alarms, metrics.read(folder) if done else [])
-        # purge_step hides what an earlier process wrote about later steps.
-        self.board = SummaryWriter(str(folder), purge_step=done + 1)
+        self.folder, self.iterations, alarms = folder, cfg.run.iterations, cfg.alarms
+        # A run without a checkpoint repeats the evaluation before its first iteration, recorded as iteration 0.
+        first = done + 1 if done else 0
+        metrics.keep_until(folder / "metrics.jsonl", first - 1)
+        self.alarms = AlarmMonitor(alarms, [line for line in metrics.read(folder) if line["iteration"]] if done else [])
+        names = cfg.metrics.trackers
+        self.board = _board(folder, first) if "tensorboard" in names else None
+        self.trackers = [Tracker(name, cfg, folder) for name in names if name != "tensorboard"]
         self.terminal = Terminal()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -31,19 +50,41 @@ class RunWriter:
         alarms, messages = self.alarms.see(iteration, values)
         values = {**values, **alarms}
         metrics.append(self.folder / "metrics.jsonl", iteration, [values])
-        for name, value in values.items():
-            self.board.add_scalar(f"train/{name}", value, iteration)
+        self._log(iteration, values)
         self.terminal.print(self._line(iteration, values))
+        self._show_evaluation(values)
         for message in messages:
             self.terminal.print(message)
 
+    def write_evaluation(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Record and show an evaluation before the first iteration."""
+        metrics.append(self.folder / "metrics.jsonl", iteration, [dict(values)])
+        self._log(iteration, values)
+        self._show_evaluation(values)
+
+    def _log(self, iteration: int, values: Mapping[str, float]) -> None:
+        named = {name if name.startswith("eval/") else f"train/{name}": value for name, value in values.items()}
+        if self.board:
+            for name, value in named.items():
+                self.board.add_scalar(name, value, iteration)
+        for tracker in self.trackers:
+            tracker.write(iteration, named)
+
+    def _show_evaluation(self, values: Mapping[str, float]) -> None:
+        for line in evaluation_lines(values):
+            self.terminal.print(line)
+
     def flush(self) -> None:
         """Flush to disk before a checkpoint, because a resumed run does not write these lines again."""
-        self.board.flush()
+        if self.board:
+            self.board.flush()
 
     def close(self) -> None:
         """Close the files and draw the plots."""
-        self.board.close()
+        if self.board:
+            self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
         for path in draw(self.folder):
             self.terminal.print(f"drew {path}")
 
@@ -59,3 +100,34 @@ class RunWriter:
             f"{m['timing/all']:.2f} s"
         )
         return line
+
+
+def _board(folder: Path, first: int) -> Any:
+    """Returns TensorBoard's writer. Records of an earlier process from iteration `first` on are hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(folder), purge_step=first)
+    board.add_custom_scalars(LAYOUT)
+    return board
+
+
+def evaluation_lines(values: Mapping[str, float]) -> list[str]:
+    """A line for each evaluated set: pass@1 with its interval, the largest pass@k, majority, length and shares."""
+    lines = []
+    for name in dict.fromkeys(key.split("/")[1] for key in values if key.startswith("eval/")):
+        of_set = {key.removeprefix(f"eval/{name}/"): v for key, v in values.items() if key.startswith(f"eval/{name}/")}
+        best_of = max((int(key[5:]) for key in of_set if key.startswith("pass@") and "/" not in key), default=1)
+        several = [f"{key} {of_set[key]:.3f}  " for key in (f"pass@{best_of}", f"maj@{best_of}") if best_of > 1]
+        lines.append(
+            f"eval {name}: pass@1 {of_set['pass@1']:.3f} ({of_set['pass@1/low']:.3f} to {of_set['pass@1/high']:.3f})  "
+            f"{''.join(several)}length {of_set['response_length/mean']:.1f}  truncated {of_set['truncated']:.1%}  "
+            f"in format {of_set['format']:.1%}"
+        )
+    return lines
+
+
+def show_evaluation(values: Mapping[str, float], title: str) -> None:
+    """Print the figures of an evaluation that is not part of a run."""
+    terminal = Terminal()
+    for line in (title, *evaluation_lines(values)):
+        terminal.print(line)

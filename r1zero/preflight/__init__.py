@@ -13,13 +13,13 @@ from r1zero.distributed.layout import Layout
 from r1zero.distributed.world import Launch
 from r1zero.observability.console import Terminal
 from r1zero.preflight.agree import compare
-from r1zero.preflight.facts import Facts, gather
+from r1zero.preflight.facts import Facts, gather, record_environment
 from r1zero.preflight.requirements import needs
 from r1zero.preflight.rows import CheckResult
 from r1zero.preflight.timings import judge, measure
 from r1zero.preflight.trials import trial
 
-__all__ = ["before", "links", "show", "stop_if_failed", "trial", "warn"]
+__all__ = ["before", "links", "record_environment", "show", "stop_if_failed", "trial", "warn"]
 
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 

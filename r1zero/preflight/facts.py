@@ -8,8 +8,10 @@ size, but does not prove that folders are equal.
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import sys
@@ -55,6 +57,7 @@ class Facts:
     """section.key -> value."""
     packages: dict[str, str]
     data: str
+    """Of data.path and the evaluation sets."""
     weights: str
     """Digest of model.path and model.checkpoint. Empty on ranks that are not the first of their host, to spare the
     disk."""
@@ -81,7 +84,7 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
         code=code_digest(),
         settings=dict(_flat(config.plain(cfg), "")),
         packages=versions(),
-        data=digest([Path(cfg.data.path)]),
+        data=digest([Path(cfg.data.path), *(Path(one.path) for one in cfg.evaluation.sets.values())]),
         weights=weights,
         clock=time.time(),
         free_disk=0 if trouble else shutil.disk_usage(folder).free,
@@ -89,6 +92,22 @@ def gather(cfg: Config, rank: int, first_of_host: bool) -> Facts:
         free_memory=host.available_memory(),
         free_shared=shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize,
     )
+
+
+def record_environment(folder: Path, ranks: int) -> None:
+    """Write environment.json of a run: how it was started, where, and with what."""
+    found = {
+        "command": shlex.join(sys.argv),
+        "working directory": os.getcwd(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "ranks": str(ranks),
+        "host": socket.gethostname(),
+        "machine": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "code": code_digest()[:12],
+        **{name: version for name, version in versions().items() if version != "none"},
+    }
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    (folder / "environment.json").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def code_digest() -> str:

@@ -13,6 +13,8 @@ from r1zero.reward.boxes import last_box
 Correct = Callable[[str], bool]
 Rule = Callable[[str, Correct], float]
 
+ALTERNATIVES = "\x1e"
+"""Parts the answers of a label that has several, any of which is right: ASCII's record separator."""
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 
 _ANSWER_AFTER_THINK = re.compile(r"</think>\s*<answer>")

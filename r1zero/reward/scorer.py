@@ -10,12 +10,14 @@ import time
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from r1zero.config.errors import RewardError
 from r1zero.reward.own_rules import check_rule
 from r1zero.reward.rules import RULES
 from r1zero.reward.workers.protocol import Frames, frame, receive
+
+Key = TypeVar("Key", bound=Hashable)
 
 LEAST_MEMORY_MIB = 16
 MEMORY_MIB = 512  # address space that a worker may use beyond its initial size
@@ -210,6 +212,24 @@ class Scorer:
         scores = {key: self._score(*results[number]) for number, key in self._keys.items()}
         self._keys.clear()
         return scores
+
+    def group(self, answers: dict[Key, list[str]]) -> dict[Key, list[int]]:
+        """Returns the group of each answer of every list: answers that the reward finds equal have the same number.
+
+        Called while nothing is being graded. A list that takes longer than the deadline of one response is grouped
+        by spelling.
+        """
+        numbers: dict[Key, int] = {}
+        for key, given in answers.items():
+            numbers[key] = self._next
+            self._pool.submit([[self._next, "group", given]])
+            self._next += 1
+        results = self._pool.collect(list(numbers.values()))
+        found = {key: results[number] for key, number in numbers.items()}
+        return {
+            key: result if outcome == "scored" else [answers[key].index(answer) for answer in answers[key]]
+            for key, (outcome, result, _) in found.items()
+        }
 
     def _score(
         self, outcome: Literal["scored", "timeout", "failed"], result: dict[str, Any] | None, ms: float

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,25 @@ from r1zero.batch import Prompt, Response
 from r1zero.distributed import device
 from r1zero.distributed.layout import Layout
 from r1zero.patches import patched
-from r1zero.rollout import cpu, cuda, inspect, isolation, npu
+from r1zero.rollout import cpu, cuda, engine_options, inspect, isolation, npu
+from r1zero.rollout.arguments import engine_arguments
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
 ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
 """The parts that differ between devices. All modules have the same functions."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the responses to some prompts are sampled."""
+
+    samples: int
+    """Responses to each prompt."""
+    temperature: float
+    """0: the most likely token each time."""
+    max_tokens: int
+    seed: Callable[[int, int], int]
+    """(position of the prompt in the list, sample) -> seed of the response, 63 bits."""
 
 
 class Engine:
@@ -43,11 +58,16 @@ class Engine:
         self._asleep = self._cache_asleep = False
         self._stack = ExitStack()
         model_config = json.loads((Path(cfg.model.path) / "config.json").read_text(encoding="utf-8"))
-        arguments = _arguments(cfg, model_config) | self._adapter.ARGUMENTS | self._adapter.arguments(model_config)
+        arguments = (
+            engine_arguments(cfg, model_config) | self._adapter.ARGUMENTS | self._adapter.arguments(model_config)
+        )
         with device.quiet_imports():
             from vllm import LLM, SamplingParams
+            from vllm.engine.arg_utils import EngineArgs
             from vllm.sampling_params import RequestOutputKind
 
+        engine_options.check_known(cfg.rollout.engine, (option.name for option in fields(EngineArgs)))
+        arguments |= cfg.rollout.engine
         self._stack.enter_context(self._adapter.while_alive())
         with (
             isolation.generators_kept(cfg.run.device),
@@ -80,16 +100,36 @@ class Engine:
         the first prompt in the run's order of prompts. on_finished: called with each response when it ends, while
         others are still being decoded.
         """
+        rollout, run_seed = self._cfg.rollout, self._cfg.run.seed
+        sampling = Sampling(
+            group_size,
+            rollout.temperature,
+            rollout.max_response_tokens,
+            lambda p, sample: request_seed(run_seed, iteration, first_position + p, sample),
+        )
+        return self._sample(prompts, sampling, on_finished)
+
+    def evaluate(
+        self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None]
+    ) -> list[Response]:
+        """Like `generate`, with sampling of its own. The engine is then as if nothing had been asked."""
+        responses = self._sample(prompts, sampling, on_finished)
+        self._drop_prefixes()
+        return responses
+
+    def _sample(
+        self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None]
+    ) -> list[Response]:
         for p, prompt in enumerate(prompts):
-            for sample in range(group_size):
-                seed = request_seed(self._cfg.run.seed, iteration, first_position + p, sample)
+            for sample in range(sampling.samples):
                 self._request(
                     f"{p}-{sample}",
                     prompt.token_ids,
-                    temperature=1.0,
-                    seed=seed,
+                    # The model's logits are already divided by the rollout's temperature.
+                    temperature=sampling.temperature / self._cfg.rollout.temperature,
+                    seed=sampling.seed(p, sample),
                     logprobs=0,
-                    max_tokens=self._cfg.rollout.max_response_tokens,
+                    max_tokens=sampling.max_tokens,
                     stop_token_ids=self._stop_token_ids,
                 )
         responses = {}
@@ -97,7 +137,7 @@ class Engine:
             response = _response(output)
             responses[response.prompt, response.sample] = response
             on_finished(response)
-        return [responses[p, sample] for p in range(len(prompts)) for sample in range(group_size)]
+        return [responses[p, sample] for p in range(len(prompts)) for sample in range(sampling.samples)]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         """Returns the logprobs of tokens 1.. of each sequence, from the same logits that `generate` samples from."""
@@ -249,43 +289,6 @@ def _set_latent_epsilon(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
             module.variance_epsilon = 1e-6
-
-
-def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of config.json that vLLM must read with other values."""
-    # The weights come from the trainer unquantised, even if the model was published in FP8.
-    plain = {"quantization_config": None} if "quantization_config" in model_config else {}
-    # transformers 5 omits both fields, as it supports no other routing. vLLM would use a softmax without bias instead.
-    routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in model_config else {}
-    return plain | routing
-
-
-def _arguments(cfg: config.Config, model_config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments common to vLLM 0.23.0 (NPU) and 0.32.0 (CPU). model_config: the model's config.json."""
-    # score() passes the longest prompt and response as a prompt, and vLLM requires room for one token more.
-    max_model_len = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
-    return {
-        "model": cfg.model.path,
-        "skip_tokenizer_init": True,
-        "hf_overrides": _overrides(model_config),
-        "load_format": "dummy",
-        "dtype": cfg.run.dtype,
-        "seed": cfg.run.seed % 2**32,  # numpy's range; each request has its own seed, made from the whole value
-        "distributed_executor_backend": "external_launcher",
-        "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
-        "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,
-        "enforce_eager": True,
-        "max_model_len": max_model_len,
-        "max_num_seqs": cfg.rollout.max_num_seqs,
-        # Prompts are never prefilled in chunks: a seeded request with a chunked prompt crashes vLLM on a CPU.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, max_model_len, cfg.rollout.max_num_seqs),
-        "enable_prefix_caching": True,
-        "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gib * 2**30),
-        "async_scheduling": False,
-        "logprobs_mode": "raw_logits",  # see _sample_from
-        "generation_config": "vllm",
-    }
 
 
 def _owned_experts(experts: int, layout: Layout, rank: int) -> range:

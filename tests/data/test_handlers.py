@@ -98,7 +98,10 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
         ({"problem": "q", "answer": ""}, "'answer' is empty"),
         ({"problem": "q", "answer": True}, "'answer' is True and must be a text or a number"),
         ({"problem": "q", "answer": float("nan")}, "'answer' is nan and must be a text or a number"),
-        ({"problem": "q", "answer": ["1", "2"]}, "'answer' is ['1', '2'] and must be a text or a number"),
+        (
+            {"problem": "q", "answer": ["1", None]},
+            "'answer' is ['1', None] and must be a list of texts or numbers that are not empty",
+        ),
         (
             {"problem": "q", "answer": {"a": "x" * 200}},
             "'answer' is {'a': '" + "x" * 70 + "... and must be a text or a number",

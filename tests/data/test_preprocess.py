@@ -91,7 +91,7 @@ def test_bad_rows_are_named_with_file_and_line_and_cost_only_themselves(run, tmp
     assert f"bad row: {file}:3 is not JSON: Unterminated string" in words and f"bad row: {file}:4 is not UTF-8" in words
     rejected = [json.loads(line)["source"] for line in (output / store.REJECTED).read_bytes().splitlines()]
     assert rejected == [f"{file}:{n}" for n in (2, 3, 4)]
-    assert prompts.meta["counts"] == {"rows": 5, "kept": 2, "too_long": 0, "bad": 3}
+    assert prompts.meta["counts"] == {"rows": 5, "kept": 2, "too_long": 0, "bad": 3, "left_out": 0}
 
 
 def test_prompts_over_the_limit_are_left_out_and_counted(run, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_prompts_over_the_limit_are_left_out_and_counted(run, tmp_path: Path) ->
     status, words, output = run("configs/data/quickstart.toml", f"input={file}", f"max_prompt_tokens={exactly}")
     prompts = PromptSet.open(str(output))
     assert status == 0 and [len(prompts[i].token_ids) for i in range(len(prompts))] == [exactly - 4, exactly]
-    assert prompts.meta["counts"] == {"rows": 4, "kept": 2, "too_long": 2, "bad": 0}
+    assert prompts.meta["counts"] == {"rows": 4, "kept": 2, "too_long": 2, "bad": 0, "left_out": 0}
     assert prompts.meta["tokens"] == {
         "p0": exactly - 4,
         "p50": exactly,

@@ -407,12 +407,13 @@ def test_every_keyword_given_to_llm_and_sampling_params_is_in_the_tables() -> No
 
 
 def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> None:
-    """Engine gathers the arguments of LLM in dict literals: those of every device, and those of NPUs."""
+    """The arguments of LLM are gathered in dict literals: those of every device, and those of NPUs."""
     engine, npu = (
-        ast.parse((ROOT / "r1zero" / "rollout" / name).read_text(encoding="utf-8")) for name in ("engine.py", "npu.py")
+        ast.parse((ROOT / "r1zero" / "rollout" / name).read_text(encoding="utf-8"))
+        for name in ("arguments.py", "npu.py")
     )
     constant = wheels.find(npu, "ARGUMENTS").value
-    functions = [wheels.find(engine, "_arguments"), wheels.find(npu, "arguments")]
+    functions = [wheels.find(engine, "engine_arguments"), wheels.find(npu, "arguments")]
     returned = [n.value for function in functions for n in ast.walk(function) if isinstance(n, ast.Return)]
     given = [value.body if isinstance(value, ast.IfExp) else value for value in returned]
     names = {key.value for table in (constant, *given) for key in table.keys}

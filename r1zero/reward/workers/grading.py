@@ -6,17 +6,18 @@ from typing import Any
 from r1zero.reward.boxes import last_box
 from r1zero.reward.equality import answers
 from r1zero.reward.own_rules import load_rule
-from r1zero.reward.rules import RULES
+from r1zero.reward.rules import ALTERNATIVES, RULES
 from r1zero.reward.workers.worker import Work
 
 
 def work(rules: Sequence[str]) -> Work:
-    """Returns the kinds of task: "grade" a response against a label by the given rules, or check a "label".
+    """Returns the kinds of task: "grade" a response against a label by the given rules, check a "label" and its
+    solution, or "group" equal answers.
 
     Raises:
         RewardError: a user's rule cannot be loaded, or has parameters that are never filled.
     """
-    return {"grade": grader(rules), "label": check_label}
+    return {"grade": grader(rules), "label": check_label, "group": group_answers}
 
 
 def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
@@ -38,14 +39,31 @@ def grader(names: Sequence[str]) -> Callable[..., dict[str, Any]]:
 
 def check_label(label: str, solution: str | None) -> dict[str, Any]:
     """Check whether the label is readable, and whether the box of its worked solution, if any, equals it."""
-    box = last_box(solution or "")
-    agrees = box is not None and answers.equal(box.content, label)
+    box, labels = last_box(solution or ""), label.split(ALTERNATIVES)
+    agrees = box is not None and any(answers.equal(box.content, one) for one in labels)
     return {
-        "parses": answers.parses(label),
+        "parses": all(map(answers.parses, labels)),
         "box": None if box is None else box.content,
         "agrees": agrees,
         "choice": box is not None and not agrees and answers.is_choice(box.content) and not answers.is_choice(label),
     }
+
+
+def group_answers(answers_given: Sequence[str]) -> list[int]:
+    """The group of each answer, numbered in order of first appearance.
+
+    An answer joins the first group whose first answer it equals; of answers spelt alike only one is compared.
+    """
+    known: dict[str, int] = {}
+    first: list[str] = []
+    for answer in answers_given:
+        if answer in known:
+            continue
+        found = (g for g, other in enumerate(first) if answers.equal(answer, other))
+        known[answer] = next(found, len(first))
+        if known[answer] == len(first):
+            first.append(answer)
+    return [known[answer] for answer in answers_given]
 
 
 def _decided_once(label: str) -> Callable[[str], bool]:
@@ -54,7 +72,7 @@ def _decided_once(label: str) -> Callable[[str], bool]:
 
     def correct(answer: str) -> bool:
         if answer not in known:
-            known[answer] = answers.equal(answer, label)
+            known[answer] = any(answers.equal(answer, one) for one in label.split(ALTERNATIVES))
         return known[answer]
 
     return correct

@@ -1,0 +1,163 @@
+"""Evaluation on the engines of a run: prompts dealt over all of them, responses graded, figures the same on every rank.
+
+Nothing of it reaches training. Every response has a seed of its own, which depends on the run's seed, the set, the
+prompt and the number of the response, so that evaluations of one run differ by the weights alone; the engine's prefix
+cache is dropped afterwards, and no generator of the process moves.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from r1zero.batch import Prompt, Response
+from r1zero.config import Config, EvaluationSet
+from r1zero.data import pass_rates
+from r1zero.data.prompts import PromptSet
+from r1zero.distributed.layout import Layout
+from r1zero.evaluation import figures
+from r1zero.evaluation.figures import NO_VOTE, Outcomes
+from r1zero.grading import Grader
+from r1zero.observability import tables
+from r1zero.reward import Score
+from r1zero.reward.boxes import last_box
+from r1zero.reward.rules import has_base_format
+from r1zero.rollout.engine import Engine, Sampling
+
+COLUMNS = ("correct", "equal", "in_format", "truncated", "unscored", "length", "reward", "group")
+
+
+class Evaluator:
+    """Used by every rank of the world together, while the engines have the weights that are to be evaluated."""
+
+    def __init__(self, cfg: Config, layout: Layout, rank: int, grader: Grader, sets: dict[str, PromptSet]):
+        self.cfg, self.layout, self.rank, self.grader, self.sets = cfg, layout, rank, grader, sets
+
+    def due(self, iteration: int) -> bool:
+        """Whether to evaluate after this iteration; 0: before the first."""
+        every = self.cfg.evaluation.every_iterations
+        at = iteration in (0, self.cfg.run.iterations) or bool(every and iteration % every == 0)
+        return at and bool(self.sets)
+
+    def run(self, engine: Engine | None, device: torch.device, folder: Path) -> dict[str, float]:
+        """`eval/<set>/<figure>` of every set, on every rank. Responses and pass rates are written to `folder`."""
+        found: dict[str, float] = {}
+        for name, prompts in self.sets.items():
+            outcomes = self._answer(name, prompts, engine, device, folder)
+            found |= {f"eval/{name}/{figure}": value for figure, value in figures.compute(outcomes).items()}
+            if self.rank == 0:
+                _write_pass_rates(folder / f"{name}.pass_rates.jsonl", prompts, outcomes)
+        return found
+
+    def _answer(
+        self, name: str, prompts: PromptSet, engine: Engine | None, device: torch.device, folder: Path
+    ) -> Outcomes:
+        """The outcomes of the whole set, of which each engine answers every so many-th prompt."""
+        one = self.cfg.evaluation.sets[name]
+        # On a GPU or NPU float32 holds every entry exactly: flags, token counts and group numbers below 2^24.
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        table = torch.zeros(len(prompts), one.samples, len(COLUMNS), dtype=dtype)
+        share: list[Prompt] = []
+        responses: list[Response] = []
+        if engine is not None:
+            first = self.layout.engine_of(self.rank)
+            share = [prompts[row] for row in range(first, len(prompts), self.layout.engines)]
+            responses = self._responses(name, one, share, engine)
+            self._fill(table, share, responses)
+        for stale in folder.glob(f"{name}.engine_*.parquet") if self.rank == 0 else ():
+            stale.unlink()  # of an evaluation of the same weights by another number of engines
+        table = table.to(device)
+        dist.all_reduce(table)  # no rank writes its part before rank 0 has removed what was there
+        table = table.cpu()
+        if engine is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0:
+            self._write_responses(folder / f"{name}.engine_{first}.parquet", share, responses, table)
+        return _outcomes(table.numpy())
+
+    def _responses(self, name: str, one: EvaluationSet, share: list[Prompt], engine: Engine) -> list[Response]:
+        seed = self.cfg.run.seed
+        sampling = Sampling(
+            one.samples,
+            one.temperature,
+            one.max_response_tokens or self.cfg.rollout.max_response_tokens,
+            lambda p, sample: _seed(seed, name, share[p].row, sample),
+        )
+
+        def grade(response: Response) -> None:
+            if (response.prompt * one.samples + response.sample) % self.grader.peers == self.grader.turn:
+                prompt, key = share[response.prompt], (response.prompt, response.sample)
+                text = self.grader.text(response)
+                self.grader.require_scorer().submit(key, text, prompt.label, prompt.text, prompt.additional)
+
+        return engine.evaluate(share, sampling, grade)
+
+    def _fill(self, table: torch.Tensor, share: list[Prompt], responses: list[Response]) -> None:
+        """This rank's part: the grades of the responses that it graded, and the votes of the prompts that it counts."""
+        scorer = self.grader.require_scorer()
+        scores = scorer.collect()
+        boxes: dict[int, list[str]] = {}
+        voters: dict[int, list[int]] = {}
+        for response in responses:
+            p, row = response.prompt, share[response.prompt].row
+            text = self.grader.text(response)
+            if score := scores.get((p, response.sample)):
+                table[row, response.sample, :7] = torch.tensor(self._columns(score, response, text))
+            if p % self.grader.peers == self.grader.turn and (box := last_box(text)):
+                boxes.setdefault(row, []).append(box.content)
+                voters.setdefault(row, []).append(response.sample)
+        for row, groups in scorer.group(boxes).items():
+            for sample, group in zip(voters[row], groups, strict=True):
+                table[row, sample, 7] = group + 1
+
+    def _columns(self, score: Score, response: Response, text: str) -> list[float]:
+        """COLUMNS without the last."""
+        rule, scored = self.cfg.evaluation.correct, score.outcome == "scored"
+        correct = scored and (bool(score.equal) if rule == "answer" else score.scores[rule] > 0)
+        return [
+            float(correct),
+            float(scored and bool(score.equal)),
+            float(has_base_format(text)),
+            float(response.finish_reason == "length"),
+            float(not scored),
+            float(len(response.token_ids)),
+            score.reward if scored else 0.0,
+        ]
+
+    def _write_responses(self, path: Path, share: list[Prompt], responses: list[Response], table: torch.Tensor) -> None:
+        rows = []
+        for response in responses:
+            prompt = share[response.prompt]
+            grades = dict(zip(COLUMNS, table[prompt.row, response.sample].tolist(), strict=True))
+            rows.append(
+                {
+                    "row": prompt.row,
+                    "sample": response.sample,
+                    "prompt": prompt.text,
+                    "response": self.grader.text(response),
+                    "label": prompt.label,
+                    **{key: bool(grades[key]) for key in COLUMNS[:5]},
+                    "length": len(response.token_ids),
+                    "reward": None if grades["unscored"] else grades["reward"],
+                }
+            )
+        tables.write(path, rows)
+
+
+def _seed(run_seed: int, name: str, row: int, sample: int) -> int:
+    digest = hashlib.blake2b(f"{run_seed} evaluation {name} {row} {sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _outcomes(table: NDArray[np.floating]) -> Outcomes:
+    correct, equal, in_format, truncated, unscored = (table[..., i] > 0 for i in range(5))
+    lengths, groups = (table[..., i].round().astype(np.int64) for i in (5, 7))
+    return Outcomes(correct, equal, in_format, truncated, unscored, lengths, groups + NO_VOTE)
+
+
+def _write_pass_rates(path: Path, prompts: PromptSet, outcomes: Outcomes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = outcomes.correct.shape[1]
+    correct = outcomes.correct.sum(axis=1).tolist()
+    pass_rates.write(path, ((prompts.source(i), prompts[i], samples, correct[i]) for i in range(len(prompts))))

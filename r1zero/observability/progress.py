@@ -1,0 +1,94 @@
+"""What rank 0 is doing inside a long step: a status line on a terminal, a line every half minute in a pipe."""
+
+import time
+from collections.abc import Callable
+from threading import Event, Lock, Thread
+
+from rich.console import Console
+from rich.status import Status
+
+from r1zero.batch import Response
+from r1zero.observability.console import Terminal
+
+QUIET = ("", "start", "adv", "record", "dispatch", "parity")
+"""Phases that are over at once, or between iterations."""
+ON_TERMINAL_S, IN_PIPE_S = 1.0, 30.0
+
+
+class Progress:
+    """Observes the phases of the trainer's stopwatch and the responses that this rank's engine has finished.
+
+    A thread of its own shows them, so that it also tells of a phase in which nothing finishes. It reads counters and
+    touches nothing of the run.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self.name, self.iteration, self.began = "", 0, clock()
+        self.total = self.finished = self.tokens = self.longest = 0
+        self._console = Console(stderr=True)
+        self._terminal = Terminal()
+        self._status: Status | None = None
+        self._drawing = Lock()
+        """Held while a status line appears or goes, so that none appears after its phase."""
+        self._over = Event()
+        self._thread = Thread(target=self._show, name="progress", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self.phase("", 0)
+
+    def phase(self, name: str, iteration: int) -> None:
+        """A phase has begun, or ended if the name is empty: its line makes room for others."""
+        with self._drawing:
+            if self._status:
+                self._status.stop()
+                self._status = None
+            self.name, self.iteration, self.began = name, iteration, self.clock()
+            self.total = self.finished = self.tokens = self.longest = 0
+
+    def expect(self, responses: int) -> None:
+        """So many responses are asked of the engine in this phase."""
+        self.total += responses
+
+    def see(self, response: Response) -> None:
+        """A response has ended."""
+        self.finished += 1
+        self.tokens += len(response.token_ids)
+        self.longest = max(self.longest, len(response.token_ids))
+
+    def line(self) -> str:
+        """What is going on now; empty where there is nothing to say. Rank 0's own engine stands for all."""
+        name, seconds = self.name, self.clock() - self.began
+        if name in QUIET:
+            return ""
+        where = f"iteration {self.iteration}: " if self.iteration else ""
+        text = f"{where}{name}, {seconds:.0f} s"
+        if not self.total:
+            return text
+        text += f", {self.finished} of {self.total} responses of this engine"
+        if not self.finished or seconds <= 0:
+            return f"{text}, the longest running for {seconds:.0f} s"
+        left = seconds / self.finished * (self.total - self.finished)
+        text += f", {self.tokens / seconds:,.0f} tokens/s in finished ones, the longest has {self.longest} tokens"
+        return f"{text}, about {left:.0f} s left" if left else text
+
+    def _show(self) -> None:
+        on_terminal = self._console.is_terminal
+        while not self._over.wait(ON_TERMINAL_S if on_terminal else IN_PIPE_S):
+            with self._drawing:
+                text = self.line() if self.clock() - self.began > ON_TERMINAL_S else ""
+                if text:
+                    self._draw(text, on_terminal)
+
+    def _draw(self, text: str, on_terminal: bool) -> None:
+        if not on_terminal:
+            self._terminal.print(text)
+        elif self._status:
+            self._status.update(text)
+        else:
+            self._status = self._console.status(text)
+            self._status.start()

@@ -1,0 +1,100 @@
+"""Experiment trackers beside metrics.jsonl: each is imported only where metrics.trackers names it.
+
+They log in a thread of their own. What goes wrong there is said once and costs the run nothing. Where they send what
+they log, and whether they are offline, is their own configuration: WANDB_MODE, SWANLAB_MODE, MLFLOW_TRACKING_URI.
+"""
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from r1zero.config import CollectiveError, Config, plain
+
+log = logging.getLogger(__name__)
+
+PROJECT = "r1zero"
+Log = Callable[[dict[str, float], int], None]
+Close = Callable[[], None]
+
+
+def _wandb(wandb: Any, cfg: Config, folder: Path) -> tuple[Log, Close]:
+    run = wandb.init(project=PROJECT, name=cfg.run.name, dir=str(folder), config=plain(cfg))
+    return lambda values, step: run.log(values, step=step), run.finish
+
+
+def _swanlab(swanlab: Any, cfg: Config, folder: Path) -> tuple[Log, Close]:
+    swanlab.init(project=PROJECT, experiment_name=cfg.run.name, logdir=str(folder / "swanlab"), config=plain(cfg))
+    return lambda values, step: swanlab.log(values, step=step), swanlab.finish
+
+
+def _mlflow(mlflow: Any, cfg: Config, folder: Path) -> tuple[Log, Close]:
+    mlflow.set_experiment(PROJECT)
+    mlflow.start_run(run_name=cfg.run.name)
+    mlflow.log_dict(plain(cfg), "config.json")
+
+    def log_metrics(values: dict[str, float], step: int) -> None:
+        # MLflow allows no @ in the name of a metric.
+        mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=step)
+
+    return log_metrics, mlflow.end_run
+
+
+OPENERS: dict[str, Callable[[Any, Config, Path], tuple[Log, Close]]] = {
+    "wandb": _wandb,
+    "swanlab": _swanlab,
+    "mlflow": _mlflow,
+}
+"""By the name of the package, which is also the name in metrics.trackers."""
+
+
+def check(names: tuple[str, ...]) -> None:
+    """Raises CollectiveError where a tracker is named that is not installed; imports none of them."""
+    for name in names:
+        if name in OPENERS and importlib.util.find_spec(name) is None:
+            raise CollectiveError(
+                f"metrics.trackers names {name!r}, which is not installed; run pip install {name}, or remove it"
+            )
+
+
+class Tracker:
+    """One tracker of a run, on rank 0."""
+
+    def __init__(self, name: str, cfg: Config, folder: Path):
+        self.name = name
+        self._thread = ThreadPoolExecutor(1, name)
+        self._opened = self._thread.submit(lambda: OPENERS[name](importlib.import_module(name), cfg, folder))
+        self._is_broken = False
+        self._watch(self._opened)
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the values that are finite numbers."""
+        finite = {key: value for key, value in values.items() if isfinite(value)}
+        self._watch(self._thread.submit(lambda: self._opened.result()[0](finite, iteration)))
+
+    def close(self) -> None:
+        """Wait until everything is logged."""
+
+        def finish() -> None:
+            self._opened.result()[1]()
+
+        self._watch(self._thread.submit(finish))
+        self._thread.shutdown()
+
+    def _watch(self, future: Future[Any]) -> None:
+        future.add_done_callback(self._say)
+
+    def _say(self, future: Future[Any]) -> None:
+        error = future.exception()
+        if error is not None and not self._is_broken:
+            self._is_broken = True
+            log.warning(
+                "metrics.trackers: %s does not log (%s: %s); the run goes on without it, and metrics.jsonl has all",
+                self.name,
+                type(error).__name__,
+                str(error).strip().partition("\n")[0],
+            )

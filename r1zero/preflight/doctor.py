@@ -1,0 +1,95 @@
+"""`train.py --doctor`: what this machine has, beside what the project expects. It needs no config and no other rank."""
+
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from r1zero.preflight.facts import SHARED, versions
+from r1zero.preflight.rows import CheckResult
+
+REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+"""Of a CPU, as Linux names them; the first is what the CPU builds of torch and vLLM need on x86."""
+TOOLS = {"cuda": "nvidia-smi", "npu": "npu-smi"}
+LEAST_SHARED_MB, LEAST_FILES = 64, 1024
+MB = 1e6
+
+
+def examine() -> Iterator[CheckResult]:
+    """One row for each thing looked at. A row that is not "ok" says what to do."""
+    yield from _packages()
+    yield _mpi()
+    yield _instructions()
+    yield from _devices()
+    yield _shared_memory()
+    yield _open_files()
+
+
+def _packages() -> Iterator[CheckResult]:
+    """The installed versions against requirements.txt, where it is there."""
+    pinned = {}
+    if REQUIREMENTS.is_file():
+        found = re.findall(r"^([\w.-]+)==(\S+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE)
+        pinned = {_plain(name): version for name, version in found}
+    for name, version in versions().items():
+        expected = pinned.get(_plain(name))
+        if name == "python":
+            yield CheckResult(name, version, "3.11 to 3.13")
+        elif expected and version != expected:
+            cure = "run launch/install.sh, or keep to a set of versions that launch/ lists for the device"
+            yield CheckResult(name, version, expected, "warning", "", cure)
+        elif expected:
+            yield CheckResult(name, version, expected)
+        elif version != "none":
+            yield CheckResult(name, version, "any")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _mpi() -> CheckResult:
+    launcher = shutil.which("mpirun")
+    if launcher is None:
+        return CheckResult("mpirun", "none", "Open MPI", "warning", "", "use torchrun, or run launch/install.sh")
+    said = subprocess.run([launcher, "--version"], capture_output=True, text=True, check=False).stdout
+    return CheckResult("mpirun", f"{said.partition(chr(10))[0] or 'an unknown version'} at {launcher}", "Open MPI 5")
+
+
+def _instructions() -> CheckResult:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    flags = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE))))
+    found = ", ".join(name for name in INSTRUCTIONS if name in flags) or "none of those that matter"
+    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    row = CheckResult("CPU", f"{os.cpu_count()} cores, {platform.machine()}, {found}", "avx2" if on_x86 else "any")
+    if on_x86 and text and "avx2" not in flags:
+        return CheckResult(row.what, row.found, row.expected, "failed", "", "use a CPU with avx2, or another device")
+    return row
+
+
+def _devices() -> Iterator[CheckResult]:
+    for device, tool in TOOLS.items():
+        found = shutil.which(tool)
+        yield CheckResult(f"device {device}", f"{tool} at {found}" if found else f"no {tool}", "only for its own runs")
+
+
+def _shared_memory() -> CheckResult:
+    free = shutil.disk_usage(SHARED).free / MB if SHARED.is_dir() else 0.0
+    found, expected = f"{free:,.0f} MB free in {SHARED}", f"{LEAST_SHARED_MB} MB for engines of several ranks"
+    if free >= LEAST_SHARED_MB:
+        return CheckResult("shared memory", found, expected)
+    cure = "give the container more (--shm-size, --ipc=host)"
+    return CheckResult("shared memory", found, expected, "warning", "", cure)
+
+
+def _open_files() -> CheckResult:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shown = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
+        return CheckResult("open files", shown, f"at least {LEAST_FILES}", "warning", "", f"ulimit -n {LEAST_FILES}")
+    return CheckResult("open files", shown, f"at least {LEAST_FILES}")

@@ -1,0 +1,175 @@
+"""The page: which charts, tables and samples a report has, and its HTML."""
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from r1zero.config import Config, plain, read_json
+from r1zero.report import charts, samples
+from r1zero.report.charts import PALETTE, Chart, Series
+from r1zero.report.runs import RunData, flat_config
+
+HERE = Path(__file__).parent
+PUBLISHED = HERE / "reference_671b.json"
+FAINT = "#808890"
+SAMPLES_SHOWN = 3
+LENGTH_BINS = 24
+RATE_EDGES = tuple(np.linspace(0, 1, 11).tolist())
+
+# Title, what is shown, figures as a pattern, whether the axis begins at 0, whether it is logarithmic.
+FIGURES: tuple[tuple[str, str, str, bool, bool], ...] = (
+    ("Reward", "mean over the responses of an iteration", r"grpo/rewards/mean", True, False),
+    ("Response length", "tokens; the band spans shortest to longest", r"response_length/mean", True, False),
+    ("Reward by rule", "mean of each rule", r"(?!grpo/).*_rewards/mean", False, False),
+    ("KL to the reference", "mean per token", r"actor/kl_loss", False, False),
+    ("Entropy", "nats per token", r"actor/entropy", True, False),
+    ("Gradient norm", "global 2-norm before clipping", r"grad_norm", False, False),
+    ("Gap between engine and trainer", "mean difference of a token's logprob", r"rollout_gap/mean", False, True),
+    ("Groups without a signal", "share of groups whose rewards are all equal", r"frac_reward_zero_std", True, False),
+    ("Truncated responses", "share that reached the longest length", r"response_length/clip_ratio", True, False),
+    ("Throughput", "tokens/s per rank, whole iteration", r"e2e_tps", True, False),
+)
+
+
+def render(runs: list[RunData], published: bool) -> str:
+    """HTML of a page that needs no network. published: draw the 671B curves behind the runs' own."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        title=", ".join(run.name for run in runs),
+        runs=[
+            {"name": run.name, "colour": _colour(i), "tiles": _tiles(run), "environment": run.environment}
+            for i, run in enumerate(runs)
+        ],
+        charts=[*_curves(runs, published), *_evaluations(runs), *_own_charts(runs)],
+        marks=[(run.name, run.alarms, run.saves) for run in runs],
+        differences=differences(runs),
+        samples=[(run.name, samples.chosen(run.samples, SAMPLES_SHOWN)) for run in runs if run.samples],
+        published=read_json(PUBLISHED, "install the package again")["what"] if published else "",
+    )
+
+
+def _colour(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]
+
+
+def _tiles(run: RunData) -> list[tuple[str, str]]:
+    """Name and value of what one wants to know first."""
+    reward, length, speed = (run.curve(n)[1] for n in ("grpo/rewards/mean", "response_length/mean", "e2e_tps"))
+    found = [("iterations", str(int(run.lines[-1]["iteration"])))]
+    if reward:
+        found.append(("reward, first → mean of last 10", f"{reward[0]:.3f} → {mean(reward[-10:]):.3f}"))
+    if length:
+        found.append(("response length, first → last 10", f"{length[0]:.0f} → {mean(length[-10:]):.0f} tokens"))
+    if speed:
+        found.append(("tokens/s per rank", f"{mean(speed):,.0f}"))
+    for name in run.names(r"eval/[^/]+/pass@1"):
+        x, y = run.curve(name)
+        best = max(range(len(y)), key=y.__getitem__)
+        found.append((f"best {name.removeprefix('eval/')}", f"{y[best]:.3f} after {x[best]:.0f}"))
+    return found
+
+
+def _curves(runs: list[RunData], published: bool) -> list[dict[str, Any]]:
+    """The charts of FIGURES that have anything to show; alarms and saves are marked where there is one run."""
+    behind = read_json(PUBLISHED, "install the package again") if published else {}
+    keys = {"Reward": "reward", "Response length": "response_length_mean"}
+    found = []
+    for title, note, pattern, from_zero, logarithmic in FIGURES:
+        series = _series(runs, pattern, band=title == "Response length")
+        only_one_rule = title == "Reward by rule" and len(series) <= len(runs)
+        if only_one_rule or not any(len(one.x) for one in series):
+            continue
+        if published and title in keys:
+            y = behind[keys[title]]
+            series.append(Series("671B, published", range(len(y)), y, FAINT, faint=True))
+        chart = Chart(title, note, series, logarithmic, from_zero, _marks(runs))
+        found.append({"title": title, "note": note, "svg": Markup(charts.lines(chart))})
+    return found
+
+
+def _marks(runs: list[RunData]) -> list[tuple[float, str]]:
+    if len(runs) > 1:
+        return []
+    return [*((float(i), "save") for i in runs[0].saves), *((float(i), "alarm") for i, _ in runs[0].alarms)]
+
+
+def _series(runs: list[RunData], pattern: str, *, band: bool = False) -> list[Series]:
+    """One curve for each run and figure; where a run has several figures they differ by colour and name."""
+    found: list[Series] = []
+    several = max(len(run.names(pattern)) for run in runs) > 1
+    for i, run in enumerate(runs):
+        for name in run.names(pattern):
+            x, y = run.curve(name)
+            short = name.removesuffix("_rewards/mean").rpartition("/")[2]
+            label = (f"{run.name} {short}" if len(runs) > 1 else short) if several else run.name
+            edges = None
+            if band and len(runs) == 1:
+                edges = run.curve("response_length/min")[1], run.curve("response_length/max")[1]
+            colour = _colour(len(found)) if several else _colour(i)
+            found.append(Series(label, x, y, colour, band=edges if edges and len(edges[0]) == len(x) else None))
+    return found
+
+
+def _evaluations(runs: list[RunData]) -> list[dict[str, Any]]:
+    """For each evaluated set its pass@1 with the interval, and beside it the best of n and the majority."""
+    found = []
+    for name in dict.fromkeys(n.split("/")[1] for run in runs for n in run.names(r"eval/[^/]+/pass@1")):
+        series = []
+        for i, run in enumerate(runs):
+            x, y = run.curve(f"eval/{name}/pass@1")
+            low, high = (run.curve(f"eval/{name}/pass@1/{end}")[1] for end in ("low", "high"))
+            prefix = f"{run.name} " if len(runs) > 1 else ""
+            if x:
+                series.append(Series(f"{prefix}pass@1", x, y, _colour(i), band=(low, high)))
+            extra = [*run.names(rf"eval/{name}/pass@\d+")[1:][-1:], *run.names(rf"eval/{name}/maj@\d+")]
+            for k, key in enumerate(extra, 1):
+                colour = _colour(i + k * len(runs))
+                series.append(Series(prefix + key.rpartition("/")[2], *run.curve(key), colour))
+        note = "share of prompts; the band is the 95 % bootstrap interval of pass@1"
+        chart = Chart(f"Evaluation: {name}", note, series, from_zero=True)
+        found.append({"title": chart.title, "note": note, "svg": Markup(charts.lines(chart))})
+    return found
+
+
+def _own_charts(runs: list[RunData]) -> list[dict[str, Any]]:
+    """Charts that cannot overlay runs: one for each."""
+    found = []
+    for run in runs:
+        of_run = f": {run.name}" if len(runs) > 1 else ""
+        lines = [line for line in run.lines if line["iteration"] and "timing/all" in line]
+        names = [n for n in run.names(r"timing/.*") if n != "timing/all"]
+        names.sort(key=lambda n: -sum(line.get(n, 0.0) for line in lines))
+        if lines:
+            parts = {n.removeprefix("timing/"): [line.get(n, 0.0) for line in lines] for n in names[:7]}
+            if names[7:]:
+                parts["other phases"] = [sum(line.get(n, 0.0) for n in names[7:]) for line in lines]
+            title, note = f"Seconds of an iteration{of_run}", "by phase"
+            svg = charts.stacked(title, [line["iteration"] for line in lines], parts)
+            found.append({"title": title, "note": note, "svg": Markup(svg)})
+        if run.lengths:
+            title, note = f"Lengths of responses{of_run}", "share of responses by tokens: dark is many"
+            edges = np.linspace(0, max(map(max, run.lengths.values())) + 1, LENGTH_BINS + 1).tolist()
+            columns = [np.histogram(lengths, edges)[0].tolist() for lengths in run.lengths.values()]
+            svg = charts.heatmap(title, list(run.lengths), columns, edges)
+            found.append({"title": title, "note": note, "svg": Markup(svg)})
+        for name, by_iteration in run.pass_rates.items():
+            title, note = f"Pass rates of prompts, {name}{of_run}", "share of prompts by pass rate: dark is many"
+            columns = [np.histogram(rates, RATE_EDGES)[0].tolist() for rates in by_iteration.values()]
+            svg = charts.heatmap(title, list(by_iteration), columns, RATE_EDGES)
+            found.append({"title": title, "note": note, "svg": Markup(svg)})
+    return found
+
+
+def differences(runs: list[RunData]) -> list[tuple[str, str, list[str]]]:
+    """Each key of the configs that differs from the recipe's or between runs: (key, the recipe's value, values)."""
+    recipe = flat_config(plain(Config()))
+    configs = [run.config for run in runs]
+    keys = sorted({key for config in configs for key in config} | set(recipe if all(configs) else ()))
+    rows = [(key, recipe.get(key, "—"), [config.get(key, "—") for config in configs]) for key in keys]
+    return [row for row in rows if any(value != row[1] for value in row[2])]

@@ -1,0 +1,42 @@
+"""The arguments that this project gives to vLLM's LLM."""
+
+from typing import Any
+
+from r1zero.config import Config
+
+
+def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of config.json that vLLM must read with other values."""
+    # The weights come from the trainer unquantised, even if the model was published in FP8.
+    plain = {"quantization_config": None} if "quantization_config" in model_config else {}
+    # transformers 5 omits both fields, as it supports no other routing. vLLM would use a softmax without bias instead.
+    routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in model_config else {}
+    return plain | routing
+
+
+def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments common to vLLM 0.23.0 (NPU) and 0.32.0 (CPU). model_config: the model's config.json."""
+    # score() passes the longest prompt and response as a prompt, and vLLM requires room for one token more.
+    max_model_len = cfg.rollout.max_prompt_tokens + cfg.longest_response + 1
+    return {
+        "model": cfg.model.path,
+        "skip_tokenizer_init": True,
+        "hf_overrides": _overrides(model_config),
+        "load_format": "dummy",
+        "dtype": cfg.run.dtype,
+        "seed": cfg.run.seed % 2**32,  # numpy's range; each request has its own seed, made from the whole value
+        "distributed_executor_backend": "external_launcher",
+        "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
+        "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,
+        "enforce_eager": True,
+        "max_model_len": max_model_len,
+        "max_num_seqs": cfg.rollout.max_num_seqs,
+        # Prompts are never prefilled in chunks: a seeded request with a chunked prompt crashes vLLM on a CPU.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, max_model_len, cfg.rollout.max_num_seqs),
+        "enable_prefix_caching": True,
+        "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gib * 2**30),
+        "async_scheduling": False,
+        "logprobs_mode": "raw_logits",  # see _sample_from
+        "generation_config": "vllm",
+    }

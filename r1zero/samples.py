@@ -1,0 +1,69 @@
+"""Samples of a run in the terminal: `python -m r1zero.samples runs/NAME [--iteration N] [--worst K] [--best K]`.
+
+With `metrics.dump = "all"` they are chosen from all responses of the iteration, otherwise from those in samples.jsonl.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from r1zero.config import UserError
+from r1zero.observability import recorder
+from r1zero.reward.boxes import last_box
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m r1zero.samples", description="Show samples of a run.")
+    parser.add_argument("folder", type=Path, metavar="runs/NAME", help="the folder of a run")
+    parser.add_argument("--iteration", type=int, metavar="N", help="the newest if not given")
+    parser.add_argument("--worst", type=int, default=0, metavar="K", help="the K with the lowest reward, lowest first")
+    parser.add_argument("--best", type=int, default=0, metavar="K", help="the K with the highest reward, highest first")
+    options = parser.parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        rows = recorder.read(options.folder, options.iteration)
+        if not rows:
+            which = "" if options.iteration is None else f" of iteration {options.iteration}"
+            raise UserError(
+                f"{options.folder}: holds no samples{which}; name the folder of a run, and an iteration that it has "
+                "done"
+            )
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    for row in choose(rows, options.worst, options.best):
+        show(row, console)
+    return 0
+
+
+def choose(rows: Sequence[dict[str, Any]], worst: int, best: int) -> list[dict[str, Any]]:
+    """The worst, then the best; all rows where neither is asked for. A response without a reward is worse than any."""
+    if worst <= 0 and best <= 0:
+        return list(rows)
+    ordered = sorted(rows, key=lambda row: float("-inf") if row["reward"] is None else row["reward"])
+    return ordered[: max(worst, 0)] + ordered[::-1][: max(best, 0)]
+
+
+def show(row: dict[str, Any], console: Console) -> None:
+    """One sample: its reward and label, the prompt, the response with its tags and its box in colour."""
+    reward = row["outcome"] if row["reward"] is None else f"reward {row['reward']:g}"
+    scores = ", ".join(f"{rule} {value:g}" for rule, value in (row["scores"] or {}).items() if value is not None)
+    console.rule(Text(f"iteration {row['iteration']}, {reward} ({scores}), label {row['label']}"), align="left")
+    console.print(Text(row["prompt"], style="dim"))
+    response = Text(row["response"])
+    response.highlight_words(TAGS, "bold cyan")
+    if box := last_box(row["response"]):
+        response.stylize("bold green" if (row["reward"] or 0) > 0 else "bold red", box.start, box.stop)
+    console.print(response)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+from tests.failure.conftest import base  # noqa: F401

@@ -1,0 +1,154 @@
+"""The page about runs: self-contained, with every part that the folders have.
+
+python -m pytest tests/report/test_report.py
+"""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from r1zero.report import page, runs, samples
+from r1zero.report.__main__ import main
+
+RESPONSE = r"<think>2 < 3 & so</think><answer>\boxed{\frac{1}{2}}</answer>"
+
+
+def write_run(folder: Path, iterations: int = 40, **figures: float) -> Path:
+    folder.mkdir()
+    lines = [{"iteration": 0, "eval/math/pass@1": 0.1, "eval/math/pass@1/low": 0.0, "eval/math/pass@1/high": 0.2}]
+    for i in range(1, iterations + 1):
+        line = {
+            "iteration": i,
+            "grpo/rewards/mean": i / 100,
+            "base_acc_rewards/mean": i / 100,
+            "step_rewards/mean": 0.5,
+            "response_length/mean": 10.0 + i,
+            "response_length/min": 1.0,
+            "response_length/max": 99.0,
+            "rollout_gap/mean": 10.0 ** (-7 + i / 10),
+            "grad_norm": None if i == 3 else 0.5,
+            "timing/all": 2.0,
+            "timing/rollout": 1.5,
+            "timing/save": 0.1 if i == 11 else 0.0,
+            "e2e_tps": 123.0,
+            **({"alarm/loss_spike": 1.0} if 20 <= i < 22 else {}),
+            **figures,
+        }
+        lines.append(line)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.toml").write_text('[grpo]\ngroup_size = 8\n[run]\nname = "x"\n')
+    rows = [
+        {"iteration": i, "prompt": "Q <b>", "response": RESPONSE, "label": "1/2", "reward": r}
+        for i, r in ((1, 1.0), (2, -0.5), (3, None))
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "environment.json").write_text('{"command": "train.py x", "torch": "2.13.0"}')
+    evaluated = folder / "eval" / "step_0"
+    evaluated.mkdir(parents=True)
+    (evaluated / "math.pass_rates.jsonl").write_text('{"pass_rate": 0.5}\n{"pass_rate": 1.0}\n')
+    kept = folder / "samples" / "iteration_2"
+    kept.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([{"length": 5}, {"length": 50}]), kept / "engine_0.parquet")
+    return folder
+
+
+class Checker(HTMLParser):
+    """Whether every element that must be closed is, and nothing is fetched."""
+
+    VOID = ("meta", "br", "hr", "img", "input", "link", "path", "use", "rect", "circle", "line")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched, self.titles = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.fetched += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith("#")]
+        self.titles += [v for k, v in attrs if k == "aria-label"]
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def made(tmp_path):
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two", 12)
+    return tmp_path
+
+
+def check(file: Path) -> Checker:
+    text = file.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert not checker.open and not checker.fetched
+    assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", text) and "mathdefault" not in text
+    return checker
+
+
+def test_one_run_has_every_chart_table_and_sample(made, capsys):
+    assert main([str(made / "one"), "--published"]) == 0
+    assert capsys.readouterr().out == f"wrote {made / 'one' / 'report.html'}\n"
+    titles = check(made / "one" / "report.html").titles
+    assert {"Reward", "Reward by rule", "Response length", "Evaluation: math", "Seconds of an iteration"} <= set(titles)
+    assert {"Pass rates of prompts, math", "Lengths of responses"} <= set(titles) and len(titles) == len(set(titles))
+    text = (made / "one" / "report.html").read_text()
+    assert "grpo.group_size" in text and "<code>8</code>" in text and "train.py x" in text
+    assert "Q &lt;b&gt;" in text and "2 &lt; 3 &amp; so" in text
+    assert "alarms began at iteration 20 (loss_spike)" in text and "saved after iterations 10" in text
+    assert text.count("671B, published") >= 2 and len(text) < 2_000_000
+
+
+def test_several_runs_are_on_the_same_axes_and_their_configs_side_by_side(made):
+    (made / "two" / "config.toml").write_text("[grpo]\ngroup_size = 16\n[optimizer]\nlr = 1e-6\n")
+    output = made / "both.html"
+    assert main([str(made / "one"), str(made / "two"), "-o", str(output)]) == 0
+    check(output)
+    found = page.differences([runs.read(made / "one"), runs.read(made / "two")])
+    by_key = {key: (recipe, values) for key, recipe, values in found}
+    assert by_key["grpo.group_size"] == ("32", ["8", "16"]) and by_key["run.name"][1] == ['"x"', "—"]
+    assert "671B, published" not in output.read_text()
+
+
+def test_a_run_with_nothing_but_metrics_has_a_page(tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "metrics.jsonl").write_text('{"iteration": 1, "grpo/rewards/mean": 0.5}\n')
+    assert main([str(tmp_path / "bare")]) == 0
+    assert check(tmp_path / "bare" / "report.html").titles == ["Reward"]
+
+
+def test_the_parts_of_a_response_are_marked_and_its_text_is_kept():
+    html = samples.highlighted(RESPONSE)
+    assert '<span class="thought">2 &lt; 3 &amp; so</span>' in html
+    assert r'<span class="box">\boxed{\frac{1}{2}}</span>' in html
+    assert re.sub(r"<[^>]*>", "", html).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == RESPONSE
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (None, "metrics.jsonl: cannot be read"),
+        ("", "metrics.jsonl: holds no iteration"),
+        ('{"iteration": 0}\n', "metrics.jsonl: holds no iteration"),
+        ('{"iteration": 1}\nnone\n', "metrics.jsonl:2: is no line of a run"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys, content, sentence):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    assert main([str(tmp_path), "-o", str(tmp_path / "page.html")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1 and not (tmp_path / "page.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(made, capsys):
+    assert main([str(made / "one"), "-o", str(made / "none" / "page.html")]) == 2
+    assert "page.html: cannot be written (No such file or directory); name another file" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""vLLM's own options: passed on, or refused with the reason.
+
+python -m pytest tests/rollout/test_engine_options.py
+"""
+
+import dataclasses
+
+import pytest
+
+from r1zero import config
+from r1zero.config import UserError
+from r1zero.rollout import engine_options
+from r1zero.rollout.arguments import engine_arguments
+
+
+def known() -> set[str]:
+    from vllm.engine.arg_utils import EngineArgs
+
+    return {field.name for field in dataclasses.fields(EngineArgs)}
+
+
+def test_every_option_that_is_refused_or_set_here_is_one_of_vllm():
+    """A name that vLLM no longer has would be refused for nothing, or hide a new one that matters."""
+    assert set(engine_options.REFUSED) - known() <= {"calculate_kv_scales", "prefill_context_parallel_size", "nnodes"}
+    mine = set(engine_arguments(config.Config(), {}))
+    free = {"enforce_eager", "enable_prefix_caching"}
+    assert mine - free <= set(engine_options.REFUSED), (
+        "an argument that this project sets is refused, or free to change"
+    )
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"logprobs_mode": "raw_logprobs"}, "rollout.engine.logprobs_mode cannot be set: the engine's logprobs"),
+        ({"distributed_executor_backend": "ray"}, "runs inside the ranks of the job"),
+        ({"max_num_seqs": 8}, "it has a key of its own: rollout.max_num_seqs; remove it"),
+        ({"speculative_config": {}}, "sampled tokens would depend on batching"),
+    ],
+)
+def test_an_option_that_would_break_correctness_is_refused_with_the_reason(options, sentence):
+    with pytest.raises(UserError) as error:
+        engine_options.check(options)
+    assert sentence in str(error.value)
+
+
+def test_others_pass_and_a_misspelt_one_is_named():
+    engine_options.check({"block_size": 32, "enforce_eager": False})
+    engine_options.check_known({"block_size": 32}, known())
+    with pytest.raises(UserError, match="rollout.engine.blok_size: this vLLM has no such option; the nearest one is"):
+        engine_options.check_known({"blok_size": 32}, known())
