@@ -130,7 +130,7 @@ def test_a_row_is_the_one_asked_for(made: str) -> None:
     prompts = PromptSet.open(made)
     assert len(prompts) == 3000
     for i in (0, 1023, 1024, 2999):
-        assert (prompts[i].index, prompts[i].label, prompts[i].text) == (i, str(i), f"Question: {i}=?\nAssistant:\n")
+        assert (prompts[i].row, prompts[i].label, prompts[i].text) == (i, str(i), f"Question: {i}=?\nAssistant:\n")
     assert isinstance(prompts[0].token_ids, tuple) and prompts.additional(0) == {}
 
 
