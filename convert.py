@@ -41,7 +41,7 @@ def main() -> None:
         if launch.rank == 0:
             sys.stderr.write(f"convert.py: {error}\n")
         else:
-            time.sleep(config.SPEAKER_S)
+            time.sleep(config.ERROR_WAIT_S)
         sys.exit(2)
     try:
         device.start("cpu", 0)
@@ -50,7 +50,7 @@ def main() -> None:
         _convert(options, cfg, launch)
     except UserError as error:
         if launch.rank:  # give the first process time to print an error that it shares, and to end the job
-            time.sleep(config.SPEAKER_S)
+            time.sleep(config.ERROR_WAIT_S)
         if not isinstance(error, config.CollectiveError) or launch.rank == 0:
             sys.stderr.write(f"convert.py: {error}\n")
         if launch.size > 1:

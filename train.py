@@ -75,7 +75,7 @@ def main() -> None:
         if launch.rank == 0:
             sys.stderr.write(f"{error}\n")
         else:
-            time.sleep(config.SPEAKER_S)
+            time.sleep(config.ERROR_WAIT_S)
         sys.exit(2)
     try:
         train(cfg, grids, launch, args.check, evaluated)

@@ -16,12 +16,12 @@ def advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
 
     rewards_PG: (P, G); the values of samples that were not scored are ignored. scored_PG: (P, G) bool.
     Returns (P, G) float32. The advantage is 0 for a sample that was not scored, and for all samples of a group that
-    `without_spread` marks.
+    `is_constant_group` marks.
     """
     count = scored_PG.sum(1, keepdim=True)
     centred = _centred(rewards_PG, scored_PG)
     std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    return torch.where(without_spread(rewards_PG, scored_PG)[:, None], 0.0, centred / (std + 1e-6)).float()
+    return torch.where(is_constant_group(rewards_PG, scored_PG)[:, None], 0.0, centred / (std + 1e-6)).float()
 
 
 def centred_advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def centred_advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     Liu et al., "Understanding R1-Zero-Like Training" (2025, Dr. GRPO), section 3.2. Arguments and result are those of
     `advantages`.
     """
-    return torch.where(without_spread(rewards_PG, scored_PG)[:, None], 0.0, _centred(rewards_PG, scored_PG)).float()
+    return torch.where(is_constant_group(rewards_PG, scored_PG)[:, None], 0.0, _centred(rewards_PG, scored_PG)).float()
 
 
 def batch_advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def leave_one_out_advantages(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     """
     count = scored_PG.sum(1, keepdim=True)
     others = count / (count - 1).clamp(min=1) * _centred(rewards_PG, scored_PG)
-    return torch.where(without_spread(rewards_PG, scored_PG)[:, None], 0.0, others).float()
+    return torch.where(is_constant_group(rewards_PG, scored_PG)[:, None], 0.0, others).float()
 
 
 def _centred(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ ADVANTAGES = {
 }
 
 
-def without_spread(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
+def is_constant_group(rewards_PG: Tensor, scored_PG: Tensor) -> Tensor:
     """Marks groups without a learning signal: fewer than two scored samples, or scored rewards that are all equal.
 
     Equality is decided on the rewards themselves, so that rounding noise in the mean is never divided by the small

@@ -53,7 +53,7 @@ class Roles:
         grids = layout.train if trains else layout.reference
         if grids is None or rank not in grids.dense:
             return
-        self._engine_leaves()  # the device may have no room for both the engine and the trainer
+        self._sleep_engine()  # the device may have no room for both the engine and the trainer
         hosts = build.initialize(grids, cfg.run.device, cfg.run.seed)
         chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
         self._load(chunks, grids, hosts)
@@ -66,7 +66,7 @@ class Roles:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
         optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
         self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, optimizer, scheduler)
-        self.trained = training.Trained(chunks, optimizer, scheduler, self.shape, grids, hosts)
+        self.trained = training.TrainedModel(chunks, optimizer, scheduler, self.shape, grids, hosts)
         if self.weight_offload:
             self.trained = replace(self.trained, weights_of=self.weight_offload.flat)
         if cfg.optimizer.offload:
@@ -90,15 +90,15 @@ class Roles:
             return None
         if self.reference:
             return self.reference.logprobs(batch)
-        with self._original_in_place():
+        with self._with_reference_weights():
             return self.require_policy().logprobs(batch)
 
     def to_training(self) -> None:
         """Offload the engine from a device that it shares with the trainer or the reference."""
         if self.policy or self.reference:
-            self._engine_leaves()
+            self._sleep_engine()
 
-    def _engine_leaves(self) -> None:
+    def _sleep_engine(self) -> None:
         if self.engine:
             self.engine.sleep()
             set_expandable_segments(self.cfg.run.device, True)
@@ -122,7 +122,7 @@ class Roles:
             self.weight_offload.offload()
 
     @contextmanager
-    def _original_in_place(self) -> Iterator[None]:
+    def _with_reference_weights(self) -> Iterator[None]:
         """Put the original weights in place of the trained ones: from the host, or by exchanging pointers."""
         self._exchange("original")
         try:

@@ -26,7 +26,7 @@ def shaped_rewards(cfg: Config, samples: Samples, graded: Graded) -> Tensor:
 def engine_rewards(cfg: Config, samples: Samples, graded: Graded) -> Rewards:
     """Returns the rewards of an engine's samples, for `Exchange.gather_rewards`."""
     by_group = (-1, cfg.grpo.group_size)
-    useful_P = ~grpo.without_spread(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
+    useful_P = ~grpo.is_constant_group(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
     useful_B = useful_P.repeat_interleave(cfg.grpo.group_size)
     return Rewards(shaped_rewards(cfg, samples, graded), graded.scored_B, useful_B)
 

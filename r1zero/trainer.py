@@ -94,7 +94,7 @@ class Trainer:
         """
         self.schedule.listen()
         self._resume()
-        self.recorder.keep_until(self.done)
+        self.recorder.truncate_after(self.done)
         writer = self._open_writer()
         if writer:
             self.watch.observers.append(self.progress.phase)
@@ -331,7 +331,7 @@ class Trainer:
             )
             self._mark_best()
         except UserError as error:
-            if not self.schedule.forgives(self.done):
+            if not self.schedule.tolerates_failed_save(self.done):
                 raise
             if self.rank == self.layout.train.dense.ranks[0]:
                 log.warning('%s; the run continues, because checkpoint.on_failed_save = "continue"', error)

@@ -62,6 +62,6 @@ class SaveSchedule:
     def is_last(self, iteration: int) -> bool:
         return iteration == self.iterations or self.stop
 
-    def forgives(self, iteration: int) -> bool:
+    def tolerates_failed_save(self, iteration: int) -> bool:
         """Whether the run continues if the checkpoint of this iteration cannot be written."""
         return self.cfg.on_failed_save == "continue" and not self.stop and iteration < self.iterations

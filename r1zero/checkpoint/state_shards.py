@@ -44,7 +44,7 @@ class Rectangle(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ParameterPlace:
+class ParameterSlot:
     """Where one of megatron's parameters is in the checkpoint."""
 
     parameter: Tensor
@@ -96,7 +96,7 @@ def _runs(begin: int, end: int, width: int) -> Iterator[tuple[int, int, int, int
         yield whole, whole + 1, 0, end % width
 
 
-def parameter_places(local: dict[str, Local], shape: Shape, grids: MegatronGrids, rank: int) -> list[ParameterPlace]:
+def parameter_slots(local: dict[str, Local], shape: Shape, grids: MegatronGrids, rank: int) -> list[ParameterSlot]:
     """Returns one entry per parameter and fp32 buffer of this rank.
 
     local: mapping.local_tensors of the trained model.
@@ -107,7 +107,7 @@ def parameter_places(local: dict[str, Local], shape: Shape, grids: MegatronGrids
     return [_place_of(few, shape, grids, rank) for few in members.values()]
 
 
-def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: int) -> ParameterPlace:
+def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: int) -> ParameterSlot:
     """members: the HF tensors in the parameter."""
     weight, at = members[0].weight, place(members[0].weight, shape)
     grid, axis = placement.grid_of(weight, grids)
@@ -115,7 +115,7 @@ def _place_of(members: list[Local], shape: Shape, grids: MegatronGrids, rank: in
     first_copy = (weight.cut is not None or grid.coordinate(rank, axis) == 0) and not (
         weight.place == "both ends" and grid.coordinate(rank, "pp") > 0
     )
-    return ParameterPlace(
+    return ParameterSlot(
         members[0].parameter, at.key, at.shape(weight), at.index, _segments(members), column, first_copy
     )
 
@@ -205,6 +205,6 @@ def allocate_moments(shard: OptimizerShard) -> None:
             shard.state[name] = torch.zeros_like(shard.master)
 
 
-def chunk(where: ParameterPlace, prefix: str, rectangle: Rectangle, dtype: torch.dtype) -> Chunk:
+def chunk(where: ParameterSlot, prefix: str, rectangle: Rectangle, dtype: torch.dtype) -> Chunk:
     """Returns the chunk of a rectangle. prefix: of the key, empty for the weights themselves."""
     return Chunk(prefix + where.key, where.shape, dtype, rectangle.offsets, rectangle.sizes)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 STEP = re.compile(r"step_(\d+)")
 BEST = "best"
-ROOMS, ROOM_BYTES = ("room_first.tmp", "room_last.tmp"), 1 << 20
+PLACEHOLDERS, ROOM_BYTES = ("room_first.tmp", "room_last.tmp"), 1 << 20
 """Placeholder files that reserve disk space for the small files that one rank writes before and after all ranks write
 the large ones, at times when it cannot tell the other ranks that it failed."""
 
@@ -41,7 +41,7 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
             _remove(stale)
         Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # a link's target may not exist yet
         aside.mkdir()
-        for name in ROOMS:
+        for name in PLACEHOLDERS:
             with manifest.HashedFile(folder / name) as file:
                 file.write(bytes(ROOM_BYTES))
         free = shutil.disk_usage(aside).free
@@ -62,11 +62,11 @@ def discard(aside: Path) -> None:
     """Remove what a failed save has written, as far as the disk allows."""
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
-        for name in ROOMS:
-            use_room(aside.parent, name)
+        for name in PLACEHOLDERS:
+            remove_placeholder(aside.parent, name)
 
 
-def use_room(folder: Path, name: str) -> None:
+def remove_placeholder(folder: Path, name: str) -> None:
     """Remove a placeholder file, so that its disk space can be used."""
     (folder / name).unlink(missing_ok=True)
 

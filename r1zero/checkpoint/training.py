@@ -41,7 +41,7 @@ def _flat(parameter: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """The trained model on one rank, with what its checkpoints need."""
 
     chunks: list[torch.nn.Module]
@@ -57,7 +57,7 @@ class Trained:
     """Returns the elements of a master weight or a moment, from wherever they are now."""
 
 
-def save(folder: Path, iteration: int, trained: Trained, extra: dict[str, Any], keep: Checkpoint) -> None:
+def save(folder: Path, iteration: int, trained: TrainedModel, extra: dict[str, Any], keep: Checkpoint) -> None:
     """Write `folder/step_<iteration>`. Collective over the ranks that train.
 
     extra: JSON values, the same on all ranks. keep: the config's section, of which only the retention is used.
@@ -72,7 +72,7 @@ def save(folder: Path, iteration: int, trained: Trained, extra: dict[str, Any], 
     problem, written = "", None
     try:
         if group.rank() == 0:
-            step_folders.use_room(folder, step_folders.ROOMS[0])
+            step_folders.remove_placeholder(folder, step_folders.PLACEHOLDERS[0])
         written = _write(aside, group.rank(), pieces)
     except OSError as error:
         problem = f"could not be written (rank {dist.get_rank()}: {error}); make room"
@@ -107,11 +107,11 @@ class _Written:
     files: dict[str, list[Segment]]
 
 
-def _pieces(trained: Trained) -> list[tuple[Chunk, Callable[[], Tensor]]]:
+def _pieces(trained: TrainedModel) -> list[tuple[Chunk, Callable[[], Tensor]]]:
     """Returns each rectangle that this rank writes, and a function that returns its content. Weights come first."""
     rank = dist.get_rank()
     local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
-    places = {id(p.parameter): p for p in state_shards.parameter_places(local, trained.shape, trained.grids, rank)}
+    places = {id(p.parameter): p for p in state_shards.parameter_slots(local, trained.shape, trained.grids, rank)}
     shards = [s for s in state_shards.optimizer_shards(trained.optimizer) if places[id(s.parameter)].is_first_copy]
     found = [
         piece
@@ -140,7 +140,7 @@ def _pieces(trained: Trained) -> list[tuple[Chunk, Callable[[], Tensor]]]:
 
 
 def _weight_pieces(
-    trained: Trained, where: state_shards.ParameterPlace, begin: int, end: int
+    trained: TrainedModel, where: state_shards.ParameterSlot, begin: int, end: int
 ) -> Iterator[tuple[Chunk, Callable[[], Tensor]]]:
     for cut in where.rectangles(begin, end):
         yield (
@@ -149,11 +149,11 @@ def _weight_pieces(
         )
 
 
-def _weight(trained: Trained, parameter: Tensor, cut: state_shards.Rectangle) -> Tensor:
+def _weight(trained: TrainedModel, parameter: Tensor, cut: state_shards.Rectangle) -> Tensor:
     return trained.weights_of(parameter)[cut.begin : cut.end].view(cut.sizes)
 
 
-def _state(trained: Trained, shard: state_shards.OptimizerShard, name: str, cut: state_shards.Rectangle) -> Tensor:
+def _state(trained: TrainedModel, shard: state_shards.OptimizerShard, name: str, cut: state_shards.Rectangle) -> Tensor:
     tensor = shard.master if name == MASTER else shard.state.get(name)
     if tensor is None:  # before the first step
         return torch.zeros(cut.sizes)
@@ -181,7 +181,7 @@ def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, An
     """Write index and manifest, and rename the folder, on the first rank. Returns a problem, or an empty text."""
     try:
         write_index(aside, [chunk for written in every for chunk in written.chunks])
-        step_folders.use_room(final.parent, step_folders.ROOMS[1])
+        step_folders.remove_placeholder(final.parent, step_folders.PLACEHOLDERS[1])
         files = {name: segments for written in every for name, segments in written.files.items()}
         files |= {path.name: manifest.adopt(path) for path in sorted(aside.iterdir()) if path.name not in files}
         manifest.seal(aside, facts, files)
@@ -192,7 +192,7 @@ def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, An
     return ""
 
 
-def load(found: CheckpointInfo, trained: Trained) -> None:
+def load(found: CheckpointInfo, trained: TrainedModel) -> None:
     """Load weights, optimizer and schedule, and in the same layout the random generators.
 
     Collective over the ranks that train. Weights and optimizer state must be on the device. Raises UserError if the
@@ -201,7 +201,7 @@ def load(found: CheckpointInfo, trained: Trained) -> None:
     folder = conversion.open_weights(found.path, trained.shape)
     local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
     places = {
-        id(p.parameter): p for p in state_shards.parameter_places(local, trained.shape, trained.grids, dist.get_rank())
+        id(p.parameter): p for p in state_shards.parameter_slots(local, trained.shape, trained.grids, dist.get_rank())
     }
     with torch.no_grad():
         for one in local.values():
@@ -226,7 +226,7 @@ def load(found: CheckpointInfo, trained: Trained) -> None:
         _set_generators(torch.load(file, weights_only=True))
 
 
-def _read(folder: DistFolder, where: state_shards.ParameterPlace, prefix: str, begin: int, into: Tensor) -> None:
+def _read(folder: DistFolder, where: state_shards.ParameterSlot, prefix: str, begin: int, into: Tensor) -> None:
     """Read elements of a flattened parameter, from `begin` on, to fill `into`. Raises UserError if they are corrupt."""
     for cut in where.rectangles(begin, begin + into.numel()):
         try:

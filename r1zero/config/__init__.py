@@ -1,6 +1,6 @@
 """The configuration: its schema, its TOML files, its limits, and the errors that users see."""
 
-from r1zero.config.errors import SPEAKER_S, CollectiveError, RewardError, UserError, found_alike
+from r1zero.config.errors import ERROR_WAIT_S, CollectiveError, RewardError, UserError, shared_error
 from r1zero.config.evaluation import Evaluation, EvaluationSet
 from r1zero.config.files import check_utf8, read_json, read_text, readable, reason
 from r1zero.config.grpo import Grpo
@@ -26,7 +26,7 @@ from r1zero.config.schema import (
 from r1zero.config.toml import LocalPath, OwnFunction, dump, load, plain, read_toml
 
 __all__ = [
-    "SPEAKER_S",
+    "ERROR_WAIT_S",
     "Alarms",
     "Checkpoint",
     "CollectiveError",
@@ -54,7 +54,6 @@ __all__ = [
     "VllmGrid",
     "check_utf8",
     "dump",
-    "found_alike",
     "load",
     "plain",
     "read_json",
@@ -62,4 +61,5 @@ __all__ = [
     "read_toml",
     "readable",
     "reason",
+    "shared_error",
 ]

@@ -18,16 +18,16 @@ class RewardError(Exception):
     """An error in the reward rules, the data or the run, as one sentence with the fix."""
 
 
-SPEAKER_S = 3.0
+ERROR_WAIT_S = 3.0
 """Seconds that the other ranks wait for the rank that prints an error, because the first exit may end the job."""
 
 
-def found_alike(text: str, speaker: bool) -> UserError:
+def shared_error(text: str, speaker: bool) -> UserError:
     """Returns the error for a problem that every rank finds by itself, before the ranks can communicate.
 
-    The speaker gets a UserError at once and prints it. The others wait SPEAKER_S and get a CollectiveError.
+    The speaker gets a UserError at once and prints it. The others wait ERROR_WAIT_S and get a CollectiveError.
     """
     if speaker:
         return UserError(text)
-    time.sleep(SPEAKER_S)
+    time.sleep(ERROR_WAIT_S)
     return CollectiveError(text)

@@ -91,7 +91,7 @@ class TemplateEncoder(Encoder):
             self.notes.append(NO_BOS.format(template.name, path))
         if not self.stop_token_ids and not tokenizer.eos_ids(self.tokenizer):
             self.notes.append(NO_EOS.format(path, template.name))
-        if cut := tokenizer.cut_markers(self.tokenizer, templates.texts(template)):
+        if cut := tokenizer.split_markers(self.tokenizer, templates.texts(template)):
             self.notes.append(CUT_MARKERS.format(template.name, ", ".join(map(repr, cut)), path))
 
     def pieces(self, example: Example) -> list[Segment]:

@@ -87,7 +87,7 @@ def text(record: dict[str, Any], column: str) -> str:
         )
     if value is None:
         raise ValueError(f"{column!r} is null")
-    found = spelt(value[0] if isinstance(value, list) and len(value) == 1 else value)
+    found = as_text(value[0] if isinstance(value, list) and len(value) == 1 else value)
     if found is None:
         raise ValueError(f"{column!r} is {_short(value)} and must be a text or a number")
     if not found.strip():
@@ -103,13 +103,13 @@ def label(record: dict[str, Any], column: str) -> str:
     value = _reach(record, column)
     if not isinstance(value, list) or len(value) < 2:
         return text(record, column).strip()
-    every = [(spelt(one) or "").strip() for one in value]
+    every = [(as_text(one) or "").strip() for one in value]
     if not all(every):
         raise ValueError(f"{column!r} is {_short(value)} and must be a list of texts or numbers that are not empty")
     return ALTERNATIVES.join(every)
 
 
-def spelt(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """Returns a text unchanged and a finite number as text; None for anything else."""
     if isinstance(value, np.generic | pa.Scalar):
         value = value.item() if isinstance(value, np.generic) else value.as_py()

@@ -185,7 +185,7 @@ class Examples:
 
 
 def _spelt(value: Any) -> str | None:
-    found = handlers.spelt(value)
+    found = handlers.as_text(value)
     return json.dumps(value, default=str) if found is None and value is not None else found
 
 

@@ -219,7 +219,7 @@ def check_texts(tokenizer: Any, where: str, texts: Iterable[str]) -> None:
             )
 
 
-def cut_markers(tokenizer: Any, texts: Iterable[str]) -> list[str]:
+def split_markers(tokenizer: Any, texts: Iterable[str]) -> list[str]:
     """Returns the words of the texts that look like control tokens but are not tokens of this tokenizer."""
     markers = dict.fromkeys(marker for text in texts for marker in _MARKER.findall(text))
     return [marker for marker in markers if len(tokenizer.encode(marker, add_special_tokens=False)) > 1]

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from r1zero.config import UserError, found_alike
+from r1zero.config import UserError, shared_error
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def start(kind: str, local_rank: int) -> Device:
     for name, value in COMMON + device.environment:
         os.environ.setdefault(name, value)
     try:
-        with _hidden_arguments(), quiet_imports(), _torch_kept() if device.imports else nullcontext():
+        with _hidden_arguments(), quiet_imports(), undo_mindspeed_patches() if device.imports else nullcontext():
             for vendor in device.imports:
                 importlib.import_module(vendor)
     except ImportError as error:
@@ -154,7 +154,7 @@ def _without(kind: str, there: int, local_rank: int, why: str = "") -> UserError
             f"run.device = {kind!r}: {host} has no such device that its packages can use{why}; "
             "set run.device to one that it has, or start on a host with this device (launch/README.md)"
         )
-    return found_alike(said, speaker=local_rank == there)
+    return shared_error(said, speaker=local_rank == there)
 
 
 def module(kind: str) -> Any:
@@ -246,7 +246,7 @@ def quiet_imports() -> Iterator[None]:
 
 
 @contextmanager
-def _torch_kept() -> Iterator[None]:
+def undo_mindspeed_patches() -> Iterator[None]:
     """Undo patches of MindSpeed's adaptor that change other libraries for the whole process, including vLLM:
 
     * `dist.all_reduce` of float64 reduces a float32 copy and drops it: every rank silently keeps its own values.

@@ -14,7 +14,7 @@ from datetime import timedelta
 from itertools import combinations
 from types import TracebackType
 
-from r1zero.config import UserError, found_alike, reason
+from r1zero.config import UserError, reason, shared_error
 from r1zero.distributed.device import Device
 
 
@@ -173,7 +173,7 @@ def _check_interfaces(device: Device, local_rank: int) -> None:
             name for name in value.removeprefix("=").split(",") if name and not any(fits(one, name) for one in there)
         ]
         if missing:
-            raise found_alike(
+            raise shared_error(
                 f"{variable}={value!r}: {socket.gethostname()} has no network interface {missing[0]!r}; it has "
                 f"{', '.join(there)} (launch/*.sh set the variable from IFNAME)",
                 speaker=local_rank == 0,
@@ -198,7 +198,7 @@ def _rendezvous(launch: Launch) -> tuple[str, int]:
         return "127.0.0.1", _free_port()
     job = os.environ.get("SLURM_JOB_ID", "")
     if not job.isdecimal():
-        raise found_alike(
+        raise shared_error(
             f"srun: SLURM_JOB_ID={job!r} is not the number of a job; set MASTER_ADDR to the first node and MASTER_PORT",
             speaker=launch.rank == 0,
         )
@@ -208,7 +208,7 @@ def _rendezvous(launch: Launch) -> tuple[str, int]:
 def _named_address(launch: Launch) -> tuple[str, int]:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "29500")
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise found_alike(
+        raise shared_error(
             f"{launch.launcher}: MASTER_ADDR={address!r} MASTER_PORT={port!r} is not a valid address; set them to the "
             "first node and a free port of it, from 1 to 65535, on all ranks",
             speaker=launch.rank == 0,
@@ -224,7 +224,7 @@ def _first_node(launch: Launch) -> str:
         command = ["scontrol", "show", "hostnames", nodes]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise found_alike(
+        raise shared_error(
             f"srun: scontrol does not say which is the first of the nodes SLURM_STEP_NODELIST={nodes!r} "
             f"({reason(error)}); set MASTER_ADDR to it",
             speaker=launch.rank == 0,
@@ -237,7 +237,7 @@ def _address_by_mpi(launch: Launch) -> tuple[str, int]:
     world = MPI.COMM_WORLD
     if (world.rank, world.size) != (launch.rank, launch.size):
         library = MPI.Get_library_version().partition(",")[0].strip()
-        raise found_alike(
+        raise shared_error(
             f"{_spelt(launch)}: the launcher has started {launch.size} ranks, but mpi4py's MPI ({library}) sees "
             f"{world.size}; start with the mpirun of that MPI, with srun --mpi=none, or with torchrun",
             speaker=launch.rank == 0,

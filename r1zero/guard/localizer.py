@@ -13,7 +13,7 @@ from r1zero.model import hidden, mapping, placement
 from r1zero.model.families import Weight, weights
 from r1zero.roles import Roles
 from r1zero.weight_sync import transfer
-from r1zero.weight_sync.routes import Span, axis, need_of
+from r1zero.weight_sync.routes import Span, axis, required_span
 
 DIFFERS = {"float32": 1e-4, "bfloat16": 0.05}
 """Relative 2-norm of the difference of a hidden state that rounding does not explain."""
@@ -50,7 +50,7 @@ class FaultLocalizer:
         """Returns the second half of an error message: the layer, the tensors, and what to do. Collective."""
         blamed = self.rank in self.layout.rollout and self.layout.engine_of(self.rank) in engines
         layer, distances = self._first_layer(tokens, blamed)
-        where = _spoken(layer, distances, self.shape.layers)
+        where = _describe_layer(layer, distances, self.shape.layers)
         every = weights(self.shape)
         suspects = [w for w in every if layer is not None and _belongs(w, layer, self.shape.layers)]
         different = self._differing(suspects, blamed) or self._differing(
@@ -153,7 +153,7 @@ class FaultLocalizer:
         return {name: span.end - span.first if axis(w) == 0 else w.shape[0] for name, (w, span) in spans.items()}
 
     def _span(self, weight: Weight) -> Span | None:
-        return need_of(weight, self.shape, self.layout.rollout, self.compiled.routes.dealt, self.rank)
+        return required_span(weight, self.shape, self.layout.rollout, self.compiled.routes.distribution, self.rank)
 
 
 def _gap(held: Tensor, sent: Tensor, along: int, first: int) -> float:
@@ -177,7 +177,7 @@ def _belongs(weight: Weight, layer: int, layers: int) -> bool:
     return weight.place in ("first", "both ends") and layer == -1
 
 
-def _spoken(layer: int | None, distances: list[float], layers: int) -> str:
+def _describe_layer(layer: int | None, distances: list[float], layers: int) -> str:
     if layer is None:
         return f"the hidden states of all {layers} layers agree (to {max(distances):.1g}, relative)"
     name = "the embedding" if layer == -1 else f"layer {layer} (of 0 to {layers - 1})"

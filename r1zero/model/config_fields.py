@@ -193,8 +193,8 @@ class Config(dict[str, Any]):
 
     def refusal(self, name: str, why: str) -> UserError:
         """Returns the error that refuses a field's value."""
-        spelt = name if name.isprintable() else repr(name)
-        return UserError(f"{self.path}: {self.prefix}{spelt} = {shown(self[name])}; {why}")
+        as_text = name if name.isprintable() else repr(name)
+        return UserError(f"{self.path}: {self.prefix}{as_text} = {shown(self[name])}; {why}")
 
 
 def shown(value: Any) -> str:

@@ -92,7 +92,7 @@ def append(path: Path, iteration: int, rows: list[dict[str, Any]]) -> None:
             file.write(json.dumps({"iteration": iteration, **finite}, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def keep_until(path: Path, iteration: int) -> None:
+def truncate_after(path: Path, iteration: int) -> None:
     """Remove the lines of later iterations and an incomplete last line. The file is replaced by a rename.
 
     Only a line feed ends a line, because JSON text may contain U+2028, U+2029 and U+0085. Raises UserError for a line

@@ -35,11 +35,11 @@ class SampleRecorder:
         self._written: Future[None] | None = None
         self._first_response = ""
 
-    def keep_until(self, iteration: int) -> None:
+    def truncate_after(self, iteration: int) -> None:
         """Remove what was recorded of later iterations."""
         if not self.writes_first:
             return
-        metrics.keep_until(self.folder / "samples.jsonl", iteration)
+        metrics.truncate_after(self.folder / "samples.jsonl", iteration)
         for path in (self.folder / FOLDER).glob("iteration_*"):
             match = _ITERATION.fullmatch(path.name)
             if match and int(match[1]) > iteration:

@@ -43,7 +43,7 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
     rewards = graded.rewards_B[graded.scored_B]
     lengths = [len(r.token_ids) for r in samples.responses]
     prompts = [len(samples.prompts[r.prompt].token_ids) for r in samples.responses]
-    constant_P = grpo.without_spread(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
+    constant_P = grpo.is_constant_group(graded.rewards_B.view(by_group), graded.scored_B.view(by_group))
     outcomes = torch.bincount(graded.outcomes_B, minlength=len(OUTCOMES)).tolist()
     sums = {
         "samples": len(lengths),

@@ -38,7 +38,7 @@ class RunWriter:
         self.folder, self.iterations, alarms = folder, cfg.run.iterations, cfg.alarms
         # A run without a checkpoint repeats the evaluation before its first iteration, recorded as iteration 0.
         first = done + 1 if done else 0
-        metrics.keep_until(folder / "metrics.jsonl", first - 1)
+        metrics.truncate_after(folder / "metrics.jsonl", first - 1)
         self.alarms = AlarmMonitor(alarms, [line for line in metrics.read(folder) if line["iteration"]] if done else [])
         names = cfg.metrics.trackers
         self.board = _board(folder, first) if "tensorboard" in names else None

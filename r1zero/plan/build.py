@@ -83,7 +83,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         active_parameters=sum(s.work for s in inputs.train),
         stages=tuple((run.start, len(run)) for run in runs),
         groups=tuple(found),
-        batch=batch_algebra(inputs),
+        batch=batch_sizes(inputs),
         places=places,
         host=host,
         checkpoint={
@@ -121,7 +121,7 @@ def fullest_node(inputs: MemoryInputs) -> dict[str, int]:
     return dict(fullest)
 
 
-def batch_algebra(inputs: MemoryInputs) -> dict[str, float]:
+def batch_sizes(inputs: MemoryInputs) -> dict[str, float]:
     """Returns the sizes of the batch and its parts, by description."""
     cfg, layout = inputs.cfg, inputs.layout
     at_once, cache = memory.cache_need(inputs)

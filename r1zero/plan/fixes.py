@@ -30,7 +30,7 @@ def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str
             f"phase {phase} needs {total / GB:.1f} GB on {sum(p.ranks for p, _ in full)} ranks, but only "
             f"{limit / GB:.1f} GB are usable "
             f"(plan.assume.memory_gib = {inputs.machine.memory_gib:g}); the largest parts are {biggest} GB. "
-            f"{_cure(inputs, [p.place for p in places], limit)}"
+            f"{_find_fix(inputs, [p.place for p in places], limit)}"
         )
     pinned = sum(host.values())
     if pinned > inputs.machine.host_memory_gb * GB:
@@ -60,7 +60,7 @@ def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str
             )
 
 
-def _cure(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
+def _find_fix(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> str:
     """Returns, as a sentence, the smallest set of changes that makes every phase fit."""
     cfg = inputs.cfg
     longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens

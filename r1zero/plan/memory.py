@@ -264,8 +264,8 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
     if not training:
         kept, live = 0.0, max(layer.forward for layer in each)
     else:
-        flying = min(pp - stage, micro_batches(inputs))  # 1F1B schedule: micro-batches in flight at this stage
-        kept = flying * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
+        in_flight = min(pp - stage, micro_batches(inputs))  # 1F1B schedule: micro-batches in flight at this stage
+        kept = in_flight * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
         live = max(layer.backward + (layer.kept if full else 0) for layer in each)  # full: recomputed activations
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:

@@ -7,7 +7,7 @@ from r1zero.distributed.layout import Layout
 from r1zero.model import placement
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
-from r1zero.weight_sync.routes import Routes, axis, need_of
+from r1zero.weight_sync.routes import Routes, axis, required_span
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def engine_elements(routes: Routes) -> tuple[int, int]:
     """Returns (elements of the run's type, fp32 elements) on each rollout rank in vLLM. It is the same on all ranks."""
     rank, plain, fp32 = routes.layout.rollout.ranks[0], 0, 0
     for weight in routes.weights:
-        span = need_of(weight, routes.shape, routes.layout.rollout, routes.dealt, rank)
+        span = required_span(weight, routes.shape, routes.layout.rollout, routes.distribution, rank)
         if span:
             size = weight.size // weight.shape[axis(weight)] * (span.end - span.first)
             plain, fp32 = (plain, fp32 + size) if weight.fp32 else (plain + size, fp32)

@@ -70,9 +70,9 @@ class Engine:
         arguments |= cfg.rollout.engine
         self._stack.enter_context(self._adapter.while_alive())
         with (
-            isolation.generators_kept(cfg.run.device),
+            isolation.preserve_generators(cfg.run.device),
             isolation.environment(layout, rank),
-            isolation.world_of(layout.rollout.ranks),
+            isolation.as_world(layout.rollout.ranks),
             self._adapter.during_construction(),
         ):
             self._llm = LLM(**arguments)
@@ -238,7 +238,7 @@ class Engine:
     def _outputs(self) -> Iterator[Any]:
         """Step until no request is left, here and on the engines that share experts with this one."""
         engine = self._llm.llm_engine
-        with isolation.generators_kept(self._cfg.run.device):
+        with isolation.preserve_generators(self._cfg.run.device):
             while engine.has_unfinished_requests():
                 yield from engine.step()
 

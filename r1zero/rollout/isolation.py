@@ -43,7 +43,7 @@ def environment(layout: Layout, rank: int) -> Iterator[None]:
 
 
 @contextmanager
-def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
+def as_world(ranks: tuple[int, ...]) -> Iterator[None]:
     """Let vLLM treat `ranks` as the whole world, while its collectives use their real world ranks."""
     if len(ranks) == dist.get_world_size():
         yield
@@ -60,7 +60,7 @@ def world_of(ranks: tuple[int, ...]) -> Iterator[None]:
 
 
 @contextmanager
-def generators_kept(kind: str) -> Iterator[None]:
+def preserve_generators(kind: str) -> Iterator[None]:
     """Restore the random generators of the process afterwards: vLLM seeds and uses them, but they are the trainer's."""
     python, numpy = random.getstate(), np.random.get_state()
     accelerators = [] if kind == "cpu" else [device.torch_device(kind).index]

@@ -66,7 +66,7 @@ class Route:
         return found
 
 
-class Dealing(NamedTuple):
+class ExpertDistribution(NamedTuple):
     """How vLLM distributes the layers with experts."""
 
     expert_parallel: bool
@@ -75,14 +75,14 @@ class Dealing(NamedTuple):
     """Whether each rank holds all of the shared experts and processes its own tokens."""
 
 
-def dealing(rollout: Grid, expert_parallel: bool, device: str) -> Dealing:
+def expert_distribution(rollout: Grid, expert_parallel: bool, device: str) -> ExpertDistribution:
     """Returns how vLLM distributes experts on this grid.
 
     If both the tensor and the data degree exceed 1, vLLM splits tokens instead of shared experts
     (ParallelConfig.use_sequence_parallel_moe). vllm-ascend disables that (NPUPlatform.check_and_update_config).
     """
     both = expert_parallel and rollout.size("tp") > 1 and rollout.size("dp") > 1
-    return Dealing(expert_parallel, both and device != "npu")
+    return ExpertDistribution(expert_parallel, both and device != "npu")
 
 
 def axis(weight: Weight) -> int:
@@ -90,28 +90,30 @@ def axis(weight: Weight) -> int:
     return weight.cut or 0
 
 
-def need(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing) -> dict[int, Span]:
+def need(weight: Weight, shape: Shape, rollout: Grid, distribution: ExpertDistribution) -> dict[int, Span]:
     """Returns world rank -> the interval of the weight that vLLM keeps there, for the ranks that keep any."""
     tp = rollout.size("tp")
-    if weight.expert is not None and dealt.expert_parallel:
+    if weight.expert is not None and distribution.expert_parallel:
         dp, t = divmod(_owner(weight, shape, rollout), tp)
         return {
             rollout.at(tp=t, dp=dp, replica=r): Span(0, weight.shape[axis(weight)])
             for r in range(rollout.size("replica"))
         }
-    spans = [_vllm_span(weight, shape, tp, t, dealt) for t in range(tp)]
+    spans = [_vllm_span(weight, shape, tp, t, distribution) for t in range(tp)]
     return {rank: spans[i % tp] for i, rank in enumerate(rollout.ranks)}
 
 
-def need_of(weight: Weight, shape: Shape, rollout: Grid, dealt: Dealing, rank: int) -> Span | None:
+def required_span(
+    weight: Weight, shape: Shape, rollout: Grid, distribution: ExpertDistribution, rank: int
+) -> Span | None:
     """Returns the entry of `need` for one rank, or None."""
     if rank not in rollout:
         return None
     tp, t = rollout.size("tp"), rollout.coordinate(rank, "tp")
-    if weight.expert is not None and dealt.expert_parallel:
+    if weight.expert is not None and distribution.expert_parallel:
         mine = rollout.coordinate(rank, "dp") * tp + t == _owner(weight, shape, rollout)
         return Span(0, weight.shape[axis(weight)]) if mine else None
-    return _vllm_span(weight, shape, tp, t, dealt)
+    return _vllm_span(weight, shape, tp, t, distribution)
 
 
 def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
@@ -122,9 +124,9 @@ def _owner(weight: Weight, shape: Shape, rollout: Grid) -> int:
     return weight.require_expert() // (shape.require_moe().experts // (rollout.size("tp") * rollout.size("dp")))
 
 
-def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, dealt: Dealing) -> Span:
+def _vllm_span(weight: Weight, shape: Shape, tp: int, t: int, distribution: ExpertDistribution) -> Span:
     length = weight.shape[axis(weight)]
-    if weight.cut is None or (dealt.shared_whole and ".shared_experts." in weight.name):
+    if weight.cut is None or (distribution.shared_whole and ".shared_experts." in weight.name):
         return Span(0, length)
     if weight.place != "layer":
         width = -(-length // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // tp
@@ -186,7 +188,7 @@ class Routes:
     def __post_init__(self) -> None:
         placement.check(self.shape, self.layout.train)
         check_engine(self.shape, self.layout.rollout, self.expert_parallel)
-        self.dealt = dealing(self.layout.rollout, self.expert_parallel, self.device)
+        self.distribution = expert_distribution(self.layout.rollout, self.expert_parallel, self.device)
 
     @cached_property
     def weights(self) -> list[Weight]:
@@ -208,7 +210,7 @@ class Routes:
         """Returns the route of a weight. Weights of the same kind share one."""
         kind = self.kind(weight)
         if kind not in self._made:
-            needed = need(weight, self.shape, self.layout.rollout, self.dealt)
+            needed = need(weight, self.shape, self.layout.rollout, self.distribution)
             self._made[kind] = Route(tuple(match(self.held(weight), needed)))
         return self._made[kind]
 

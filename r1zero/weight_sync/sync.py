@@ -26,7 +26,7 @@ class Sync:
 
     def __init__(self, cfg: Config, layout: Layout, shape: Shape, rank: int, device: torch.device):
         self.layout, self.shape, self.every = layout, shape, cfg.sync.verify_every
-        self.compiled = transfer.compile_reshard(
+        self.compiled = transfer.compile_sync(
             Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, device.type),
             rank,
             dtype=build.DTYPES[cfg.run.dtype],

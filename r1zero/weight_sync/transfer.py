@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r1zero.model.families import Weight
 from r1zero.weight_sync import rounds as planned
-from r1zero.weight_sync.routes import Routes, Span, axis, need_of
+from r1zero.weight_sync.routes import Routes, Span, axis, required_span
 
 Read = Callable[[Weight], Tensor]
 """Returns this rank's part of a weight from the trainer, in HF orientation."""
@@ -43,7 +43,7 @@ class Compiled:
     """Names of the weights of which this rank's trainer holds everything that its engine keeps."""
 
 
-def compile_reshard(
+def compile_sync(
     routes: Routes, rank: int, *, dtype: torch.dtype, device: torch.device, staging_bytes: int
 ) -> Compiled:
     """Compute this rank's tasks, once and without communication. Takes 3 s for DeepSeek-V3 on 384 ranks."""
@@ -52,7 +52,10 @@ def compile_reshard(
     held, wanted, own = {}, {}, set()
     for number, weight in enumerate(routes.weights):
         if rank in routes.route(weight).of_rank:
-            part, span = routes.held(weight).get(rank), need_of(weight, shape, layout.rollout, routes.dealt, rank)
+            part, span = (
+                routes.held(weight).get(rank),
+                required_span(weight, shape, layout.rollout, routes.distribution, rank),
+            )
             if part:
                 held[number] = part.first
             if span and span.first < span.end:

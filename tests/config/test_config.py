@@ -111,9 +111,9 @@ PATHS = "[run]\ndir = 'd'\n[model]\npath = 'm'\ncheckpoint = '/c'\n[reward]\nrul
         ("configs/data/configs", "configs/data"),
     ],
 )
-@pytest.mark.parametrize("spelt", ["absolute", "relative"])
+@pytest.mark.parametrize("as_text", ["absolute", "relative"])
 def test_relative_paths_of_a_file_in_configs_start_above_it_and_others_at_the_working_directory(
-    tmp_path, folder, start, spelt, monkeypatch
+    tmp_path, folder, start, as_text, monkeypatch
 ):
     there = tmp_path / "checkout"
     (there / folder).mkdir(parents=True)
@@ -121,7 +121,7 @@ def test_relative_paths_of_a_file_in_configs_start_above_it_and_others_at_the_wo
     file = there / folder / "c.toml"
     file.write_text(PATHS)
     monkeypatch.chdir(tmp_path / "cwd")
-    path = str(file) if spelt == "absolute" else os.path.relpath(file)
+    path = str(file) if as_text == "absolute" else os.path.relpath(file)
     cfg = config.load(path, ["data.path=a"], Config)
     base = "" if start is None else f"{there / start}/"
     assert (cfg.run.dir, cfg.model.path, cfg.model.checkpoint, cfg.model.shape, cfg.data.path) == (

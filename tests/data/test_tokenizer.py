@@ -137,7 +137,7 @@ def test_a_tokenizer_that_loses_a_mark_or_a_templates_text_is_refused(tmp_path: 
 
 def test_markers_that_are_no_tokens_are_found(tokenizer_path: str) -> None:
     texts = ["<|im_start|>user\n", "<|eom|><｜User｜><｜Tool｜>", "a <|eom|> b |> <think> <|x"]
-    assert tokenizer.cut_markers(cached(tokenizer_path), texts) == ["<|eom|>", "<｜Tool｜>"]
+    assert tokenizer.split_markers(cached(tokenizer_path), texts) == ["<|eom|>", "<｜Tool｜>"]
 
 
 WORDS = st.sampled_from([*SPECIAL, "<think>", "im_end|>", "<|", "a", " ", "\n", "é", "the"])

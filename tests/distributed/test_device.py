@@ -127,7 +127,7 @@ def test_a_device_that_is_not_there_is_a_sentence_of_one_rank_a_host(monkeypatch
     from r1zero.config import errors
     from r1zero.distributed import device
 
-    monkeypatch.setattr(errors, "SPEAKER_S", 0)
+    monkeypatch.setattr(errors, "ERROR_WAIT_S", 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     for there, says in (
         (0, "has no such device that its packages can use; set run.device to one that it has"),

@@ -187,7 +187,7 @@ def bare(monkeypatch):
             "GLOO_SOCKET_IFNAME",
         ):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(errors, "SPEAKER_S", 0.0)
+    monkeypatch.setattr(errors, "ERROR_WAIT_S", 0.0)
     return monkeypatch
 
 
@@ -258,7 +258,7 @@ def test_one_node_needs_no_scontrol(nodes, bare):
 ANOTHER_MPI = """
 from r1zero.config import errors
 from r1zero.distributed import device, world
-errors.SPEAKER_S = 0
+errors.ERROR_WAIT_S = 0
 try:
     world.join(world.read_launch(), device.DEVICES["cpu"], 5)
 except errors.UserError as error:

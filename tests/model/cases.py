@@ -30,9 +30,9 @@ class Built:
 
     @property
     def trained(self) -> Any:
-        from r1zero.checkpoint.training import Trained
+        from r1zero.checkpoint.training import TrainedModel
 
-        return Trained(self.chunks, self.optimizer, self.scheduler, self.shape, self.grids, self.hosts)
+        return TrainedModel(self.chunks, self.optimizer, self.scheduler, self.shape, self.grids, self.hosts)
 
 
 def grid(**degrees: Any) -> config.MegatronGrid:

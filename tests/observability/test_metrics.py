@@ -27,11 +27,11 @@ def test_the_lines_of_later_iterations_and_a_torn_last_line_are_dropped(
         metrics.append(path, iteration, [{"response": text}])
     whole = path.read_bytes() if texts else b""
     path.write_bytes(whole + '{"iteration": 0, "response": "é\u2028😀"}'.encode()[:torn])
-    metrics.keep_until(path, kept)
+    metrics.truncate_after(path, kept)
     rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     assert rows == [{"iteration": i, "response": text} for i, text in enumerate(texts, 1) if i <= kept]
     metrics.append(path, 99, [{"response": "\u2028"}])
-    metrics.keep_until(path, 99)
+    metrics.truncate_after(path, 99)
     assert path.read_bytes().count(b"\n") == len(rows) + 1
 
 
@@ -46,7 +46,7 @@ def test_a_line_that_is_damaged_is_named(line: str, tmp_path: Path) -> None:
     path.write_bytes(b'{"iteration": 1}\n' + line.encode("utf-8", "surrogateescape") + b"\n")
     before = path.read_bytes()
     with pytest.raises(UserError, match="metrics.jsonl:2: is not a line of a run .*; remove it"):
-        metrics.keep_until(path, 1)
+        metrics.truncate_after(path, 1)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
@@ -54,7 +54,7 @@ def test_a_record_that_is_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("elsewhere.jsonl")
     metrics.append(tmp_path / "metrics.jsonl", 1, [{}])
     metrics.append(tmp_path / "metrics.jsonl", 2, [{}])
-    metrics.keep_until(tmp_path / "metrics.jsonl", 1)
+    metrics.truncate_after(tmp_path / "metrics.jsonl", 1)
     assert (tmp_path / "metrics.jsonl").is_symlink() and (
         tmp_path / "elsewhere.jsonl"
     ).read_text() == '{"iteration": 1}\n'

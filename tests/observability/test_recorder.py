@@ -54,7 +54,7 @@ def test_a_few_samples_or_all_are_kept_and_read_back(tmp_path):
     assert [r["response"] for r in rows[:4]] == list(TEXTS.values()) and rows[0]["row"] == 7
     assert [r["reward"] for r in rows[:4]] == [1.0, -0.5, 0.25, None] and rows[3]["outcome"] == "timeout"
     one = made(tmp_path, "few")
-    one.keep_until(1)
+    one.truncate_after(1)
     assert [p.name for p in (tmp_path / "samples").iterdir()] == ["iteration_1"]
     assert [json.loads(text)["iteration"] for text in (tmp_path / "samples.jsonl").read_text().splitlines()] == [1]
 

@@ -131,7 +131,7 @@ class Model:
 def build_model(folder: Path, place: MegatronGrid, size: int, dtype: str = "float32") -> Model:
     """A checkpoint's model with an optimizer, on the grid's ranks."""
     from r1zero.checkpoint.base_weights import load_base_weights
-    from r1zero.checkpoint.training import Trained
+    from r1zero.checkpoint.training import TrainedModel
     from r1zero.model import build
     from r1zero.model.families import read_shape
 
@@ -145,7 +145,7 @@ def build_model(folder: Path, place: MegatronGrid, size: int, dtype: str = "floa
     chunks = build.build_model(shape, cfg, grids, True)
     load_base_weights(chunks, shape, grids, str(folder))
     optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
-    return Model(chunks, optimizer, scheduler, grids, Trained(chunks, optimizer, scheduler, shape, grids, hosts))
+    return Model(chunks, optimizer, scheduler, grids, TrainedModel(chunks, optimizer, scheduler, shape, grids, hosts))
 
 
 def forward(chunk: torch.nn.Module, sequences: list[Tensor], multiple: int, device: torch.device) -> Tensor:

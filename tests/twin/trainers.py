@@ -31,7 +31,7 @@ class Gradients:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What a rank did: loaded or not, some steps, saved."""
 
     adam: str
@@ -58,7 +58,9 @@ def gradients(rank: int, oracle: Oracle, place: MegatronGrid, packs: int) -> Gra
     )
 
 
-def train(rank: int, oracle: Oracle, place: MegatronGrid, dtype: str, folder: Path, first: int, last: int) -> Trained:
+def train(
+    rank: int, oracle: Oracle, place: MegatronGrid, dtype: str, folder: Path, first: int, last: int
+) -> TrainedModel:
     """Steps first + 1 .. last, of which each is saved; what step `first` left is loaded."""
     model = project.build_model(oracle.folder, place, dist.get_world_size(), dtype)
     if first:
@@ -70,7 +72,7 @@ def train(rank: int, oracle: Oracle, place: MegatronGrid, dtype: str, folder: Pa
         model.save(folder, step)
     adams = [part.optimizer for part in model.optimizer.chained_optimizers]
     steps = [float(group["step"]) for adam in adams for group in adam.param_groups if "step" in group]
-    return Trained(f"{type(adams[0]).__module__}.{type(adams[0]).__name__}", tuple(steps))
+    return TrainedModel(f"{type(adams[0]).__module__}.{type(adams[0]).__name__}", tuple(steps))
 
 
 def _summed(model: Any) -> dict[int, Tensor]:

@@ -19,7 +19,7 @@ from r1zero.distributed.layout import Layout
 from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
 from r1zero.weight_sync import transfer
-from r1zero.weight_sync.routes import Routes, axis, need_of
+from r1zero.weight_sync.routes import Routes, axis, required_span
 from tests.oracles import gathered_weights as generic
 from tests.weight_sync.shapes import CASES
 
@@ -44,7 +44,7 @@ def reader(compiled: transfer.Compiled, dtype: torch.dtype) -> transfer.Read:
 def make(
     shape: Shape, layout: Layout, expert_parallel: bool, rank: int, dtype: torch.dtype = torch.bfloat16
 ) -> transfer.Compiled:
-    return transfer.compile_reshard(
+    return transfer.compile_sync(
         Routes(layout, shape, expert_parallel, "cpu"), rank, dtype=dtype, device=CPU, staging_bytes=20_000
     )
 
@@ -73,8 +73,8 @@ def stream_is_right(shape: Shape, layout: Layout, expert_parallel: bool, rank: i
         kept = 0
         for name, tensor in oracle.items():
             weight = by_name[name]
-            span = need_of(
-                weight, shape, layout.rollout, compiled.routes.dealt, rank
+            span = required_span(
+                weight, shape, layout.rollout, compiled.routes.distribution, rank
             )  # the generic path sends nothing to others
             if span.first == span.end:
                 continue

@@ -65,7 +65,7 @@ def same_expression(answer: str, label: str) -> bool:
     if ours is not None and theirs is not None:
         return same_numeral(ours, theirs)
     gold, pred = tree_of(label), tree_of(answer)
-    if gold is None or pred is None or unevaluated.left_undone(pred, gold):
+    if gold is None or pred is None or unevaluated.is_unevaluated(pred, gold):
         return False
     if _COMPUTED_ON_READING.search(answer) and not _COMPUTED_ON_READING.search(label):
         return False

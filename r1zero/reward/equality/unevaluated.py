@@ -15,7 +15,7 @@ Tree: TypeAlias = sympy.Basic | MatrixBase
 _OPERATIONS = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
-def left_undone(answer: Tree, label: Tree) -> bool:
+def is_unevaluated(answer: Tree, label: Tree) -> bool:
     """Whether the answer contains arithmetic on numbers, a sum or an integral, and the label contains none of these."""
     return any(map(_is_computation, _nodes(answer))) and not any(map(_is_computation, _nodes(label)))
 

@@ -71,12 +71,12 @@ class Supervisor:
             warming = idle and self._warm()
             for key, events in self.selector.select(0 if warming else self._patience()):
                 if key.fileobj is self.trainer:
-                    alive = (not events & selectors.EVENT_READ or self._hear_trainer()) and alive
+                    alive = (not events & selectors.EVENT_READ or self._receive_tasks()) and alive
                     continue
                 if events & selectors.EVENT_WRITE:
                     self._flush(key.data.sock, key.data.outbox, key.data)
                 if events & selectors.EVENT_READ:
-                    self._hear_worker(key.data)
+                    self._receive_result(key.data)
             self._enforce(time.monotonic())
             if self.outbox:
                 self._flush(self.trainer, self.outbox, None)
@@ -100,7 +100,7 @@ class Supervisor:
 
     # The trainer's side.
 
-    def _hear_trainer(self) -> bool:
+    def _receive_tasks(self) -> bool:
         tasks = receive(self.trainer, self.frames)
         if tasks is None:
             return False
@@ -162,7 +162,7 @@ class Supervisor:
                 sys.stderr.flush()
             os._exit(0 if error is None else 1)
 
-    def _hear_worker(self, worker: Worker) -> None:
+    def _receive_result(self, worker: Worker) -> None:
         answers = receive(worker.sock, worker.frames)
         if answers is None:
             if worker.task is not None:
