@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from r1zero import config
+from r1zero.batch import LossSize, MiniBatch
 from r1zero.config import MegatronGrid
 from r1zero.distributed import device, layout
 from r1zero.model import families
@@ -57,7 +58,8 @@ def used(rank: int, oracle: Oracle, place: MegatronGrid) -> set[str]:
     mine = batch(1)
     mine = replace(mine, tokens_T=mine.tokens_T % built.shape.vocab_size)
     with Collectives() as seen:
-        policy.update(mine, float(len(mine.scored_B)))
+        samples = float(len(mine.scored_B))
+        policy.update(mine, [MiniBatch(mine.ids_B, LossSize(samples, samples, 1))])
     return seen.descriptions
 
 

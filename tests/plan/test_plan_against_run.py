@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r1zero import config
-from r1zero.batch import Batch
+from r1zero.batch import Batch, LossSize, MiniBatch
 from r1zero.config import MegatronGrid, VllmGrid
 from r1zero.distributed import layout
 from r1zero.model import families
@@ -56,7 +56,10 @@ def measured(rank: int, cfg: config.Config) -> dict:
         policy, engine = trainer.roles.policy, trainer.roles.engine
         model = policy.chunks[0]
         mine = batch(2 * trainer.layout.train.dense.size("pp"))
-        policy.update(mine, float(len(mine) * LENGTH))  # optimizer states come with the first step
+        whole = [
+            MiniBatch(mine.ids_B, LossSize(float(len(mine) * (LENGTH - PROMPT)), float(len(mine)), LENGTH - PROMPT))
+        ]
+        policy.update(mine, whole)  # optimizer states come with the first step
         weights = live.storages([*model.parameters(), *model.module.buffers()])
         gradients = live.storages(p.main_grad for p in model.parameters())
         state = live.storages(live.optimizer_tensors(policy.optimizer))
@@ -87,7 +90,7 @@ def measured(rank: int, cfg: config.Config) -> dict:
         policy._schedule = watched
         with torch.no_grad():
             policy.logprobs(mine)
-        policy.update(mine, float(len(mine) * LENGTH))
+        policy.update(mine, whole)
         for hook in hooks:
             hook.remove()
         if routed:
