@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def main() -> None:
         world.abort_on_exception(launch)
         cfg = config.load(args.config, args.overrides, config.Config)
         limits.check(cfg)
+        cfg = replace(cfg, run=choose_dtype(cfg.run, launch.rank))
         evaluated = None
         if args.eval is not None:
             cfg, evaluated = target.resolve(cfg, args.eval)
@@ -83,6 +85,14 @@ def main() -> None:
         if launch.rank == 0 or not isinstance(error, config.CollectiveError):
             sys.stderr.write(f"{error}\n")
         world.abort(launch, 2)
+
+
+def choose_dtype(run: config.Run, rank: int) -> config.Run:
+    """Returns the section with a definite type, and says on rank 0 which one "auto" became."""
+    chosen = device.resolve_dtype(run)
+    if chosen != run and rank == 0:
+        sys.stderr.write(f'run.dtype = "auto": {chosen.dtype} on this {run.device}\n')
+    return chosen
 
 
 def doctor() -> int:

@@ -24,8 +24,10 @@ class Run:
     iterations: int = 100
     """Number of iterations of GRPO: one rollout and one update each."""
     device: Literal["cpu", "cuda", "npu"] = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of weights and activations in trainer and engine. Gradients and Adam's state are always fp32."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
+    """Type of weights and activations in trainer and engine. Gradients and Adam's state are always fp32.
+
+    auto: bfloat16, except on a CPU that has no instructions to multiply it (AVX512-BF16 or AMX); there float32."""
     timeout_s: int = 1800
     """Seconds after which a waiting collective ends the job."""
     phase_timeout_s: int = 1500

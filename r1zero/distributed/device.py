@@ -9,10 +9,11 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from r1zero.config import UserError, shared_error
+from r1zero.config import Run, UserError, shared_error
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,21 @@ COMMON = (
     ("TORCH_CPP_LOG_LEVEL", "ERROR"),
     ("TORCH_LOGS", "-torch._library.triton"),  # it warns that triton is missing, which nothing here needs
 )
+
+
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
+"""Flags of /proc/cpuinfo of processors that multiply bfloat16 in hardware: those of x86, then those of Arm."""
+
+
+def resolve_dtype(run: Run, cpuinfo: Path = Path("/proc/cpuinfo")) -> Run:
+    """Returns the section with run.dtype = "auto" replaced by the type that is fast on this machine."""
+    if run.dtype != "auto":
+        return run
+    if run.device != "cpu":
+        return replace(run, dtype="bfloat16")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return replace(run, dtype="bfloat16" if flags.intersection(BF16_FLAGS) else "float32")
 
 
 def make_deterministic(kind: str) -> None:

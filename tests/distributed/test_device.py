@@ -150,3 +150,27 @@ def test_a_vendors_package_that_is_not_there_is_a_sentence() -> None:
         config.UserError, match="run.device = 'npu': .* can use .No module named 'torch_npu'.; set run.device to one"
     ):
         device.start("npu", 0)
+
+
+@pytest.mark.parametrize(
+    "kind, cpuinfo, dtype",
+    [
+        ("cpu", "flags\t\t: fpu avx512f avx512_bf16 amx_bf16", "bfloat16"),
+        ("cpu", "flags\t\t: fpu avx2 avx512f", "float32"),
+        ("cpu", "Features\t: fp asimd bf16 svebf16", "bfloat16"),
+        ("cpu", "Features\t: fp asimd\nmodel name : not bf16", "float32"),
+        ("cpu", None, "float32"),
+        ("npu", "flags : fpu", "bfloat16"),
+    ],
+)
+def test_auto_is_the_type_that_the_machine_multiplies(
+    tmp_path: Path, kind: str, cpuinfo: str | None, dtype: str
+) -> None:
+    from r1zero import config
+    from r1zero.distributed import device
+
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    assert device.resolve_dtype(config.Run(device=kind, dtype="auto"), file).dtype == dtype
+    assert device.resolve_dtype(config.Run(device=kind, dtype="float32"), file).dtype == "float32"
