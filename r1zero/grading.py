@@ -1,4 +1,7 @@
-"""The samples of one engine in one iteration: prompts, responses and grades."""
+"""The samples of one engine in one iteration: prompts, responses and grades.
+
+`Grader` decides which rank grades a response and collects the results. The rules run in the processes of reward/.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +73,7 @@ class Grader:
         self.folder = Path(cfg.run.dir) / cfg.run.name
         self.cfg, self.scorer, self.tokenizer = cfg, scorer, model_tokenizer
         self.dropped = tokenizer.dropped_ids(model_tokenizer, stop_token_ids)
+        # Of the engine's `peers` tensor-parallel ranks, this one grades every peers-th sample, beginning with `turn`.
         self.peers, self.turn = 1, 0
         self.group: dist.ProcessGroup | None = None
         for members in layout.rollout.groups("tp"):  # every rank must create every group, in the same order

@@ -22,7 +22,7 @@ class Inputs(NamedTuple):
     logprobs_R: Tensor
     """Logprobs under the policy, with gradient."""
     entropy_R: Tensor
-    """Entropy of the policy, with gradient, which is used if there is an entropy bonus."""
+    """Entropy of the policy. Its gradient is used only if there is an entropy bonus."""
     old_logprobs_R: Tensor | None
     """Logprobs under the old policy, the denominator of the ratio; None: those of the policy itself, detached."""
     ref_logprobs_R: Tensor | None
@@ -40,7 +40,7 @@ class Objective(NamedTuple):
     """The loss of one micro-batch, and what is logged about it."""
 
     loss: Tensor
-    """This micro-batch's share of the loss of the whole update, which is the sum of all shares."""
+    """This micro-batch's share of the update's loss, which is the sum over all micro-batches and ranks."""
     sums: Tensor
     """(len(SUMS),) without gradient."""
     gap_max: Tensor
@@ -48,7 +48,10 @@ class Objective(NamedTuple):
 
 
 def objective(cfg: Grpo, x: Inputs, size: LossSize) -> Objective:
-    """Returns the loss that the fields of `[grpo]` describe. size: that of the whole update, on all ranks."""
+    """Returns the loss that the fields of `[grpo]` describe.
+
+    size: number of samples and tokens of the whole update, on all ranks, by which the loss is divided.
+    """
     lengths_B = x.lengths_B
     mask, advantages = (v.repeat_interleave(lengths_B) for v in (x.in_loss_B, x.advantages_B))
     own = x.logprobs_R.detach()
@@ -61,19 +64,17 @@ def objective(cfg: Grpo, x: Inputs, size: LossSize) -> Objective:
     kl = torch.zeros_like(x.logprobs_R)
     if x.ref_logprobs_R is not None:
         kl = estimate_kl(cfg.kl_estimator, x.logprobs_R, _where_unmasked(mask, x.ref_logprobs_R, own), old)
-    terms = policy_loss + cfg.kl_coef * kl if cfg.kl_in == "loss" else policy_loss
+    loss_R = policy_loss + cfg.kl_coef * kl if cfg.kl_in == "loss" else policy_loss
     if cfg.entropy_coef:
-        terms = terms - cfg.entropy_coef * x.entropy_R
+        loss_R = loss_R - cfg.entropy_coef * x.entropy_R
     with torch.no_grad():
         # A NaN counts as an infinite difference, because a maximum would ignore it.
-        trainers = own if cfg.old_logprobs == "rollout" else old
-        apart = (trainers - x.rollout_logprobs_R).abs().nan_to_num(nan=torch.inf)
-        gap, weight = torch.where(mask, apart, 0.0), correction.weight_R
-        figures = (policy_loss, kl, x.entropy_R, surrogate.clipped_R, old - x.logprobs_R, gap, torch.ones_like(gap))
-        sums = torch.stack(
-            [grpo.masked_sum(f, mask) for f in (*figures, correction.touched_R, weight, weight.square())]
-        )
-    return Objective(aggregate(cfg, terms, mask, lengths_B, size), sums, gap.max() if len(gap) else gap.sum())
+        trainer_logprobs = own if cfg.old_logprobs == "rollout" else old
+        distance = (trainer_logprobs - x.rollout_logprobs_R).abs().nan_to_num(nan=torch.inf)
+        gap, weight = torch.where(mask, distance, 0.0), correction.weight_R
+        logged = (policy_loss, kl, x.entropy_R, surrogate.clipped_R, old - x.logprobs_R, gap, torch.ones_like(gap))
+        sums = torch.stack([grpo.masked_sum(f, mask) for f in (*logged, correction.touched_R, weight, weight.square())])
+    return Objective(aggregate(cfg, loss_R, mask, lengths_B, size), sums, gap.max() if len(gap) else gap.sum())
 
 
 def _where_unmasked(mask_R: Tensor, values_R: Tensor | None, own_R: Tensor) -> Tensor:

@@ -1,7 +1,13 @@
 """All changes that this program makes to other libraries, in one table, and the functions that apply them.
 
 A patch is the last resort, for what the library's public extension points do not allow. Each row names the versions it
-was checked with, why it is needed, the test that fails without it, and when it can be removed.
+was checked with, why it is needed, the test that fails without it, and when it can be removed. The replacements are
+beside the code that needs them: search for the row's name, or for `patched(` and `patches.apply(`.
+
+Not in the table are changes to single models that this program has built, made with the library's classes as they are:
+vLLM's in rollout/engine.py (`_return_logprobs`, `_set_latent_epsilon`), megatron-core's in model/layers.py
+(`use_packed_rotary`) and model/cpu_megatron.py (`look_like_cuda`). MindSpeed makes its own patches when it is imported;
+`undo_mindspeed_patches` of distributed/device.py takes three of them back.
 """
 
 import importlib

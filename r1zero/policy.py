@@ -49,7 +49,7 @@ class Policy:
         self.optimizer_on_device: Callable[[], Any] = nullcontext
         """Returns a context in which the optimizer's state is on the device."""
         self.tp_group = parallel_state.get_tensor_model_parallel_group()
-        # The group that also reduces the gradients: another one of the same ranks would take buffers of its own.
+        # This group also reduces the gradients. Another group of the same ranks would allocate its own buffers.
         self.dp_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         width = vocab_size // self.tp_group.size()
         first = width * self.tp_group.rank()
@@ -73,18 +73,18 @@ class Policy:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor | None:
-        """Returns the (R,) fp32 logprobs of the batch's response tokens, in its order, on the last pipeline stage.
+        """Returns the (R,) fp32 logprobs of the response tokens, in the batch's order, on the last pipeline stage.
 
         Returns None on other stages. Collective over the ranks of the role.
         """
-        packs = self._micro_batches(batch)
+        micro = self._micro_batches(batch)
         stats = self._schedule(
-            packs, lambda p, logits, non_loss_data: self._stats(p, logits).logprobs_R, forward_only=True
+            micro, lambda p, logits, non_loss_data: self._stats(p, logits).logprobs_R, forward_only=True
         )
         if not parallel_state.is_pipeline_last_stage():
             return None
         out = torch.empty(int(batch.response_lengths_B.sum()))
-        for p, values in zip(packs, stats, strict=True):
+        for p, values in zip(micro, stats, strict=True):
             out[p.response_index] = values.cpu()
         return out
 
@@ -93,11 +93,14 @@ class Policy:
 
         The learning rate is the same for all steps of an iteration.
 
-        Returns this rank's share of SUMS, and `gap_max`, the largest difference between the logprob of a token here and
-        in the rollout engine, over all steps; both are zero on ranks that do not report. Also returns `grad_norm`, the
-        mean over the steps of the gradient's norm of the whole model before clipping, the steps' `lr`, and `skipped`:
-        1.0 on all ranks if the loss or the gradient of any step is not finite, in which case that step left weights and
-        moments as they were.
+        Returns these values, of which the first two are zero on a rank that is not `is_reporting_rank`:
+
+        * each name of SUMS: this rank's share of the sum, over all steps;
+        * `gap_max`: the largest difference of a token's logprob between trainer and engine;
+        * `grad_norm`: the norm of the whole model's gradient before clipping, as the mean over the steps;
+        * `lr`: the learning rate of all steps;
+        * `skipped`: 1.0 on all ranks if the loss or the gradient of any step is not finite, otherwise 0.0. Such a step
+          does not change weights or moments.
         """
         lr = self.optimizer.param_groups[0]["lr"]
         updates = []
@@ -106,7 +109,8 @@ class Policy:
             updates.append(self._update(batch.select(mine), part.size))
         if not all(u.skipped for u in updates):
             self.scheduler.step(1)
-        # The gap to the engine is that at the time of sampling: later updates move the policy away from the engine.
+        # With old_logprobs = "rollout" the gap is measured with the current policy, which has the engine's weights only
+        # in the first update.
         gaps = updates[:1] if self.cfg.grpo.old_logprobs == "rollout" else updates
         sums = torch.stack([u.sums for u in updates]).sum(0)
         for name in ("gap", "gap_tokens"):
@@ -121,13 +125,13 @@ class Policy:
         }
 
     def _update(self, batch: Batch, size: LossSize) -> _Update:
-        packs = self._micro_batches(batch)
+        micro = self._micro_batches(batch)
         chunk: Any  # megatron-core's wrapper; torch.nn.Module does not declare its methods
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        results = self._schedule(packs, partial(self._loss, batch, size), forward_only=False)
+        results = self._schedule(micro, partial(self._loss, batch, size), forward_only=False)
         # Check the gradient before anything is changed: without a loss scaler, megatron's optimizer steps on any
         # gradient, finite or not.
         self.optimizer.prepare_grads()
@@ -151,10 +155,10 @@ class Policy:
     def _loss(
         self, batch: Batch, size: LossSize, p: MicroBatch, logits: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns the loss, a number of tokens of 0, and the sums to report.
+        """Returns what megatron's schedule expects: the loss, a number of tokens, and the values to report.
 
-        The loss is already divided by the size of the whole mini-batch; the triple tells megatron not to scale it
-        again.
+        The loss is already divided by the size of the whole mini-batch. Three values instead of two, with a number of
+        tokens of 0, make megatron leave it unscaled (see model/build.py).
         """
 
         def of_tokens(flat: Tensor) -> Tensor | None:
@@ -187,13 +191,14 @@ class Policy:
         )
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
+        """Cut the batch into micro-batches, the same number on all data-parallel ranks."""
         groups = micro_batches(batch.lengths_B.tolist(), self.cfg.train.micro_batch_tokens)
         count = torch.tensor(len(groups), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
         return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
 
-    def _schedule(self, packs: list[MicroBatch], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
-        """Run megatron's schedule. The last pipeline stage calls `on_logits(pack, logits)` for each micro-batch."""
+    def _schedule(self, micro: list[MicroBatch], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
+        """Run megatron's schedule. The last pipeline stage calls `on_logits(micro-batch, logits)` for each."""
 
         def forward(data: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
@@ -203,10 +208,10 @@ class Policy:
 
         return get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=iter(packs),
+            data_iterator=iter(micro),
             model=self.chunks,
-            num_microbatches=len(packs),
-            seq_length=1,
+            num_microbatches=len(micro),
+            seq_length=1,  # this and the next are ignored; see model/build.py
             micro_batch_size=1,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,

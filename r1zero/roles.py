@@ -28,8 +28,8 @@ class Roles:
     """The models and the engine that live on this rank.
 
     engine: set on a rank that generates. policy: set on a rank that trains. reference: set on a rank of the reference's
-    own grid. If the reference is colocated with train, `original` (or `weight_offload`) holds its weights, which take
-    the policy's place while the reference logprobs are computed.
+    own grid. If the reference is colocated with train, `original` (or, with train.offload, `weight_offload`) holds its
+    weights, which replace the policy's while the reference logprobs are computed.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Roles:
             return self.require_policy().logprobs(batch)
 
     def to_training(self) -> None:
-        """Offload the engine from a device that it shares with the trainer or the reference."""
+        """Free the engine's device memory if the trainer or the reference uses the same device."""
         if self.policy or self.reference:
             self._sleep_engine()
 
@@ -123,14 +123,14 @@ class Roles:
 
     @contextmanager
     def _with_reference_weights(self) -> Iterator[None]:
-        """Put the original weights in place of the trained ones: from the host, or by exchanging pointers."""
-        self._exchange("original")
+        """Use the original weights inside the context: copied from the host, or by exchanging pointers."""
+        self._swap_weights("original")
         try:
             yield
         finally:
-            self._exchange("policy")
+            self._swap_weights("policy")
 
-    def _exchange(self, name: str) -> None:
+    def _swap_weights(self, name: str) -> None:
         if self.weight_offload:
             self.weight_offload.onload(name)
             return
@@ -153,7 +153,7 @@ class Roles:
     def update(self, batch: Batch | None, parts: list[MiniBatch]) -> dict[str, float]:
         """Take one optimizer step for each mini-batch. Returns {} on a rank that does not train.
 
-        Mini-batches without a scored token are omitted. If none is left, does nothing, and returns {} as well.
+        Mini-batches without a scored token are omitted. If none is left, nothing is updated and the result is {} too.
         """
         parts = [part for part in parts if part.size.tokens]
         if batch is None or not parts:
@@ -194,26 +194,26 @@ class Roles:
             training.save(folder, iteration, self.trained, extra, self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint and return what `save` was given in `extra`, and its iteration.
+        """Load the newest complete checkpoint. Returns the `extra` that `save` was given, and the iteration.
 
         Runs on every rank of the world. Returns None if there is no checkpoint. Raises UserError if mode is "never" and
         there is one.
         """
-        found = step_folders.newest(folder)
-        if found is None:
+        checkpoint = step_folders.newest(folder)
+        if checkpoint is None:
             return None
         if mode == "never":
             raise UserError(
-                f'checkpoint.resume = "never", but {found.path} exists; '
+                f'checkpoint.resume = "never", but {checkpoint.path} exists; '
                 'set it to "auto" to continue from it, or change run.name'
             )
-        return self.load(found)
+        return self.load(checkpoint)
 
-    def load(self, found: step_folders.CheckpointInfo) -> dict[str, Any]:
-        """Take weights and optimizer state of a checkpoint. Returns what `save` was given, and its iteration."""
+    def load(self, checkpoint: step_folders.CheckpointInfo) -> dict[str, Any]:
+        """Load weights and optimizer state. Returns the `extra` that `save` was given, and the iteration."""
         if self.trained:
             if self.weight_offload:
                 self.weight_offload.onload("policy")
             with self.require_policy().optimizer_on_device():
-                training.load(found, self.trained)
-        return {**found.extra, "iteration": found.iteration}
+                training.load(checkpoint, self.trained)
+        return {**checkpoint.extra, "iteration": checkpoint.iteration}

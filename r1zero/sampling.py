@@ -1,9 +1,11 @@
-"""Dynamic sampling: the choice of the groups that make up the batch of an iteration, and an engine's part of it.
+"""Chooses the groups that make up the batch of an iteration, cuts out this engine's part, and divides it into updates.
 
-An iteration draws prompts in rounds. Without dynamic sampling there is one round, and all of its groups are used. With
-dynamic sampling, groups whose rewards are all equal are left out, because they have no learning signal, and further
-prompts are drawn until the batch is full or `max_rounds` is reached (Yu et al., "DAPO", 2025, section 3.2, equation
-11).
+How tokens are sampled, and with which seeds, is in rollout/engine.py.
+
+An iteration draws prompts in rounds; a group is the responses to one prompt. Without dynamic sampling there is one
+round, and all of its groups are used. With dynamic sampling, groups whose rewards are all equal are left out, because
+they have no learning signal, and further prompts are drawn until the batch is full or `max_rounds` is reached (Yu et
+al., "DAPO", 2025, section 3.2, equation 11).
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from r1zero.shaping import in_loss
 
 
 class Draw(NamedTuple):
-    """One round of an iteration."""
+    """One round of an iteration: the responses to prompts_per_iteration prompts, and their grades."""
 
     samples: Samples | None
     """The samples of this rank's engine; None on a rank that does not generate."""
@@ -76,7 +78,7 @@ def sample_numbers(groups: list[int], group_size: int) -> Tensor:
 def merge(draws: Sequence[Draw]) -> tuple[Samples | None, Graded | None]:
     """Returns all samples of this rank's engine in the iteration and their grades, round by round.
 
-    Returns None twice on a rank that does not generate.
+    Returns (None, None) on a rank that does not generate.
     """
     samples = [draw.samples for draw in draws if draw.samples]
     graded = [draw.graded for draw in draws if draw.graded]
@@ -96,18 +98,19 @@ def merge(draws: Sequence[Draw]) -> tuple[Samples | None, Graded | None]:
 
 
 def own_batch(cfg: Config, samples: Samples, graded: Graded, chosen: Chosen, advantages_B: Tensor) -> Batch:
-    """Returns the chosen samples of this engine, numbered by their place in the batch.
+    """Returns the chosen samples of this engine, numbered by their position in the batch.
 
-    samples, graded: the engine's, of all rounds. advantages_B: those of the whole batch.
+    samples, graded: all of this engine's in the iteration. advantages_B: those of the whole batch.
     """
     size, prompts = cfg.grpo.group_size, cfg.grpo.prompts_per_iteration
     share = len(samples.prompts) // (chosen.drawn // prompts)
     first = samples.first_id // size
-    mine = [place for place, group in enumerate(chosen.groups) if first <= group % prompts < first + share]
-    here = [chosen.groups[place] // prompts * share + chosen.groups[place] % prompts - first for place in mine]
-    ids_B, rows_B = sample_numbers(mine, size), sample_numbers(here, size)
-    every = to_batch(samples, torch.zeros(len(samples.responses)), in_loss(cfg, samples, graded))
-    return replace(every.select(rows_B), ids_B=ids_B, advantages_B=advantages_B[ids_B])
+    # Positions of this engine's groups in the batch, and their numbers among all groups that the engine generated.
+    positions = [at for at, group in enumerate(chosen.groups) if first <= group % prompts < first + share]
+    own_groups = [chosen.groups[at] // prompts * share + chosen.groups[at] % prompts - first for at in positions]
+    ids_B, rows_B = sample_numbers(positions, size), sample_numbers(own_groups, size)
+    generated = to_batch(samples, torch.zeros(len(samples.responses)), in_loss(cfg, samples, graded))
+    return replace(generated.select(rows_B), ids_B=ids_B, advantages_B=advantages_B[ids_B])
 
 
 def updates(cfg: Config, iteration: int, lengths: BatchLengths) -> list[MiniBatch]:

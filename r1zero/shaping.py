@@ -1,4 +1,4 @@
-"""Computes the rewards and the mask that the loss uses from the grades of an engine's samples."""
+"""Between grading and advantages: scales, clips and penalises rewards, and decides whose tokens are in the loss."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,7 @@
 """The training loop and the training step.
 
-Every rank runs every phase of the step. A rank outside the grid of a phase has no data in it and passes through.
+Every rank calls every phase of the step. A rank that has no role in a phase has no data for it (None), and only takes
+part in the collectives over all ranks.
 """
 
 import logging
@@ -136,16 +137,16 @@ class Trainer:
         self.roles.close()
 
     def evaluate(self, target: Target) -> None:
-        """Evaluate weights, print the figures and write responses and pass rates to the folder `eval` of the run.
+        """Evaluate the weights of `target`, print the metrics, and write responses and pass rates to the run's `eval`.
 
-        Raises UserError where there is no such checkpoint.
+        Raises UserError if there is no such checkpoint.
         """
         if target.newest:
             self._resume()
             if not self.done:
                 raise CollectiveError(f"--eval: {self.folder}/checkpoints holds no checkpoint; name a folder")
         elif target.checkpoint:
-            self.done = self.roles.load(step_folders.one(target.checkpoint))["iteration"]
+            self.done = self.roles.load(step_folders.open_checkpoint(target.checkpoint))["iteration"]
         self.sync_and_check(0)
         name = f"step_{self.done}" if self.done else Path(self.cfg.model.path).resolve().name
         values = self._evaluate(name)
@@ -154,11 +155,11 @@ class Trainer:
         self.roles.close()
 
     def _evaluate(self, name: str) -> dict[str, float]:
-        """The figures of all sets with the weights that the engines have now, and the seconds that this took."""
+        """Evaluate all sets with the engines' current weights. Returns the metrics, and the seconds that it took."""
         self.watch.lap()
         with self.watch.phase("evaluation"):
             values = self.evaluator.run(self.roles.engine, self.device, self.folder / "eval" / name)
-        # A lap of its own: tokens/s and timing/all of the next iteration are those of training alone.
+        # The lap ends here, so that tokens/s and timing/all of the next iteration cover training alone.
         return values | {"timing/evaluation": self.watch.lap()["timing/evaluation"]}
 
     def step(self, iteration: int) -> dict[str, float]:
@@ -169,7 +170,7 @@ class Trainer:
         cfg, watch, roles = self.cfg, self.watch, self.roles
         draws: list[Draw] = []
         while not draws or not is_enough(cfg, draws):
-            draws.append(self._draw(iteration))
+            draws.append(self._sample_and_grade(iteration))
         samples, graded = merge(draws)
         chosen = choose(cfg, draws, self.layout.engines)
         with watch.phase("adv"):
@@ -223,8 +224,11 @@ class Trainer:
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
         return RunWriter(self.folder, self.done, self.cfg)
 
-    def _draw(self, iteration: int) -> Draw:
-        """Returns one round of an iteration: this engine's samples and grades, and the rewards of all engines."""
+    def _sample_and_grade(self, iteration: int) -> Draw:
+        """Run one round of rollout and grading.
+
+        Returns this engine's samples and grades, and the rewards of all engines' samples.
+        """
         graded = mine = None
         with self.watch.phase("rollout"):
             samples = self._generate(iteration)
@@ -240,9 +244,10 @@ class Trainer:
     def _generate(self, iteration: int) -> Samples | None:
         """Generate the responses of this rank's engine. Returns None on a rank without an engine.
 
-        Every rank draws the same prompts for the round; each engine answers its own contiguous share of them.
+        All ranks take the same prompts for the round, and each engine answers its own contiguous share of them. The
+        grader gets a response as soon as it ends.
         """
-        before = self.order.taken
+        position = self.order.taken
         rows = self.order.take(self.cfg.grpo.prompts_per_iteration)
         if self.roles.engine is None:
             return None
@@ -251,12 +256,14 @@ class Trainer:
         prompts = [self.prompts[row] for row in rows[first : first + share]]
         self.progress.expect(share * self.cfg.grpo.group_size)
 
-        def finished(response: Response) -> None:
+        def on_finished(response: Response) -> None:
             self.progress.see(response)
             self.grader.submit(prompts, response)
 
-        # Seeds follow the position in the run's order of prompts, so a row that is drawn again gets other responses.
-        responses = self.roles.engine.generate(prompts, self.cfg.grpo.group_size, iteration, before + first, finished)
+        # The seeds depend on the position in the run's order, so a prompt that is drawn again gets new responses.
+        responses = self.roles.engine.generate(
+            prompts, self.cfg.grpo.group_size, iteration, position + first, on_finished
+        )
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
 
     def _reference(self, mine: Batch | None, batch: Batch | None, lengths: BatchLengths) -> Tensor | None:
@@ -274,7 +281,7 @@ class Trainer:
         return self.exchange.regrid(values, lengths, grid, self.layout.train.dense)
 
     def _advantages(self, rewards: Rewards) -> Tensor:
-        """Returns the (B,) float32 advantages of all samples of the iteration."""
+        """Returns the (B,) float32 advantages of all samples of the iteration, by the formula of grpo.advantage."""
         by_group = (-1, self.cfg.grpo.group_size)
         formula = grpo.ADVANTAGES[self.cfg.grpo.advantage]
         return formula(rewards.rewards_B.view(by_group), rewards.scored_B.view(by_group)).flatten()
@@ -299,8 +306,8 @@ class Trainer:
         if batch is not None and self.roles.require_policy().is_reporting_rank:
             kl_B, ids_B = sample_kl(self.cfg.grpo.kl_estimator, batch), batch.ids_B
         total_B = self.exchange.sum_by_sample(kl_B, ids_B, len(rewards.rewards_B))
-        left = rewards._replace(rewards_B=rewards.rewards_B - self.cfg.grpo.kl_coef * total_B)
-        return None if batch is None else replace(batch, advantages_B=self._advantages(left)[batch.ids_B])
+        net = rewards._replace(rewards_B=rewards.rewards_B - self.cfg.grpo.kl_coef * total_B)
+        return None if batch is None else replace(batch, advantages_B=self._advantages(net)[batch.ids_B])
 
     def _reduce(
         self, samples: Samples | None, graded: Graded | None, update: dict[str, float]

@@ -142,8 +142,11 @@ def newest(folder: Path) -> CheckpointInfo | None:
     return None
 
 
-def one(path: Path) -> CheckpointInfo:
-    """The checkpoint in `path`, read through like `newest`. Raises UserError where it is torn."""
+def open_checkpoint(path: Path) -> CheckpointInfo:
+    """Returns the checkpoint in `path`, verified as in `newest`. Raises UserError if it is corrupt.
+
+    Collective over all ranks of the world.
+    """
     body, problem = _read(path)
     if problem:
         raise UserError(f"{path}: is not a whole checkpoint ({problem}); name another one")

@@ -1,9 +1,12 @@
-"""Checkpoints of a training run, in megatron-core's distributed format. A run resumes from the newest whole one.
+"""Checkpoints of a training run, in megatron-core's distributed format. A run resumes from the newest complete one.
 
-A checkpoint is a folder `step_N` in the run's `checkpoints`; the file `latest` names the newest. It is written under a
-temporary name, hashed, and then renamed. Each rank writes its own part of weights, master weights and Adam's moments
-from wherever they are, one rectangle at a time (see state_shards). The content does not depend on the layout and can be
-loaded into any other, except for the random generators' states: each rank has its own, so they need the same layout.
+A checkpoint is a folder `step_N` in the run's `checkpoints`; the file `latest` names the newest. `save` writes it under
+a temporary name, hashing the files as they are written, seals it with a manifest (see manifest.py), and renames it. It
+is complete if it has its final name and all files agree with the manifest (see step_folders.newest).
+
+Each rank writes its own part of weights, master weights and Adam's moments from wherever they are, one rectangle at a
+time (see state_shards.py). The content does not depend on the layout and can be loaded into any other, except for the
+random generators' states: each rank has its own, so they need the same layout.
 """
 
 import random
@@ -94,7 +97,7 @@ def save(folder: Path, iteration: int, trained: TrainedModel, extra: dict[str, A
 
 
 def _agree(group: dist.ProcessGroup, final: Path, problem: str) -> None:
-    """Raises UserError on every rank if the first one has a problem."""
+    """Raises UserError on all ranks of the group if the first one has a problem; the others' text is ignored."""
     if problem := gather(problem, group)[0]:
         raise UserError(f"{final}: {problem}")
 
@@ -111,42 +114,39 @@ def _pieces(trained: TrainedModel) -> list[tuple[Chunk, Callable[[], Tensor]]]:
     """Returns each rectangle that this rank writes, and a function that returns its content. Weights come first."""
     rank = dist.get_rank()
     local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
-    places = {id(p.parameter): p for p in state_shards.parameter_slots(local, trained.shape, trained.grids, rank)}
-    shards = [s for s in state_shards.optimizer_shards(trained.optimizer) if places[id(s.parameter)].is_first_copy]
-    found = [
+    slots = {id(p.parameter): p for p in state_shards.parameter_slots(local, trained.shape, trained.grids, rank)}
+    shards = [s for s in state_shards.optimizer_shards(trained.optimizer) if slots[id(s.parameter)].is_first_copy]
+    pieces = [
         piece
         for shard in shards
-        for piece in _weight_pieces(trained, places[id(shard.parameter)], shard.begin, shard.end)
+        for piece in _weight_pieces(trained, slots[id(shard.parameter)], shard.begin, shard.end)
     ]
     for one in local.values():
         if (
             one.weight.fp32
-            and places[id(one.parameter)].is_first_copy
+            and slots[id(one.parameter)].is_first_copy
             and trained.grids.dense.coordinate(rank, "dp") == 0
         ):
-            found += _weight_pieces(trained, places[id(one.parameter)], 0, one.parameter.numel())
+            pieces += _weight_pieces(trained, slots[id(one.parameter)], 0, one.parameter.numel())
     for shard in shards:
-        where = places[id(shard.parameter)]
+        slot = slots[id(shard.parameter)]
         names = state_shards.MOMENTS if shard.parameter.dtype == torch.float32 else (MASTER, *state_shards.MOMENTS)
         for name in names:
-            for rectangle in where.rectangles(shard.begin, shard.end):
-                found.append(
+            for rectangle in slot.rectangles(shard.begin, shard.end):
+                pieces.append(
                     (
-                        state_shards.chunk(where, f"{OPTIMIZER}{name}.", rectangle, torch.float32),
+                        state_shards.chunk(slot, f"{OPTIMIZER}{name}.", rectangle, torch.float32),
                         partial(_state, trained, shard, name, rectangle),
                     )
                 )
-    return found
+    return pieces
 
 
 def _weight_pieces(
-    trained: TrainedModel, where: state_shards.ParameterSlot, begin: int, end: int
+    trained: TrainedModel, slot: state_shards.ParameterSlot, begin: int, end: int
 ) -> Iterator[tuple[Chunk, Callable[[], Tensor]]]:
-    for cut in where.rectangles(begin, end):
-        yield (
-            state_shards.chunk(where, "", cut, where.parameter.dtype),
-            partial(_weight, trained, where.parameter, cut),
-        )
+    for cut in slot.rectangles(begin, end):
+        yield (state_shards.chunk(slot, "", cut, slot.parameter.dtype), partial(_weight, trained, slot.parameter, cut))
 
 
 def _weight(trained: TrainedModel, parameter: Tensor, cut: state_shards.Rectangle) -> Tensor:
@@ -163,13 +163,13 @@ def _state(trained: TrainedModel, shard: state_shards.OptimizerShard, name: str,
 def _write(aside: Path, rank: int, pieces: list[tuple[Chunk, Callable[[], Tensor]]]) -> _Written:
     """Write this rank's files: weights, optimizer state and random generators. Raises OSError."""
     chunks, files = [], {}
-    kinds = [
+    by_file = [
         [piece for piece in pieces if piece[0].key.startswith(OPTIMIZER) == optimizer] for optimizer in (False, True)
     ]
-    for number, few in enumerate(kinds):
-        if few:
+    for number, in_file in enumerate(by_file):
+        if in_file:
             with HashedFile(aside / f"__{rank}_{number}{SUFFIX}") as file:
-                chunks += [(chunk, append(file, content())) for chunk, content in few]
+                chunks += [(chunk, append(file, content())) for chunk, content in in_file]
             files[file.path.name] = file.segments
     with HashedFile(aside / _generators_file(rank)) as file:
         torch.save(_generators(), file.binary)
@@ -178,7 +178,10 @@ def _write(aside: Path, rank: int, pieces: list[tuple[Chunk, Callable[[], Tensor
 
 
 def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, Any], keep: Checkpoint) -> str:
-    """Write index and manifest, and rename the folder, on the first rank. Returns a problem, or an empty text."""
+    """Complete the checkpoint, on the first rank: write index and manifest, and give the folder its final name.
+
+    Returns a problem, or an empty text.
+    """
     try:
         write_index(aside, [chunk for written in every for chunk in written.chunks])
         step_folders.remove_placeholder(final.parent, step_folders.PLACEHOLDERS[1])
@@ -192,45 +195,45 @@ def _finish(aside: Path, final: Path, every: list[_Written], facts: dict[str, An
     return ""
 
 
-def load(found: CheckpointInfo, trained: TrainedModel) -> None:
+def load(checkpoint: CheckpointInfo, trained: TrainedModel) -> None:
     """Load weights, optimizer and schedule, and in the same layout the random generators.
 
     Collective over the ranks that train. Weights and optimizer state must be on the device. Raises UserError if the
     checkpoint is of another model.
     """
-    folder = conversion.open_weights(found.path, trained.shape)
+    folder = conversion.open_weights(checkpoint.path, trained.shape)
     local = mapping.local_tensors(trained.chunks, trained.shape, trained.grids)
-    places = {
+    slots = {
         id(p.parameter): p for p in state_shards.parameter_slots(local, trained.shape, trained.grids, dist.get_rank())
     }
     with torch.no_grad():
         for one in local.values():
             if one.weight.fp32:
-                _read(folder, places[id(one.parameter)], "", 0, one.parameter.view(-1))
+                _read(folder, slots[id(one.parameter)], "", 0, one.parameter.view(-1))
         for shard in state_shards.optimizer_shards(trained.optimizer):
-            where = places[id(shard.parameter)]
+            slot = slots[id(shard.parameter)]
             own = shard.parameter.detach().view(-1)[shard.begin : shard.end]
-            _read(folder, where, "", shard.begin, own)
+            _read(folder, slot, "", shard.begin, own)
             if shard.parameter.dtype != torch.float32:
-                _read(folder, where, f"{OPTIMIZER}{MASTER}.", shard.begin, shard.master)
+                _read(folder, slot, f"{OPTIMIZER}{MASTER}.", shard.begin, shard.master)
             state_shards.allocate_moments(shard)
             for name in state_shards.MOMENTS:
-                _read(folder, where, f"{OPTIMIZER}{name}.", shard.begin, shard.state[name])
+                _read(folder, slot, f"{OPTIMIZER}{name}.", shard.begin, shard.state[name])
     chunk: Any  # megatron-core's wrapper; torch.nn.Module does not declare its methods
     for chunk in trained.chunks:  # each data-parallel rank has read only its own part of the weights
         chunk.start_param_sync(force_sync=True)
     state_shards.set_step(trained.optimizer, folder.facts["optimizer_step"])
     trained.scheduler.load_state_dict(folder.facts["scheduler"])
-    if found.layout == _layout():
-        file = found.path / _generators_file(trained.group.rank())
+    if checkpoint.layout == _layout():
+        file = checkpoint.path / _generators_file(trained.group.rank())
         _set_generators(torch.load(file, weights_only=True))
 
 
-def _read(folder: DistFolder, where: state_shards.ParameterSlot, prefix: str, begin: int, into: Tensor) -> None:
+def _read(folder: DistFolder, slot: state_shards.ParameterSlot, prefix: str, begin: int, into: Tensor) -> None:
     """Read elements of a flattened parameter, from `begin` on, to fill `into`. Raises UserError if they are corrupt."""
-    for cut in where.rectangles(begin, begin + into.numel()):
+    for cut in slot.rectangles(begin, begin + into.numel()):
         try:
-            tensor = folder.region(prefix + where.key, cut.offsets, cut.sizes)
+            tensor = folder.region(prefix + slot.key, cut.offsets, cut.sizes)
         except CorruptError as error:
             raise UserError(
                 f"{folder.path}: is corrupt ({error}); remove it, so that the previous checkpoint is used"

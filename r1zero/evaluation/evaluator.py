@@ -1,8 +1,8 @@
-"""Evaluation on the engines of a run: prompts dealt over all of them, responses graded, figures the same on every rank.
+"""Evaluates prompt sets on the engines of a run. The prompts are distributed over all engines.
 
-Nothing of it reaches training. Every response has a seed of its own, which depends on the run's seed, the set, the
-prompt and the number of the response, so that evaluations of one run differ by the weights alone; the engine's prefix
-cache is dropped afterwards, and no generator of the process moves.
+An evaluation does not affect training: the engine's prefix cache is dropped afterwards, and the process's random
+generators are left as they were. Each response has its own seed, which depends on the run's seed, the set, the prompt
+and the number of the response. Evaluations in one run therefore differ only because of the weights.
 """
 
 import hashlib
@@ -28,36 +28,40 @@ from r1zero.reward.rules import has_base_format
 from r1zero.rollout.engine import Engine, Sampling
 
 COLUMNS = ("correct", "equal", "in_format", "truncated", "unscored", "length", "reward", "group")
+"""What is recorded of each response. group: of equal answers to its prompt, from 1; 0: no answer."""
 
 
 class Evaluator:
-    """Used by every rank of the world together, while the engines have the weights that are to be evaluated."""
+    """Evaluates the weights that the engines have. `run` is collective over all ranks of the world."""
 
     def __init__(self, cfg: Config, layout: Layout, rank: int, grader: Grader, sets: dict[str, PromptSet]):
         self.cfg, self.layout, self.rank, self.grader, self.sets = cfg, layout, rank, grader, sets
 
     def due(self, iteration: int) -> bool:
-        """Whether to evaluate after this iteration; 0: before the first."""
+        """Whether to evaluate after this iteration. 0: before the first iteration."""
         every = self.cfg.evaluation.every_iterations
         at = iteration in (0, self.cfg.run.iterations) or bool(every and iteration % every == 0)
         return at and bool(self.sets)
 
     def run(self, engine: Engine | None, device: torch.device, folder: Path) -> dict[str, float]:
-        """`eval/<set>/<figure>` of every set, on every rank. Responses and pass rates are written to `folder`."""
-        found: dict[str, float] = {}
+        """Evaluate all sets, and write responses and pass rates to `folder`.
+
+        Returns the metrics `eval/<set>/<name>`, the same on every rank.
+        """
+        values: dict[str, float] = {}
         for name, prompts in self.sets.items():
             outcomes = self._answer(name, prompts, engine, device, folder)
-            found |= {f"eval/{name}/{figure}": value for figure, value in figures.compute(outcomes).items()}
+            values |= {f"eval/{name}/{figure}": value for figure, value in figures.compute(outcomes).items()}
             if self.rank == 0:
                 _write_pass_rates(folder / f"{name}.pass_rates.jsonl", prompts, outcomes)
-        return found
+        return values
 
     def _answer(
         self, name: str, prompts: PromptSet, engine: Engine | None, device: torch.device, folder: Path
     ) -> Outcomes:
-        """The outcomes of the whole set, of which each engine answers every so many-th prompt."""
+        """Answer and grade the whole set, whose prompts are given to the engines in turn. Returns all outcomes."""
         one = self.cfg.evaluation.sets[name]
-        # On a GPU or NPU float32 holds every entry exactly: flags, token counts and group numbers below 2^24.
+        # On a GPU or NPU the type is float32, which is exact for flags, and for token counts and groups below 2^24.
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         table = torch.zeros(len(prompts), one.samples, len(COLUMNS), dtype=dtype)
         share: list[Prompt] = []
@@ -68,15 +72,16 @@ class Evaluator:
             responses = self._responses(name, one, share, engine)
             self._fill(table, share, responses)
         for stale in folder.glob(f"{name}.engine_*.parquet") if self.rank == 0 else ():
-            stale.unlink()  # of an evaluation of the same weights by another number of engines
+            stale.unlink()  # left by an earlier evaluation, perhaps on more engines
         table = table.to(device)
-        dist.all_reduce(table)  # no rank writes its part before rank 0 has removed what was there
+        dist.all_reduce(table)  # also a barrier: no rank writes its file before rank 0 has removed the stale ones
         table = table.cpu()
         if engine is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0:
             self._write_responses(folder / f"{name}.engine_{first}.parquet", share, responses, table)
         return _outcomes(table.numpy())
 
     def _responses(self, name: str, one: EvaluationSet, share: list[Prompt], engine: Engine) -> list[Response]:
+        """Generate this engine's responses, and start grading this rank's share of them."""
         seed = self.cfg.run.seed
         sampling = Sampling(
             one.samples,
@@ -94,7 +99,7 @@ class Evaluator:
         return engine.evaluate(share, sampling, grade)
 
     def _fill(self, table: torch.Tensor, share: list[Prompt], responses: list[Response]) -> None:
-        """This rank's part: the grades of the responses that it graded, and the votes of the prompts that it counts."""
+        """Fill in this rank's part: grades for its share of the responses, groups for its share of the prompts."""
         scorer = self.grader.require_scorer()
         scores = scorer.collect()
         boxes: dict[int, list[str]] = {}
@@ -112,7 +117,7 @@ class Evaluator:
                 table[row, sample, 7] = group + 1
 
     def _columns(self, score: Score, response: Response, text: str) -> list[float]:
-        """COLUMNS without the last."""
+        """Returns the values of one response for COLUMNS, without the last."""
         rule, scored = self.cfg.evaluation.correct, score.outcome == "scored"
         correct = scored and (bool(score.equal) if rule == "answer" else score.scores[rule] > 0)
         return [

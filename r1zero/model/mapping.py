@@ -1,4 +1,8 @@
-"""Maps each rank's megatron-core parameters to the rectangles of HF tensors that they hold."""
+"""Maps each rank's megatron-core parameters to the rectangles of HF tensors that they hold.
+
+The pairs of names come from the tables of model/families.py (`WeightRule`), and `placement.parameter_name` completes
+megatron's name with the number of the layer on its pipeline stage.
+"""
 
 from dataclasses import dataclass
 
@@ -26,14 +30,17 @@ class Local:
     """Number of ranks that share the tensor."""
 
     def view(self) -> Tensor:
-        """Returns the part as a view of its parameter, fused or not. Parameters may be exchanged, so do not keep it."""
+        """Returns the part as a view of its parameter, which may hold other tensors too (fused).
+
+        Do not keep the view: the parameter's memory is replaced when policy and reference exchange their weights.
+        """
         whole, runs = self.parameter.detach(), self.weight.fused_rows(self.degree)
         if runs[0].rows == len(whole):
             return whole
         return whole.view(len(runs), -1, *whole.shape[1:]).narrow(1, runs[0].fused, runs[0].rows)
 
     def tensor(self) -> Tensor:
-        """Returns the part with its shape in the full tensor. This copies only if the parameter interleaves it."""
+        """Returns the part in the shape of its rectangle. Copies only if the parameter interleaves it with others."""
         return self.view().reshape([cut.stop - cut.start for cut in self.part])
 
 
@@ -47,14 +54,14 @@ def local_tensors(chunks: list[torch.nn.Module], shape: Shape, grids: MegatronGr
     stage = grids.dense.coordinate(rank, "pp")
     model = unwrap_model(chunks[0])
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    found = {}
+    local = {}
     for weight in weights(shape):
         part = placement.local_part(weight, shape, grids, rank)
         if part is not None:
             name = placement.parameter_name(weight, shape, grids, stage)
-            found[weight.name] = Local(weight, part, held[name], placement.degree(weight, grids))
-    left = {id(p) for p in model.parameters()} - {id(local.parameter) for local in found.values()}
-    if left:
-        names = [name for name, p in model.named_parameters() if id(p) in left]
+            local[weight.name] = Local(weight, part, held[name], placement.degree(weight, grids))
+    unnamed = {id(p) for p in model.parameters()} - {id(one.parameter) for one in local.values()}
+    if unnamed:
+        names = [name for name, p in model.named_parameters() if id(p) in unnamed]
         raise RuntimeError(f"the family's table has no row for these parameters of the model: {names}")
-    return found
+    return local

@@ -1,7 +1,8 @@
 """Generation by vLLM inside this process, without a server or worker processes. Each rank runs its share of an engine.
 
 The tensor-parallel ranks of an engine receive the same requests and sample the same tokens. Engines that share experts
-(data parallel) step together. A sample depends only on the weights, the prompt and the seed of its request.
+(data parallel) step together. A response depends only on the weights, the prompt and the seed of its request
+(`request_seed`), not on the other requests of the batch, as far as the device's kernels round alike in every batch.
 """
 
 import hashlib
@@ -26,17 +27,17 @@ from r1zero.rollout.arguments import engine_arguments
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
 ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
-"""The parts that differ between devices. All modules have the same functions."""
+"""run.device -> the module with the parts that differ between devices. All have the same functions."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the responses to some prompts are sampled."""
+    """Sampling parameters for a list of prompts."""
 
     samples: int
     """Responses to each prompt."""
     temperature: float
-    """0: the most likely token each time."""
+    """0: greedy."""
     max_tokens: int
     seed: Callable[[int, int], int]
     """(position of the prompt in the list, sample) -> seed of the response, 63 bits."""
@@ -77,7 +78,7 @@ class Engine:
         ):
             self._llm = LLM(**arguments)
         self._llm.apply_model(_set_latent_epsilon)
-        self._llm.apply_model(lambda model: _sample_from(model, cfg.rollout.temperature, forbidden_ids))
+        self._llm.apply_model(lambda model: _return_logprobs(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
             detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields
         )
@@ -112,7 +113,7 @@ class Engine:
     def evaluate(
         self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None]
     ) -> list[Response]:
-        """Like `generate`, with sampling of its own. The engine is then as if nothing had been asked."""
+        """Like `generate`, but with the given sampling parameters, and without effect on later calls."""
         responses = self._sample(prompts, sampling, on_finished)
         self._drop_prefixes()
         return responses
@@ -140,7 +141,7 @@ class Engine:
         return [responses[p, sample] for p in range(len(prompts)) for sample in range(sampling.samples)]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Returns the logprobs of tokens 1.. of each sequence, from the same logits that `generate` samples from."""
+        """Returns the logprobs of all tokens of each sequence but the first, from logits like those of `generate`."""
         for i, tokens in enumerate(sequences):
             self._request(str(i), tokens, temperature=0.0, max_tokens=1, prompt_logprobs=0)
         scores: dict[int, list[float]] = {}
@@ -149,10 +150,10 @@ class Engine:
             scores[int(output.request_id)] = [of_token[token].logprob for token, of_token in pairs]
         return [scores[i] for i in range(len(sequences))]
 
-    def places(self, tensors: list[Named]) -> WriteTargets:
-        """Returns where this rank keeps those of its weights that may be written in place.
+    def write_targets(self, tensors: list[Named]) -> WriteTargets:
+        """Returns the engine's tensors that hold this rank's weights, for the weights that may be written in place.
 
-        The result is valid as long as the engine exists, but the weights may be written only while `reload` runs.
+        They stay valid as long as the engine exists, but may be written only while `reload` runs.
         """
 
         def find(model: Any) -> WriteTargets:
@@ -161,11 +162,11 @@ class Engine:
                 model.load_weights, self._adapter.writable_in_place(model, model_config, tensors), model_config.dtype
             )
 
-        (found,) = self._llm.apply_model(find)
-        return found
+        (targets,) = self._llm.apply_model(find)
+        return targets
 
     def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
-        """Returns one response of this many tokens to each prompt. The seeds are fixed: only weights affect it."""
+        """Returns one response of this many tokens to each prompt. The seeds are fixed, so only the weights matter."""
         for p, prompt in enumerate(prompts):
             self._request(
                 f"{p}-0",
@@ -175,20 +176,22 @@ class Engine:
                 logprobs=0,
                 max_tokens=tokens,
             )
-        found = sorted(map(_response, self._outputs()), key=lambda response: response.prompt)
-        self._drop_prefixes()  # leave the engine as it was
-        return found
+        responses = sorted(map(_response, self._outputs()), key=lambda response: response.prompt)
+        self._drop_prefixes()  # so that later calls are not affected
+        return responses
 
     def hidden(self, tokens: list[int]) -> dict[int, Tensor]:
         """Returns the hidden states of one sequence, as described at inspect.recorded."""
-        with inspect.recorded(self._model, len(tokens)) as found:
+        with inspect.recorded(self._model, len(tokens)) as states:
             self.score([tokens])
-        return found
+        return states
 
     def held(self, name: str, rows: Mapping[str, int]) -> list[Tensor]:
+        """Returns this rank's part of a weight as the engine holds it. Arguments and result: see inspect.held."""
         return inspect.held(self._model, name, rows, self.owned_experts)
 
     def groups(self) -> dict[str, dist.ProcessGroup]:
+        """Returns vLLM's process groups of this rank, by purpose."""
         return inspect.groups(self._cfg.layout.rollout.enable_expert_parallel)
 
     @property
@@ -198,8 +201,8 @@ class Engine:
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Load new weights: (Hugging Face checkpoint name, full tensor), layer by layer. vLLM takes this rank's share.
 
-        The iterator may run collectives, and may write weights to their `places` instead of yielding them, so it is
-        exhausted on every rank. A tensor must not change until the rest of its layer has been yielded. The prefix
+        The iterator may run collectives, and may write weights to their `write_targets` instead of yielding them, so it
+        is exhausted on every rank. A tensor must not change until the rest of its layer has been yielded. The prefix
         cache, which was computed with the old weights, is dropped.
         """
         self._adapter.load(self._llm, weights)
@@ -236,7 +239,7 @@ class Engine:
         self._llm.llm_engine.add_request(name, prompt, self._sampling(**fields))
 
     def _outputs(self) -> Iterator[Any]:
-        """Step until no request is left, here and on the engines that share experts with this one."""
+        """Run the engine until no request is left, here and on the engines that share experts with this one."""
         engine = self._llm.llm_engine
         with isolation.preserve_generators(self._cfg.run.device):
             while engine.has_unfinished_requests():
@@ -260,14 +263,15 @@ def _response(output: Any) -> Response:
     return Response(prompt, sample, token_ids, logprobs, sampled.finish_reason)
 
 
-def _sample_from(model: Any, temperature: float, forbidden_ids: list[int]) -> None:
+def _return_logprobs(model: Any, temperature: float, forbidden_ids: list[int]) -> None:
     """Make the model return logprobs in place of logits: fp32, divided by the temperature, masked and normalised.
 
     Doing this once, before vLLM's sampler, covers the sampled tokens, their logprobs, and prompt logprobs, to which
     vLLM applies neither temperature nor mask. It also covers samplers that report logprobs from before the temperature
-    (vllm-ascend). vLLM is configured to report these values unchanged (`logprobs_mode`). Its own log_softmax adds the
-    exponentials of a large vocabulary one after another in fp32, which shifts all logprobs upwards by the same error
-    (1.9e-5 for 151,936 ids).
+    (vllm-ascend). vLLM is configured to report these values unchanged (`logprobs_mode`).
+
+    vLLM's own log_softmax is not used for it: it adds the exponentials of a large vocabulary one after another in fp32,
+    which shifts all logprobs upwards by the same error (1.9e-5 for 151,936 ids).
     """
     plain = model.compute_logits
     forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
@@ -295,6 +299,6 @@ def _owned_experts(experts: int, layout: Layout, rank: int) -> range:
     """Returns the rank's experts under vLLM's linear placement, where consecutive ranks of a replica hold consecutive
     experts. If the division leaves a remainder, the first ranks hold one expert more."""
     replica = layout.rollout.group(rank, "tp", "dp")
-    place, (share, rest) = replica.index(rank), divmod(experts, len(replica))
-    first = place * share + min(place, rest)
-    return range(first, first + share + (place < rest))
+    position, (share, rest) = replica.index(rank), divmod(experts, len(replica))
+    first = position * share + min(position, rest)
+    return range(first, first + share + (position < rest))

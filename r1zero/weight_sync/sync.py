@@ -60,7 +60,7 @@ class Sync:
         """Returns functions that write in place. Raises RuntimeError if the engine keeps other rows of a weight than
         those that the sync brings."""
         weights = {self.compiled.routes.weights[number]: span for number, span in self.compiled.wanted.items()}
-        known = engine.places([(weight.name, weight.shape) for weight in weights])
+        known = engine.write_targets([(weight.name, weight.shape) for weight in weights])
         for weight, span in weights.items():
             if weight.name in known:
                 _check(weight, span, known[weight.name])

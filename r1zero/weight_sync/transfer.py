@@ -1,8 +1,9 @@
 """Executes the compiled transfers: one all-to-all per round, from the trainer's parts to the engine's memory.
 
-Only what this rank sends or receives is staged. `pieces` yields what arrives. `stream` passes some weights to the
-caller's writers and yields the others, whole, for an engine's own loader (which may repack them, as on a CPU). Both
-compare a checksum of every piece with its sender's if asked.
+A piece is an interval of a weight's axis, as one rank sends it to another. Each rank stages only the pieces that it
+sends or receives. `pieces` yields the pieces that arrive. `stream` uses it, and assembles the pieces: weights that the
+engine can keep as they are go to the caller's writers, and the others are yielded whole, for the engine's own loader
+(which may repack them, as on a CPU). With `verify`, each piece's checksum is compared with the sender's.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1zero.model.families import Weight
-from r1zero.weight_sync import rounds as planned
+from r1zero.weight_sync.rounds import Task, Transfer, compile_for, schedule
 from r1zero.weight_sync.routes import Routes, Span, axis, required_span
 
 Read = Callable[[Weight], Tensor]
 """Returns this rank's part of a weight from the trainer, in HF orientation."""
 Write = Callable[[Weight, Span, Tensor], None]
-"""Takes a piece: units first .. end - 1 of the weight's axis, counted in the whole HF tensor."""
+"""Stores a piece of a weight. The span counts rows or columns of the whole HF tensor."""
 
 
 class ChecksumError(Exception):
@@ -31,16 +32,16 @@ class Compiled:
     """One rank's tasks, ready to run. All ranks have the same rounds, even if a rank has nothing to do in some."""
 
     routes: Routes
-    tasks: list[planned.Task]
+    tasks: list[Task]
     rank: int
     device: torch.device
     dtype: torch.dtype
     held: dict[int, int]
-    """Index of a weight -> first unit of its axis in this rank's trainer part."""
+    """Index of a weight -> first row or column that this rank's trainer holds."""
     wanted: dict[int, Span]
-    """Index of a weight -> interval that this rank's engine keeps."""
+    """Index of a weight -> rows or columns that this rank's engine keeps."""
     own: frozenset[str]
-    """Names of the weights of which this rank's trainer holds everything that its engine keeps."""
+    """Names of the weights of which this rank's trainer holds all that this rank's engine keeps."""
 
 
 def compile_sync(
@@ -48,7 +49,7 @@ def compile_sync(
 ) -> Compiled:
     """Compute this rank's tasks, once and without communication. Takes 3 s for DeepSeek-V3 on 384 ranks."""
     layout, shape = routes.layout, routes.shape
-    rounds = planned.schedule(routes, dtype.itemsize, staging_bytes)
+    rounds = schedule(routes, dtype.itemsize, staging_bytes)
     held, wanted, own = {}, {}, set()
     for number, weight in enumerate(routes.weights):
         if rank in routes.route(weight).of_rank:
@@ -62,13 +63,11 @@ def compile_sync(
                 wanted[number] = span
                 if part and part.first <= span.first and span.end <= part.end:
                     own.add(weight.name)
-    return Compiled(
-        routes, planned.compile_for(routes, rounds, rank), rank, device, dtype, held, wanted, frozenset(own)
-    )
+    return Compiled(routes, compile_for(routes, rounds, rank), rank, device, dtype, held, wanted, frozenset(own))
 
 
 def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weight, Span, Tensor]]:
-    """Transfer all weights, and yield each piece for this rank's engine with the units of the axis that it covers.
+    """Transfer all weights. Yields (weight, the rows or columns that a piece covers, piece) for this rank's engine.
 
     Collective over the world: every rank must exhaust the iterator. A piece is a view of the trainer's tensor or of the
     round's staging buffer. verify: also transfer checksums of all pieces and compare them with what arrived. Raises
@@ -78,7 +77,7 @@ def pieces(compiled: Compiled, read: Read, verify: bool) -> Iterator[tuple[Weigh
     for task in compiled.tasks:
         parts: dict[int, Tensor] = {}
 
-        def piece_of(piece: planned.Transfer, parts: dict[int, Tensor] = parts) -> Tensor:
+        def piece_of(piece: Transfer, parts: dict[int, Tensor] = parts) -> Tensor:
             if piece.weight not in parts:
                 parts[piece.weight] = read(weights[piece.weight])
             at = piece.first - compiled.held[piece.weight]
@@ -100,25 +99,25 @@ def stream(compiled: Compiled, read: Read, writers: Mapping[str, Write], verify:
     the rest. Experts of other ranks are not yielded. Collective over the world: every rank must exhaust the iterator,
     including ranks without an engine. Raises ChecksumError.
     """
-    open_: dict[str, tuple[Tensor, int]] = {}
+    incomplete: dict[str, tuple[Tensor, int]] = {}
     wanted = {compiled.routes.weights[number].name: span for number, span in compiled.wanted.items()}
     for weight, span, tensor in pieces(compiled, read, verify):
         if weight.name in writers:
             writers[weight.name](weight, span, tensor)
             continue
         dtype, units = _dtype(compiled, weight), span.end - span.first
-        # The trainer's own tensor is the whole weight in the right type.
+        # If the trainer's own tensor is the whole weight in the right type, no copy is needed.
         if weight.name in compiled.own and units == weight.shape[axis(weight)] and tensor.dtype == dtype:
             yield weight.name, tensor
             continue
-        whole, missing = open_.get(weight.name, (None, 0))
+        whole, missing = incomplete.get(weight.name, (None, 0))
         if whole is None:
             whole = torch.empty(weight.shape, dtype=dtype, device=compiled.device)
             missing = wanted[weight.name].end - wanted[weight.name].first
         whole.narrow(axis(weight), span.first, units).copy_(tensor)
-        open_[weight.name] = whole, missing - units
+        incomplete[weight.name] = whole, missing - units
         if missing == units:
-            del open_[weight.name]
+            del incomplete[weight.name]
             yield weight.name, whole
 
 
@@ -126,17 +125,15 @@ def _dtype(compiled: Compiled, weight: Weight) -> torch.dtype:
     return torch.float32 if weight.fp32 else compiled.dtype
 
 
-def _exchange(
-    compiled: Compiled, task: planned.Task, piece_of: Callable[[planned.Transfer], Tensor], verify: bool
-) -> list[Tensor]:
+def _exchange(compiled: Compiled, task: Task, piece_of: Callable[[Transfer], Tensor], verify: bool) -> list[Tensor]:
     """Returns the tensors of `task.receives`, in order, as views of one staging buffer."""
     dtype, size = torch.float32 if task.fp32 else compiled.dtype, compiled.routes.layout.size
     shapes = [_shape(compiled.routes.weights[piece.weight], piece) for piece in task.receives]
     counts = [shape.numel() for shape in shapes]
     outgoing = [piece_of(piece).to(dtype) for piece in task.sends]
     send = torch.empty(sum(t.numel() for t in outgoing), dtype=dtype, device=compiled.device)
-    for place, tensor in zip(send.split([t.numel() for t in outgoing]), outgoing, strict=True):
-        place.view(tensor.shape).copy_(tensor)  # `place` is contiguous, so its view is not a copy
+    for slot, tensor in zip(send.split([t.numel() for t in outgoing]), outgoing, strict=True):
+        slot.view(tensor.shape).copy_(tensor)  # `slot` is contiguous, so its view is not a copy
     receive = torch.empty(sum(counts), dtype=dtype, device=compiled.device)
     sent_to, got_from = [0] * size, [0] * size
     for piece, tensor in zip(task.sends, outgoing, strict=True):
@@ -150,7 +147,7 @@ def _exchange(
     return arrived
 
 
-def _shape(weight: Weight, piece: planned.Transfer) -> torch.Size:
+def _shape(weight: Weight, piece: Transfer) -> torch.Size:
     dims = list(weight.shape)
     dims[axis(weight)] = piece.end - piece.first
     return torch.Size(dims)
@@ -162,7 +159,7 @@ def checksum(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(bits).sum(dtype=torch.int64).reshape(1)
 
 
-def _compare(compiled: Compiled, task: planned.Task, outgoing: list[Tensor], arrived: list[Tensor]) -> None:
+def _compare(compiled: Compiled, task: Task, outgoing: list[Tensor], arrived: list[Tensor]) -> None:
     size = compiled.routes.layout.size
     none = torch.empty(0, dtype=torch.int64, device=compiled.device)
     mine, theirs = (
@@ -175,10 +172,10 @@ def _compare(compiled: Compiled, task: planned.Task, outgoing: list[Tensor], arr
     for piece in task.receives:
         got_from[piece.source] += 1
     dist.all_to_all_single(theirs, mine, got_from, sent_to)
-    for piece, said, tensor in zip(task.receives, theirs.tolist(), arrived, strict=True):
-        if said != int(checksum(tensor)):
+    for piece, stated, tensor in zip(task.receives, theirs.tolist(), arrived, strict=True):
+        if stated != int(checksum(tensor)):
             weight = compiled.routes.weights[piece.weight]
             raise ChecksumError(
                 f"{weight.name}[{piece.first}:{piece.end}] from rank {piece.source} arrived at rank {compiled.rank} "
-                f"with checksum {int(checksum(tensor))}, sent with {said}"
+                f"with checksum {int(checksum(tensor))}, sent with {stated}"
             )
