@@ -3,7 +3,7 @@
 `Grader` decides which rank grades a response and collects the results. The rules run in the processes of reward/.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Graded:
     """int64: index into OUTCOMES."""
     rule_scores: dict[str, Tensor]
     """Rule -> (B,) values; 0.0 for a sample that was not scored."""
-    in_format_B: Tensor = field(default_factory=lambda: torch.empty(0))
+    in_format_B: Tensor
     """1.0 for a response in the format that base_acc rewards."""
 
     def outcome(self, sample: int) -> str:

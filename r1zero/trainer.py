@@ -28,6 +28,7 @@ from r1zero.evaluation.evaluator import Evaluator
 from r1zero.evaluation.sets import open_sets
 from r1zero.evaluation.target import Target
 from r1zero.grading import Graded, Grader, Samples
+from r1zero.groups import Round, choose_groups, is_enough, merge_rounds, own_batch, updates
 from r1zero.guard import skipped
 from r1zero.guard.parity import ParityGate
 from r1zero.model.families import read_shape, weights
@@ -37,7 +38,6 @@ from r1zero.observability.recorder import SampleRecorder
 from r1zero.observability.writer import RunWriter, show_evaluation
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
-from r1zero.sampling import Draw, choose, is_enough, merge, own_batch, updates
 from r1zero.shaping import engine_rewards, sample_kl
 from r1zero.weight_sync.sync import Sync
 
@@ -168,11 +168,11 @@ class Trainer:
         Returns the metrics of the iteration, equal on every rank.
         """
         cfg, watch, roles = self.cfg, self.watch, self.roles
-        draws: list[Draw] = []
-        while not draws or not is_enough(cfg, draws):
-            draws.append(self._sample_and_grade(iteration))
-        samples, graded = merge(draws)
-        chosen = choose(cfg, draws, self.layout.engines)
+        rounds: list[Round] = []
+        while not rounds or not is_enough(cfg, rounds):
+            rounds.append(self._sample_and_grade(iteration))
+        samples, graded = merge_rounds(rounds)
+        chosen = choose_groups(cfg, rounds, self.layout.engines)
         with watch.phase("adv"):
             advantages_B = self._advantages(chosen.rewards)
             mine = own_batch(cfg, samples, graded, chosen, advantages_B) if samples and graded else None
@@ -199,7 +199,7 @@ class Trainer:
             self.recorder.record(iteration, samples, graded)
         return (
             step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
-            | step_metrics.rounds(cfg, len(draws), len(chosen.groups) / chosen.drawn)
+            | step_metrics.rounds(cfg, len(rounds), len(chosen.groups) / chosen.drawn)
             | parity
             | step_metrics.speeds(sums, watch.lap(), self.layout.size)
         )
@@ -224,7 +224,7 @@ class Trainer:
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
         return RunWriter(self.folder, self.done, self.cfg)
 
-    def _sample_and_grade(self, iteration: int) -> Draw:
+    def _sample_and_grade(self, iteration: int) -> Round:
         """Run one round of rollout and grading.
 
         Returns this engine's samples and grades, and the rewards of all engines' samples.
@@ -239,7 +239,7 @@ class Trainer:
             if samples and graded:
                 mine = engine_rewards(self.cfg, samples, graded)
             count = self.cfg.grpo.prompts_per_iteration * self.cfg.grpo.group_size
-            return Draw(samples, graded, self.exchange.gather_rewards(mine, self.exchange.shares(count)))
+            return Round(samples, graded, self.exchange.gather_rewards(mine, self.exchange.shares(count)))
 
     def _generate(self, iteration: int) -> Samples | None:
         """Generate the responses of this rank's engine. Returns None on a rank without an engine.

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "grading": "batch config data distributed grpo reward",
     "objective": "batch config grpo",
     "shaping": "batch config distributed grading grpo objective",
-    "sampling": "batch config distributed grading shaping",
+    "groups": "batch config distributed grading shaping",
     "policy": "batch config logprobs model objective",
     "rollout": "batch config distributed model patches",
     "observability": "batch config distributed grading grpo objective",
@@ -42,8 +42,8 @@ MAY_IMPORT = {
     "plan": "config distributed model rollout weight_sync",
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
     "guard": "batch config data distributed model policy roles weight_sync",
-    "trainer": "batch checkpoint config data distributed evaluation grading grpo guard model observability reward "
-    "roles sampling shaping weight_sync",
+    "trainer": "batch checkpoint config data distributed evaluation grading groups grpo guard model observability "
+    "reward roles shaping weight_sync",
     "report": "config reward",
     "samples": "config observability reward",
     "preflight": "config distributed model observability plan trainer weight_sync",

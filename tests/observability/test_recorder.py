@@ -37,7 +37,7 @@ def batch():
         Response(p, s, [1 + 2 * p + s, 0], [0.0, 0.0], "length" if p else "stop") for p in (0, 1) for s in (0, 1)
     ]
     rewards, outcomes = torch.tensor([1.0, -0.5, 0.25, 0.0]), torch.tensor([0, 0, 0, 1])
-    return Samples(prompts, answers, 0), Graded(rewards, outcomes == 0, outcomes, {"base_acc": rewards})
+    return Samples(prompts, answers, 0), Graded(rewards, outcomes == 0, outcomes, {"base_acc": rewards}, rewards)
 
 
 def test_a_few_samples_or_all_are_kept_and_read_back(tmp_path):

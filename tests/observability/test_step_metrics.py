@@ -26,7 +26,9 @@ def tallied(rewards_B: list[float], outcomes_B: list[int]) -> dict[str, float]:
         reducer,
         CFG,
         Samples(prompts, responses, 0),
-        Graded(rewards, outcomes == SCORED, outcomes, dict.fromkeys(CFG.reward.rules, rewards)),
+        Graded(
+            rewards, outcomes == SCORED, outcomes, dict.fromkeys(CFG.reward.rules, rewards), torch.zeros(len(rewards))
+        ),
     )
     step_metrics.add_update(reducer, {})
     return step_metrics.step_metrics(CFG, reducer.sums, reducer.peaks, 64.0)

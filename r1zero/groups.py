@@ -22,7 +22,7 @@ from r1zero.grading import Graded, Samples, to_batch
 from r1zero.shaping import in_loss
 
 
-class Draw(NamedTuple):
+class Round(NamedTuple):
     """One round of an iteration: the responses to prompts_per_iteration prompts, and their grades."""
 
     samples: Samples | None
@@ -46,27 +46,27 @@ class Chosen(NamedTuple):
     """The engine that has each of these samples. int64."""
 
 
-def is_enough(cfg: Config, draws: Sequence[Draw]) -> bool:
+def is_enough(cfg: Config, rounds: Sequence[Round]) -> bool:
     """Returns whether the iteration needs no further round."""
     recipe = cfg.grpo
-    if not recipe.dynamic_sampling or len(draws) == recipe.max_rounds:
+    if not recipe.dynamic_sampling or len(rounds) == recipe.max_rounds:
         return True
-    return len(_useful(draws, recipe.group_size)) >= recipe.prompts_per_iteration
+    return len(_useful(rounds, recipe.group_size)) >= recipe.prompts_per_iteration
 
 
-def _useful(draws: Sequence[Draw], group_size: int) -> list[int]:
-    useful_P = torch.cat([draw.rewards.useful_B for draw in draws])[::group_size]
+def _useful(rounds: Sequence[Round], group_size: int) -> list[int]:
+    useful_P = torch.cat([one.rewards.useful_B for one in rounds])[::group_size]
     return useful_P.nonzero()[:, 0].tolist()
 
 
-def choose(cfg: Config, draws: Sequence[Draw], engines: int) -> Chosen:
+def choose_groups(cfg: Config, rounds: Sequence[Round], engines: int) -> Chosen:
     """Returns the first useful groups, at most as many as a batch has; without dynamic sampling, all groups."""
     size, prompts = cfg.grpo.group_size, cfg.grpo.prompts_per_iteration
-    groups = _useful(draws, size)[:prompts] if cfg.grpo.dynamic_sampling else list(range(prompts))
+    groups = _useful(rounds, size)[:prompts] if cfg.grpo.dynamic_sampling else list(range(prompts))
     samples_B = sample_numbers(groups, size)
-    rewards = Rewards(*(torch.cat(column)[samples_B] for column in zip(*(d.rewards for d in draws), strict=True)))
+    rewards = Rewards(*(torch.cat(column)[samples_B] for column in zip(*(d.rewards for d in rounds), strict=True)))
     engine_P = torch.tensor(groups, dtype=torch.long) % prompts // (prompts // engines)
-    return Chosen(groups, prompts * len(draws), rewards, engine_P.repeat_interleave(size))
+    return Chosen(groups, prompts * len(rounds), rewards, engine_P.repeat_interleave(size))
 
 
 def sample_numbers(groups: list[int], group_size: int) -> Tensor:
@@ -75,15 +75,15 @@ def sample_numbers(groups: list[int], group_size: int) -> Tensor:
     return (first + torch.arange(group_size)).flatten()
 
 
-def merge(draws: Sequence[Draw]) -> tuple[Samples | None, Graded | None]:
+def merge_rounds(rounds: Sequence[Round]) -> tuple[Samples | None, Graded | None]:
     """Returns all samples of this rank's engine in the iteration and their grades, round by round.
 
     Returns (None, None) on a rank that does not generate.
     """
-    samples = [draw.samples for draw in draws if draw.samples]
-    graded = [draw.graded for draw in draws if draw.graded]
-    if len(draws) == 1 or not samples:
-        return draws[0].samples, draws[0].graded
+    samples = [one.samples for one in rounds if one.samples]
+    graded = [one.graded for one in rounds if one.graded]
+    if len(rounds) == 1 or not samples:
+        return rounds[0].samples, rounds[0].graded
     prompts: list[Prompt] = []
     responses: list[Response] = []
     for part in samples:
@@ -94,6 +94,7 @@ def merge(draws: Sequence[Draw]) -> tuple[Samples | None, Graded | None]:
         torch.cat([g.scored_B for g in graded]),
         torch.cat([g.outcomes_B for g in graded]),
         {rule: torch.cat([g.rule_scores[rule] for g in graded]) for rule in graded[0].rule_scores},
+        torch.cat([g.in_format_B for g in graded]),
     )
 
 
