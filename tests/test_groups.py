@@ -40,7 +40,11 @@ def test_useful_groups_of_all_rounds_fill_the_batch_in_the_order_in_which_they_w
         assert chosen.engine_B.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
         samples, graded = merge_rounds(draws)
         assert len(samples.prompts) == 4 and [r.prompt for r in samples.responses] == [0, 0, 1, 1, 2, 2, 3, 3]
-        assert graded.rewards_B.tolist() == [float(r.token_ids[0]) for r in samples.responses]
+        assert (
+            graded.in_format_B.tolist()
+            == graded.rewards_B.tolist()
+            == [float(r.token_ids[0]) for r in samples.responses]
+        )
         batch = own_batch(CFG, samples, graded, chosen, torch.arange(8.0))
         seen |= dict(zip(batch.ids_B.tolist(), batch.tokens_T[1::2].tolist(), strict=True))
         assert batch.advantages_B.tolist() == batch.ids_B.tolist() == torch.where(chosen.engine_B == engine)[0].tolist()
