@@ -20,8 +20,9 @@ from r1zero.data.prompts import PromptSet
 from r1zero.reward import RewardError, check_labels
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="preprocess.py", description="Read problems and write tokenised prompts.")
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program. arguments: those of the command line if None. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Read problems and write tokenised prompts.")
     parser.add_argument("config", help="a file in configs/data/")
     parser.add_argument(
         "overrides",
@@ -118,4 +119,4 @@ def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,6 +5,7 @@ python -m pytest tests/test_documents.py
 
 import ast
 import dataclasses
+import os
 import re
 import typing
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from r1zero.config import Config
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "launch/README.md", "launch/REVIEW.md"]
+TRANSLATIONS = {"launch/README.zh-CN.md": "README.md"}
+DOCUMENTS = ["README.md", "launch/README.md", "launch/REVIEW.md", *TRANSLATIONS]
 COMMENTED = [
     *DOCUMENTS,
     "requirements.txt",
@@ -88,16 +90,42 @@ def test_the_config_keys_that_a_document_names_exist(document: str) -> None:
     ]
 
 
+def headings(text: str) -> list[tuple[str, str]]:
+    """The signs of each heading, such as "##", and its anchor."""
+    found = re.findall(r"^(#+) (.*)$", text, re.MULTILINE)
+    return [(level, re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")) for level, heading in found]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    anchors = {
-        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    }
+    anchors = {anchor for _, anchor in headings(text)}
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         file, _, anchor = target.partition("#")
         assert ((ROOT / document).parent / file).exists() if file else anchor in anchors, target
+
+
+def links(document: str) -> list[str]:
+    """Where each link of a document leads: a path from the root of the repository, or the number of a heading."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    numbers = {f"#{anchor}": f"heading {number}" for number, (_, anchor) in enumerate(headings(text))}
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [numbers.get(one) or os.path.normpath(os.path.join(os.path.dirname(document), one)) for one in targets]
+
+
+@pytest.mark.parametrize("translation", TRANSLATIONS)
+def test_a_translation_has_the_structure_of_its_original(translation: str) -> None:
+    original = TRANSLATIONS[translation]
+    one, other = ((ROOT / document).read_text(encoding="utf-8") for document in (original, translation))
+    assert [level for level, _ in headings(one)] == [level for level, _ in headings(other)]
+    code = re.compile(r"^ {4}.*$", re.MULTILINE)
+    assert code.findall(one) == code.findall(other)
+    table = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+    rows = [[rows.count("\n") for rows in table.findall(text)] for text in (one, other)]
+    assert rows[0] == rows[1]
+    # The first link of each leads to the other one. A sentence may have its links in another order.
+    assert links(original)[0] == translation and links(translation)[0] == original
+    assert sorted(links(original)[1:]) == sorted(links(translation)[1:])
 
 
 def test_every_script_and_folder_is_in_the_readme() -> None:

@@ -16,7 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 from r1zero.config import UserError, read_json
 
-SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "model" / "templates.json"
+_INSTALLED = Path(__file__).resolve().parents[1] / "templates" / "templates.json"
+"""Where pyproject.toml puts the file when the package is installed; absent in the repository."""
+_IN_REPOSITORY = Path(__file__).resolve().parents[2] / "configs" / "model" / "templates.json"
+SHIPPED = _INSTALLED if _INSTALLED.is_file() else _IN_REPOSITORY
 THOUGHT_WORDS = ("<think>", "</think>")
 _EMPTY_THOUGHT = f"{THOUGHT_WORDS[0]}\n\n{THOUGHT_WORDS[1]}\n\n"
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
