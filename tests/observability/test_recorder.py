@@ -86,7 +86,9 @@ def test_the_worst_and_the_best_are_shown_in_the_terminal(tmp_path, capsys):
     assert places == sorted(places) and shown.count("iteration 10") == 3 and r"\boxed{2}" in shown
 
 
-@pytest.mark.parametrize("arguments, sentence", [([], "holds no samples;"), (["--iteration", "9"], "of iteration 9;")])
+@pytest.mark.parametrize(
+    "arguments, sentence", [([], "contains no samples;"), (["--iteration", "9"], "of iteration 9;")]
+)
 def test_a_folder_without_samples_is_one_sentence(tmp_path, capsys, arguments, sentence):
     assert samples.main([str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err
