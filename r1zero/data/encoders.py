@@ -56,7 +56,7 @@ class Encoder:
     path: str
     """Path of the file or folder that the template comes from."""
     digest: str
-    """sha256 of the template and of the arguments that are passed to it."""
+    """sha256 of the template; for the chat template also of its arguments."""
     stop_words: tuple[str, ...] = ()
     notes: list[str]
     """Sentences for the user about things that are unusual but allowed."""
