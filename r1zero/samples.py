@@ -1,6 +1,7 @@
-"""Samples of a run in the terminal: `python -m r1zero.samples runs/NAME [--iteration N] [--worst K] [--best K]`.
+"""Shows samples of a run in the terminal: `python -m r1zero.samples runs/NAME [--iteration N] [--worst K] [--best K]`.
 
-With `metrics.dump = "all"` they are chosen from all responses of the iteration, otherwise from those in samples.jsonl.
+If the run had `metrics.dump = "all"`, they are chosen from all responses of the iteration, otherwise from the few in
+samples.jsonl.
 """
 
 import argparse
@@ -20,12 +21,16 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m r1zero.samples", description="Show samples of a run.")
+    """Show the samples that the arguments ask for. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m r1zero.samples", description="Shows samples of a run.")
     parser.add_argument("folder", type=Path, metavar="runs/NAME", help="the folder of a run")
-    parser.add_argument("--iteration", type=int, metavar="N", help="the newest if not given")
-    parser.add_argument("--worst", type=int, default=0, metavar="K", help="the K with the lowest reward, lowest first")
-    parser.add_argument("--best", type=int, default=0, metavar="K", help="the K with the highest reward, highest first")
+    parser.add_argument("--iteration", type=int, metavar="N", help="default: the newest iteration")
+    parser.add_argument(
+        "--worst", type=int, default=0, metavar="K", help="the K samples with the lowest reward, lowest first"
+    )
+    parser.add_argument(
+        "--best", type=int, default=0, metavar="K", help="the K samples with the highest reward, highest first"
+    )
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     try:
@@ -33,8 +38,8 @@ def main(arguments: list[str]) -> int:
         if not rows:
             which = "" if options.iteration is None else f" of iteration {options.iteration}"
             raise UserError(
-                f"{options.folder}: holds no samples{which}; name the folder of a run, and an iteration that it has "
-                "done"
+                f"{options.folder}: contains no samples{which}; name the folder of a run, and an iteration that it "
+                "has finished"
             )
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -45,7 +50,10 @@ def main(arguments: list[str]) -> int:
 
 
 def choose(rows: Sequence[dict[str, Any]], worst: int, best: int) -> list[dict[str, Any]]:
-    """The worst, then the best; all rows where neither is asked for. A response without a reward is worse than any."""
+    """Returns the worst rows and then the best ones, or all rows if `worst` and `best` are both 0.
+
+    A response without a reward counts as worse than any other.
+    """
     if worst <= 0 and best <= 0:
         return list(rows)
     ordered = sorted(rows, key=lambda row: float("-inf") if row["reward"] is None else row["reward"])
@@ -53,7 +61,7 @@ def choose(rows: Sequence[dict[str, Any]], worst: int, best: int) -> list[dict[s
 
 
 def show(row: dict[str, Any], console: Console) -> None:
-    """One sample: its reward and label, the prompt, the response with its tags and its box in colour."""
+    """Print one sample: rewards, label, prompt, and the response with its tags and its last box in colour."""
     reward = row["outcome"] if row["reward"] is None else f"reward {row['reward']:g}"
     scores = ", ".join(f"{rule} {value:g}" for rule, value in (row["scores"] or {}).items() if value is not None)
     console.rule(Text(f"iteration {row['iteration']}, {reward} ({scores}), label {row['label']}"), align="left")

@@ -136,7 +136,9 @@ def open_weights(path: Path, shape: Shape) -> DistFolder:
             raise UserError(
                 f"{path}: contains checkpoints but is not one itself; name one of them: {', '.join(map(str, below))}"
             ) from None
-        raise UserError(f"{path}: is not a whole checkpoint ({error}); convert again, or name another step") from None
+        raise UserError(
+            f"{path}: is not a complete checkpoint ({error}); convert again, or name another step"
+        ) from None
     if wrong := folder.problems(weights(shape)):
         raise UserError(
             f"{path}: is a checkpoint of another model: it lacks {len(wrong)} tensors ({', '.join(wrong[:3])}"

@@ -78,7 +78,7 @@ def _refuse_unfinished(path: Path) -> None:
     if unfinished:
         raise UserError(
             f"{unfinished[0]}: a download into this folder has not finished; start it again, or remove this file if "
-            "the folder is whole"
+            "the folder is complete"
         )
     for file in sorted(path.iterdir()):
         if file.is_file() and file.stat().st_size < POINTER_SIZE and file.read_bytes().startswith(POINTER):

@@ -1,6 +1,6 @@
 """Folders that exist either completely or not at all: files are hashed as they are written, and a manifest comes last.
 
-The folder is then renamed. It is whole if its manifest is, and if every file that the manifest names consists of the
+The folder is then renamed. It is complete if its manifest is, and if every file that the manifest names consists of the
 stated segments: consecutive parts with length and sha256, so that a part of a file can be verified without the rest.
 """
 
@@ -21,7 +21,7 @@ Segment = tuple[int, str]
 
 
 class CorruptError(Exception):
-    """A folder is not whole. The message names the file and the problem."""
+    """A folder is not complete. The message names the file and the problem."""
 
 
 class HashedFile:

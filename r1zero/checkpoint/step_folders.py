@@ -26,7 +26,7 @@ the large ones, at times when it cannot tell the other ranks that it failed."""
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A whole checkpoint and what its manifest states. layout: the parallel degrees with which it was written."""
+    """A complete checkpoint and what its manifest states. layout: the parallel degrees with which it was written."""
 
     path: Path
     iteration: int
@@ -76,7 +76,7 @@ def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
 
     The newest `keep` are kept, those of every `keep_every` iterations, and the one marked as the best.
     """
-    if final.exists():  # it must be corrupt: the run would have continued from a whole one
+    if final.exists():  # it must be corrupt: the run would have continued from a complete one
         _remove(final)
     manifest.publish(aside, final)
     manifest.write_text(final.parent / "latest", final.name + "\n")
@@ -88,14 +88,17 @@ def put_in_place(aside: Path, final: Path, keep: Checkpoint) -> None:
 
 
 def mark_best(folder: Path, iteration: int) -> None:
-    """Name the best checkpoint in the file `best`, beside `latest`; it is kept until another one is named."""
+    """Write the name of the best checkpoint to the file `best` in `folder`, so that `put_in_place` keeps it.
+
+    If the checkpoint of this iteration does not exist, the file stays as it is.
+    """
     name = f"step_{iteration}"
     if (folder / name).is_dir() and _best(folder) != name:
         manifest.write_text(folder / BEST, name + "\n")
 
 
 def _best(folder: Path) -> str:
-    """The name of the best checkpoint; empty: none is marked."""
+    """Returns the folder name of the best checkpoint, or an empty text if none is marked."""
     file = folder / BEST
     return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
@@ -121,10 +124,10 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> CheckpointInfo | None:
-    """Returns the newest whole checkpoint, or None if there is none. Collective over all ranks of the world.
+    """Returns the newest complete checkpoint, or None if there is none. Collective over all ranks of the world.
 
     Every file is verified; the ranks share the reading. A corrupt checkpoint is reported and the previous one is used.
-    Raises UserError if there are checkpoints but none is whole.
+    Raises UserError if there are checkpoints but none is complete.
     """
     candidates = [path.name for path in _steps(folder)] if dist.get_rank() == 0 else []
     complaints = []
@@ -137,19 +140,19 @@ def newest(folder: Path) -> CheckpointInfo | None:
             log.warning("%s is corrupt and is skipped: %s", folder / name, problem)
     if complaints:
         raise UserError(
-            f"{folder}: none of its checkpoints is whole ({'; '.join(complaints)}); remove the folder to start anew"
+            f"{folder}: none of its checkpoints is complete ({'; '.join(complaints)}); remove the folder to start anew"
         )
     return None
 
 
 def open_checkpoint(path: Path) -> CheckpointInfo:
-    """Returns the checkpoint in `path`, verified as in `newest`. Raises UserError if it is corrupt.
+    """Returns the checkpoint in the folder `path`, after verifying its files as `newest` does.
 
-    Collective over all ranks of the world.
+    Collective over all ranks of the world. Raises UserError if the checkpoint is not complete.
     """
     body, problem = _read(path)
     if problem:
-        raise UserError(f"{path}: is not a whole checkpoint ({problem}); name another one")
+        raise UserError(f"{path}: is not a complete checkpoint ({problem}); name another one")
     return CheckpointInfo(path, body["iteration"], body["extra"], body["layout"])
 
 

@@ -8,25 +8,26 @@ from r1zero.config.toml import LocalPath, OwnFunction
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
     path: LocalPath
-    """Folder written by preprocess.py with the training model's tokenizer and a template with the same stop words."""
+    """Folder written by preprocess.py. It must have been made with the tokenizer of the model in training, and with a
+    template that has the same stop words as that of data.path."""
     samples: int = 1
-    """n: responses to each prompt."""
+    """Number of responses to each prompt, the n of avg@n."""
     temperature: float = 0.0
-    """0: the most likely token each time, which allows one sample only."""
+    """0: greedy decoding, for which samples must be 1."""
     max_response_tokens: int = 0
-    """0: as rollout.max_response_tokens."""
+    """Maximum number of tokens of a response; 0: rollout.max_response_tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Prompts that the engines answer without any effect on training."""
+    """Evaluation of the model on prompt sets, which has no effect on training."""
 
     sets: dict[str, EvaluationSet] = field(default_factory=dict)
-    """Name -> prompt set. Its figures are called eval/<name>/...; empty: nothing is evaluated."""
+    """Name -> prompt set. Its metrics are called eval/<name>/...; empty: nothing is evaluated."""
     every_iterations: int = 0
-    """Besides before the first iteration and after the last, evaluate after every so many iterations; 0: only then."""
+    """Also evaluate after every N-th iteration; 0: only before the first iteration and after the last."""
     correct: OwnFunction = "answer"
-    """What makes a response correct. "answer": its last box equals the label, whatever its format. Or one of
-    reward.rules, which must give it more than 0."""
+    """Which responses are correct. "answer": those whose last box equals the label, in any format. The name of one of
+    reward.rules: those to which this rule gives more than 0."""
     best: str = ""
-    """Figure, such as eval/math500/pass@1, by whose highest value the best checkpoint is kept; empty: none is."""
+    """Metric, such as eval/math500/pass@1. The checkpoint with its highest value is kept; empty: none is."""

@@ -1,4 +1,4 @@
-"""Checks of fields of `[grpo]` that contradict each other."""
+"""Checks for fields of `[grpo]` that contradict each other, or fields of `[rollout]`."""
 
 from collections.abc import Iterator
 
@@ -23,8 +23,8 @@ def check(grpo: Grpo, rollout: Rollout) -> None:
 def _groups(grpo: Grpo) -> Iterator[str]:
     if grpo.group_size == 1 and grpo.advantage != "batch":
         yield (
-            f'grpo.group_size = 1 with grpo.advantage = "{grpo.advantage}"; a group needs at least 2 responses to have '
-            'a spread: raise group_size, or set advantage = "batch"'
+            f'grpo.group_size = 1 with grpo.advantage = "{grpo.advantage}", which compares the responses of a group '
+            'and needs at least 2; raise group_size, or set advantage = "batch"'
         )
     if grpo.group_size == 1 and grpo.dynamic_sampling:
         yield "grpo.dynamic_sampling = true with grpo.group_size = 1 would leave out every group; raise group_size"
@@ -34,20 +34,20 @@ def _groups(grpo: Grpo) -> Iterator[str]:
 
 def _kl(grpo: Grpo) -> Iterator[str]:
     if grpo.kl_in == "reward" and grpo.kl_coef == 0:
-        yield 'grpo.kl_in = "reward" with grpo.kl_coef = 0.0 subtracts nothing; raise kl_coef, or leave kl_in out'
+        yield 'grpo.kl_in = "reward" with grpo.kl_coef = 0.0 has no effect; raise kl_coef, or remove kl_in'
     if grpo.kl_in == "reward" and grpo.kl_estimator == "k3_unbiased":
         yield (
-            'grpo.kl_estimator = "k3_unbiased" with grpo.kl_in = "reward": it differs from "k3" in its gradient only, '
-            "and a reward has none; set kl_estimator to k1, k2 or k3"
+            'grpo.kl_estimator = "k3_unbiased" with grpo.kl_in = "reward": this estimator differs from "k3" only in '
+            "its gradient, and a reward has no gradient; set kl_estimator to k1, k2 or k3"
         )
 
 
 def _loss(grpo: Grpo) -> Iterator[str]:
     if 0 < grpo.dual_clip <= 1:
-        yield f"grpo.dual_clip = {grpo.dual_clip}; it must be more than 1, or 0 for no such bound"
+        yield f"grpo.dual_clip = {grpo.dual_clip}; it must be more than 1, or 0 to switch it off"
     if grpo.surrogate == "cispo" and grpo.dual_clip > 0:
         yield (
-            f'grpo.dual_clip = {grpo.dual_clip} with grpo.surrogate = "cispo", which has no such bound; '
+            f'grpo.dual_clip = {grpo.dual_clip} with grpo.surrogate = "cispo", which has no dual clipping; '
             "set dual_clip to 0"
         )
 
@@ -56,13 +56,13 @@ def _correction(grpo: Grpo) -> Iterator[str]:
     kind, floor, cap = grpo.rollout_correction, grpo.rollout_correction_floor, grpo.rollout_correction_cap
     if kind != "none" and grpo.old_logprobs == "rollout":
         yield (
-            f'grpo.rollout_correction = "{kind}" with grpo.old_logprobs = "rollout", whose ratio is to the engine '
-            'already; set rollout_correction = "none" or old_logprobs = "trainer"'
+            f'grpo.rollout_correction = "{kind}" with grpo.old_logprobs = "rollout", which already uses the engine\'s '
+            'logprobs; set rollout_correction = "none" or old_logprobs = "trainer"'
         )
     if kind != "mask" and floor > 0:
         yield (
-            f'grpo.rollout_correction_floor = {floor} with grpo.rollout_correction = "{kind}", which does not read it; '
-            'set rollout_correction = "mask", or leave the floor out'
+            f'grpo.rollout_correction_floor = {floor} with grpo.rollout_correction = "{kind}", which does not use it; '
+            'set rollout_correction = "mask", or remove rollout_correction_floor'
         )
     if floor >= cap:
         yield f"grpo.rollout_correction_floor = {floor}; it must be less than grpo.rollout_correction_cap = {cap}"
@@ -86,6 +86,6 @@ def _length(grpo: Grpo, rollout: Rollout) -> Iterator[str]:
         )
     if grpo.overlong != "penalty" and buffer > 0:
         yield (
-            f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "{grpo.overlong}", which does not read it; '
-            'set overlong = "penalty", or leave the buffer out'
+            f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "{grpo.overlong}", which does not use it; '
+            'set overlong = "penalty", or remove overlong_buffer_tokens'
         )

@@ -1,4 +1,4 @@
-"""Example to token ids and text: by an entry of a template file, or by the tokenizer's own chat template."""
+"""Turns examples into token ids and text, with an entry of a template file or the tokenizer's own chat template."""
 
 import hashlib
 import json
@@ -11,26 +11,29 @@ from r1zero.data import templates, tokenizer
 from r1zero.data.handlers import Example
 from r1zero.data.templates import Segment
 
-NO_BOS = (
-    "template {} begins with the begin token, which {} does not have: prompts begin without one, as in the reference"
-)
+NO_BOS = "template {} starts with the begin token, which {} does not have; prompts start without it, as in MindSpeed-RL"
 NO_EOS = (
-    "{} names no end token (eos_token_id) in its files and template {} has no stop word: train.py will refuse the "
+    "{} names no end token (eos_token_id) in its files, and template {} has no stop word; train.py will refuse the "
     "data, because no response would ever end"
 )
 CUT_MARKERS = (
-    "template {} has {}, which {} splits into several ordinary tokens: is it the template of this tokenizer's model?"
+    "template {} has {}, which {} splits into several ordinary tokens; check that the template fits the tokenizer"
 )
 CHAT = "chat"
-"""The name of the tokenizer's own chat template."""
+"""The value of `template` that selects the tokenizer's own chat template."""
 _PLACE = "\ue000{}\ue001"
-"""Stands for the text of a message while the chat template is rendered; private characters, which no template has."""
+"""Placeholder for the text of a message while the chat template is rendered. No template contains these private-use
+characters."""
 _PLACES = re.compile("\ue000([0-9]+)\ue001")
 
 
 @dataclass(frozen=True)
 class How:
-    """The keys of a data config that say how an example becomes a prompt."""
+    """The keys of a data config that determine how an example becomes a prompt.
+
+    templates: path of the template file. template: name of an entry, or CHAT. arguments: `template_arguments`, which
+    are passed to the chat template. allow_special: whether control tokens in the data are encoded as such.
+    """
 
     templates: str
     template: str
@@ -40,19 +43,23 @@ class How:
 
 
 def find(path: str, how: How) -> "Encoder":
-    """path: of the tokenizer. Raises UserError where the template is missing or is not one of this tokenizer."""
+    """Returns the encoder for how.template. path: the tokenizer's folder.
+
+    Raises UserError if the template does not exist, or if the tokenizer cannot be used with it.
+    """
     return ChatEncoder(path, how) if how.template == CHAT else TemplateEncoder(path, how)
 
 
 class Encoder:
-    """What the two kinds have in common."""
+    """The common part of the two encoders."""
 
     path: str
-    """Of the file or folder that the template comes from."""
+    """Path of the file or folder that the template comes from."""
     digest: str
+    """sha256 of the template; for the chat template also of its arguments."""
     stop_words: tuple[str, ...] = ()
     notes: list[str]
-    """What a user should know though nothing is wrong."""
+    """Sentences for the user about things that are unusual but allowed."""
 
     def __init__(self, path: str, how: How):
         self.tokenizer = tokenizer.load(path)
@@ -63,22 +70,23 @@ class Encoder:
         self.notes = []
 
     def encode(self, example: Example) -> tuple[list[int], str]:
-        """Token ids and text of the prompt. Raises ValueError where the template refuses the example."""
+        """Returns the token ids and the text of the prompt. Raises ValueError if the template rejects the example."""
         return tokenizer.encode(self.tokenizer, self.pieces(example), self.eos_id, self.controls)
 
     def pieces(self, example: Example) -> list[Segment]:
+        """Returns the rendered prompt as segments, which mark the parts that come from the data."""
         raise NotImplementedError
 
 
 class TemplateEncoder(Encoder):
-    """By an entry of a template file."""
+    """Encodes examples with an entry of a template file."""
 
     def __init__(self, path: str, how: How):
         self.template, self.thinking = templates.load(how.templates, how.template), how.thinking
         if how.arguments:
             raise UserError(
-                f"template_arguments = {how.arguments}: are for the tokenizer's own chat template, and template = "
-                f'{how.template!r}; remove them, or set template = "{CHAT}"'
+                f"template_arguments = {how.arguments}: apply only to the tokenizer's own chat template, but template "
+                f'= {how.template!r}; remove them, or set template = "{CHAT}"'
             )
         super().__init__(path, how)
         template = self.template
@@ -99,7 +107,7 @@ class TemplateEncoder(Encoder):
 
 
 class ChatEncoder(Encoder):
-    """By the tokenizer's own chat template, with the generation prompt at the end."""
+    """Encodes examples with the tokenizer's own chat template, with the generation prompt at the end."""
 
     def __init__(self, path: str, how: How):
         super().__init__(path, how)
@@ -116,21 +124,29 @@ class ChatEncoder(Encoder):
             self.notes.append(NO_EOS.format(path, CHAT))
 
     def pieces(self, example: Example) -> list[Segment]:
-        """One text, in which the data's parts are known, so that control tokens they spell stay ordinary text."""
+        """Returns the prompt as one segment, which states the spans that come from the data.
+
+        Control tokens that are spelled out in these spans are encoded as ordinary text.
+        """
         messages = [{"role": "system", "content": example.system}] if example.system else []
         for asked, answered in example.history:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": example.question})
         plain = self._rendered(messages)
         text, given = self._filled(messages, strip=False)
-        if text != plain:  # many templates strip the texts of messages
+        if text != plain:  # many templates strip white space from the messages
             text, given = self._filled(messages, strip=True)
         if text != plain:
-            raise ValueError("the tokenizer's chat template changes the text of a message, which cannot be followed")
+            raise ValueError(
+                "the tokenizer's chat template changes the text of a message, so its place in the prompt is unknown"
+            )
         return [Segment("text", text, tuple(given))]
 
     def _filled(self, messages: list[dict[str, str]], *, strip: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The template rendered around places, which are then filled: the text, and where the data's parts are."""
+        """Returns the prompt, and the (start, stop) spans of the messages in it.
+
+        The template is rendered with placeholders, which are then replaced by the texts of the messages.
+        """
         places = [{**message, "content": _PLACE.format(i)} for i, message in enumerate(messages)]
         frame, text, given, at = self._rendered(places), "", [], 0
         for match in _PLACES.finditer(frame):
@@ -149,4 +165,4 @@ class ChatEncoder(Encoder):
                 messages, tokenize=False, add_generation_prompt=True, **self.arguments
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:
-            raise ValueError(f"the tokenizer's chat template refuses the messages ({error})") from None
+            raise ValueError(f"the tokenizer's chat template rejects the messages ({error})") from None

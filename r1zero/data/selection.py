@@ -1,4 +1,4 @@
-"""Which of the good rows become prompts, and in what order: `[selection]` of a file of configs/data/."""
+"""Selects and orders the good rows that become prompts: the section `[selection]` of the files in configs/data/."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -12,27 +12,28 @@ from r1zero.data.records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Applied in the order of these fields to the rows that are good and not too long."""
+    """Applied in the order of these fields, to the rows that are good and not too long."""
 
     deduplicate: bool = False
-    """Keep the first of the rows with the same rendered prompt and label."""
+    """Of the rows with the same rendered prompt and label, keep only the first."""
     split: Literal["all", "train", "held_out"] = "all"
-    """A row belongs to one side by a hash of its rendered prompt, whatever the other rows are."""
+    """Keep only this part of the rows. A hash of the rendered prompt decides to which part a row belongs, so that it
+    does not depend on the other rows."""
     held_out_share: float = 0.1
-    """Share of the rows that belong to held_out."""
+    """Expected share of the rows that belong to held_out."""
     pass_rates: LocalPath = ""
-    """A pass_rates.jsonl that an evaluation of the same prompts wrote; a row that it lacks is left out."""
+    """A pass_rates.jsonl file that an evaluation of the same prompts wrote. A row that is not in it is left out."""
     min_pass_rate: float = 0.0
     max_pass_rate: float = 1.0
-    """Keep the rows whose pass rate is in between, both ends included."""
+    """Keep the rows whose pass rate is between these two values, both included."""
     sample: int = 0
-    """Keep so many rows, chosen by a hash of the prompt and `seed`, in the order of the file; 0: all."""
+    """Number of rows to keep, chosen by a hash of the prompt and `seed`. They stay in the order of the file. 0: all."""
     seed: int = 0
     limit: int = 0
-    """Keep the first so many rows; 0: all."""
+    """Number of rows to keep, counted from the first. 0: all."""
     order: Literal["file", "pass_rate"] = "file"
-    """pass_rate: the highest pass rate first, so the easiest prompts come first (a curriculum, where data.shuffle
-    is false)."""
+    """file: the order of the input. pass_rate: descending pass rate, so that the easiest prompts come first. With
+    data.shuffle = false this is a curriculum."""
 
 
 class LeftOut(str):
@@ -44,17 +45,17 @@ Rows = Iterable[tuple[Record, Row | str]]
 
 
 def check(cfg: Selection) -> None:
-    """Raises UserError naming the field, its value and what is allowed."""
+    """Raises UserError if a field has an impossible value, or if two fields contradict each other."""
     for name in ("held_out_share", "min_pass_rate", "max_pass_rate"):
         if not 0 <= getattr(cfg, name) <= 1:
             raise UserError(f"selection.{name} = {getattr(cfg, name)}; it must be between 0 and 1")
     for name in ("limit", "sample"):
         if getattr(cfg, name) < 0:
-            raise UserError(f"selection.{name} = {getattr(cfg, name)}; it must be at least 0, which keeps all rows")
+            raise UserError(f"selection.{name} = {getattr(cfg, name)}; it must be at least 0 (0 keeps all rows)")
     if cfg.min_pass_rate > cfg.max_pass_rate:
         raise UserError(
             f"selection.min_pass_rate = {cfg.min_pass_rate} is above selection.max_pass_rate = {cfg.max_pass_rate}, so "
-            "no row could be kept; lower the one or raise the other"
+            "that no row would be kept; lower the former or raise the latter"
         )
     by_rate = [
         name
@@ -70,9 +71,11 @@ def check(cfg: Selection) -> None:
 
 
 def select(rows: Rows, cfg: Selection, max_prompt_tokens: int) -> Iterator[tuple[Record, Row | str]]:
-    """The rows with a LeftOut in place of those that are not selected. Bad and too long rows pass as they are.
+    """Yields every row, with a LeftOut in place of each row that is not selected.
 
-    Raises UserError where the file of pass rates is not one, or has none of these prompts.
+    rows: a record and its prompt, or the reason why it has none. Bad rows, and rows whose prompt is longer than
+    max_prompt_tokens, are passed through unchanged. Raises UserError if cfg.pass_rates cannot be read as a file of
+    pass rates, or if it contains none of these prompts.
     """
     rates = pass_rates.read(cfg.pass_rates) if cfg.pass_rates else None
     judge = _Judge(cfg, rates)
@@ -89,8 +92,8 @@ def select(rows: Rows, cfg: Selection, max_prompt_tokens: int) -> Iterator[tuple
             yield record, row
     if rates is not None and judge.seen and not judge.found:
         raise UserError(
-            f"selection.pass_rates = {cfg.pass_rates!r}: has none of these prompts; evaluate the prompts as the same "
-            "tokenizer and template make them"
+            f"selection.pass_rates = {cfg.pass_rates!r}: contains none of these prompts; evaluate prompts that were "
+            "made with the same tokenizer and template"
         )
     yield from _chosen(held, cfg, rates or {})
 
@@ -98,7 +101,7 @@ def select(rows: Rows, cfg: Selection, max_prompt_tokens: int) -> Iterator[tuple
 def _chosen(
     held: list[tuple[Record, Row]], cfg: Selection, rates: pass_rates.Rates
 ) -> Iterator[tuple[Record, Row | str]]:
-    """Sample, limit and order, which need all rows."""
+    """Applies `sample`, `limit` and `order`, which need all rows."""
     kept = list(range(len(held)))
     if cfg.sample:
         hashes = [_share(row["text"], f"sample {cfg.seed}") for _, row in held]
@@ -109,11 +112,11 @@ def _chosen(
         kept.sort(key=lambda i: -rates[held[i][1]["text"], held[i][1]["label"]])
     yield from (held[i] for i in kept)
     for i in sorted(left_out):
-        yield held[i][0], LeftOut(f"not among the rows that sample = {cfg.sample} and limit = {cfg.limit} keep")
+        yield held[i][0], LeftOut(f"is not among the rows kept by sample = {cfg.sample} and limit = {cfg.limit}")
 
 
 class _Judge:
-    """What can be said of one row after the other."""
+    """Applies the fields for which each row can be decided when it is read."""
 
     def __init__(self, cfg: Selection, rates: pass_rates.Rates | None):
         self.cfg, self.rates = cfg, rates
@@ -121,15 +124,15 @@ class _Judge:
         self.seen = self.found = 0
 
     def reason(self, row: Row) -> str:
-        """Why the row is left out; empty: it is not."""
+        """Returns why the row is left out, or an empty text if it is not."""
         cfg, key = self.cfg, (row["text"], row["label"])
         if cfg.deduplicate:
             if key in self.known:
-                return "has the prompt and label of an earlier row"
+                return "has the same prompt and label as an earlier row"
             self.known.add(key)
         held_out = _share(row["text"], "split") < cfg.held_out_share
         if cfg.split != "all" and held_out != (cfg.split == "held_out"):
-            return f"belongs to the other side of split = {cfg.split}"
+            return f"does not belong to split = {cfg.split}"
         if self.rates is None:
             return ""
         self.seen += 1
@@ -138,12 +141,10 @@ class _Judge:
         self.found += 1
         rate = self.rates[key]
         inside = cfg.min_pass_rate <= rate <= cfg.max_pass_rate
-        return (
-            "" if inside else f"has the pass rate {rate:g}, outside of {cfg.min_pass_rate:g} to {cfg.max_pass_rate:g}"
-        )
+        return "" if inside else f"has the pass rate {rate:g}, not in {cfg.min_pass_rate:g} to {cfg.max_pass_rate:g}"
 
 
 def _share(text: str, purpose: str) -> float:
-    """A number from 0 to 1 that depends on the text and the purpose only."""
+    """Returns a number from 0 to 1 that depends only on the text and the purpose."""
     digest = hashlib.blake2b(f"{purpose}\n{text}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

@@ -1,1 +1,1 @@
-"""How well a model answers prompt sets: what is measured, on the engines of a run, without any effect on training."""
+"""Evaluation of a model on prompt sets, on the engines of a run. It has no effect on training."""

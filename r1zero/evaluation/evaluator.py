@@ -1,8 +1,8 @@
-"""Evaluates prompt sets on the engines of a run. The prompts are distributed over all engines.
+"""Evaluates prompt sets on the engines of a run. The prompts of a set are distributed over all engines.
 
-An evaluation does not affect training: the engine's prefix cache is dropped afterwards, and the process's random
-generators are left as they were. Each response has its own seed, which depends on the run's seed, the set, the prompt
-and the number of the response. Evaluations in one run therefore differ only because of the weights.
+An evaluation does not affect training: the engine's prefix cache is cleared afterwards, and the random generators of
+the process are left unchanged. Each response has its own seed, which depends on the run's seed, the set, the prompt and
+the number of the response. The evaluations of one run therefore differ only because of the weights.
 """
 
 import hashlib
@@ -28,30 +28,33 @@ from r1zero.reward.rules import has_base_format
 from r1zero.rollout.engine import Engine, Sampling
 
 COLUMNS = ("correct", "equal", "in_format", "truncated", "unscored", "length", "reward", "group")
-"""What is recorded of each response. group: of equal answers to its prompt, from 1; 0: no answer."""
+"""The values that are recorded for each response. group: equal answers to a prompt have the same number, counted from
+1; a response without an answer has 0."""
 
 
 class Evaluator:
-    """Evaluates the weights that the engines have. `run` is collective over all ranks of the world."""
+    """Evaluates the weights that the engines currently have."""
 
     def __init__(self, cfg: Config, layout: Layout, rank: int, grader: Grader, sets: dict[str, PromptSet]):
         self.cfg, self.layout, self.rank, self.grader, self.sets = cfg, layout, rank, grader, sets
 
     def due(self, iteration: int) -> bool:
-        """Whether to evaluate after this iteration. 0: before the first iteration."""
+        """Returns whether to evaluate after this iteration. Iteration 0 stands for the model before the first one."""
         every = self.cfg.evaluation.every_iterations
         at = iteration in (0, self.cfg.run.iterations) or bool(every and iteration % every == 0)
         return at and bool(self.sets)
 
     def run(self, engine: Engine | None, device: torch.device, folder: Path) -> dict[str, float]:
-        """Evaluate all sets, and write responses and pass rates to `folder`.
+        """Evaluate all sets, and write their responses and pass rates to `folder`.
 
-        Returns the metrics `eval/<set>/<name>`, the same on every rank.
+        Collective over all ranks of the world. engine: this rank's engine, or None on a rank that does not generate.
+        device: where the collectives of the world need their tensors. Returns the metrics `eval/<set>/<name>`, which
+        are equal on all ranks.
         """
         values: dict[str, float] = {}
         for name, prompts in self.sets.items():
             outcomes = self._answer(name, prompts, engine, device, folder)
-            values |= {f"eval/{name}/{figure}": value for figure, value in figures.compute(outcomes).items()}
+            values |= {f"eval/{name}/{metric}": value for metric, value in figures.compute(outcomes).items()}
             if self.rank == 0:
                 _write_pass_rates(folder / f"{name}.pass_rates.jsonl", prompts, outcomes)
         return values
@@ -59,9 +62,12 @@ class Evaluator:
     def _answer(
         self, name: str, prompts: PromptSet, engine: Engine | None, device: torch.device, folder: Path
     ) -> Outcomes:
-        """Answer and grade the whole set, whose prompts are given to the engines in turn. Returns all outcomes."""
+        """Generate and grade the responses to one set. Returns the outcomes of the whole set on every rank.
+
+        Engine e of E answers the prompts e, e + E, e + 2E and so on.
+        """
         one = self.cfg.evaluation.sets[name]
-        # On a GPU or NPU the type is float32, which is exact for flags, and for token counts and groups below 2^24.
+        # float32, the type on a GPU or NPU, represents flags exactly, as well as token counts and groups below 2^24.
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         table = torch.zeros(len(prompts), one.samples, len(COLUMNS), dtype=dtype)
         share: list[Prompt] = []
@@ -72,7 +78,7 @@ class Evaluator:
             responses = self._responses(name, one, share, engine)
             self._fill(table, share, responses)
         for stale in folder.glob(f"{name}.engine_*.parquet") if self.rank == 0 else ():
-            stale.unlink()  # left by an earlier evaluation, perhaps on more engines
+            stale.unlink()  # from an earlier evaluation, which may have had more engines
         table = table.to(device)
         dist.all_reduce(table)  # also a barrier: no rank writes its file before rank 0 has removed the stale ones
         table = table.cpu()
@@ -81,7 +87,10 @@ class Evaluator:
         return _outcomes(table.numpy())
 
     def _responses(self, name: str, one: EvaluationSet, share: list[Prompt], engine: Engine) -> list[Response]:
-        """Generate this engine's responses, and start grading this rank's share of them."""
+        """Returns the responses of this rank's engine. This rank's share of them is submitted for grading meanwhile.
+
+        share: the prompts that this engine answers.
+        """
         seed = self.cfg.run.seed
         sampling = Sampling(
             one.samples,
@@ -99,7 +108,11 @@ class Evaluator:
         return engine.evaluate(share, sampling, grade)
 
     def _fill(self, table: torch.Tensor, share: list[Prompt], responses: list[Response]) -> None:
-        """Fill in this rank's part: grades for its share of the responses, groups for its share of the prompts."""
+        """Write this rank's part of the table: the grades of its share of the responses, once they are graded, and the
+        groups of equal answers for its share of the prompts.
+
+        table: (prompts of the set, samples, columns), 0 where another rank writes.
+        """
         scorer = self.grader.require_scorer()
         scores = scorer.collect()
         boxes: dict[int, list[str]] = {}
@@ -117,7 +130,7 @@ class Evaluator:
                 table[row, sample, 7] = group + 1
 
     def _columns(self, score: Score, response: Response, text: str) -> list[float]:
-        """Returns the values of one response for COLUMNS, without the last."""
+        """Returns the values of one response for all COLUMNS but the last."""
         rule, scored = self.cfg.evaluation.correct, score.outcome == "scored"
         correct = scored and (bool(score.equal) if rule == "answer" else score.scores[rule] > 0)
         return [

@@ -1,6 +1,6 @@
-"""The figures of an evaluation as pure functions of what became of each response.
+"""The metrics of an evaluation, as pure functions of the outcome of each response.
 
-pass@k is the unbiased estimate of Chen et al., "Evaluating Large Language Models Trained on Code" (2021), equation 1:
+pass@k is the unbiased estimator of Chen et al., "Evaluating Large Language Models Trained on Code" (2021), equation 1:
 the probability that at least one of k responses, drawn without replacement from the n that were sampled, is correct.
 """
 
@@ -13,43 +13,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES, LEVEL = 1000, 0.95
-"""Of the bootstrap: how often the prompts are drawn anew, and how many of the means the interval holds."""
+"""Number of bootstrap resamples, and confidence level of the interval."""
 BOOTSTRAP_SEED = 0
 NO_VOTE = -1
+"""Group of a response that contains no answer."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of n responses to each of P prompts; every field has the shape (P, n)."""
+    """The outcomes of n responses to each of P prompts. Every field has the shape (P, n)."""
 
     correct: NDArray[np.bool_]
-    """By evaluation.correct; False for a response that could not be graded."""
+    """Whether the response is correct, as evaluation.correct defines it. False if it could not be graded."""
     equal: NDArray[np.bool_]
-    """Whether the last box equals the label, by which the majority is judged."""
+    """Whether the answer in the last box equals the label. The majority vote is judged by this."""
     in_format: NDArray[np.bool_]
+    """Whether the response has the format that the rule base_acc requires."""
     truncated: NDArray[np.bool_]
-    """Whether the response reached the longest length without ending."""
+    """Whether the response was cut off at the maximum number of tokens."""
     unscored: NDArray[np.bool_]
-    """Whether grading failed or took too long."""
+    """Whether grading failed or timed out."""
     lengths: NDArray[np.int64]
-    """Tokens."""
+    """Length of the response in tokens."""
     groups: NDArray[np.int64]
-    """Answers of one prompt with the same number are equal; NO_VOTE: the response has no box."""
+    """Responses to the same prompt with equal answers have the same number. NO_VOTE: the response has no box."""
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that k of `samples` responses, of which `correct` are correct, hold at least one that is correct.
+    """Returns the probability that at least one of k responses is correct.
+
+    The k responses are drawn without replacement from `samples` responses, of which `correct` are correct.
 
     >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 2, 2), pass_at_k(4, 1, 4)
     (0.25, 0.5, 0.8333333333333334, 1.0)
     """
-    # An integer over an integer, so that the only rounding is the last one.
+    # The quotient of two integers, so that only the division rounds.
     every = comb(samples, k)
     return (every - comb(samples - correct, k)) / every
 
 
 def majority_is_right(groups: Sequence[int], equal: Sequence[bool]) -> bool:
-    """Whether the answer that most responses gave equals the label. Of groups of one size the earliest counts.
+    """Returns whether the most frequent answer equals the label. Of equally frequent answers, the earliest wins.
+
+    groups, equal: the rows of one prompt in Outcomes. Without any answer the result is False.
 
     >>> majority_is_right([0, 1, 1, NO_VOTE], [True, False, False, False])
     False
@@ -62,7 +68,10 @@ def majority_is_right(groups: Sequence[int], equal: Sequence[bool]) -> bool:
 
 
 def interval(rates: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of the prompts' pass rates: (low, high) at LEVEL. The same values every time."""
+    """Returns (low, high), the confidence interval of the mean pass rate by percentile bootstrap over the prompts.
+
+    rates: pass rate of each prompt, (P,). The seed is fixed, so that equal rates always give the same interval.
+    """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     means = [float(rates[generator.integers(0, len(rates), len(rates))].mean()) for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -70,16 +79,16 @@ def interval(rates: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def names(samples: int) -> list[str]:
-    """The names of `compute`'s figures, for so many responses to each prompt."""
+    """Returns the names of the metrics of `compute`. samples: number of responses to each prompt."""
     several = [*(f"pass@{k}" for k in range(2, samples + 1)), f"avg@{samples}", f"maj@{samples}"] if samples > 1 else []
     return ["pass@1", "pass@1/low", "pass@1/high", *several, "response_length/mean", "truncated", "format", "unscored"]
 
 
 def compute(outcomes: Outcomes) -> dict[str, float]:
-    """Shares, probabilities and tokens, by the names of `names`.
+    """Returns the metrics by name, as listed by `names`.
 
-    pass@1 is the mean over prompts of the share of correct responses; where responses are greedy there is one of them.
-    avg@n has the same value, under the name by which tables give it.
+    response_length/mean is in tokens; all others are shares or probabilities from 0 to 1. pass@1 is the mean over
+    prompts of the share of correct responses. avg@n is the same value under the name that is common in result tables.
     """
     samples = outcomes.correct.shape[1]
     correct_P = outcomes.correct.sum(axis=1)

@@ -1,4 +1,4 @@
-"""The prompt sets of `[evaluation]`, opened and checked before anything is built."""
+"""Opens and checks the prompt sets of `[evaluation]`, before the model and the engines are built."""
 
 from typing import Any
 
@@ -8,7 +8,11 @@ from r1zero.evaluation import figures
 
 
 def open_sets(cfg: Config, training: PromptSet, tokenizer_digest: str) -> dict[str, PromptSet]:
-    """Name -> prompts. Raises UserError where a set is not one that the engines of this run can answer."""
+    """Returns the prompts of each set, by name.
+
+    training: the prompts of data.path. Raises UserError if the engines of this run cannot answer a set, or if
+    evaluation.best names no metric of this run.
+    """
     _check_best(cfg)
     sets = {}
     for name, one in cfg.evaluation.sets.items():
@@ -17,13 +21,13 @@ def open_sets(cfg: Config, training: PromptSet, tokenizer_digest: str) -> dict[s
         prompts.check(tokenizer_digest)
         prompts.check_length(cfg.rollout.max_prompt_tokens)
         if not len(prompts):
-            raise CollectiveError(f"{field} = {one.path!r}: holds no prompt; run preprocess.py on data that does")
+            raise CollectiveError(f"{field} = {one.path!r}: contains no prompts; run preprocess.py on other data")
         found, expected = _stops(prompts.meta), _stops(training.meta)
         if found != expected:
             raise CollectiveError(
                 f"{field} = {one.path!r}: was made with the template {prompts.meta['template']['name']}, whose stop "
-                f"tokens are {found}, and data.path with {training.meta['template']['name']}, whose stop tokens are "
-                f"{expected}; run preprocess.py with a template that has the same stop words"
+                f"tokens are {found}, but data.path was made with {training.meta['template']['name']}, whose stop "
+                f"tokens are {expected}; run preprocess.py with a template that has the same stop words"
             )
     return sets
 
@@ -33,12 +37,12 @@ def _stops(meta: dict[str, Any]) -> list[int]:
 
 
 def _check_best(cfg: Config) -> None:
-    """Raises CollectiveError where evaluation.best names no figure of this run."""
+    """Raises CollectiveError if evaluation.best names no metric of this run."""
     if not cfg.evaluation.best:
         return
     every = [f"eval/{name}/{f}" for name, one in cfg.evaluation.sets.items() for f in figures.names(one.samples)]
     if cfg.evaluation.best not in every:
         raise CollectiveError(
-            f"evaluation.best = {cfg.evaluation.best!r} is no figure of this run; it must be one of "
-            f"{', '.join(every) or 'those of a set of evaluation.sets, of which there is none'}"
+            f"evaluation.best = {cfg.evaluation.best!r} is not a metric of this run; it must be one of "
+            f"{', '.join(every) or 'the metrics of the sets in evaluation.sets, which has none'}"
         )

@@ -1,4 +1,4 @@
-"""What `train.py CONFIG --eval [FOLDER]` evaluates."""
+"""The weights that `train.py CONFIG --eval [FOLDER]` evaluates."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,24 +11,25 @@ HF_FILE, CHECKPOINT_FILE = "config.json", "manifest.json"
 
 @dataclass(frozen=True)
 class Target:
-    """Whose weights are evaluated: those of a checkpoint, of the run's newest checkpoint, or of model.path."""
+    """The weights to evaluate: those of `checkpoint`, or of the run's newest checkpoint, or otherwise of model.path."""
 
     checkpoint: Path | None = None
     newest: bool = False
+    """Whether to evaluate the newest checkpoint of the run."""
 
 
 def resolve(cfg: Config, folder: str) -> tuple[Config, Target]:
-    """The config under which to evaluate, and what.
+    """Returns the config to evaluate with, and the weights to evaluate.
 
-    folder: in Hugging Face's format, which then takes the place of model.path; or a checkpoint, `step_N` of a run; or
-    empty, the newest checkpoint of the run. Raises UserError for anything else.
+    folder: a folder in Hugging Face's format, which then replaces model.path; or a checkpoint, `step_N` of a run; or
+    empty for the newest checkpoint of the run. Raises UserError for anything else, and if no set is configured.
     """
     if not cfg.evaluation.sets:
         raise UserError(
-            "--eval: the config names no set to evaluate; add a section [evaluation.sets.NAME] with the path of "
-            "prepared prompts, or evaluation.sets.NAME.path=FOLDER on the command line"
+            "--eval: the config names no set to evaluate; add a section [evaluation.sets.NAME] with the path of a "
+            "folder that preprocess.py wrote, or evaluation.sets.NAME.path=FOLDER on the command line"
         )
-    # No update is made, so no reference is needed.
+    # Nothing is trained, so no reference model is needed.
     cfg = dataclasses.replace(cfg, grpo=dataclasses.replace(cfg.grpo, kl_coef=0.0))
     if not folder:
         return cfg, Target(newest=True)

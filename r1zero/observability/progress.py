@@ -1,4 +1,4 @@
-"""What rank 0 is doing inside a long step: a status line on a terminal, a line every half minute in a pipe."""
+"""Shows what rank 0 is doing during a long phase: a status line on a terminal, otherwise a line every half minute."""
 
 import time
 from collections.abc import Callable
@@ -11,15 +11,16 @@ from r1zero.batch import Response
 from r1zero.observability.console import Terminal
 
 QUIET = ("", "start", "adv", "record", "dispatch", "parity")
-"""Phases that are over at once, or between iterations."""
+"""Phases that are not shown: they are short, or lie between iterations."""
 ON_TERMINAL_S, IN_PIPE_S = 1.0, 30.0
+"""Seconds between two updates on a terminal, and between two lines in a pipe or file."""
 
 
 class Progress:
-    """Observes the phases of the trainer's stopwatch and the responses that this rank's engine has finished.
+    """Observes the phases of the trainer's stopwatch, and the responses that this rank's engine has finished.
 
-    A thread of its own shows them, so that it also tells of a phase in which nothing finishes. It reads counters and
-    touches nothing of the run.
+    A separate thread prints them, so that a phase in which no response finishes is shown too. The thread only reads
+    counters and does not affect the run.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -30,19 +31,21 @@ class Progress:
         self._terminal = Terminal()
         self._status: Status | None = None
         self._drawing = Lock()
-        """Held while a status line appears or goes, so that none appears after its phase."""
+        """Held while a status line appears or disappears, so that none appears after its phase has ended."""
         self._over = Event()
         self._thread = Thread(target=self._show, name="progress", daemon=True)
 
     def start(self) -> None:
+        """Start the thread that prints the progress."""
         self._thread.start()
 
     def close(self) -> None:
+        """Remove the status line, and stop printing."""
         self._over.set()
         self.phase("", 0)
 
     def phase(self, name: str, iteration: int) -> None:
-        """A phase has begun, or ended if the name is empty: its line makes room for others."""
+        """Record that a phase has begun, or ended if `name` is empty, and remove the status line of the one before."""
         with self._drawing:
             if self._status:
                 self._status.stop()
@@ -51,17 +54,17 @@ class Progress:
             self.total = self.finished = self.tokens = self.longest = 0
 
     def expect(self, responses: int) -> None:
-        """So many responses are asked of the engine in this phase."""
+        """Record that this many more responses are requested from the engine in this phase."""
         self.total += responses
 
     def see(self, response: Response) -> None:
-        """A response has ended."""
+        """Record that a response is finished."""
         self.finished += 1
         self.tokens += len(response.token_ids)
         self.longest = max(self.longest, len(response.token_ids))
 
     def line(self) -> str:
-        """What is going on now; empty where there is nothing to say. Rank 0's own engine stands for all."""
+        """Returns the line to show now, or an empty text if there is none. Only this rank's engine is counted."""
         name, seconds = self.name, self.clock() - self.began
         if name in QUIET:
             return ""
@@ -69,11 +72,11 @@ class Progress:
         text = f"{where}{name}, {seconds:.0f} s"
         if not self.total:
             return text
-        text += f", {self.finished} of {self.total} responses of this engine"
+        text += f", {self.finished} of {self.total} responses of this engine finished"
         if not self.finished or seconds <= 0:
-            return f"{text}, the longest running for {seconds:.0f} s"
+            return f"{text}, the longest has been running for {seconds:.0f} s"
         left = seconds / self.finished * (self.total - self.finished)
-        text += f", {self.tokens / seconds:,.0f} tokens/s in finished ones, the longest has {self.longest} tokens"
+        text += f" ({self.tokens / seconds:,.0f} tokens/s, the longest has {self.longest} tokens)"
         return f"{text}, about {left:.0f} s left" if left else text
 
     def _show(self) -> None:

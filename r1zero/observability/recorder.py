@@ -1,4 +1,5 @@
-"""The responses of a run on disk: a few of each iteration in samples.jsonl, and all of them as Parquet if asked for."""
+"""Records the responses of a run: a few of each iteration in samples.jsonl, and with metrics.dump = "all" all of them
+as Parquet files."""
 
 import logging
 import re
@@ -18,15 +19,19 @@ from r1zero.observability.console import Terminal
 log = logging.getLogger(__name__)
 
 FOLDER = "samples"
-"""In the folder of a run: iteration_N/engine_E.parquet."""
+"""Folder inside the folder of a run. It contains iteration_N/engine_E.parquet."""
 _ITERATION = re.compile(r"iteration_(\d+)")
 
 
 class SampleRecorder:
-    """Writes the samples of this rank's engine, on the first rank of each engine. Other ranks record nothing."""
+    """Writes samples of this rank's engine.
+
+    samples.jsonl is written by the first rank that generates, and the Parquet files by the first rank of each engine.
+    Other ranks write nothing.
+    """
 
     def __init__(self, cfg: Config, layout: Layout, rank: int, folder: Path, text: Callable[[Response], str]):
-        """text: the text of a response as it is graded."""
+        """text: returns the text of a response, as it is graded."""
         self.cfg, self.folder, self.text = cfg, folder, text
         self.writes_first = rank == layout.rollout.ranks[0]
         writes_all = cfg.metrics.dump == "all" and rank in layout.rollout and layout.rollout.coordinate(rank, "tp") == 0
@@ -36,7 +41,7 @@ class SampleRecorder:
         self._first_response = ""
 
     def truncate_after(self, iteration: int) -> None:
-        """Remove what was recorded of later iterations."""
+        """Remove what was recorded for later iterations."""
         if not self.writes_first:
             return
         metrics.truncate_after(self.folder / "samples.jsonl", iteration)
@@ -46,7 +51,11 @@ class SampleRecorder:
                 shutil.rmtree(path)
 
     def record(self, iteration: int, samples: Samples | None, graded: Graded | None) -> None:
-        """Parquet is written in a thread while the next iteration goes on; at most one iteration waits for it."""
+        """Record the samples of an iteration and their grades. Both are None on a rank that does not generate.
+
+        A thread writes the Parquet file during the next iteration. If the file before it is not finished yet, this
+        waits for it, so that at most one is pending.
+        """
         if samples is None or graded is None:
             return
         self._first_response = self.text(samples.responses[0])
@@ -65,19 +74,22 @@ class SampleRecorder:
             self._written = self._thread.submit(tables.write, path, rows)
 
     def look_at_first(self, values: Mapping[str, float]) -> None:
-        """After the first iteration: say on one rank if there is nothing to learn from, and show one response."""
+        """After the first iteration, one rank prints a line with a response if there is nothing to learn from.
+
+        values: the metrics of the iteration.
+        """
         found = first_steps.finding(values, self.cfg.reward.rules) if self.writes_first else ""
         if found:
             Terminal().print(f"first iteration: {found}. One of the responses: {self._first_response!r}")
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until all files are written."""
         self._wait()
         if self._thread:
             self._thread.shutdown()
 
     def _wait(self) -> None:
-        """A dump that cannot be written costs the run nothing but the dump."""
+        """Wait for the pending Parquet file. A file that could not be written is reported and does not stop the run."""
         try:
             if self._written:
                 self._written.result()
@@ -99,7 +111,7 @@ class SampleRecorder:
 
 
 def _more(samples: Samples, sample: int) -> dict[str, Any]:
-    """What only the full dump has."""
+    """Returns the columns that only the Parquet files have."""
     response = samples.responses[sample]
     return {
         "row": samples.prompts[response.prompt].row,
@@ -110,9 +122,10 @@ def _more(samples: Samples, sample: int) -> dict[str, Any]:
 
 
 def read(folder: Path, iteration: int | None) -> Sequence[dict[str, Any]]:
-    """The recorded samples of an iteration, all of them if they were kept; None: of the newest iteration.
+    """Returns the recorded samples of an iteration, from its Parquet files if there are any, else from samples.jsonl.
 
-    Empty where there are none.
+    folder: the folder of a run. iteration: None stands for the newest one. The result is empty if there are none.
+    Raises UserError if a file is corrupt.
     """
     rows = metrics.read_rows(folder / "samples.jsonl")
     kept = [int(m[1]) for path in (folder / FOLDER).glob("iteration_*") if (m := _ITERATION.fullmatch(path.name))]

@@ -1,4 +1,4 @@
-"""Rows of responses as Parquet files, which pandas and pyarrow read: a folder of them reads as one table."""
+"""Reads and writes rows as Parquet files. pandas and pyarrow can read a folder of such files as one table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from r1zero.config import UserError, reason
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the same columns, compressed. The file appears whole or not at all."""
+    """Write rows, which all have the same columns, to a compressed file. It appears only once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     pq.write_table(pa.Table.from_pylist(list(rows)), aside, compression="zstd")
@@ -19,11 +19,11 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The rows of several files. Raises UserError for a file that is torn."""
+    """Returns the rows of several files, in order. Raises UserError if a file cannot be read or is corrupt."""
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
             rows += pq.read_table(path).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: is torn or not Parquet ({reason(error)}); remove it") from None
+            raise UserError(f"{path}: is not a readable Parquet file ({reason(error)}); remove it") from None
     return rows

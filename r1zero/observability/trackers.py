@@ -1,7 +1,8 @@
-"""Experiment trackers beside metrics.jsonl: each is imported only where metrics.trackers names it.
+"""Experiment trackers that log in addition to metrics.jsonl. Each is imported only if metrics.trackers names it.
 
-They log in a thread of their own. What goes wrong there is said once and costs the run nothing. Where they send what
-they log, and whether they are offline, is their own configuration: WANDB_MODE, SWANLAB_MODE, MLFLOW_TRACKING_URI.
+Each tracker logs in its own thread. Its first error is reported as a warning, and the run continues. The trackers' own
+environment variables, such as WANDB_MODE, SWANLAB_MODE and MLFLOW_TRACKING_URI, determine where they send the metrics
+and whether they work offline.
 """
 
 import importlib
@@ -38,7 +39,7 @@ def _mlflow(mlflow: Any, cfg: Config, folder: Path) -> tuple[Log, Close]:
     mlflow.log_dict(plain(cfg), "config.json")
 
     def log_metrics(values: dict[str, float], step: int) -> None:
-        # MLflow allows no @ in the name of a metric.
+        # MLflow does not allow @ in the name of a metric.
         mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=step)
 
     return log_metrics, mlflow.end_run
@@ -49,11 +50,14 @@ OPENERS: dict[str, Callable[[Any, Config, Path], tuple[Log, Close]]] = {
     "swanlab": _swanlab,
     "mlflow": _mlflow,
 }
-"""By the name of the package, which is also the name in metrics.trackers."""
+"""Name in metrics.trackers, which is also the name of the package -> function that starts the tracker.
+
+The function takes the imported package, the config and the run's folder, and returns the tracker's functions for
+logging metrics and for closing it."""
 
 
 def check(names: tuple[str, ...]) -> None:
-    """Raises CollectiveError where a tracker is named that is not installed; imports none of them."""
+    """Raises CollectiveError if one of the named trackers is not installed. Imports none of them."""
     for name in names:
         if name in OPENERS and importlib.util.find_spec(name) is None:
             raise CollectiveError(
@@ -72,12 +76,12 @@ class Tracker:
         self._watch(self._opened)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the values that are finite numbers."""
+        """Log the values of an iteration that are finite numbers."""
         finite = {key: value for key, value in values.items() if isfinite(value)}
         self._watch(self._thread.submit(lambda: self._opened.result()[0](finite, iteration)))
 
     def close(self) -> None:
-        """Wait until everything is logged."""
+        """Wait until everything is logged, and close the tracker."""
 
         def finish() -> None:
             self._opened.result()[1]()
@@ -93,7 +97,7 @@ class Tracker:
         if error is not None and not self._is_broken:
             self._is_broken = True
             log.warning(
-                "metrics.trackers: %s does not log (%s: %s); the run goes on without it, and metrics.jsonl has all",
+                "metrics.trackers: %s failed (%s: %s); the run continues, and metrics.jsonl has all metrics",
                 self.name,
                 type(error).__name__,
                 str(error).strip().partition("\n")[0],

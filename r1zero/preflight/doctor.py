@@ -1,4 +1,4 @@
-"""`train.py --doctor`: what this machine has, beside what the project expects. It needs no config and no other rank."""
+"""`train.py --doctor`: compares this machine with what the project expects. It needs no config and no other ranks."""
 
 import os
 import platform
@@ -14,14 +14,16 @@ from r1zero.preflight.rows import CheckResult
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
-"""Of a CPU, as Linux names them; the first is what the CPU builds of torch and vLLM need on x86."""
+"""Relevant CPU features, by Linux's names. On x86 the CPU builds of torch and vLLM require the first one."""
 TOOLS = {"cuda": "nvidia-smi", "npu": "npu-smi"}
+"""run.device -> a tool that comes with the driver of such devices."""
 LEAST_SHARED_MB, LEAST_FILES = 64, 1024
+"""Smallest free shared memory, in MB (10^6 bytes), and smallest limit on open files."""
 MB = 1e6
 
 
 def examine() -> Iterator[CheckResult]:
-    """One row for each thing looked at. A row that is not "ok" says what to do."""
+    """Yields the result of each check. A result that is not "ok" states the fix."""
     yield from _packages()
     yield _mpi()
     yield _instructions()
@@ -31,7 +33,7 @@ def examine() -> Iterator[CheckResult]:
 
 
 def _packages() -> Iterator[CheckResult]:
-    """The installed versions against requirements.txt, where it is there."""
+    """Compares the installed versions with requirements.txt, if that file exists."""
     pinned = {}
     if REQUIREMENTS.is_file():
         found = re.findall(r"^([\w.-]+)==(\S+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE)
@@ -41,7 +43,7 @@ def _packages() -> Iterator[CheckResult]:
         if name == "python":
             yield CheckResult(name, version, "3.11 to 3.13")
         elif expected and version != expected:
-            cure = "run launch/install.sh, or keep to a set of versions that launch/ lists for the device"
+            cure = "run launch/install.sh, or use the versions that launch/ lists for the device"
             yield CheckResult(name, version, expected, "warning", "", cure)
         elif expected:
             yield CheckResult(name, version, expected)
@@ -64,7 +66,7 @@ def _mpi() -> CheckResult:
 def _instructions() -> CheckResult:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     flags = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE))))
-    found = ", ".join(name for name in INSTRUCTIONS if name in flags) or "none of those that matter"
+    found = ", ".join(name for name in INSTRUCTIONS if name in flags) or "none of the relevant features"
     on_x86 = platform.machine() in ("x86_64", "AMD64")
     row = CheckResult("CPU", f"{os.cpu_count()} cores, {platform.machine()}, {found}", "avx2" if on_x86 else "any")
     if on_x86 and text and "avx2" not in flags:
@@ -75,7 +77,9 @@ def _instructions() -> CheckResult:
 def _devices() -> Iterator[CheckResult]:
     for device, tool in TOOLS.items():
         found = shutil.which(tool)
-        yield CheckResult(f"device {device}", f"{tool} at {found}" if found else f"no {tool}", "only for its own runs")
+        yield CheckResult(
+            f"device {device}", f"{tool} at {found}" if found else f"no {tool}", f"for run.device={device} only"
+        )
 
 
 def _shared_memory() -> CheckResult:
@@ -83,7 +87,7 @@ def _shared_memory() -> CheckResult:
     found, expected = f"{free:,.0f} MB free in {SHARED}", f"{LEAST_SHARED_MB} MB for engines of several ranks"
     if free >= LEAST_SHARED_MB:
         return CheckResult("shared memory", found, expected)
-    cure = "give the container more (--shm-size, --ipc=host)"
+    cure = "give the container more shared memory (--shm-size, --ipc=host)"
     return CheckResult("shared memory", found, expected, "warning", "", cure)
 
 
@@ -91,5 +95,7 @@ def _open_files() -> CheckResult:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     shown = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
     if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
-        return CheckResult("open files", shown, f"at least {LEAST_FILES}", "warning", "", f"ulimit -n {LEAST_FILES}")
+        return CheckResult(
+            "open files", shown, f"at least {LEAST_FILES}", "warning", "", f"run ulimit -n {LEAST_FILES}"
+        )
     return CheckResult("open files", shown, f"at least {LEAST_FILES}")

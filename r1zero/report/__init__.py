@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a run, or about several on the same axes: `python -m r1zero.report`."""
+"""Makes a self-contained HTML page about a run, or about several runs on the same axes: `python -m r1zero.report`."""

@@ -1,4 +1,4 @@
-"""A page about runs: `python -m r1zero.report runs/NAME [runs/OTHER ...] [-o FILE.html] [--published]`."""
+"""Makes a page about runs: `python -m r1zero.report runs/NAME [runs/OTHER ...] [-o FILE.html] [--published]`."""
 
 import argparse
 import sys
@@ -9,14 +9,14 @@ from r1zero.report import page, runs
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status."""
+    """Write the page that the arguments ask for. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m r1zero.report", description=page.__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="runs/NAME", help="folders of runs, on the same axes")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="runs/NAME", help="folders of the runs to show")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE.html", help="the page; report.html in the first folder if not given"
+        "-o", "--output", type=Path, metavar="FILE.html", help="file to write; default: report.html in the first folder"
     )
     parser.add_argument(
-        "--published", action="store_true", help="draw the published curves of DeepSeek-R1-Zero-671B behind"
+        "--published", action="store_true", help="also draw the published curves of DeepSeek-R1-Zero-671B"
     )
     options = parser.parse_args(arguments)
     output = options.output or options.folders[0] / "report.html"

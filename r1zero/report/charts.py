@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours from the page: text and lines of the frame are `currentColor`."""
+"""Draws charts as SVG. Text and frame are `currentColor`, so that they take the colours of the page."""
 
 import itertools
 import re
@@ -10,42 +10,48 @@ from typing import Any
 import numpy as np
 
 PALETTE = ("#2f81f7", "#d9822b", "#2da44e", "#c4528f", "#8a63d2", "#b08800", "#1b9e9e", "#d1453b")
-"""Readable on white and on near black."""
+"""Colours of curves, readable on a white and on a nearly black background."""
 _INK = "#010203"
-"""Stands for currentColor until the SVG is written."""
+"""Placeholder colour, which is replaced by currentColor in the finished SVG."""
 _SIZE_IN = (4.6, 2.9)
-"""Drawn small, so that its text can be read where the page is 400 pixels wide."""
+"""Size of a chart in inches. It is small so that the text is readable on a page that is 400 pixels wide."""
 SMOOTHED = 25
-"""Points above which a curve is drawn faint, with its running mean on top."""
+"""A curve with more points than this is drawn faint, with its running mean on top."""
 
 
 @dataclass(frozen=True)
 class Series:
+    """One curve of a chart."""
+
     name: str
     x: Sequence[float]
+    """Iterations."""
     y: Sequence[float]
     colour: str
     faint: bool = False
-    """Dashed and pale, as a reference behind the others."""
+    """Whether the curve is dashed and pale, because it is only for comparison."""
     band: tuple[Sequence[float], Sequence[float]] | None = None
-    """Lower and upper values around the curve."""
+    """Lower and upper bounds of a shaded band, one value per point of the curve."""
 
 
 @dataclass(frozen=True)
 class Chart:
+    """A chart with curves over iterations."""
+
     title: str
     note: str
-    """What is shown and in which unit."""
+    """States what is shown and in which unit."""
     series: list[Series]
     logarithmic: bool = False
-    """Where the values span more than a factor of ten."""
+    """Whether the y-axis is logarithmic if the values are positive and span more than a factor of ten."""
     from_zero: bool = False
+    """Whether the y-axis begins at 0."""
     marks: list[tuple[float, str]] = field(default_factory=list)
-    """Iterations of events: ("save" or "alarm")."""
+    """Events that are drawn as vertical lines: (iteration, "save" or "alarm")."""
 
 
 def lines(chart: Chart) -> str:
-    """Curves over iterations."""
+    """Returns the SVG of a chart with curves."""
 
     def draw(axes: Any) -> None:
         for one in chart.series:
@@ -84,7 +90,10 @@ def _curve(axes: Any, one: Series) -> None:
 
 
 def stacked(title: str, x: Sequence[float], parts: Mapping[str, Sequence[float]]) -> str:
-    """Parts of a whole over iterations, in the order given."""
+    """Returns the SVG of a stacked area chart over iterations.
+
+    x: iterations. parts: name -> values, one per iteration, stacked from the bottom in this order.
+    """
 
     def draw(axes: Any) -> None:
         colours = [PALETTE[i % len(PALETTE)] for i in range(len(parts))]
@@ -96,7 +105,11 @@ def stacked(title: str, x: Sequence[float], parts: Mapping[str, Sequence[float]]
 
 
 def heatmap(title: str, x: Sequence[float], columns: Sequence[Sequence[float]], edges: Sequence[float]) -> str:
-    """One histogram for each x: its shares, from bottom to top, between the edges."""
+    """Returns the SVG of a heat map: one column per iteration, in which darker cells are larger shares.
+
+    x: iterations. columns: the counts of a histogram for each iteration, (len(x), bins). edges: the bins + 1 boundaries
+    of the bins, which are drawn from bottom to top.
+    """
 
     def draw(axes: Any) -> None:
         shares = np.array(columns, dtype=float).T
@@ -119,7 +132,7 @@ def heatmap(title: str, x: Sequence[float], columns: Sequence[Sequence[float]], 
 
 
 def _legend(axes: Any) -> None:
-    """Below the plot, where it hides no curve."""
+    """Draw the legend below the plot, where it hides no curve."""
     handles = axes.get_legend_handles_labels()[0]
     axes.legend(
         loc="upper center",
@@ -155,7 +168,7 @@ def _svg(draw: Callable[[Any], None], title: str, extra_height: float = 0.0) -> 
 
 
 def _embedded(svg: str, title: str) -> str:
-    """An <svg> element for a page: without a prologue, as wide as its place, in the page's colours and font."""
+    """Returns the <svg> element alone, as wide as its container and in the colours and font of the page."""
     from html import escape
 
     svg = svg[svg.index("<svg") :]

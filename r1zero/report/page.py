@@ -1,4 +1,4 @@
-"""The page: which charts, tables and samples a report has, and its HTML."""
+"""Makes an HTML page with charts, configs and samples of runs."""
 
 from pathlib import Path
 from statistics import mean
@@ -20,23 +20,26 @@ SAMPLES_SHOWN = 3
 LENGTH_BINS = 24
 RATE_EDGES = tuple(np.linspace(0, 1, 11).tolist())
 
-# Title, what is shown, figures as a pattern, whether the axis begins at 0, whether it is logarithmic.
+# Title, note, pattern of the names of metrics, whether the y-axis begins at 0, whether it is logarithmic.
 FIGURES: tuple[tuple[str, str, str, bool, bool], ...] = (
     ("Reward", "mean over the responses of an iteration", r"grpo/rewards/mean", True, False),
-    ("Response length", "tokens; the band spans shortest to longest", r"response_length/mean", True, False),
-    ("Reward by rule", "mean of each rule", r"(?!grpo/).*_rewards/mean", False, False),
+    ("Response length", "mean tokens; the band is minimum to maximum", r"response_length/mean", True, False),
+    ("Reward by rule", "mean over responses, for each rule", r"(?!grpo/).*_rewards/mean", False, False),
     ("KL to the reference", "mean per token", r"actor/kl_loss", False, False),
     ("Entropy", "nats per token", r"actor/entropy", True, False),
     ("Gradient norm", "global 2-norm before clipping", r"grad_norm", False, False),
-    ("Gap between engine and trainer", "mean difference of a token's logprob", r"rollout_gap/mean", False, True),
-    ("Groups without a signal", "share of groups whose rewards are all equal", r"frac_reward_zero_std", True, False),
-    ("Truncated responses", "share that reached the longest length", r"response_length/clip_ratio", True, False),
+    ("Logprob gap of engine and trainer", "mean absolute difference per token", r"rollout_gap/mean", False, True),
+    ("Groups without signal", "share of groups whose rewards are all equal", r"frac_reward_zero_std", True, False),
+    ("Truncated responses", "share of responses at the maximum length", r"response_length/clip_ratio", True, False),
     ("Throughput", "tokens/s per rank, whole iteration", r"e2e_tps", True, False),
 )
 
 
 def render(runs: list[RunData], published: bool) -> str:
-    """HTML of a page that needs no network. published: draw the 671B curves behind the runs' own."""
+    """Returns the HTML of a page that needs no network access.
+
+    published: also draw the published curves of DeepSeek-R1-Zero-671B.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -59,24 +62,24 @@ def _colour(number: int) -> str:
 
 
 def _tiles(run: RunData) -> list[tuple[str, str]]:
-    """Name and value of what one wants to know first."""
+    """Returns (name, value) of the results that are shown at the top of the page."""
     reward, length, speed = (run.curve(n)[1] for n in ("grpo/rewards/mean", "response_length/mean", "e2e_tps"))
     found = [("iterations", str(int(run.lines[-1]["iteration"])))]
     if reward:
         found.append(("reward, first → mean of last 10", f"{reward[0]:.3f} → {mean(reward[-10:]):.3f}"))
     if length:
-        found.append(("response length, first → last 10", f"{length[0]:.0f} → {mean(length[-10:]):.0f} tokens"))
+        found.append(("response length, first → mean of last 10", f"{length[0]:.0f} → {mean(length[-10:]):.0f} tokens"))
     if speed:
         found.append(("tokens/s per rank", f"{mean(speed):,.0f}"))
     for name in run.names(r"eval/[^/]+/pass@1"):
         x, y = run.curve(name)
         best = max(range(len(y)), key=y.__getitem__)
-        found.append((f"best {name.removeprefix('eval/')}", f"{y[best]:.3f} after {x[best]:.0f}"))
+        found.append((f"best {name.removeprefix('eval/')}", f"{y[best]:.3f} after iteration {x[best]:.0f}"))
     return found
 
 
 def _curves(runs: list[RunData], published: bool) -> list[dict[str, Any]]:
-    """The charts of FIGURES that have anything to show; alarms and saves are marked where there is one run."""
+    """Returns the charts of FIGURES that have data. With a single run, its alarms and saves are marked."""
     behind = read_json(PUBLISHED, "install the package again") if published else {}
     keys = {"Reward": "reward", "Response length": "response_length_mean"}
     found = []
@@ -100,7 +103,10 @@ def _marks(runs: list[RunData]) -> list[tuple[float, str]]:
 
 
 def _series(runs: list[RunData], pattern: str, *, band: bool = False) -> list[Series]:
-    """One curve for each run and figure; where a run has several figures they differ by colour and name."""
+    """Returns one curve for each run and each metric that matches the pattern.
+
+    If a run has several such metrics, each curve has its own colour and the name of its metric.
+    """
     found: list[Series] = []
     several = max(len(run.names(pattern)) for run in runs) > 1
     for i, run in enumerate(runs):
@@ -117,7 +123,7 @@ def _series(runs: list[RunData], pattern: str, *, band: bool = False) -> list[Se
 
 
 def _evaluations(runs: list[RunData]) -> list[dict[str, Any]]:
-    """For each evaluated set its pass@1 with the interval, and beside it the best of n and the majority."""
+    """Returns one chart for each evaluated set: pass@1 with its interval, pass@n and maj@n."""
     found = []
     for name in dict.fromkeys(n.split("/")[1] for run in runs for n in run.names(r"eval/[^/]+/pass@1")):
         series = []
@@ -138,7 +144,7 @@ def _evaluations(runs: list[RunData]) -> list[dict[str, Any]]:
 
 
 def _own_charts(runs: list[RunData]) -> list[dict[str, Any]]:
-    """Charts that cannot overlay runs: one for each."""
+    """Returns the charts that can show only one run each."""
     found = []
     for run in runs:
         of_run = f": {run.name}" if len(runs) > 1 else ""
@@ -153,13 +159,13 @@ def _own_charts(runs: list[RunData]) -> list[dict[str, Any]]:
             svg = charts.stacked(title, [line["iteration"] for line in lines], parts)
             found.append({"title": title, "note": note, "svg": Markup(svg)})
         if run.lengths:
-            title, note = f"Lengths of responses{of_run}", "share of responses by tokens: dark is many"
+            title, note = f"Lengths of responses{of_run}", "tokens; darker: a larger share of the responses"
             edges = np.linspace(0, max(map(max, run.lengths.values())) + 1, LENGTH_BINS + 1).tolist()
             columns = [np.histogram(lengths, edges)[0].tolist() for lengths in run.lengths.values()]
             svg = charts.heatmap(title, list(run.lengths), columns, edges)
             found.append({"title": title, "note": note, "svg": Markup(svg)})
         for name, by_iteration in run.pass_rates.items():
-            title, note = f"Pass rates of prompts, {name}{of_run}", "share of prompts by pass rate: dark is many"
+            title, note = f"Pass rates of prompts, {name}{of_run}", "pass rate; darker: a larger share of the prompts"
             columns = [np.histogram(rates, RATE_EDGES)[0].tolist() for rates in by_iteration.values()]
             svg = charts.heatmap(title, list(by_iteration), columns, RATE_EDGES)
             found.append({"title": title, "note": note, "svg": Markup(svg)})
@@ -167,7 +173,10 @@ def _own_charts(runs: list[RunData]) -> list[dict[str, Any]]:
 
 
 def differences(runs: list[RunData]) -> list[tuple[str, str, list[str]]]:
-    """Each key of the configs that differs from the recipe's or between runs: (key, the recipe's value, values)."""
+    """Returns (key, default value, value of each run) for each config key that differs from its default in any run.
+
+    The defaults are those of the published recipe. A missing value is shown as a dash.
+    """
     recipe = flat_config(plain(Config()))
     configs = [run.config for run in runs]
     keys = sorted({key for config in configs for key in config} | set(recipe if all(configs) else ()))

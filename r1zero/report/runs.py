@@ -1,4 +1,4 @@
-"""What a run's folder says of it, read for people: every part may be missing except metrics.jsonl."""
+"""Reads the folder of a run for a report. Every file except metrics.jsonl may be missing."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from r1zero.config import UserError, read_json, read_text, read_toml, reason
 
 Line = dict[str, float]
 Curve = tuple[list[float], list[float]]
-"""Iterations and values."""
+"""Iterations, and the value of each."""
 
 CURE = "name the folder of a run that has finished an iteration, such as runs/quickstart"
 STEP = re.compile(r"step_(\d+)")
@@ -23,32 +23,36 @@ STEP = re.compile(r"step_(\d+)")
 
 @dataclass(frozen=True)
 class RunData:
+    """The contents of a run's folder."""
+
     name: str
     folder: Path
     lines: list[Line]
-    """metrics.jsonl; iteration 0 is an evaluation before the first iteration."""
+    """The lines of metrics.jsonl. Iteration 0 is the evaluation before the first iteration."""
     config: dict[str, str]
-    """section.key -> value as TOML has it; empty where config.toml is missing."""
+    """section.key -> value as JSON; empty if config.toml is missing."""
     samples: list[dict[str, Any]]
+    """The lines of samples.jsonl; empty if it is missing."""
     environment: dict[str, str]
+    """The contents of environment.json; empty if it is missing."""
     pass_rates: dict[str, dict[int, list[float]]]
-    """Evaluated set -> iteration -> each prompt's pass rate."""
+    """Evaluated set -> iteration -> pass rate of each prompt."""
     lengths: dict[int, list[int]]
-    """Iteration -> tokens of each response, where metrics.dump kept them all."""
+    """Iteration -> length of each response in tokens; empty unless the run had metrics.dump = "all"."""
 
     def curve(self, name: str) -> Curve:
-        """Where the figure is there and finite."""
+        """Returns the curve of one metric, without the iterations in which it is missing or not finite."""
         points = [(line["iteration"], line[name]) for line in self.lines if isfinite(line.get(name, float("nan")))]
         return [x for x, _ in points], [y for _, y in points]
 
     def names(self, pattern: str) -> list[str]:
-        """Figures whose whole name matches, in order of appearance."""
+        """Returns the metrics whose full name matches a regular expression, in order of first appearance."""
         every = dict.fromkeys(name for line in self.lines for name in line)
         return [name for name in every if re.fullmatch(pattern, name)]
 
     @property
     def alarms(self) -> list[tuple[int, str]]:
-        """Iteration at which each alarm began, and its kind."""
+        """The iteration at which each alarm began, and its kind."""
         found, before = [], set[str]()
         for line in self.lines:
             now = {name.removeprefix("alarm/") for name in line if name.startswith("alarm/")}
@@ -58,21 +62,21 @@ class RunData:
 
     @property
     def saves(self) -> list[int]:
-        """Iterations after which a checkpoint was saved; its time is part of the iteration after."""
+        """The iterations after which a checkpoint was saved. The time of a save counts for the following iteration."""
         found = [int(line["iteration"]) - 1 for line in self.lines if line.get("timing/save")]
         kept = (STEP.fullmatch(path.name) for path in (self.folder / "checkpoints").glob("step_*"))
         return sorted({*found, *(int(match[1]) for match in kept if match)})
 
 
 def read(folder: Path) -> RunData:
-    """Raises UserError where the folder has no metrics, or a file of it is damaged."""
+    """Returns the contents of a run's folder. Raises UserError if it has no metrics, or if a file in it is corrupt."""
     file = folder / "metrics.jsonl"
     lines = [
         {name: float("nan") if value is None else value for name, value in row.items()}
         for row in _rows(file, required=True)
     ]
     if not any(line.get("iteration") for line in lines):
-        raise UserError(f"{file}: holds no iteration; {CURE}")
+        raise UserError(f"{file}: contains no iteration; {CURE}")
     config = folder / "config.toml"
     environment = folder / "environment.json"
     return RunData(
@@ -97,7 +101,7 @@ def _rows(file: Path, *, required: bool) -> list[dict[str, Any]]:
         try:
             rows.append({"iteration": 0, **json.loads(line)})
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{file}:{number}: is no line of a run ({error}); remove it") from None
+            raise UserError(f"{file}:{number}: is not a line that a run wrote ({error}); remove it") from None
     return rows
 
 
@@ -116,13 +120,13 @@ def _lengths(folder: Path) -> dict[int, list[int]]:
         try:
             column = pq.read_table(file, columns=["length"])["length"].to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file}: is torn or not Parquet ({reason(error)}); remove it") from None
+            raise UserError(f"{file}: is not a readable Parquet file ({reason(error)}); remove it") from None
         found.setdefault(int(file.parent.name.removeprefix("iteration_")), []).extend(column)
     return dict(sorted(found.items()))
 
 
 def flat_config(tree: dict[str, Any]) -> dict[str, str]:
-    """section.key -> value as JSON."""
+    """Returns section.key -> value as JSON, for a config as nested dicts."""
     return dict(_flat(tree, ""))
 
 

@@ -1,4 +1,4 @@
-"""Responses as HTML: their parts highlighted, nothing of them interpreted."""
+"""Turns responses into HTML with highlighted parts. All of their text is escaped."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 def highlighted(response: str) -> Markup:
-    """The response with its thought dimmed, its tags marked and its last box framed."""
+    """Returns the response as HTML, with its thought dimmed, its tags coloured and its last box framed."""
     box = last_box(response)
     pieces: list[Markup] = []
     at, inside_thought = 0, False
@@ -37,7 +37,10 @@ def highlighted(response: str) -> Markup:
 
 
 def chosen(samples: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The best and the worst of the last samples that have a reward, the best first, each with its `html`."""
+    """Returns the `count` best and the `count` worst of the last 20 * count samples that have a reward, best first.
+
+    Each row gets `html`, the highlighted response.
+    """
     graded = [row for row in samples if isinstance(row.get("reward"), int | float)][-20 * count :]
     graded.sort(key=lambda row: -row["reward"])
     picked = graded if len(graded) <= 2 * count else [*graded[:count], *graded[-count:]]

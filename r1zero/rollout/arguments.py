@@ -1,4 +1,4 @@
-"""The arguments that this project gives to vLLM's LLM."""
+"""The arguments with which this project constructs vLLM's LLM."""
 
 from typing import Any
 
@@ -6,17 +6,21 @@ from r1zero.config import Config
 
 
 def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of config.json that vLLM must read with other values."""
+    """Returns the fields of config.json that vLLM must see with other values than the file has."""
     # The weights come from the trainer unquantised, even if the model was published in FP8.
     plain = {"quantization_config": None} if "quantization_config" in model_config else {}
-    # transformers 5 omits both fields, as it supports no other routing. vLLM would use a softmax without bias instead.
+    # transformers 5 leaves both fields out, because it supports only this routing. Without them vLLM would use a
+    # softmax without the bias.
     routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in model_config else {}
     return plain | routing
 
 
 def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments common to vLLM 0.23.0 (NPU) and 0.32.0 (CPU). model_config: the model's config.json."""
-    # score() passes the longest prompt and response as a prompt, and vLLM requires room for one token more.
+    """Returns the arguments that are the same on all devices. They are valid for vLLM 0.23.0 (NPU) and 0.32.0 (CPU).
+
+    model_config: the model's config.json.
+    """
+    # score() passes a prompt together with its response as a prompt, and vLLM requires room for one token more.
     max_model_len = cfg.rollout.max_prompt_tokens + cfg.longest_response + 1
     return {
         "model": cfg.model.path,
@@ -24,14 +28,14 @@ def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any
         "hf_overrides": _overrides(model_config),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
-        "seed": cfg.run.seed % 2**32,  # numpy's range; each request has its own seed, made from the whole value
+        "seed": cfg.run.seed % 2**32,  # numpy's range; the requests' own seeds use all of run.seed
         "distributed_executor_backend": "external_launcher",
         "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
         "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,
         "enforce_eager": True,
         "max_model_len": max_model_len,
         "max_num_seqs": cfg.rollout.max_num_seqs,
-        # Prompts are never prefilled in chunks: a seeded request with a chunked prompt crashes vLLM on a CPU.
+        # Chunked prefill must be off: vLLM on a CPU crashes if the prompt of a request with a seed is chunked.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, max_model_len, cfg.rollout.max_num_seqs),
         "enable_prefix_caching": True,

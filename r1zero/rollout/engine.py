@@ -35,12 +35,13 @@ class Sampling:
     """Sampling parameters for a list of prompts."""
 
     samples: int
-    """Responses to each prompt."""
+    """Number of responses to each prompt."""
     temperature: float
-    """0: greedy."""
+    """0: greedy decoding."""
     max_tokens: int
+    """Maximum number of tokens of a response."""
     seed: Callable[[int, int], int]
-    """(position of the prompt in the list, sample) -> seed of the response, 63 bits."""
+    """(index of the prompt in the list, number of the response to it) -> 63-bit seed of the response."""
 
 
 class Engine:

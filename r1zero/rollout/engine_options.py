@@ -1,4 +1,7 @@
-"""`[rollout.engine]`: which of vLLM's own options a user may set, and why the others are refused. No torch, no vLLM."""
+"""`[rollout.engine]`: the options of vLLM that a user must not set, with the reasons.
+
+This module imports neither torch nor vLLM, so that a config can be checked without them.
+"""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -6,11 +9,11 @@ from typing import Any
 
 from r1zero.config import UserError
 
-_SAMPLING = "the engine's logprobs would no longer be those that it samples with, on which the loss depends"
-_EXECUTOR = "the engine runs inside the ranks of the job, whose grid [layout.rollout] describes"
-_WEIGHTS = "the engine's weights, tokenizer and lengths are the trainer's, which sends them in its own format"
-_SEEDS = "sampled tokens would depend on batching, or no longer on each request's own seed"
-_OWN_KEY = "it has a key of its own: {}"
+_SAMPLING = "the engine's logprobs would no longer be those of the distribution that it samples from"
+_EXECUTOR = "the engine runs inside the ranks of the job, and [layout.rollout] sets its parallel degrees"
+_WEIGHTS = "the engine must use the same model, tokenizer and lengths as the trainer, and gets its weights from it"
+_SEEDS = "sampled tokens would depend on batching, or would no longer depend on each request's own seed"
+_OWN_KEY = "this project has its own key for it, {}"
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
@@ -61,17 +64,17 @@ REFUSED: dict[str, str] = {
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """Raises UserError where an option would break correctness."""
+    """Raises UserError if a user sets an option of REFUSED. options: vLLM's name of the option -> value."""
     for name in options:
         if name in REFUSED:
             raise UserError(f"rollout.engine.{name} cannot be set: {REFUSED[name]}; remove it")
 
 
 def check_known(options: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raises UserError where vLLM has no such option. known: the names of its options."""
+    """Raises UserError if the installed vLLM does not have one of the options. known: the names of all its options."""
     names = sorted(set(known) - set(REFUSED))
     for name in options:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             hint = f"; the nearest one is rollout.engine.{nearest[0]}" if nearest else ""
-            raise UserError(f"rollout.engine.{name}: this vLLM has no such option{hint}")
+            raise UserError(f"rollout.engine.{name}: the installed vLLM has no such option{hint}")

@@ -1,10 +1,10 @@
-"""How fast weights convert, and in how much memory: python -m tests.bench.convert [--gigabytes 2] [--ranks 1] [--folder
+"""Measures the speed and the memory of convert.py: python -m tests.bench.convert [--gigabytes 2] [--ranks 1] [--folder
 DIR]
 
-Makes a random Qwen2 in bf16, converts it to megatron's format and back as convert.py does, and sets both beside the
-disk's own speed at copying the same files. Peak memory is the largest process's, imports included, and what of it no
-file stands behind: pages of mapped files count as resident while memory is plenty. The shard is the model's bytes over
-the ranks.
+Makes a Qwen2 model with random weights in bf16, converts it to megatron's format and back, and compares both with the
+speed at which the disk copies the same files. Peak memory is that of the largest process, with its imports. It is also
+given for anonymous memory alone, because pages of mapped files count as resident as long as memory is plentiful. The
+shard is the model's bytes divided by the number of ranks.
 """
 
 import argparse
@@ -29,7 +29,7 @@ HIDDEN, MLP, VOCABULARY = 2048, 8192, 32768
 
 
 def make(folder: Path, gigabytes: float) -> tuple[int, int]:
-    """Returns the bytes of all weights and of the largest one."""
+    """Write the model. Returns the bytes of all its weights, and of the largest one."""
     layer = 2 * (HIDDEN * HIDDEN * 2 + HIDDEN * 1024 + 3 * HIDDEN * MLP)
     layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * HIDDEN) / layer))
     folder.mkdir()
@@ -72,8 +72,10 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def peak(command: list[str]) -> tuple[float, int, int]:
-    """Seconds; the most resident bytes of any process of the command; the most that were its own (anonymous) at any
-    look at it."""
+    """Run a command. Returns its seconds, and the peak resident and peak anonymous bytes of its largest process.
+
+    Anonymous memory is sampled 20 times per second.
+    """
     most = [0, 0]
 
     def work() -> None:
@@ -89,16 +91,16 @@ def peak(command: list[str]) -> tuple[float, int, int]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and what it has started."""
+    """Returns the ids of a process and of its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # ended meanwhile
+    except OSError:  # it has ended
         return []
     return [pid, *(p for child in children for p in family(int(child)))]
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """Most resident bytes so far; anonymous bytes now."""
+    """Returns the peak resident bytes of a process, and its current anonymous bytes."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -115,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--folder", help="on the disk to be measured; default: the system's temporary folder")
+    parser.add_argument("--folder", help="folder on the disk to measure; default: the system's temporary folder")
     args = parser.parse_args()
     os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     launcher = (
@@ -132,7 +134,7 @@ def main() -> None:
         shutil.rmtree(folder / "copy")
         rows["to-mcore"] = peak([*convert, "to-mcore", str(folder / "run.toml"), str(folder / "mcore")])
         rows["to-hf"] = peak([*convert, "to-hf", str(folder / "run.toml"), str(folder / "mcore"), str(folder / "back")])
-    table = Table("", "seconds", "GB/s", "of the copy's speed", "peak MB a process", "of which its own", "allowed MB")
+    table = Table("", "seconds", "GB/s", "speed / copy", "peak MB per process", "of which anonymous", "allowed MB")
     allowed = total / args.ranks + 2 * largest + 300e6
     for what, (seconds, resident, own) in rows.items():
         memory_used = [f"{n / 1e6:.0f}" for n in (resident, own, allowed)] if resident else [""] * 3

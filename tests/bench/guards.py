@@ -1,10 +1,10 @@
-"""What all guards cost of a step: python -m tests.bench.guards CONFIG [--ranks 2] [--iterations 20] [section.key=value
+"""Measures the cost of all guards: python -m tests.bench.guards CONFIG [--ranks 2] [--iterations 21] [section.key=value
 ...]
 
-Runs the real job, whose gate checks as often as the config says. The gate, the watchdog's stamps, the look at loss and
-gradient, and the alarms are timed inside it, on every rank, around the very calls; the slowest rank counts. Preflight
-is spread over the run's iterations as configured, the gate over its syncs. Fails if all together are 1 % of a step or
-more.
+Runs the real job, in which the parity gate checks as often as the config says. On every rank the calls of the gate, the
+watchdog's stamps, the checks of loss and gradient, and the alarms are timed. The slowest rank counts. The cost of
+preflight is divided by the configured number of iterations, that of the gate by its interval in syncs. Fails if all
+guards together take 1 % of a step or more.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def timed(seconds: dict[str, list[float]], name: str, function: Callable[..., An
 
 
 def job(arguments: list[str], out: str) -> None:
-    """A rank: train.py itself, with the guards' calls timed; the seconds of each call go to a file when it ends."""
+    """Run train.py as one rank with the guards' calls timed. At the end, the seconds of each call go to a file."""
     from megatron.core.optimizer import ChainedOptimizer
 
     import train
@@ -61,7 +61,7 @@ def job(arguments: list[str], out: str) -> None:
         for name in names:
             if hasattr(owner, name):
                 setattr(owner, name, timed(seconds, f"{owner.__name__}.{name}", getattr(owner, name)))
-    # One of an update's two looks at the norm is the guard's.
+    # An update computes the norm twice, once for the guard.
     ChainedOptimizer.get_grad_norm = timed(seconds, "grad_norm", ChainedOptimizer.get_grad_norm)
     sys.argv = ["train.py", *arguments]
     try:
@@ -73,10 +73,10 @@ def job(arguments: list[str], out: str) -> None:
 def run(
     path: str, ranks: int, iterations: int, overrides: list[str]
 ) -> tuple[list[dict[str, list[float]]], list[dict[str, float]]]:
-    """(calls' seconds of each rank, metrics) of a fresh run."""
+    """Returns the seconds of the calls on each rank, and the metrics, of a new run."""
     from r1zero.observability import metrics
 
-    # train.py sets these before its imports, and here some come before.
+    # train.py sets these before its imports, but here some modules are imported earlier.
     settings = dict(device.COMMON + device.DEVICES[config.load(path, overrides, config.Config).run.device].environment)
     environment = {**settings, **os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def run(
 
 
 def costs(calls: list[dict[str, list[float]]], cfg: config.Config, measured: int) -> dict[str, float]:
-    """Guard -> seconds a step of the slowest rank. measured: iterations of the run that was timed."""
+    """Returns guard -> seconds per step on the slowest rank. measured: iterations of the run that was timed."""
 
     def slowest(name: str, what: Callable[[list[float]], float]) -> float:
         return max((what(of_rank[name]) for of_rank in calls if of_rank.get(name)), default=0.0)
@@ -117,11 +117,11 @@ def costs(calls: list[dict[str, list[float]]], cfg: config.Config, measured: int
     return {
         f"parity gate, every {cfg.parity.every_syncs} syncs and at the start": later / (cfg.parity.every_syncs or whole)
         + first / whole,
-        "look at loss and gradient": slowest("Policy._is_finite", statistics.median)
+        "check of loss and gradient": slowest("Policy._is_finite", statistics.median)
         + slowest("grad_norm", statistics.median),
         "alarms (rank 0)": slowest("AlarmMonitor.see", lambda s: s[-1]),
         "skipped updates": slowest("SkipLimit.see", statistics.median),
-        "phases' stamps": slowest("Stopwatch._tell", sum) / measured,
+        "watchdog's phase stamps": slowest("Stopwatch._tell", sum) / measured,
         f"preflight over {whole} iterations": (
             slowest("r1zero.preflight.before", sum) + slowest("r1zero.preflight.links", sum)
         )
@@ -144,7 +144,7 @@ def main() -> None:
     cfg = config.load(args.config, args.overrides, config.Config)
     step = statistics.median(line["timing/all"] for line in lines[2:])
     each = costs(calls, cfg, len(lines))
-    shown = Table("guard", "ms a step", "share of the step")
+    shown = Table("guard", "ms per step", "share of the step")
     for name, seconds in each.items():
         shown.add_row(name, f"{1e3 * seconds:.2f}", f"{seconds / step:.3%}")
     shown.add_row("all", f"{1e3 * sum(each.values()):.2f}", f"{sum(each.values()) / step:.3%}")

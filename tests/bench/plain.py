@@ -1,9 +1,9 @@
-"""The same step written by hand with transformers alone, to compare with: one process, all cores, padding, no layout.
+"""A plain version of the step with transformers alone, for comparison: one process, all cores, padding, no parallelism.
 
-Sampling with a key-value cache, grading, advantages, the reference's logprobs, loss, backward and AdamW; sequences
-sorted by length into batches of 64, eager attention (the fastest of its kinds for short sequences on a CPU). It has
-none of the product's guarantees (samples independent of batching, killable grading, logprobs of the engine, exact
-resume) and pays for none.
+It samples with a key-value cache, grades, and computes advantages, the reference's logprobs, the loss, its gradient and
+an AdamW update. Sequences are sorted by length into batches of 64, with eager attention (the fastest kind for short
+sequences on a CPU). It has none of the trainer's guarantees, and does not pay for them: samples that do not depend on
+batching, grading that can be killed, the engine's logprobs, exact resuming.
 """
 
 import json
@@ -50,7 +50,7 @@ class Loop:
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
 
     def steps(self) -> Iterator[dict[str, float]]:
-        """Seconds and mean reward of one step after the other."""
+        """Yields the seconds, response tokens and mean reward of each step."""
         while True:
             began = time.perf_counter()
             chosen = [self.prompts[row] for row in self.order.take(self.cfg.grpo.prompts_per_iteration)]
@@ -147,7 +147,7 @@ class Loop:
 
 
 def main() -> None:
-    """python -m tests.bench.plain ITERATIONS CONFIG [section.key=value ...]: one JSON line a step."""
+    """python -m tests.bench.plain ITERATIONS CONFIG [section.key=value ...]: prints one JSON line per step."""
     loop = Loop(config.load(sys.argv[2], sys.argv[3:], Config))
     for line in islice(loop.steps(), int(sys.argv[1])):
         sys.stdout.write(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""Seconds that the planner and the compiled reshard take, by number of ranks.
+"""Measures the seconds that planning, and compiling the weight synchronisation, take for several numbers of ranks.
 
 python -m tests.bench.plan
 """
@@ -16,7 +16,7 @@ from r1zero.weight_sync.routes import Routes
 
 
 def main() -> None:
-    table = Table("ranks", "plan s", "compile for one rank s", "rounds")
+    table = Table("ranks", "seconds to plan", "seconds to compile for one rank", "rounds")
     for world in (384, 1536, 12288):
         cfg = config.load("configs/a3.toml", [f"grpo.prompts_per_iteration={world}"], config.Config)
         start = time.perf_counter()

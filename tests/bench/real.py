@@ -1,10 +1,10 @@
-"""A model of a real size on this machine: python -m tests.bench.real [FOLDER] [--untied] [--iterations 2]
+"""Trains a model of a real size on this machine: python -m tests.bench.real [FOLDER] [--untied] [--iterations 2]
 [section.key=value ...]
 
-Trains the model of a Hugging Face folder for a few iterations, resumes, exports, and prints seconds and bytes by phase
-beside the plan's. Without FOLDER a model with the shape of Qwen2.5-0.5B and random weights is made: vocabulary 151,936,
-two end tokens, tied unless said. Bytes are the process's own memory (RssAnon, sampled 50 times a second): what is
-mapped from files does not count.
+Trains the model in a Hugging Face folder for a few iterations, resumes, exports, and prints seconds and bytes by phase,
+with the bytes that the plan predicts. Without FOLDER it makes a model with the shape of Qwen2.5-0.5B and random
+weights: vocabulary 151,936, two end tokens, tied embeddings unless --untied is given. Bytes are the process's anonymous
+and shared memory (RssAnon and RssShmem, sampled 50 times per second), without pages that are mapped from files.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SHAPE = dict(
     rms_norm_eps=1e-6,
 )
 TOKENS = 151_643
-"""Of the tokenizer; the embedding has some rows more."""
+"""Number of ordinary tokens of the tokenizer. The embedding has more rows."""
 JOB = [
     "run.device=cpu",
     "data.shuffle=false",
@@ -55,16 +55,16 @@ PHASES = {
     "resharding_to_infer": "sync",
     "save": "save",
 }
-"""Phase of the step -> of the plan."""
+"""Phase of the step -> phase of the plan."""
 
 
 def even_share(response: str, label: str) -> float:
-    """A reward that random text earns in different measure: the share of its characters with an even code."""
+    """Returns the share of characters with an even code, a reward that differs between random texts."""
     return sum(ord(c) % 2 == 0 for c in response) / max(1, len(response))
 
 
 def make(folder: Path, tied: bool) -> None:
-    """config.json, tokenizer, generation_config.json with two end tokens, and safetensors in bf16."""
+    """Write config.json, tokenizer, generation_config.json with two end tokens, and safetensors in bf16."""
     import torch
     from tokenizers import AddedToken
     from tokenizers.pre_tokenizers import ByteLevel
@@ -87,7 +87,7 @@ def make(folder: Path, tied: bool) -> None:
 
 
 class Memory(threading.Thread):
-    """Most bytes of this process by phase of the step."""
+    """Measures the peak bytes of this process in each phase of the step."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -109,7 +109,7 @@ class Memory(threading.Thread):
 
 
 def job(arguments: list[str], out: str) -> None:
-    """train.py itself, watched."""
+    """Run train.py while measuring its memory. At the end, the peaks go to the file `out`."""
     from r1zero.observability import metrics
 
     memory, init = Memory(), metrics.Stopwatch.__init__
@@ -131,7 +131,7 @@ def job(arguments: list[str], out: str) -> None:
 
 
 def planned(arguments: list[str]) -> dict[str, int]:
-    """Phase of the plan -> bytes of the one rank."""
+    """Returns phase of the plan -> planned bytes of the single rank."""
     done = subprocess.run(
         [sys.executable, "train.py", *arguments, "--plan", "--json"], capture_output=True, text=True, check=False
     )
@@ -159,8 +159,10 @@ def main() -> None:
 def measure(
     out: Path, model: Path, iterations: int, overrides: list[str]
 ) -> tuple[list[dict[str, float]], dict[str, int], dict[str, int]]:
-    """(lines of metrics.jsonl, bytes measured by phase, bytes planned by phase); the run is resumed once and
-    exported."""
+    """Run, resume once and export.
+
+    Returns the lines of metrics.jsonl, and the measured and the planned bytes by phase.
+    """
     from r1zero.miniature import problems
     from r1zero.observability import metrics
 
@@ -222,8 +224,8 @@ def print_report(lines: list[dict[str, float]], found: dict[str, int], said: dic
     seconds = {key.removeprefix("timing/"): value for key, value in lines[-2].items() if key.startswith("timing/")}
     Console().print(", ".join(f"{key} {value:.1f} s" for key, value in seconds.items()))
     Console().print(
-        f"gap {max(line['rollout_gap/mean'] for line in lines):.1e} mean, "
-        f"{max(line['rollout_gap/max'] for line in lines):.1e} largest; {time.strftime('%Y-%m-%d')}"
+        f"logprob gap of engine and trainer: mean {max(line['rollout_gap/mean'] for line in lines):.1e}, "
+        f"max {max(line['rollout_gap/max'] for line in lines):.1e}; {time.strftime('%Y-%m-%d')}"
     )
 
 

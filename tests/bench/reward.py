@@ -1,9 +1,9 @@
-"""How fast grading is: `python -m tests.bench.reward [--math-verify]`.
+"""Measures the speed of grading: `python -m tests.bench.reward [--math-verify]`.
 
-Over the labelled suite, each pair once and no answer cached, pairs of equal strings apart, after the warming that the
-supervisor does: grades per second of one core, and the latency of a grade. Then a step as in a run: responses that end
-one by one while this process keeps computing, and the time that the step waits after the last of them. Times are
-processor seconds for the rate, wall for the step; the machine's load is printed beside them.
+First, the grades per second of one core and the latency of a grade, in CPU time, over the labelled suite: each pair
+once, without cached answers, after the same warm-up as in a run; pairs of equal strings are measured separately.
+Then a step as in a run, in wall time: responses end one by one while this process keeps computing, and the time that
+the step waits after the last one is measured. The load of the machine is printed too.
 """
 
 import argparse
@@ -83,12 +83,12 @@ def rate(name: str, pairs: list[Pair], decide) -> None:
 
 
 def step(pairs: list[Pair]) -> None:
-    """Responses end at random moments of a step in which this process computes without pause, as an engine does."""
+    """Measure a step in which responses end at random times while this process computes all the time, as an engine."""
     from r1zero.reward import Scorer
 
     chooser = random.Random(0)
     with Scorer(rules={"base_acc": 1.0}, workers=WORKERS, deadline_s=5.0) as scorer:
-        time.sleep(10)  # warming, which in a run happens while the model loads
+        time.sleep(10)  # the warm-up of the workers, which in a run happens while the model loads
         ends = sorted(chooser.uniform(0, STEP_S) for _ in range(RESPONSES))
         slowest_submit, started = 0.0, time.monotonic()
         for number, end in enumerate(ends):

@@ -1,9 +1,9 @@
-"""Where a step's time goes: python -m tests.bench.step CONFIG [--ranks 2] [--iterations 12] [--plain ROUNDS]
+"""Measures the phases of a step: python -m tests.bench.step CONFIG [--ranks 2] [--iterations 12] [--plain ROUNDS]
 [section.key=value ...]
 
-Runs the real job in a folder of its own and prints the median of each phase after a warm-up. Absolute seconds mean
-little on a shared machine; shares and ratios within one run do: --plain runs the job and the same step written by hand
-(plain.py) in turns.
+Runs the real job in a temporary folder and prints the median of each phase after a warm-up. On a shared machine only
+shares and ratios within one run are meaningful, not absolute seconds. Therefore --plain runs the job and a plain
+version of the same step (plain.py) alternately.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WARM_UP = 2
 
 
 def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> list[dict[str, float]]:
-    """metrics.jsonl of a fresh run, its warm-up left out."""
+    """Returns the lines of metrics.jsonl of a new run, without its warm-up."""
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["mpirun", "-np", str(ranks), "--oversubscribe"] if ranks > 1 else []
@@ -45,22 +45,28 @@ def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> list[di
 
 def run_plain(path: str, iterations: int, overrides: list[str]) -> list[dict[str, float]]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.bench.plain", str(WARM_UP + iterations), path, *overrides]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # it takes all cores
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # it uses all cores
     printed = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
     return [json.loads(line) for line in printed.strip().split("\n")][WARM_UP:]
 
 
 def against_plain(job: list[dict[str, float]], plain: list[dict[str, float]], sizes: float) -> Table:
-    """Both learn, and answers grow: a second's response tokens compare better than a step's seconds."""
+    """Returns a table that compares the job with the plain version.
+
+    Response tokens/s are compared, because both versions learn and the lengths of their responses change differently.
+    sizes: number of samples per iteration.
+    """
     theirs = statistics.median(line["tokens"] / line["seconds"] for line in plain)
     ours = statistics.median(line["response_length/mean"] * sizes / line["timing/all"] for line in job)
-    shown = Table("", "seconds a step", "response tokens a second")
+    shown = Table("", "seconds per step", "response tokens/s")
     shown.add_row("the job", f"{statistics.median(line['timing/all'] for line in job):.3f}", f"{ours:,.0f}")
     shown.add_row(
-        "by hand, transformers alone", f"{statistics.median(line['seconds'] for line in plain):.3f}", f"{theirs:,.0f}"
+        "plain version, transformers alone",
+        f"{statistics.median(line['seconds'] for line in plain):.3f}",
+        f"{theirs:,.0f}",
     )
     shown.caption = (
-        f"the job is {ours / theirs:.2f} times as fast a token; medians of {len(job)} and {len(plain)} steps, in turns"
+        f"the job has {ours / theirs:.2f} times as many tokens/s; medians of {len(job)} and {len(plain)} steps"
     )
     return shown
 
@@ -74,7 +80,7 @@ def table(lines: list[dict[str, float]]) -> Table:
         if key.startswith("timing/")
     }
     tokens = {"timing/rollout": "vllm_tps", "timing/update": "update_tps", "timing/all": "e2e_tps"}
-    shown = Table("phase", "seconds", "share", "tokens/s and rank")
+    shown = Table("phase", "seconds", "share", "tokens/s per rank")
     for key, seconds in sorted(phases.items(), key=lambda item: -item[1]):
         speed = statistics.median(line[tokens[key]] for line in lines) if key in tokens else None
         shown.add_row(
@@ -98,7 +104,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument(
-        "--plain", type=int, default=0, metavar="ROUNDS", help="take turns with the loop written by hand, so many times"
+        "--plain", type=int, default=0, metavar="ROUNDS", help="alternate with the plain version, ROUNDS times"
     )
     args = parser.parse_intermixed_args()
     job, plain = [], []

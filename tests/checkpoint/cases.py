@@ -74,8 +74,8 @@ def write(built: Built, folder: Path, iteration: int, keep: Checkpoint = Checkpo
 
 
 def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[str, int, int, list[str]]]:
-    """For each flush, rename and removal, and some of the writes: (what, iteration of the newest whole checkpoint, the
-    weights' value in it, what the folder holds after the next save)."""
+    """For each flush, rename and removal, and some of the writes: (what, iteration of the newest complete checkpoint,
+    the weights' value in it, what the folder holds after the next save)."""
     from r1zero.checkpoint import step_folders, training
 
     built = build_on(oracle, MegatronGrid())

@@ -264,7 +264,7 @@ def test_bad_input_gets_a_sentence_and_nothing_stands_in_place(models, tmp_path)
         UserError, match=r"is a checkpoint of another model: it lacks \d+ tensors \(model.layers.0.self_attn"
     ):
         to_hf(models("qwen3").folder, mcore, out)
-    with pytest.raises(UserError, match="nowhere: is not a whole checkpoint .manifest.json is missing"):
+    with pytest.raises(UserError, match="nowhere: is not a complete checkpoint .manifest.json is missing"):
         to_hf(source, tmp_path / "nowhere", out)
     partial = tmp_path / "partial"
     shutil.copytree(source, partial)

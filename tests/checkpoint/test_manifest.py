@@ -1,4 +1,4 @@
-"""A folder is whole or says what is wrong with it.
+"""A folder is complete, or an error says what is wrong with it.
 
 python -m pytest tests/checkpoint/test_manifest.py
 """

@@ -1,4 +1,4 @@
-"""Whatever happens to a save or to its files, a whole checkpoint is found, or the user is told why not.
+"""Whatever happens to a save or to its files, a complete checkpoint is found, or the user is told why not.
 
 python -m pytest tests/checkpoint/test_saves.py
 """
@@ -76,13 +76,13 @@ def test_a_torn_checkpoint_is_named_in_one_warning_and_the_one_before_is_taken(r
         raise AssertionError(first[1][0])
 
 
-def test_when_none_is_whole_the_run_does_not_start_anew_by_itself(ranks, two, tmp_path):
+def test_when_none_is_complete_the_run_does_not_start_anew_by_itself(ranks, two, tmp_path):
     folder = shutil.copytree(two, tmp_path / "checkpoints")
     flip(folder / "step_1" / "__0_0.distcp")
     (folder / "step_2" / "common.pt").unlink()
     for sentence in ranks.run(cases.newest, folder, size=2):
         assert (
-            "none of its checkpoints is whole (step_2: common.pt is missing; step_1: __0_0.distcp has other content"
+            "none of its checkpoints is complete (step_2: common.pt is missing; step_1: __0_0.distcp has other content"
             in sentence
         )
         assert "remove the folder to start anew" in sentence

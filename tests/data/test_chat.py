@@ -101,9 +101,13 @@ def test_a_number_or_a_list_of_numbers_is_a_label(made):
     "template, overrides, sentence",
     [
         (None, [], "has no chat template of its own; name an entry of"),
-        (CHATML, ["template=qwen_r1", "template_arguments.a=1"], "are for the tokenizer's own chat template"),
-        ("{{ raise_exception('no system here') }}", [], "the tokenizer's chat template refuses the messages"),
-        ("{{ messages[-1]['content'] | upper }}", [], "changes the text of a message, which cannot be followed"),
+        (CHATML, ["template=qwen_r1", "template_arguments.a=1"], "apply only to the tokenizer's own chat template"),
+        ("{{ raise_exception('no system here') }}", [], "the tokenizer's chat template rejects the messages"),
+        (
+            "{{ messages[-1]['content'] | upper }}",
+            [],
+            "changes the text of a message, so its place in the prompt is unknown",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_sentence_and_nothing_is_written(

@@ -372,7 +372,7 @@ def test_a_begin_token_that_the_tokenizer_lacks_is_left_out_and_said(tmp_path: P
     plain = build_tokenizer(tmp_path / "plain", special=["<eos>"], adds_bos=False)
     overrides = f"input={SAMPLES / 'math.jsonl'}", "template=deepseek3_r1", "max_prompt_tokens=4000"
     status, words, output = run("configs/data/math500.toml", *overrides, f"tokenizer={plain}")
-    assert status == 0 and "note: template deepseek3_r1 begins with the begin token, which" in words
+    assert status == 0 and "note: template deepseek3_r1 starts with the begin token, which" in words
     assert PromptSet.open(str(output))[0].text.startswith("A conversation")
     assert "note:" not in run("configs/data/math500.toml", *overrides)[1]
 

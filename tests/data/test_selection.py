@@ -75,8 +75,8 @@ def test_pass_rates_filter_and_order(made, tmp_path):
         (["selection.order=pass_rate"], "selection.order needs selection.pass_rates"),
         (["selection.min_pass_rate=0.5", "selection.max_pass_rate=0.1"], "is above selection.max_pass_rate = 0.1"),
         (["selection.pass_rates=nowhere"], "nowhere: cannot be read"),
-        (["selection.pass_rates={rows}"], "rows.jsonl:1: is no line of pass rates"),
-        (["selection.pass_rates={other}"], "has none of these prompts"),
+        (["selection.pass_rates={rows}"], "rows.jsonl:1: is not a line of pass rates"),
+        (["selection.pass_rates={other}"], "contains none of these prompts"),
         (["selection.limt=1"], "unknown key selection.limt; the nearest known one is selection.limit"),
     ],
 )

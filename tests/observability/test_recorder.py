@@ -86,7 +86,9 @@ def test_the_worst_and_the_best_are_shown_in_the_terminal(tmp_path, capsys):
     assert places == sorted(places) and shown.count("iteration 10") == 3 and r"\boxed{2}" in shown
 
 
-@pytest.mark.parametrize("arguments, sentence", [([], "holds no samples;"), (["--iteration", "9"], "of iteration 9;")])
+@pytest.mark.parametrize(
+    "arguments, sentence", [([], "contains no samples;"), (["--iteration", "9"], "of iteration 9;")]
+)
 def test_a_folder_without_samples_is_one_sentence(tmp_path, capsys, arguments, sentence):
     assert samples.main([str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err
@@ -106,12 +108,12 @@ GOOD = {
     [
         ({}, {"base_acc": 1.0}, []),
         ({"response_format/mean": 0.0}, {"math_17k_acc": 1.0}, []),
-        ({"response_format/mean": 0.0}, {"base_acc": 1.0, "acc": 0.5}, ["format that base_acc rewards", "template"]),
+        ({"response_format/mean": 0.0}, {"base_acc": 1.0, "acc": 0.5}, ["format required by base_acc", "template"]),
         ({"grpo/rewards/max": 0.0}, {"acc": 1.0}, ["all rewards of the first iteration are 0", "base model"[5:]]),
         (
             {"response_format/mean": 0.0, "response_length/clip_ratio": 0.9},
             {"format": 1.0},
-            ["a longer rollout.max_response_tokens (90% of the responses were cut off)"],
+            ["raise rollout.max_response_tokens (90% of the responses were cut off)"],
         ),
     ],
 )
@@ -136,14 +138,14 @@ def test_the_line_of_a_long_phase_has_counts_speed_and_time_left():
     progress.phase("rollout", 3)
     progress.expect(10)
     now[0] = 20.0
-    assert (
-        progress.line() == "iteration 3: rollout, 20 s, 0 of 10 responses of this engine, the longest running for 20 s"
+    assert progress.line() == (
+        "iteration 3: rollout, 20 s, 0 of 10 responses of this engine finished, the longest has been running for 20 s"
     )
     for length in (100, 400, 300, 200):
         progress.see(Response(0, 0, [0] * length, [], "stop"))
     assert progress.line() == (
-        "iteration 3: rollout, 20 s, 4 of 10 responses of this engine, 50 tokens/s in finished ones, the longest has "
-        "400 tokens, about 30 s left"
+        "iteration 3: rollout, 20 s, 4 of 10 responses of this engine finished (50 tokens/s, the longest has "
+        "400 tokens), about 30 s left"
     )
     progress.phase("update", 3)
     now[0] = 52.0

@@ -136,9 +136,9 @@ def test_the_parts_of_a_response_are_marked_and_its_text_is_kept():
     "content, sentence",
     [
         (None, "metrics.jsonl: cannot be read"),
-        ("", "metrics.jsonl: holds no iteration"),
-        ('{"iteration": 0}\n', "metrics.jsonl: holds no iteration"),
-        ('{"iteration": 1}\nnone\n', "metrics.jsonl:2: is no line of a run"),
+        ("", "metrics.jsonl: contains no iteration"),
+        ('{"iteration": 0}\n', "metrics.jsonl: contains no iteration"),
+        ('{"iteration": 1}\nnone\n', "metrics.jsonl:2: is not a line that a run wrote"),
     ],
 )
 def test_a_folder_that_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys, content, sentence):

@@ -34,7 +34,7 @@ def test_every_option_that_is_refused_or_set_here_is_one_of_vllm():
     [
         ({"logprobs_mode": "raw_logprobs"}, "rollout.engine.logprobs_mode cannot be set: the engine's logprobs"),
         ({"distributed_executor_backend": "ray"}, "runs inside the ranks of the job"),
-        ({"max_num_seqs": 8}, "it has a key of its own: rollout.max_num_seqs; remove it"),
+        ({"max_num_seqs": 8}, "this project has its own key for it, rollout.max_num_seqs; remove it"),
         ({"speculative_config": {}}, "sampled tokens would depend on batching"),
     ],
 )
@@ -47,5 +47,7 @@ def test_an_option_that_would_break_correctness_is_refused_with_the_reason(optio
 def test_others_pass_and_a_misspelt_one_is_named():
     engine_options.check({"block_size": 32, "enforce_eager": False})
     engine_options.check_known({"block_size": 32}, known())
-    with pytest.raises(UserError, match="rollout.engine.blok_size: this vLLM has no such option; the nearest one is"):
+    with pytest.raises(
+        UserError, match="rollout.engine.blok_size: the installed vLLM has no such option; the nearest one is"
+    ):
         engine_options.check_known({"blok_size": 32}, known())
