@@ -79,7 +79,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
         rotary_base=shape.rope_theta,
     )
     model.to(device.torch_device(cfg.run.device))
-    use_packed_rotary(model)
+    use_packed_rotary(model, shape.llama3_rope)
     _mark_what_is_cut(model, shape, grids)
     if cfg.run.device == "cpu":
         cpu_megatron.look_like_cuda(model)

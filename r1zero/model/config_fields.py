@@ -67,6 +67,10 @@ def optional(kind: Kind) -> Kind:
     return Kind(f"{kind.says}, or null", lambda value: value is None or kind.holds(value))
 
 
+FRACTION = Kind(
+    "a number from 0 to 1, written with a decimal point or an exponent",
+    lambda value: type(value) is float and 0 <= value <= 1,
+)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a string", lambda value: isinstance(value, str))
 TEXTS = Kind(

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from r1zero.config import Model, UserError
 from r1zero.model.config_fields import Config, Fields, shown
-from r1zero.model.family_fields import DEEPSEEK_V3, FP8, QWEN2, QWEN3
-from r1zero.model.shape import Shape, read_deepseek, read_qwen2, read_qwen3
+from r1zero.model.family_fields import DEEPSEEK_V3, FP8, LLAMA, QWEN2, QWEN3
+from r1zero.model.shape import Shape, read_deepseek, read_llama, read_qwen2, read_qwen3
 
 Holder = Literal["first", "layer", "last", "both ends"]
 
@@ -160,7 +160,7 @@ _SHARED = (
 )
 
 
-def _qwen_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
+def _dense_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
     return _NORMS + _ATTENTION + (_QKV_BIAS if shape.qkv_bias else ()) + (_QK_NORM if shape.qk_norm else ()) + _MLP
 
 
@@ -182,9 +182,10 @@ class Family:
 
 
 FAMILIES = {
-    "Qwen2ForCausalLM": Family(QWEN2, read_qwen2, _qwen_layer),
-    "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _qwen_layer),
+    "Qwen2ForCausalLM": Family(QWEN2, read_qwen2, _dense_layer),
+    "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _dense_layer),
     "DeepseekV3ForCausalLM": Family(DEEPSEEK_V3, read_deepseek, _deepseek_layer),
+    "LlamaForCausalLM": Family(LLAMA, read_llama, _dense_layer),
 }
 
 

@@ -1,13 +1,14 @@
 """One table per family with every field that its config.json may have, and how it is treated. See config_fields.
 
 Names and defaults are those of Hugging Face's config classes and of the config.json files published for Qwen2.5, Qwen3,
-DeepSeek-V3 and Moonlight. tests/model/test_config_fields.py compares every entry with Hugging Face.
+DeepSeek-V3, Moonlight and Llama 3. tests/model/test_config_fields.py compares every entry with Hugging Face.
 """
 
 from r1zero.model.config_fields import (
     ANYTHING,
     BLOCK,
     FLAG,
+    FRACTION,
     ID,
     IDS,
     LABELS,
@@ -189,6 +190,16 @@ DEEPSEEK_V3: Fields = COMMON | {
     "pretraining_tp": no_effect(optional(whole())),
 }
 
+LLAMA: Fields = COMMON | {
+    "model_type": only("llama", default=REQUIRED),
+    "tie_word_embeddings": read(FLAG, False),
+    "head_dim": read(optional(whole()), None),
+    "attention_bias": only(False),
+    "mlp_bias": only(False),
+    "pretraining_tp": no_effect(optional(whole())),
+    "initializer_range": no_effect(FRACTION),
+}
+
 _ANY_ROPE: Fields = {
     "rope_type": read(TEXT, None),
     "type": read(TEXT, None),
@@ -207,6 +218,13 @@ ROPE: dict[str, Fields] = {
         "mscale_all_dim": read(positive(number()), None),
         "attention_factor": only(None, why="vLLM does not scale by it; state mscale and mscale_all_dim"),
         "truncate": only(True, why="vLLM always rounds the range of the ramp"),
+    },
+    "llama3": _ANY_ROPE
+    | {
+        "factor": read(number(1.0)),
+        "low_freq_factor": read(positive(number())),
+        "high_freq_factor": read(positive(number())),
+        "original_max_position_embeddings": read(whole()),
     },
 }
 """Fields of rope_scaling and rope_parameters, for each rope_type."""

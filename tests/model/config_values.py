@@ -3,9 +3,9 @@
 from typing import Any
 
 from r1zero.model.families import FAMILIES
-from tests.oracles.transformers_model import DENSE, LATENT
+from tests.oracles.transformers_model import DENSE, LATENT, LLAMA3
 
-QWEN2, QWEN3, DEEPSEEK = FAMILIES
+QWEN2, QWEN3, DEEPSEEK, LLAMA = FAMILIES
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=8)
 
 # Every field that a file must state, and no other.
@@ -18,6 +18,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
         architectures=[DEEPSEEK],
         model_type="deepseek_v3",
     ),
+    LLAMA: dict(_NEEDED, architectures=[LLAMA], model_type="llama"),
 }
 
 # Without effect on the logits: every field of the tables that is marked so, at values that no default has.
@@ -104,6 +105,7 @@ HARMLESS_OF: dict[str, dict[str, list[Any]]] = {
         "output_router_logits": [True],
         "pretraining_tp": [2, None],
     },
+    LLAMA: HARMLESS | {"pretraining_tp": [2, None]},
 }
 
 # Read: values that change the shape.
@@ -164,13 +166,24 @@ READ: dict[str, dict[str, list[Any]]] = {
             {"type": "yarn", "factor": 4.0},
         ],
     },
+    LLAMA: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
+    | {
+        "head_dim": [24, 16, None],
+        "rope_scaling": [
+            *_ROPES,
+            LLAMA3,
+            dict(LLAMA3, rope_theta=500000.0, factor=32),
+            dict(LLAMA3, low_freq_factor=2, high_freq_factor=3.5),
+            {"type": "llama3", **{key: value for key, value in LLAMA3.items() if key != "rope_type"}},
+        ],
+    },
 }
 SAME_SHAPE = ("layer_types", "quantization_config", "architectures", "head_dim", "qk_head_dim", "num_local_experts")
 """Read to be compared with other fields, or by those who read the weights: the shape is the same."""
 
 _REFUSED = {
-    "architectures": [["LlamaForCausalLM"], [QWEN2, QWEN3], []],
-    "model_type": ["llama", "qwen2_moe"],
+    "architectures": [["GemmaForCausalLM"], [QWEN2, QWEN3], []],
+    "model_type": ["gemma", "qwen2_moe"],
     "hidden_act": ["gelu", "swish"],
     "original_max_position_embeddings": [128],
     "partial_rotary_factor": [0.5],
@@ -183,6 +196,7 @@ _REFUSED = {
     "pruned_heads": [{"0": [1]}],
     "rope_scaling": [
         {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": ["default"]},
         {"rope_type": "default", "mrope_section": [2, 3, 3]},
         {"rope_type": "default", "factor": 2.0},
         {"rope_type": "default", "partial_rotary_factor": 0.5},
@@ -208,7 +222,7 @@ _REFUSED_DENSE = _REFUSED | {
     "layer_types": [["sliding_attention"] * 4, ["full_attention"] * 3],
     "use_mrope": [True],
     "num_key_value_heads": [3, 8],
-    "rope_scaling": [*_REFUSED["rope_scaling"], YARN],
+    "rope_scaling": [*_REFUSED["rope_scaling"], YARN, LLAMA3],
     "dual_chunk_attention_config": [{"chunk_size": 8}],
 }
 REFUSED: dict[str, dict[str, list[Any]]] = {
@@ -240,6 +254,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "moe_router_dtype": ["float32"],
         "rope_scaling": [
             *_REFUSED["rope_scaling"],
+            LLAMA3,
             dict(YARN, attention_factor=1.0),
             dict(YARN, truncate=False),
             dict(YARN, mscale=1.0),
@@ -249,6 +264,28 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
             dict(YARN, beta_fast=None),
             dict(YARN, apply_yarn_scaling=False),
             dict(YARN, original_max_position_embeddings=None),
+        ],
+    },
+    LLAMA: {key: value for key, value in _REFUSED_DENSE.items() if key not in ("use_sliding_window", "use_mrope")}
+    | {
+        "head_dim": [15],
+        "num_attention_heads": [5],
+        "attention_bias": [True],
+        "mlp_bias": [True],
+        "sliding_window": [4, None],
+        "bias": [True],
+        "qkv_bias": [True],
+        "logit_scale": [0.5],
+        "rope_scaling": [
+            *_REFUSED["rope_scaling"],
+            YARN,
+            dict(LLAMA3, factor=0.5),
+            dict(LLAMA3, low_freq_factor=4),
+            dict(LLAMA3, low_freq_factor=0),
+            dict(LLAMA3, high_freq_factor=None),
+            dict(LLAMA3, original_max_position_embeddings=None),
+            {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
+            dict(LLAMA3, attention_factor=1.0),
         ],
     },
 }

@@ -30,6 +30,8 @@ FAMILIES = [
     "qwen2",
     "qwen2_tied",
     "qwen3",
+    "llama",
+    "llama_tied",
     "deepseek",
     "deepseek_no_q_lora",
     "deepseek_yarn",
@@ -44,6 +46,7 @@ CASES = (
     + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8)]
     + [("qwen2", "tp2", 8), ("deepseek", "tp2 ep2", 8)]
     + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS]
+    + [("llama", "tp2", 1), ("llama", "tp2 pp2", 4), ("llama_tied", "pp2", 2)]
 )
 
 

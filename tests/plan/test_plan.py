@@ -67,6 +67,8 @@ def recipe() -> plan.Plan:
         "qwen2.5_7b": 7_615_616_512,
         "qwen2.5_32b": 32_763_876_352,
         "qwen3_8b": 8_190_735_360,
+        "llama3.1_8b": 8_030_261_248,
+        "llama3.1_70b": 70_553_706_496,
     }.items(),
 )
 def test_parameters_are_the_published_ones(model: str, parameters: int) -> None:
