@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from r1zero.config import Model, UserError
 from r1zero.model.config_fields import Config, Fields, shown
-from r1zero.model.family_fields import DEEPSEEK_V3, FP8, LLAMA, QWEN2, QWEN3
-from r1zero.model.shape import Shape, read_deepseek, read_llama, read_qwen2, read_qwen3
+from r1zero.model.family_fields import DEEPSEEK_V3, FP8, LLAMA, MISTRAL, QWEN2, QWEN3
+from r1zero.model.shape import Shape, read_deepseek, read_llama, read_mistral, read_qwen2, read_qwen3
 
 Holder = Literal["first", "layer", "last", "both ends"]
 
@@ -186,6 +186,7 @@ FAMILIES = {
     "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _dense_layer),
     "DeepseekV3ForCausalLM": Family(DEEPSEEK_V3, read_deepseek, _deepseek_layer),
     "LlamaForCausalLM": Family(LLAMA, read_llama, _dense_layer),
+    "MistralForCausalLM": Family(MISTRAL, read_mistral, _dense_layer),
 }
 
 

@@ -1,7 +1,7 @@
 """One table per family with every field that its config.json may have, and how it is treated. See config_fields.
 
 Names and defaults are those of Hugging Face's config classes and of the config.json files published for Qwen2.5, Qwen3,
-DeepSeek-V3, Moonlight and Llama 3. tests/model/test_config_fields.py compares every entry with Hugging Face.
+DeepSeek-V3, Moonlight, Llama 3 and Mistral. tests/model/test_config_fields.py compares every entry with Hugging Face.
 """
 
 from r1zero.model.config_fields import (
@@ -198,6 +198,15 @@ LLAMA: Fields = COMMON | {
     "mlp_bias": only(False),
     "pretraining_tp": no_effect(optional(whole())),
     "initializer_range": no_effect(FRACTION),
+}
+
+MISTRAL: Fields = COMMON | {
+    "model_type": only("mistral", default=REQUIRED),
+    "tie_word_embeddings": read(FLAG, False),
+    "num_key_value_heads": read(whole()),
+    "head_dim": read(optional(whole()), None),
+    # Hugging Face takes 4096 if a file does not state it, so every file must state null.
+    "sliding_window": only(None, default=REQUIRED, why="the trainer attends to all earlier tokens"),
 }
 
 _ANY_ROPE: Fields = {

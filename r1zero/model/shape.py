@@ -142,6 +142,11 @@ def read_llama(config: Config) -> dict[str, Any]:
     return _read_dense(config, config["head_dim"] or head_dim, ("default", "llama3"))
 
 
+def read_mistral(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Mistral. Raises UserError."""
+    return _read_dense(config, config["head_dim"] or _hidden_size_per_head(config))
+
+
 def _hidden_size_per_head(config: Config) -> int:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     if hidden % heads:

@@ -73,7 +73,7 @@ def in_bf16(source, folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen2_tied", "qwen3", "llama", "deepseek", "deepseek_no_q_lora"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_tied", "qwen3", "llama", "mistral", "deepseek", "deepseek_no_q_lora"])
 def test_a_round_trip_is_bit_exact_and_plain_transformers_loads_it(models, tmp_path, name):
     source = in_bf16(models(name).folder, tmp_path / "source")
     out = to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out")

@@ -5,7 +5,7 @@ from typing import Any
 from r1zero.model.families import FAMILIES
 from tests.oracles.transformers_model import DENSE, LATENT, LLAMA3
 
-QWEN2, QWEN3, DEEPSEEK, LLAMA = FAMILIES
+QWEN2, QWEN3, DEEPSEEK, LLAMA, MISTRAL = FAMILIES
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=8)
 
 # Every field that a file must state, and no other.
@@ -19,6 +19,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
         model_type="deepseek_v3",
     ),
     LLAMA: dict(_NEEDED, architectures=[LLAMA], model_type="llama"),
+    MISTRAL: dict(_NEEDED, architectures=[MISTRAL], model_type="mistral", sliding_window=None),
 }
 
 # Without effect on the logits: every field of the tables that is marked so, at values that no default has.
@@ -106,6 +107,7 @@ HARMLESS_OF: dict[str, dict[str, list[Any]]] = {
         "pretraining_tp": [2, None],
     },
     LLAMA: HARMLESS | {"pretraining_tp": [2, None]},
+    MISTRAL: HARMLESS,
 }
 
 # Read: values that change the shape.
@@ -177,6 +179,8 @@ READ: dict[str, dict[str, list[Any]]] = {
             {"type": "llama3", **{key: value for key, value in LLAMA3.items() if key != "rope_type"}},
         ],
     },
+    MISTRAL: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
+    | {"num_key_value_heads": [1, 4], "head_dim": [24, 16, None]},
 }
 SAME_SHAPE = ("layer_types", "quantization_config", "architectures", "head_dim", "qk_head_dim", "num_local_experts")
 """Read to be compared with other fields, or by those who read the weights: the shape is the same."""
@@ -287,5 +291,14 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
             {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
             dict(LLAMA3, attention_factor=1.0),
         ],
+    },
+    MISTRAL: {key: value for key, value in _REFUSED_DENSE.items() if key not in ("use_sliding_window", "use_mrope")}
+    | {
+        "sliding_window": [4096, 0],
+        "num_key_value_heads": [3, 8, None],
+        "head_dim": [15],
+        "num_attention_heads": [6],
+        "attention_bias": [True],
+        "llama_4_scaling": [{"beta": 0.1, "original_max_position_embeddings": 8}],
     },
 }

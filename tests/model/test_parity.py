@@ -32,6 +32,7 @@ FAMILIES = [
     "qwen3",
     "llama",
     "llama_tied",
+    "mistral",
     "deepseek",
     "deepseek_no_q_lora",
     "deepseek_yarn",
@@ -46,7 +47,7 @@ CASES = (
     + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8)]
     + [("qwen2", "tp2", 8), ("deepseek", "tp2 ep2", 8)]
     + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS]
-    + [("llama", "tp2", 1), ("llama", "tp2 pp2", 4), ("llama_tied", "pp2", 2)]
+    + [("llama", "tp2", 1), ("llama", "tp2 pp2", 4), ("llama_tied", "pp2", 2), ("mistral", "tp2 pp2", 4)]
 )
 
 

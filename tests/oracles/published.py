@@ -4,7 +4,7 @@ from typing import Any
 
 from r1zero.model.families import FAMILIES
 
-QWEN2, QWEN3, DEEPSEEK, LLAMA = FAMILIES
+QWEN2, QWEN3, DEEPSEEK, LLAMA, MISTRAL = FAMILIES
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen2.5-0.5B": dict(
@@ -197,5 +197,29 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         transformers_version="4.45.0.dev0",
         use_cache=True,
         vocab_size=128256,
+    ),
+    "Mistral-Nemo-Base-2407": dict(
+        architectures=[MISTRAL],
+        attention_dropout=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+        head_dim=128,
+        hidden_act="silu",
+        hidden_size=5120,
+        initializer_range=0.02,
+        intermediate_size=14336,
+        max_position_embeddings=128000,
+        model_type="mistral",
+        num_attention_heads=32,
+        num_hidden_layers=40,
+        num_key_value_heads=8,
+        rms_norm_eps=1e-05,
+        rope_theta=1000000.0,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        torch_dtype="bfloat16",
+        transformers_version="4.43.3",
+        use_cache=True,
+        vocab_size=131072,
     ),
 }

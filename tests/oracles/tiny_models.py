@@ -48,7 +48,7 @@ EXPERTS = dict(
 
 
 def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
-    """A checkpoint of kind "dense" (Qwen2), "qwen3", "llama" or "experts" (DeepSeek-V3).
+    """A checkpoint of kind "dense" (Qwen2), "qwen3", "llama", "mistral" or "experts" (DeepSeek-V3).
 
     The weights are wide enough to tell apart.
     """
@@ -61,6 +61,10 @@ def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**DENSE, "head_dim": 32, **changes}))
     elif kind == "llama":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **changes}))
+    elif kind == "mistral":
+        model = transformers.MistralForCausalLM(
+            transformers.MistralConfig(**{**DENSE, "head_dim": 64, "sliding_window": None, **changes})
+        )
     else:
         model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**EXPERTS, **changes}))
     with torch.no_grad():

@@ -59,6 +59,7 @@ MODELS = {
     "qwen3": ("Qwen3", dict(DENSE, head_dim=24, tie_word_embeddings=False)),
     "llama": ("Llama", dict(DENSE, rope_parameters=LLAMA3)),
     "llama_tied": ("Llama", dict(DENSE, head_dim=24, tie_word_embeddings=True)),
+    "mistral": ("Mistral", dict(DENSE, head_dim=24, sliding_window=None)),
     "deepseek": ("DeepseekV3", LATENT),
     "deepseek_no_q_lora": ("DeepseekV3", dict(LATENT, q_lora_rank=None)),
     "deepseek_yarn": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),

@@ -69,6 +69,7 @@ def recipe() -> plan.Plan:
         "qwen3_8b": 8_190_735_360,
         "llama3.1_8b": 8_030_261_248,
         "llama3.1_70b": 70_553_706_496,
+        "mistral_nemo_12b": 12_247_782_400,
     }.items(),
 )
 def test_parameters_are_the_published_ones(model: str, parameters: int) -> None:
