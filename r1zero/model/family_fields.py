@@ -1,7 +1,8 @@
 """One table per family with every field that its config.json may have, and how it is treated. See config_fields.
 
 Names and defaults are those of Hugging Face's config classes and of the config.json files published for Qwen2.5, Qwen3,
-DeepSeek-V3, Moonlight, Llama 3 and Mistral. tests/model/test_config_fields.py compares every entry with Hugging Face.
+DeepSeek-V3, Moonlight, Llama 3, Mistral and Qwen3-MoE. tests/model/test_config_fields.py compares every entry with
+Hugging Face.
 """
 
 from r1zero.model.config_fields import (
@@ -207,6 +208,27 @@ MISTRAL: Fields = COMMON | {
     "head_dim": read(optional(whole()), None),
     # Hugging Face takes 4096 if a file does not state it, so every file must state null.
     "sliding_window": only(None, default=REQUIRED, why="the trainer attends to all earlier tokens"),
+}
+
+QWEN3_MOE: Fields = COMMON | {
+    "model_type": only("qwen3_moe", default=REQUIRED),
+    "tie_word_embeddings": read(FLAG, False),
+    "num_key_value_heads": read(whole()),
+    "head_dim": read(whole(), None),
+    "attention_bias": only(False, why="Hugging Face adds a bias to the output projection as well, which vLLM lacks"),
+    "use_sliding_window": only(False),
+    "sliding_window": no_effect(optional(whole(0))),
+    "max_window_layers": no_effect(whole(0)),
+    # transformers 5 writes num_local_experts; published files state num_experts.
+    "num_experts": read(whole(2), None),
+    "num_local_experts": read(whole(2), None),
+    "num_experts_per_tok": read(whole(2)),
+    "moe_intermediate_size": read(whole()),
+    "norm_topk_prob": read(FLAG, False),
+    "decoder_sparse_step": only(1, why="every layer must have experts"),
+    "mlp_only_layers": only([], None, why="every layer must have experts"),
+    "output_router_logits": no_effect(FLAG),
+    "router_aux_loss_coef": no_effect(real()),
 }
 
 _ANY_ROPE: Fields = {

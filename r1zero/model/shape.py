@@ -1,7 +1,7 @@
 """A model's dimensions, and how each family states them in Hugging Face's config.json. Needs no torch or megatron."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from r1zero.config import UserError
 from r1zero.model.config_fields import Config, shown
@@ -34,8 +34,13 @@ class Mla:
 
 @dataclass(frozen=True, kw_only=True)
 class Moe:
-    """Sigmoid router whose bias affects only the choice of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+    """Routed experts, of which a router chooses some for each token, and shared experts that all tokens use."""
 
+    score_function: Literal["sigmoid", "softmax"] = "sigmoid"
+    """sigmoid: with a bias that affects only the choice of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    softmax: over all experts, without a bias."""
+    norm_topk_prob: bool = True
+    """Whether the scores of the chosen experts are divided by their sum."""
     experts: int
     topk: int
     groups: int
@@ -145,6 +150,30 @@ def read_llama(config: Config) -> dict[str, Any]:
 def read_mistral(config: Config) -> dict[str, Any]:
     """Read the fields of Shape that are specific to Mistral. Raises UserError."""
     return _read_dense(config, config["head_dim"] or _hidden_size_per_head(config))
+
+
+def read_qwen3_moe(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Qwen3-MoE. Raises UserError."""
+    experts, topk = config["num_experts"] or config["num_local_experts"], config["num_experts_per_tok"]
+    if experts is None:
+        raise UserError(f"{config.path}: num_experts is missing; it must be a whole number of at least 2")
+    if config["num_local_experts"] not in (None, experts):
+        raise config.refusal("num_local_experts", f"num_experts is {experts}: remove one of the two")
+    if topk > experts:
+        raise config.refusal("num_experts_per_tok", f"it must be at most num_experts = {experts}")
+    moe = Moe(
+        score_function="softmax",
+        norm_topk_prob=config["norm_topk_prob"],
+        experts=experts,
+        topk=topk,
+        groups=1,
+        topk_groups=1,
+        ffn_hidden_size=config["moe_intermediate_size"],
+        shared_experts=0,
+        first_dense_layers=0,
+        routed_scaling_factor=1.0,
+    )
+    return {**_read_dense(config, config["head_dim"] or _hidden_size_per_head(config)), "qk_norm": True, "moe": moe}
 
 
 def _hidden_size_per_head(config: Config) -> int:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from r1zero.model.families import FAMILIES
-from tests.oracles.transformers_model import DENSE, LATENT, LLAMA3
+from tests.oracles.transformers_model import DENSE, LATENT, LLAMA3, ROUTED
 
-QWEN2, QWEN3, DEEPSEEK, LLAMA, MISTRAL = FAMILIES
+QWEN2, QWEN3, DEEPSEEK, LLAMA, MISTRAL, QWEN3_MOE = FAMILIES
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=8)
 
 # Every field that a file must state, and no other.
@@ -20,6 +20,11 @@ MINIMAL: dict[str, dict[str, Any]] = {
     ),
     LLAMA: dict(_NEEDED, architectures=[LLAMA], model_type="llama"),
     MISTRAL: dict(_NEEDED, architectures=[MISTRAL], model_type="mistral", sliding_window=None),
+    QWEN3_MOE: dict(
+        {key: value for key, value in ROUTED.items() if key not in ("rope_theta", "head_dim")},
+        architectures=[QWEN3_MOE],
+        model_type="qwen3_moe",
+    ),
 }
 
 # Without effect on the logits: every field of the tables that is marked so, at values that no default has.
@@ -108,6 +113,13 @@ HARMLESS_OF: dict[str, dict[str, list[Any]]] = {
     },
     LLAMA: HARMLESS | {"pretraining_tp": [2, None]},
     MISTRAL: HARMLESS,
+    QWEN3_MOE: HARMLESS
+    | {
+        "sliding_window": [4, None],
+        "max_window_layers": [1],
+        "output_router_logits": [True],
+        "router_aux_loss_coef": [0.1],
+    },
 }
 
 # Read: values that change the shape.
@@ -181,6 +193,16 @@ READ: dict[str, dict[str, list[Any]]] = {
     },
     MISTRAL: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
     | {"num_key_value_heads": [1, 4], "head_dim": [24, 16, None]},
+    QWEN3_MOE: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
+    | {
+        "num_key_value_heads": [1, 4],
+        "head_dim": [24],
+        "num_experts": [16],
+        "num_local_experts": [8],
+        "num_experts_per_tok": [2],
+        "moe_intermediate_size": [48],
+        "norm_topk_prob": [True],
+    },
 }
 SAME_SHAPE = ("layer_types", "quantization_config", "architectures", "head_dim", "qk_head_dim", "num_local_experts")
 """Read to be compared with other fields, or by those who read the weights: the shape is the same."""
@@ -270,7 +292,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
             dict(YARN, original_max_position_embeddings=None),
         ],
     },
-    LLAMA: {key: value for key, value in _REFUSED_DENSE.items() if key not in ("use_sliding_window", "use_mrope")}
+    LLAMA: _REFUSED_DENSE
     | {
         "head_dim": [15],
         "num_attention_heads": [5],
@@ -292,7 +314,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
             dict(LLAMA3, attention_factor=1.0),
         ],
     },
-    MISTRAL: {key: value for key, value in _REFUSED_DENSE.items() if key not in ("use_sliding_window", "use_mrope")}
+    MISTRAL: _REFUSED_DENSE
     | {
         "sliding_window": [4096, 0],
         "num_key_value_heads": [3, 8, None],
@@ -300,5 +322,20 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "num_attention_heads": [6],
         "attention_bias": [True],
         "llama_4_scaling": [{"beta": 0.1, "original_max_position_embeddings": 8}],
+    },
+    QWEN3_MOE: _REFUSED_DENSE
+    | {
+        "num_key_value_heads": [3, 8, None],
+        "head_dim": [15, None],
+        "num_attention_heads": [6],
+        "attention_bias": [True],
+        "num_experts": [1, 2, None],
+        "num_local_experts": [16],
+        "num_experts_per_tok": [1, 9],
+        "moe_intermediate_size": [0],
+        "norm_topk_prob": [None],
+        "decoder_sparse_step": [2],
+        "mlp_only_layers": [[0]],
+        "shared_expert_intermediate_size": [32],
     },
 }

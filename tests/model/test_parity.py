@@ -33,6 +33,8 @@ FAMILIES = [
     "llama",
     "llama_tied",
     "mistral",
+    "qwen3_moe",
+    "qwen3_moe_plain",
     "deepseek",
     "deepseek_no_q_lora",
     "deepseek_yarn",
@@ -48,6 +50,7 @@ CASES = (
     + [("qwen2", "tp2", 8), ("deepseek", "tp2 ep2", 8)]
     + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS]
     + [("llama", "tp2", 1), ("llama", "tp2 pp2", 4), ("llama_tied", "pp2", 2), ("mistral", "tp2 pp2", 4)]
+    + [("qwen3_moe", "tp2 ep2", 8), ("qwen3_moe", "pp2 ep2", 2), ("qwen3_moe_plain", "ep2", 1)]
 )
 
 

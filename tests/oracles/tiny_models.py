@@ -29,6 +29,7 @@ LLAMA = dict(
         original_max_position_embeddings=32,
     ),
 )
+ROUTED = dict(DENSE, head_dim=32, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=96, norm_topk_prob=True)
 EXPERTS = dict(
     COMMON,
     num_key_value_heads=4,
@@ -48,7 +49,7 @@ EXPERTS = dict(
 
 
 def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
-    """A checkpoint of kind "dense" (Qwen2), "qwen3", "llama", "mistral" or "experts" (DeepSeek-V3).
+    """A checkpoint of kind "dense" (Qwen2), "qwen3", "llama", "mistral", "qwen3_moe" or "experts" (DeepSeek-V3).
 
     The weights are wide enough to tell apart.
     """
@@ -65,6 +66,8 @@ def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
         model = transformers.MistralForCausalLM(
             transformers.MistralConfig(**{**DENSE, "head_dim": 64, "sliding_window": None, **changes})
         )
+    elif kind == "qwen3_moe":
+        model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**{**ROUTED, **changes}))
     else:
         model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**EXPERTS, **changes}))
     with torch.no_grad():
