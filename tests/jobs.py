@@ -33,11 +33,11 @@ def make_base(folder: Path, family: str, seed: int = 0) -> Path:
     from transformers import AutoModelForCausalLM
 
     from r1zero.data import prepare
-    from r1zero.miniature import base, problems, tokenizer
+    from r1zero.miniature import problems, tokenizer
 
     encode = tokenizer.build()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(base.recipes(encode.eos_token_id)[family].config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(model_config(family, encode.eos_token_id), dtype=torch.float32)
     for name, p in model.named_parameters():
         if "norm" not in name:  # flat logits would hide errors
             torch.nn.init.normal_(p, std=0.08)
@@ -48,6 +48,19 @@ def make_base(folder: Path, family: str, seed: int = 0) -> Path:
     overrides = [f"input={folder}/problems.jsonl", f"tokenizer={folder}/base", f"output={folder}/data"]
     prepare.prepare(config.load("configs/data/quickstart.toml", overrides, prepare.DataConfig), lambda *_: None)
     return folder
+
+
+def model_config(family: str, end: int):
+    """The miniature's config of the family, or for other families one as small, with the same vocabulary."""
+    from transformers import LlamaConfig, Qwen3MoeConfig
+
+    from r1zero.miniature import base
+    from tests.oracles.tiny_models import LLAMA, ROUTED
+
+    configs = {name: recipe.config for name, recipe in base.recipes(end).items()}
+    same = dict(vocab_size=configs["qwen2"].vocab_size, bos_token_id=None, eos_token_id=end, pad_token_id=end)
+    configs |= {"llama": LlamaConfig(**{**LLAMA, **same}), "qwen3_moe": Qwen3MoeConfig(**{**ROUTED, **same})}
+    return configs[family]
 
 
 def job_config(folder: Path, grids: config.Layout, **sections: dict) -> Config:

@@ -79,7 +79,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
         rotary_base=shape.rope_theta,
     )
     model.to(device.torch_device(cfg.run.device))
-    use_packed_rotary(model)
+    use_packed_rotary(model, shape.llama3_rope)
     _mark_what_is_cut(model, shape, grids)
     if cfg.run.device == "cpu":
         cpu_megatron.look_like_cuda(model)
@@ -168,14 +168,16 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
         num_moe_experts=moe.experts,
         moe_ffn_hidden_size=moe.ffn_hidden_size,
         moe_router_topk=moe.topk,
-        moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size,
+        moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
         moe_layer_freq=[int(shape.is_moe(layer)) for layer in range(shape.layers)],
         moe_router_num_groups=moe.groups if limited else None,
         moe_router_group_topk=moe.topk_groups if limited else None,
         moe_router_topk_scaling_factor=moe.routed_scaling_factor,
-        moe_router_score_function="sigmoid",
+        moe_router_score_function=moe.score_function,
+        # The softmax over the chosen experts only equals the normalised softmax over all of them.
+        moe_router_pre_softmax=moe.score_function == "softmax" and not moe.norm_topk_prob,
         moe_router_dtype="fp32",
-        moe_router_enable_expert_bias=True,
+        moe_router_enable_expert_bias=moe.score_function == "sigmoid",
         # Routing changes only by gradients: there is no balancing loss, and the bias stays as loaded (the default
         # updates it).
         moe_router_bias_update_rate=0.0,

@@ -67,6 +67,10 @@ def optional(kind: Kind) -> Kind:
     return Kind(f"{kind.says}, or null", lambda value: value is None or kind.holds(value))
 
 
+FRACTION = Kind(
+    "a number from 0 to 1, written with a decimal point or an exponent",
+    lambda value: type(value) is float and 0 <= value <= 1,
+)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a string", lambda value: isinstance(value, str))
 TEXTS = Kind(
@@ -170,6 +174,7 @@ class Config(dict[str, Any]):
     def checked(self, fields: Fields, what: str) -> "Config":
         """Returns the values, with defaults for missing fields.
 
+        TOML has no null: a field that every file must state is null if a TOML file does not state it, and may be null.
         what: the subject of the table, as in "is not known for ...". Raises UserError if a field is missing or unknown,
         or if its value is not allowed.
         """
@@ -182,10 +187,12 @@ class Config(dict[str, Any]):
                 f"this field is not known for {what}, and Hugging Face or vLLM may act on it; if the model does "
                 "not depend on it, remove it from the file",
             )
+        toml = self.path.suffix == ".toml"
         for name, field in fields.items():
-            if name not in self and field.default is REQUIRED:
+            if name not in self and field.default is REQUIRED and not (toml and field.allows(None)):
                 raise UserError(f"{self.path}: {self.prefix}{name} is missing; {field.wanted}")
-        return Config({name: field.default for name, field in fields.items()} | self, self.path, self.prefix)
+        defaults = {name: None if field.default is REQUIRED else field.default for name, field in fields.items()}
+        return Config(defaults | self, self.path, self.prefix)
 
     def section(self, name: str, fields: Fields, what: str) -> "Config":
         """Returns a section of the file, which must exist, checked against `fields`."""

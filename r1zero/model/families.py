@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from r1zero.config import Model, UserError
 from r1zero.model.config_fields import Config, Fields, shown
-from r1zero.model.family_fields import DEEPSEEK_V3, FP8, QWEN2, QWEN3
-from r1zero.model.shape import Shape, read_deepseek, read_qwen2, read_qwen3
+from r1zero.model.family_fields import DEEPSEEK_V3, FP8, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
+from r1zero.model.shape import Shape, read_deepseek, read_llama, read_mistral, read_qwen2, read_qwen3, read_qwen3_moe
 
 Holder = Literal["first", "layer", "last", "both ends"]
 
@@ -144,10 +144,8 @@ _MLP = (
     WeightRule("mlp.up_proj.weight", "FH", "mlp.linear_fc1.weight", 0, "F[F]"),
     WeightRule("mlp.down_proj.weight", "HF", "mlp.linear_fc2.weight", 1),
 )
-_ROUTER = (
-    WeightRule("mlp.gate.weight", "XH", "mlp.router.weight"),
-    WeightRule("mlp.gate.e_score_correction_bias", "X", "mlp.router.expert_bias", fp32=True),
-)
+_ROUTER = (WeightRule("mlp.gate.weight", "XH", "mlp.router.weight"),)
+_ROUTER_BIAS = (WeightRule("mlp.gate.e_score_correction_bias", "X", "mlp.router.expert_bias", fp32=True),)
 _EXPERT = (
     WeightRule("mlp.experts.{e}.gate_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "[E]E"),
     WeightRule("mlp.experts.{e}.up_proj.weight", "EH", "mlp.experts.local_experts.{e}.linear_fc1.weight", 0, "E[E]"),
@@ -160,13 +158,17 @@ _SHARED = (
 )
 
 
-def _qwen_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
+def _dense_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
     return _NORMS + _ATTENTION + (_QKV_BIAS if shape.qkv_bias else ()) + (_QK_NORM if shape.qk_norm else ()) + _MLP
 
 
 def _deepseek_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
     queries = _MLA_Q_LORA if shape.require_mla().q_lora_rank else _MLA_Q
-    return _NORMS + queries + _MLA + (_ROUTER + _EXPERT + _SHARED if shape.is_moe(layer) else _MLP)
+    return _NORMS + queries + _MLA + (_ROUTER + _ROUTER_BIAS + _EXPERT + _SHARED if shape.is_moe(layer) else _MLP)
+
+
+def _qwen3_moe_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
+    return _NORMS + _ATTENTION + _QK_NORM + _ROUTER + _EXPERT
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,12 @@ class Family:
 
 
 FAMILIES = {
-    "Qwen2ForCausalLM": Family(QWEN2, read_qwen2, _qwen_layer),
-    "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _qwen_layer),
+    "Qwen2ForCausalLM": Family(QWEN2, read_qwen2, _dense_layer),
+    "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _dense_layer),
     "DeepseekV3ForCausalLM": Family(DEEPSEEK_V3, read_deepseek, _deepseek_layer),
+    "LlamaForCausalLM": Family(LLAMA, read_llama, _dense_layer),
+    "MistralForCausalLM": Family(MISTRAL, read_mistral, _dense_layer),
+    "Qwen3MoeForCausalLM": Family(QWEN3_MOE, read_qwen3_moe, _qwen3_moe_layer),
 }
 
 

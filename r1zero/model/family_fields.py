@@ -1,13 +1,15 @@
 """One table per family with every field that its config.json may have, and how it is treated. See config_fields.
 
 Names and defaults are those of Hugging Face's config classes and of the config.json files published for Qwen2.5, Qwen3,
-DeepSeek-V3 and Moonlight. tests/model/test_config_fields.py compares every entry with Hugging Face.
+DeepSeek-V3, Moonlight, Llama 3, Mistral and Qwen3-MoE. tests/model/test_config_fields.py compares every entry with
+Hugging Face.
 """
 
 from r1zero.model.config_fields import (
     ANYTHING,
     BLOCK,
     FLAG,
+    FRACTION,
     ID,
     IDS,
     LABELS,
@@ -189,6 +191,46 @@ DEEPSEEK_V3: Fields = COMMON | {
     "pretraining_tp": no_effect(optional(whole())),
 }
 
+LLAMA: Fields = COMMON | {
+    "model_type": only("llama", default=REQUIRED),
+    "tie_word_embeddings": read(FLAG, False),
+    "head_dim": read(optional(whole()), None),
+    "attention_bias": only(False),
+    "mlp_bias": only(False),
+    "pretraining_tp": no_effect(optional(whole())),
+    "initializer_range": no_effect(FRACTION),
+}
+
+MISTRAL: Fields = COMMON | {
+    "model_type": only("mistral", default=REQUIRED),
+    "tie_word_embeddings": read(FLAG, False),
+    "num_key_value_heads": read(whole()),
+    "head_dim": read(optional(whole()), None),
+    # Hugging Face takes 4096 if a file does not state it, so every file must state null.
+    "sliding_window": only(None, default=REQUIRED, why="the trainer attends to all earlier tokens"),
+}
+
+QWEN3_MOE: Fields = COMMON | {
+    "model_type": only("qwen3_moe", default=REQUIRED),
+    "tie_word_embeddings": read(FLAG, False),
+    "num_key_value_heads": read(whole()),
+    "head_dim": read(whole(), None),
+    "attention_bias": only(False, why="Hugging Face adds a bias to the output projection as well, which vLLM lacks"),
+    "use_sliding_window": only(False),
+    "sliding_window": no_effect(optional(whole(0))),
+    "max_window_layers": no_effect(whole(0)),
+    # transformers 5 writes num_local_experts; published files state num_experts.
+    "num_experts": read(whole(2), None),
+    "num_local_experts": read(whole(2), None),
+    "num_experts_per_tok": read(whole(2)),
+    "moe_intermediate_size": read(whole()),
+    "norm_topk_prob": read(FLAG, False),
+    "decoder_sparse_step": only(1, why="every layer must have experts"),
+    "mlp_only_layers": only([], None, why="every layer must have experts"),
+    "output_router_logits": no_effect(FLAG),
+    "router_aux_loss_coef": no_effect(real()),
+}
+
 _ANY_ROPE: Fields = {
     "rope_type": read(TEXT, None),
     "type": read(TEXT, None),
@@ -207,6 +249,13 @@ ROPE: dict[str, Fields] = {
         "mscale_all_dim": read(positive(number()), None),
         "attention_factor": only(None, why="vLLM does not scale by it; state mscale and mscale_all_dim"),
         "truncate": only(True, why="vLLM always rounds the range of the ramp"),
+    },
+    "llama3": _ANY_ROPE
+    | {
+        "factor": read(number(1.0)),
+        "low_freq_factor": read(positive(number())),
+        "high_freq_factor": read(positive(number())),
+        "original_max_position_embeddings": read(whole()),
     },
 }
 """Fields of rope_scaling and rope_parameters, for each rope_type."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from r1zero import patches
 from r1zero.model.packing import PackedSequences, attend
+from r1zero.model.shape import Llama3Rope
 
 
 class RmsNorm(torch.nn.Module):
@@ -128,9 +129,22 @@ def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     return block
 
 
-def use_packed_rotary(model: torch.nn.Module) -> None:
+def use_packed_rotary(model: torch.nn.Module, scaling: Llama3Rope | None) -> None:
     """Wrap the model's rotary frequencies in PackedRotary: once for the model, or once per latent attention."""
     for module in list(model.modules()):
         rotary = getattr(module, "rotary_pos_emb", None)
         if isinstance(rotary, torch.nn.Module):
+            if scaling:
+                _scale(rotary, scaling)
             module.rotary_pos_emb = PackedRotary(rotary)
+
+
+def _scale(rotary: Any, scaling: Llama3Rope) -> None:
+    """Scale the frequencies by megatron-core's formula. Only the factor is an option of GPTModel."""
+    rotary.inv_freq = rotary._apply_scaling(
+        rotary.inv_freq,
+        scaling.factor,
+        scaling.low_freq_factor,
+        scaling.high_freq_factor,
+        scaling.original_max_positions,
+    )

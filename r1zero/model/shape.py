@@ -1,7 +1,7 @@
 """A model's dimensions, and how each family states them in Hugging Face's config.json. Needs no torch or megatron."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from r1zero.config import UserError
 from r1zero.model.config_fields import Config, shown
@@ -34,8 +34,13 @@ class Mla:
 
 @dataclass(frozen=True, kw_only=True)
 class Moe:
-    """Sigmoid router whose bias affects only the choice of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+    """Routed experts, of which a router chooses some for each token, and shared experts that all tokens use."""
 
+    score_function: Literal["sigmoid", "softmax"] = "sigmoid"
+    """sigmoid: with a bias that affects only the choice of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    softmax: over all experts, without a bias."""
+    norm_topk_prob: bool = True
+    """Whether the scores of the chosen experts are divided by their sum."""
     experts: int
     topk: int
     groups: int
@@ -56,6 +61,21 @@ class Yarn:
     beta_slow: float
     mscale: float
     mscale_all_dim: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Rope:
+    """The scaling of rotary frequencies in Llama 3.1 and later, which Hugging Face names rope_type "llama3".
+
+    A frequency whose wavelength is less than original_max_positions / high_freq_factor tokens stays as it is. One whose
+    wavelength is more than original_max_positions / low_freq_factor is divided by `factor`. Between the two, the
+    divisor changes gradually.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +101,7 @@ class Shape:
     mla: Mla | None = None
     moe: Moe | None = None
     yarn: Yarn | None = None
+    llama3_rope: Llama3Rope | None = None
 
     def require_mla(self) -> Mla:
         """Returns the dimensions of latent attention. Raises ValueError for a model without it."""
@@ -107,14 +128,12 @@ class Shape:
 
 def read_qwen2(config: Config) -> dict[str, Any]:
     """Read the fields of Shape that are specific to Qwen2. Raises UserError."""
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    if hidden % heads:
-        raise config.refusal("num_attention_heads", f"it must divide hidden_size = {hidden}")
-    if config["head_dim"] not in (None, hidden // heads):
+    head_dim = _hidden_size_per_head(config)
+    if config["head_dim"] not in (None, head_dim):
         raise config.refusal(
-            "head_dim", f"vLLM supports only hidden_size / num_attention_heads = {hidden // heads} for this family"
+            "head_dim", f"vLLM supports only hidden_size / num_attention_heads = {head_dim} for this family"
         )
-    return {**_read_dense(config, hidden // heads), "qkv_bias": True}
+    return {**_read_dense(config, head_dim), "qkv_bias": True}
 
 
 def read_qwen3(config: Config) -> dict[str, Any]:
@@ -122,23 +141,59 @@ def read_qwen3(config: Config) -> dict[str, Any]:
     return {**_read_dense(config, config["head_dim"]), "qk_norm": True}
 
 
-def _read_dense(config: Config, head_dim: int) -> dict[str, Any]:
+def read_llama(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Llama. Raises UserError."""
+    head_dim = _hidden_size_per_head(config)
+    return _read_dense(config, config["head_dim"] or head_dim, ("default", "llama3"))
+
+
+def read_mistral(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Mistral. Raises UserError."""
+    return _read_dense(config, config["head_dim"] or _hidden_size_per_head(config))
+
+
+def read_qwen3_moe(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to Qwen3-MoE. Raises UserError."""
+    experts, topk = config["num_experts"] or config["num_local_experts"], config["num_experts_per_tok"]
+    if experts is None:
+        raise UserError(f"{config.path}: num_experts is missing; it must be a whole number of at least 2")
+    if config["num_local_experts"] not in (None, experts):
+        raise config.refusal("num_local_experts", f"num_experts is {experts}: remove one of the two")
+    if topk > experts:
+        raise config.refusal("num_experts_per_tok", f"it must be at most num_experts = {experts}")
+    moe = Moe(
+        score_function="softmax",
+        norm_topk_prob=config["norm_topk_prob"],
+        experts=experts,
+        topk=topk,
+        groups=1,
+        topk_groups=1,
+        ffn_hidden_size=config["moe_intermediate_size"],
+        shared_experts=0,
+        first_dense_layers=0,
+        routed_scaling_factor=1.0,
+    )
+    return {**_read_dense(config, config["head_dim"] or _hidden_size_per_head(config)), "qk_norm": True, "moe": moe}
+
+
+def _hidden_size_per_head(config: Config) -> int:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    if hidden % heads:
+        raise config.refusal("num_attention_heads", f"it must divide hidden_size = {hidden}")
+    return hidden // heads
+
+
+def _read_dense(config: Config, head_dim: int, rope_types: tuple[str, ...] = ("default",)) -> dict[str, Any]:
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     kv_heads = heads if config["num_key_value_heads"] is None else config["num_key_value_heads"]
     if heads % kv_heads:
         raise config.refusal("num_key_value_heads", f"it must divide num_attention_heads = {heads}")
     if head_dim % 2:
         raise UserError(f"{config.path}: head_dim = {head_dim}; rotary positions need an even number")
-    types = config["layer_types"]
+    types = config.get("layer_types")
     if types is not None and (set(types) != {"full_attention"} or len(types) != layers):
         raise config.refusal("layer_types", f'only "full_attention" is supported, {layers} times (num_hidden_layers)')
-    theta, yarn = read_rope(config)
-    if yarn:
-        raise UserError(
-            f'{config.path}: rope_type = "yarn"; only plain rotary positions are supported for this family: '
-            "remove rope_scaling, and train on sequences of the original length"
-        )
-    return dict(kv_heads=kv_heads, head_dim=head_dim, rope_theta=theta)
+    return dict(kv_heads=kv_heads, head_dim=head_dim, **read_rope(config, rope_types))
 
 
 def read_deepseek(config: Config) -> dict[str, Any]:
@@ -160,14 +215,12 @@ def read_deepseek(config: Config) -> dict[str, Any]:
     }.items():
         if config[name] not in (None, implied):
             raise config.refusal(name, f"the other fields imply {implied}; state that value, or remove the field")
-    theta, yarn = read_rope(config)
     return dict(
         kv_heads=heads,
         head_dim=mla.qk_nope_head_dim + mla.qk_rope_head_dim,
         mla=mla,
         moe=_read_moe(config),
-        yarn=yarn,
-        rope_theta=theta,
+        **read_rope(config, ("default", "yarn")),
     )
 
 
@@ -209,29 +262,51 @@ def _read_moe(config: Config) -> Moe:
     return moe
 
 
-def read_rope(config: Config) -> tuple[float, Yarn | None]:
-    """Returns the base of the rotary frequencies and their scaling, which a file may state in three places."""
-    stated = [_read_rope(config, name) for name in ("rope_scaling", "rope_parameters") if config[name]]
+def read_rope(config: Config, rope_types: tuple[str, ...]) -> dict[str, Any]:
+    """Read the fields of Shape for rotary positions: the base of the frequencies, and their scaling if there is one.
+
+    A file may state them in three places. rope_types: the family's supported values of rope_type. Raises UserError.
+    """
+    stated = [_read_rope(config, name, rope_types) for name in ("rope_scaling", "rope_parameters") if config[name]]
     if len(stated) == 2 and stated[0] != stated[1]:
         raise UserError(
             f"{config.path}: rope_scaling and rope_parameters contradict each other; Hugging Face uses rope_scaling: "
             "remove one of the two"
         )
-    return stated[0] if stated else (float(config["rope_theta"] or ROPE_THETA), None)
+    return stated[0] if stated else {"rope_theta": float(config["rope_theta"] or ROPE_THETA)}
 
 
-def _read_rope(config: Config, name: str) -> tuple[float, Yarn | None]:
+def _read_rope(config: Config, name: str, rope_types: tuple[str, ...]) -> dict[str, Any]:
     section = Config(config[name], config.path, f"{name}.")
     key = "rope_type" if "rope_type" in section else "type"
     kind = section.get(key, "default")
-    if not isinstance(kind, str) or kind not in ROPE:
-        raise section.refusal(key, f"supported are {' and '.join(ROPE)}")
+    if kind not in rope_types:
+        hint = "" if len(rope_types) > 1 else f": remove {name}, and train on sequences of the original length"
+        raise section.refusal(key, f"for this family only {' and '.join(map(shown, rope_types))} is supported{hint}")
     if section.get("type", kind) != kind:
         raise section.refusal("type", f"rope_type is {shown(kind)}: remove one of the two")
     rope, beside = section.checked(ROPE[kind], f'the rope_type "{kind}"'), config["rope_theta"]
     if None not in (rope["rope_theta"], beside) and rope["rope_theta"] != beside:
         raise rope.refusal("rope_theta", f"rope_theta beside {name} is {shown(beside)}: remove one of the two")
-    return float(rope["rope_theta"] or beside or ROPE_THETA), _read_yarn(rope, config) if kind == "yarn" else None
+    scaling: dict[str, Any] = {}
+    if kind == "yarn":
+        scaling = {"yarn": _read_yarn(rope, config)}
+    elif kind == "llama3":
+        scaling = {"llama3_rope": _read_llama3_rope(rope)}
+    return {"rope_theta": float(rope["rope_theta"] or beside or ROPE_THETA), **scaling}
+
+
+def _read_llama3_rope(rope: Config) -> Llama3Rope:
+    if rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise rope.refusal(
+            "high_freq_factor", f"it must be greater than low_freq_factor = {shown(rope['low_freq_factor'])}"
+        )
+    return Llama3Rope(
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_positions=rope["original_max_position_embeddings"],
+    )
 
 
 def _read_yarn(rope: Config, config: Config) -> Yarn:

@@ -45,6 +45,7 @@ REFUSED: dict[str, str] = {
             "load_format",
             "hf_overrides",
             "hf_config_path",
+            "config_format",
             "max_model_len",
             "enable_lora",
             "model_impl",

@@ -73,7 +73,9 @@ def in_bf16(source, folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen2_tied", "qwen3", "deepseek", "deepseek_no_q_lora"])
+@pytest.mark.parametrize(
+    "name", ["qwen2", "qwen2_tied", "qwen3", "llama", "mistral", "qwen3_moe", "deepseek", "deepseek_no_q_lora"]
+)
 def test_a_round_trip_is_bit_exact_and_plain_transformers_loads_it(models, tmp_path, name):
     source = in_bf16(models(name).folder, tmp_path / "source")
     out = to_hf(source, to_mcore(source, tmp_path / "mcore"), tmp_path / "out")
@@ -135,6 +137,7 @@ def by_megatron_and_by_slices(rank, model, place, path):
         ("qwen2", 2, grid(tp=2)),
         ("qwen2_tied", 2, grid(pp=2, layers=(3, 1))),
         ("qwen3", 2, grid(tp=2)),
+        ("qwen3_moe", 2, grid(ep=2)),
         ("deepseek", 2, grid(ep=2)),
         ("deepseek", 2, grid(tp=2)),
     ],

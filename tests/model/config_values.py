@@ -3,9 +3,9 @@
 from typing import Any
 
 from r1zero.model.families import FAMILIES
-from tests.oracles.transformers_model import DENSE, LATENT
+from tests.oracles.transformers_model import DENSE, LATENT, LLAMA3, ROUTED
 
-QWEN2, QWEN3, DEEPSEEK = FAMILIES
+QWEN2, QWEN3, DEEPSEEK, LLAMA, MISTRAL, QWEN3_MOE = FAMILIES
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=8)
 
 # Every field that a file must state, and no other.
@@ -17,6 +17,13 @@ MINIMAL: dict[str, dict[str, Any]] = {
         {key: value for key, value in LATENT.items() if key not in ("rope_theta", "norm_topk_prob", "rope_interleave")},
         architectures=[DEEPSEEK],
         model_type="deepseek_v3",
+    ),
+    LLAMA: dict(_NEEDED, architectures=[LLAMA], model_type="llama"),
+    MISTRAL: dict(_NEEDED, architectures=[MISTRAL], model_type="mistral", sliding_window=None),
+    QWEN3_MOE: dict(
+        {key: value for key, value in ROUTED.items() if key not in ("rope_theta", "head_dim")},
+        architectures=[QWEN3_MOE],
+        model_type="qwen3_moe",
     ),
 }
 
@@ -104,6 +111,15 @@ HARMLESS_OF: dict[str, dict[str, list[Any]]] = {
         "output_router_logits": [True],
         "pretraining_tp": [2, None],
     },
+    LLAMA: HARMLESS | {"pretraining_tp": [2, None]},
+    MISTRAL: HARMLESS,
+    QWEN3_MOE: HARMLESS
+    | {
+        "sliding_window": [4, None],
+        "max_window_layers": [1],
+        "output_router_logits": [True],
+        "router_aux_loss_coef": [0.1],
+    },
 }
 
 # Read: values that change the shape.
@@ -164,13 +180,36 @@ READ: dict[str, dict[str, list[Any]]] = {
             {"type": "yarn", "factor": 4.0},
         ],
     },
+    LLAMA: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
+    | {
+        "head_dim": [24, 16, None],
+        "rope_scaling": [
+            *_ROPES,
+            LLAMA3,
+            dict(LLAMA3, rope_theta=500000.0, factor=32),
+            dict(LLAMA3, low_freq_factor=2, high_freq_factor=3.5),
+            {"type": "llama3", **{key: value for key, value in LLAMA3.items() if key != "rope_type"}},
+        ],
+    },
+    MISTRAL: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
+    | {"num_key_value_heads": [1, 4], "head_dim": [24, 16, None]},
+    QWEN3_MOE: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
+    | {
+        "num_key_value_heads": [1, 4],
+        "head_dim": [24],
+        "num_experts": [16],
+        "num_local_experts": [8],
+        "num_experts_per_tok": [2],
+        "moe_intermediate_size": [48],
+        "norm_topk_prob": [True],
+    },
 }
 SAME_SHAPE = ("layer_types", "quantization_config", "architectures", "head_dim", "qk_head_dim", "num_local_experts")
 """Read to be compared with other fields, or by those who read the weights: the shape is the same."""
 
 _REFUSED = {
-    "architectures": [["LlamaForCausalLM"], [QWEN2, QWEN3], []],
-    "model_type": ["llama", "qwen2_moe"],
+    "architectures": [["GemmaForCausalLM"], [QWEN2, QWEN3], []],
+    "model_type": ["gemma", "qwen2_moe"],
     "hidden_act": ["gelu", "swish"],
     "original_max_position_embeddings": [128],
     "partial_rotary_factor": [0.5],
@@ -183,6 +222,7 @@ _REFUSED = {
     "pruned_heads": [{"0": [1]}],
     "rope_scaling": [
         {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": ["default"]},
         {"rope_type": "default", "mrope_section": [2, 3, 3]},
         {"rope_type": "default", "factor": 2.0},
         {"rope_type": "default", "partial_rotary_factor": 0.5},
@@ -208,7 +248,7 @@ _REFUSED_DENSE = _REFUSED | {
     "layer_types": [["sliding_attention"] * 4, ["full_attention"] * 3],
     "use_mrope": [True],
     "num_key_value_heads": [3, 8],
-    "rope_scaling": [*_REFUSED["rope_scaling"], YARN],
+    "rope_scaling": [*_REFUSED["rope_scaling"], YARN, LLAMA3],
     "dual_chunk_attention_config": [{"chunk_size": 8}],
 }
 REFUSED: dict[str, dict[str, list[Any]]] = {
@@ -240,6 +280,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "moe_router_dtype": ["float32"],
         "rope_scaling": [
             *_REFUSED["rope_scaling"],
+            LLAMA3,
             dict(YARN, attention_factor=1.0),
             dict(YARN, truncate=False),
             dict(YARN, mscale=1.0),
@@ -250,5 +291,51 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
             dict(YARN, apply_yarn_scaling=False),
             dict(YARN, original_max_position_embeddings=None),
         ],
+    },
+    LLAMA: _REFUSED_DENSE
+    | {
+        "head_dim": [15],
+        "num_attention_heads": [5],
+        "attention_bias": [True],
+        "mlp_bias": [True],
+        "sliding_window": [4, None],
+        "bias": [True],
+        "qkv_bias": [True],
+        "logit_scale": [0.5],
+        "rope_scaling": [
+            *_REFUSED["rope_scaling"],
+            YARN,
+            dict(LLAMA3, factor=0.5),
+            dict(LLAMA3, low_freq_factor=4),
+            dict(LLAMA3, low_freq_factor=0),
+            dict(LLAMA3, high_freq_factor=None),
+            dict(LLAMA3, original_max_position_embeddings=None),
+            {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
+            dict(LLAMA3, attention_factor=1.0),
+        ],
+    },
+    MISTRAL: _REFUSED_DENSE
+    | {
+        "sliding_window": [4096, 0],
+        "num_key_value_heads": [3, 8, None],
+        "head_dim": [15],
+        "num_attention_heads": [6],
+        "attention_bias": [True],
+        "llama_4_scaling": [{"beta": 0.1, "original_max_position_embeddings": 8}],
+    },
+    QWEN3_MOE: _REFUSED_DENSE
+    | {
+        "num_key_value_heads": [3, 8, None],
+        "head_dim": [15, None],
+        "num_attention_heads": [6],
+        "attention_bias": [True],
+        "num_experts": [1, 2, None],
+        "num_local_experts": [16],
+        "num_experts_per_tok": [1, 9],
+        "moe_intermediate_size": [0],
+        "norm_topk_prob": [None],
+        "decoder_sparse_step": [2],
+        "mlp_only_layers": [[0]],
+        "shared_expert_intermediate_size": [32],
     },
 }

@@ -18,9 +18,9 @@ from r1zero.model.families import FAMILIES, read_shape
 from tests.fuzz.strategies import damaged, replaced
 from tests.model import cases
 from tests.model.cases import grid
-from tests.model.config_values import DEEPSEEK, HARMLESS_OF, MINIMAL, QWEN2, READ, REFUSED, SAME_SHAPE, YARN
+from tests.model.config_values import DEEPSEEK, HARMLESS_OF, LLAMA, MINIMAL, QWEN2, READ, REFUSED, SAME_SHAPE, YARN
 from tests.oracles.published import PUBLISHED
-from tests.oracles.transformers_model import LENGTHS, Oracle
+from tests.oracles.transformers_model import LENGTHS, LLAMA3, Oracle
 
 CLASSES = {name: getattr(transformers, name.replace("ForCausalLM", "Config")) for name in FAMILIES}
 ODD = [
@@ -180,7 +180,7 @@ def sections(family):
     """Top-level fields, and those of rotary positions and FP8, each with a config that has it at the value."""
     base = MINIMAL[family]
     yield from ((name, lambda value, name=name: {**base, name: value}) for name in FAMILIES[family].fields)
-    rope = dict(YARN if family == DEEPSEEK else {"rope_type": "default"})
+    rope = {DEEPSEEK: YARN, LLAMA: LLAMA3}.get(family, {"rope_type": "default"})
     for name in (
         "rope_type",
         "type",
@@ -194,6 +194,8 @@ def sections(family):
         "mscale_all_dim",
         "attention_factor",
         "truncate",
+        "low_freq_factor",
+        "high_freq_factor",
     ):
         yield name, lambda value, name=name: {**base, "rope_scaling": {**rope, name: value}}
     fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}

@@ -31,6 +31,14 @@ def test_deepseek_v3_has_671_billion_parameters_without_multi_token_prediction(t
     assert shape.yarn.factor == 40.0 and shape.yarn.mscale_all_dim == 1.0
 
 
+@pytest.mark.parametrize(
+    "name, parameters",
+    [("Llama-3.2-1B", 1_235_814_400), ("Mistral-Nemo-Base-2407", 12_247_782_400), ("Qwen3-30B-A3B", 30_532_122_624)],
+)
+def test_the_parameters_of_a_published_file_are_as_many_as_published(tmp_path, name, parameters):
+    assert sum(w.size for w in weights(shape_of(tmp_path, PUBLISHED[name]))) == parameters
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_names_exactly_the_tensors_that_transformers_writes(models, name):
     oracle = models(name)

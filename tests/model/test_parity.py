@@ -30,6 +30,11 @@ FAMILIES = [
     "qwen2",
     "qwen2_tied",
     "qwen3",
+    "llama",
+    "llama_tied",
+    "mistral",
+    "qwen3_moe",
+    "qwen3_moe_plain",
     "deepseek",
     "deepseek_no_q_lora",
     "deepseek_yarn",
@@ -44,6 +49,8 @@ CASES = (
     + [("qwen2", "one", 3), ("deepseek", "one", 8), ("deepseek", "ep2", 1), ("qwen2", "pp2", 8)]
     + [("qwen2", "tp2", 8), ("deepseek", "tp2 ep2", 8)]
     + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS]
+    + [("llama", "tp2", 1), ("llama", "tp2 pp2", 4), ("llama_tied", "pp2", 2), ("mistral", "tp2 pp2", 4)]
+    + [("qwen3_moe", "tp2 ep2", 8), ("qwen3_moe", "pp2 ep2", 2), ("qwen3_moe_plain", "ep2", 1)]
 )
 
 

@@ -17,6 +17,19 @@ COMMON = dict(
     tie_word_embeddings=False,
 )
 DENSE = dict(COMMON, num_key_value_heads=2)
+LLAMA = dict(
+    DENSE,
+    head_dim=64,
+    rope_parameters=dict(
+        rope_type="llama3",
+        rope_theta=500000.0,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=32,
+    ),
+)
+ROUTED = dict(DENSE, head_dim=32, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=96, norm_topk_prob=True)
 EXPERTS = dict(
     COMMON,
     num_key_value_heads=4,
@@ -36,7 +49,10 @@ EXPERTS = dict(
 
 
 def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
-    """A checkpoint of kind "dense" (Qwen2), "qwen3" or "experts" (DeepSeek-V3), weights wide enough to tell apart."""
+    """A checkpoint of kind "dense" (Qwen2), "qwen3", "llama", "mistral", "qwen3_moe" or "experts" (DeepSeek-V3).
+
+    The weights are wide enough to tell apart.
+    """
     import transformers
 
     torch.manual_seed(seed)
@@ -44,6 +60,14 @@ def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**{**DENSE, **changes}))
     elif kind == "qwen3":
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**DENSE, "head_dim": 32, **changes}))
+    elif kind == "llama":
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **changes}))
+    elif kind == "mistral":
+        model = transformers.MistralForCausalLM(
+            transformers.MistralConfig(**{**DENSE, "head_dim": 64, "sliding_window": None, **changes})
+        )
+    elif kind == "qwen3_moe":
+        model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**{**ROUTED, **changes}))
     else:
         model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**EXPERTS, **changes}))
     with torch.no_grad():

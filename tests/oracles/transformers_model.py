@@ -39,16 +39,30 @@ LATENT = dict(
     norm_topk_prob=True,
     rope_interleave=True,
 )
+ROUTED = dict(DENSE, head_dim=24, num_experts=8, num_experts_per_tok=4, moe_intermediate_size=32)
 FAR = dict(LATENT, max_position_embeddings=320)
 YARN = dict(
     rope_type="yarn", rope_theta=10000.0, factor=40.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=8
 )
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
 
-# name: (architecture, config). The yarn models see positions far beyond their original range.
+# name: (architecture, config). The yarn and Llama models see positions far beyond their original range.
 MODELS = {
     "qwen2": ("Qwen2", dict(DENSE, tie_word_embeddings=False)),
     "qwen2_tied": ("Qwen2", dict(DENSE, tie_word_embeddings=True)),
     "qwen3": ("Qwen3", dict(DENSE, head_dim=24, tie_word_embeddings=False)),
+    "llama": ("Llama", dict(DENSE, rope_parameters=LLAMA3)),
+    "llama_tied": ("Llama", dict(DENSE, head_dim=24, tie_word_embeddings=True)),
+    "mistral": ("Mistral", dict(DENSE, head_dim=24, sliding_window=None)),
+    "qwen3_moe": ("Qwen3Moe", dict(ROUTED, norm_topk_prob=True)),
+    "qwen3_moe_plain": ("Qwen3Moe", dict(ROUTED, norm_topk_prob=False, tie_word_embeddings=True)),
     "deepseek": ("DeepseekV3", LATENT),
     "deepseek_no_q_lora": ("DeepseekV3", dict(LATENT, q_lora_rank=None)),
     "deepseek_yarn": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),

@@ -67,6 +67,11 @@ def recipe() -> plan.Plan:
         "qwen2.5_7b": 7_615_616_512,
         "qwen2.5_32b": 32_763_876_352,
         "qwen3_8b": 8_190_735_360,
+        "llama3.1_8b": 8_030_261_248,
+        "llama3.1_70b": 70_553_706_496,
+        "mistral_nemo_12b": 12_247_782_400,
+        "qwen3_30b_a3b": 30_532_122_624,
+        "qwen3_235b_a22b": 235_093_634_560,
     }.items(),
 )
 def test_parameters_are_the_published_ones(model: str, parameters: int) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.model.config_values import DEEPSEEK, HARMLESS_OF, QWEN2, QWEN3, YARN
+from tests.model.config_values import DEEPSEEK, HARMLESS_OF, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, YARN
 from tests.oracles import tiny_models as models
 from tests.oracles.generation import TOLERANCE, gap
+from tests.oracles.transformers_model import LLAMA3
 from tests.rollout import cases
 from tests.rollout.cases import Case, prompts
 
@@ -33,6 +34,19 @@ FILES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         ),
     ),
     "Qwen3": (QWEN3, "qwen3", dict(head_dim=64), dict(rms_norm_eps=0.01, rope_theta=500)),
+    "Llama": (
+        LLAMA,
+        "llama",
+        dict(head_dim=32, tie_word_embeddings=True),
+        dict(rms_norm_eps=0.01, rope_scaling=dict(LLAMA3, rope_theta=500.0, low_freq_factor=0.5, high_freq_factor=3)),
+    ),
+    "Mistral": (MISTRAL, "mistral", dict(head_dim=32, num_key_value_heads=4), dict(rms_norm_eps=0.01, rope_theta=500)),
+    "Qwen3-MoE": (
+        QWEN3_MOE,
+        "qwen3_moe",
+        dict(norm_topk_prob=False, num_experts_per_tok=3, moe_intermediate_size=64, tie_word_embeddings=True),
+        dict(rms_norm_eps=0.01, rope_theta=500.0),
+    ),
     "DeepSeek-V3": (
         DEEPSEEK,
         "experts",

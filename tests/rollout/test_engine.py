@@ -114,8 +114,16 @@ def test_responses_that_a_full_cache_puts_off_are_sampled_the_same(checkpoint, r
 
 @pytest.mark.parametrize(
     "kind, changes",
-    [("dense", {}), ("dense", {"tie_word_embeddings": True}), ("qwen3", {}), ("experts", {})],
-    ids=["untied", "tied", "Qwen3", "experts"],
+    [
+        ("dense", {}),
+        ("dense", {"tie_word_embeddings": True}),
+        ("qwen3", {}),
+        ("llama", {}),
+        ("mistral", {}),
+        ("qwen3_moe", {}),
+        ("experts", {}),
+    ],
+    ids=["untied", "tied", "Qwen3", "Llama", "Mistral", "Qwen3-MoE", "experts"],
 )
 def test_after_a_reload_the_engine_is_a_fresh_engine_of_the_new_weights(checkpoint, ranks, kind, changes):
     old, new = checkpoint(kind, 1, **changes), checkpoint(kind, 2, **changes)

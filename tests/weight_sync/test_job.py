@@ -36,6 +36,18 @@ ALL = {
         dict(ranks="0-1", tensor_model_parallel_size=2, expert_model_parallel_size=2),
         dict(ranks="2-3", tensor_parallel_size=2),
     ),
+    "Llama, PP2 to TP2": (
+        "llama",
+        2,
+        dict(pipeline_model_parallel_size=2, pipeline_layers=(2, 1)),
+        dict(tensor_parallel_size=2),
+    ),
+    "Qwen3-MoE, TP2 EP2 to experts over TP2": (
+        "qwen3_moe",
+        2,
+        dict(tensor_model_parallel_size=2, expert_model_parallel_size=2),
+        dict(tensor_parallel_size=2, enable_expert_parallel=True),
+    ),
     # The algebra of configs/a3.toml, shrunk: stages of four ranks with experts over all of each, engines of TP x DP
     # with experts over both, two replicas, each replica as large as a stage but cut otherwise.
     "rehearsal of 384 dies: TP2 PP2 EP4 to TP2 x DP2 x 2": (
@@ -58,7 +70,10 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return {family: jobs.make_base(tmp_path_factory.mktemp(family), family) for family in ("qwen2", "deepseek_v3")}
+    return {
+        family: jobs.make_base(tmp_path_factory.mktemp(family), family)
+        for family in {family for family, *_ in ALL.values()}
+    }
 
 
 def train_two_steps(rank: int, cfg: config.Config) -> tuple[list[dict], int, int]:
