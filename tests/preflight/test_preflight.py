@@ -242,7 +242,7 @@ def link_rows(rank, cfg):
         with mock.patch.object(trainer.roles, "save", mock.Mock(side_effect=config.UserError("the disk is full"))):
             failed = list(preflight.trial(trainer))
         every = frozenset(range(512))  # a tokenizer that loses all it is given
-        with mock.patch.object(trainer.judge, "dropped", every):
+        with mock.patch.object(trainer.grader, "dropped", every):
             lossy = list(preflight.trial(trainer))
         return found, trials, failed, lossy
 
