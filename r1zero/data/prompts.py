@@ -98,7 +98,7 @@ class PromptOrder:
 
     def __init__(self, count: int, seed: int, shuffle: bool):
         if count < 1:
-            raise UserError("the data holds no prompt; run preprocess.py on data that does")
+            raise UserError("the data contains no prompts; run preprocess.py on data that does")
         self.count, self.seed, self.shuffle = count, seed, shuffle
         self._go_to(0, 0)
 

@@ -101,7 +101,7 @@ def test_a_state_of_other_data_is_refused(change: dict, sentence: str) -> None:
 
 
 def test_no_prompt_at_all_is_refused() -> None:
-    with pytest.raises(UserError, match="holds no prompt"):
+    with pytest.raises(UserError, match="contains no prompts; run preprocess.py on data that does"):
         PromptOrder(0, 1, True)
 
 
