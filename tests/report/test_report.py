@@ -125,6 +125,40 @@ def test_a_run_with_nothing_but_metrics_has_a_page(tmp_path):
     assert check(tmp_path / "bare" / "report.html").titles == ["Reward"]
 
 
+def charts_of(runs_read, monkeypatch) -> dict[str, list]:
+    """Returns title -> the series of the chart of lines, which is not drawn here."""
+    drawn = {}
+    monkeypatch.setattr(page.charts, "lines", lambda chart: drawn.update({chart.title: chart.series}) or "")
+    page.render(runs_read, False)
+    return drawn
+
+
+@pytest.mark.parametrize("name", ["gsm.8", "a+b", "gsm(8", "x|y"])
+def test_the_name_of_a_set_is_not_a_pattern(tmp_path, monkeypatch, name):
+    values = {f"eval/{name}/{metric}": 0.5 for metric in ("pass@1", "pass@2", "pass@4", "maj@4")}
+    values |= {"eval/gsm_8/pass@1": 0.25, "eval/gsm_8/pass@2": 0.25, "eval/gsm_8/maj@2": 0.25}
+    series = charts_of([runs.read(write_run(tmp_path / "one", 2, **values))], monkeypatch)[f"Evaluation: {name}"]
+    assert [one.name for one in series] == ["pass@1", "pass@4", "maj@4"]
+    assert all(set(one.y) == {0.5} for one in series)
+
+
+def test_a_curve_without_both_edges_at_each_point_has_no_band(tmp_path, monkeypatch):
+    lengths = {"response_length/mean": 5.0, "response_length/min": 1.0, "response_length/max": 9.0}
+    lines = [
+        {"eval/none/pass@1": 0.5, "eval/half/pass@1": 0.5, "eval/half/pass@1/low": 0.4},
+        {"eval/none/pass@1": 0.5, "eval/half/pass@1": 0.5, "eval/half/pass@1/low": 0.4},
+    ]
+    for i, line in enumerate(lines, 1):
+        line |= {"iteration": i, **lengths, "eval/full/pass@1": 0.5}
+        line |= {"eval/full/pass@1/low": 0.4, "eval/full/pass@1/high": 0.6}
+    del lines[1]["response_length/max"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = charts_of([runs.read(tmp_path)], monkeypatch)
+    bands = {title: drawn[title][0].band for title in drawn}
+    assert bands["Evaluation: none"] is None and bands["Evaluation: half"] is None
+    assert bands["Evaluation: full"] == ([0.4, 0.4], [0.6, 0.6]) and bands["Response length"] is None
+
+
 def test_the_parts_of_a_response_are_marked_and_its_text_is_kept():
     html = samples.highlighted(RESPONSE)
     assert '<span class="thought">2 &lt; 3 &amp; so</span>' in html
