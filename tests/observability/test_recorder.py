@@ -86,6 +86,16 @@ def test_the_worst_and_the_best_are_shown_in_the_terminal(tmp_path, capsys):
     assert places == sorted(places) and shown.count("iteration 10") == 3 and r"\boxed{2}" in shown
 
 
+@pytest.mark.parametrize("option", ["--worst", "--best"])
+def test_a_negative_number_of_samples_is_one_sentence(tmp_path, capsys, option):
+    one = made(tmp_path, "few")
+    one.record(1, *batch())
+    one.close()
+    assert samples.main([str(tmp_path), option, "-3"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"{option} -3: must be at least 0; give the number of samples to show\n" and not shown.out
+
+
 @pytest.mark.parametrize(
     "arguments, sentence", [([], "contains no samples;"), (["--iteration", "9"], "of iteration 9;")]
 )
