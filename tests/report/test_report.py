@@ -166,12 +166,58 @@ def test_the_parts_of_a_response_are_marked_and_its_text_is_kept():
     assert re.sub(r"<[^>]*>", "", html).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == RESPONSE
 
 
+SAMPLE = {"iteration": 1, "prompt": "Q", "response": "R", "label": "1", "reward": 1.0}
+PASS_RATES = "eval/step_0/math.pass_rates.jsonl"
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("metrics.jsonl", {"grpo/rewards/mean": 0.5}),
+        ("metrics.jsonl", {"iteration": "2", "grpo/rewards/mean": 0.5}),
+        ("metrics.jsonl", {"iteration": None}),
+        ("metrics.jsonl", {"iteration": 2, "grpo/rewards/mean": "much"}),
+        ("metrics.jsonl", {"iteration": 2, "timing/all": [1.0]}),
+        ("metrics.jsonl", {"iteration": 2, "e2e_tps": 10**400}),
+        *(("samples.jsonl", {k: v for k, v in SAMPLE.items() if k != name}) for name in SAMPLE),
+        ("samples.jsonl", SAMPLE | {"reward": "1.0"}),
+        ("samples.jsonl", SAMPLE | {"response": None}),
+        (PASS_RATES, {"prompt": "Q"}),
+        (PASS_RATES, {"pass_rate": "0.5"}),
+        (PASS_RATES, {"pass_rate": None}),
+    ],
+)
+def test_a_line_that_lacks_a_field_or_has_text_for_a_number_is_skipped_and_counted(tmp_path, caplog, file, line):
+    folder = write_run(tmp_path / "one", 2)
+    before = runs.read(folder)
+    assert not caplog.records
+    with open(folder / file, "a") as lines:
+        lines.write(2 * (json.dumps(line) + "\n"))
+    with open(folder / "samples.jsonl", "a") as lines:
+        lines.write("{}\n")
+    after = runs.read(folder)
+    for part in ("lines", "samples", "pass_rates"):
+        assert repr(getattr(after, part)) == repr(getattr(before, part))
+    counts = {"metrics.jsonl": "metrics.jsonl: 2, samples.jsonl: 1", "samples.jsonl": "samples.jsonl: 3"}
+    expected = counts.get(file, f"samples.jsonl: 1, {PASS_RATES}: 2")
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == f"{folder}: skipped 3 lines that lack a field or hold text instead of a number ({expected})"
+
+
+def test_a_file_of_pass_rates_without_any_valid_line_has_no_chart(tmp_path):
+    folder = write_run(tmp_path / "one", 2)
+    (folder / PASS_RATES).write_text('{"pass_rate": "high"}\n')
+    assert runs.read(folder).pass_rates == {}
+    assert main([str(folder)]) == 0
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [
         (None, "metrics.jsonl: cannot be read"),
         ("", "metrics.jsonl: contains no iteration"),
         ('{"iteration": 0}\n', "metrics.jsonl: contains no iteration"),
+        ('{"iteration": 1}\n[1]\n', "metrics.jsonl:2: is not a line that a run wrote"),
         ('{"iteration": 1}\nnone\n', "metrics.jsonl:2: is not a line that a run wrote"),
     ],
 )
