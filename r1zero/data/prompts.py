@@ -71,10 +71,11 @@ class PromptSet:
         if not Path(made["path"]).is_file():
             return
         try:
-            now = templates.load(made["path"], made["name"]).digest
+            template = templates.load(made["path"], made["name"])
         except UserError as error:
             raise UserError(f"data {self.path!r}: the template that it was made with is gone: {error}") from None
-        if now != made["digest"]:
+        now = template.digest
+        if made["digest"] not in (now, templates.prompts_digest(template, thinking=True)):
             raise UserError(
                 f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
                 f"which is {now[:12]} in {made['path']} now; run preprocess.py again"
