@@ -148,9 +148,7 @@ def test_the_line_of_a_long_phase_has_counts_speed_and_time_left():
     progress.phase("rollout", 3)
     progress.expect(10)
     now[0] = 20.0
-    assert progress.line() == (
-        "iteration 3: rollout, 20 s, 0 of 10 responses of this engine finished, the longest has been running for 20 s"
-    )
+    assert progress.line() == "iteration 3: rollout, 20 s, 0 of 10 responses of this engine finished"
     for length in (100, 400, 300, 200):
         progress.see(Response(0, 0, [0] * length, [], "stop"))
     assert progress.line() == (
