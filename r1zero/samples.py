@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     try:
+        for option, count in (("--worst", options.worst), ("--best", options.best)):
+            if count < 0:
+                raise UserError(f"{option} {count}: must be at least 0; give the number of samples to show")
         rows = recorder.read(options.folder, options.iteration)
         if not rows:
             which = "" if options.iteration is None else f" of iteration {options.iteration}"
@@ -54,10 +57,10 @@ def choose(rows: Sequence[dict[str, Any]], worst: int, best: int) -> list[dict[s
 
     A response without a reward counts as worse than any other.
     """
-    if worst <= 0 and best <= 0:
+    if not worst and not best:
         return list(rows)
     ordered = sorted(rows, key=lambda row: float("-inf") if row["reward"] is None else row["reward"])
-    return ordered[: max(worst, 0)] + ordered[::-1][: max(best, 0)]
+    return ordered[:worst] + ordered[::-1][:best]
 
 
 def show(row: dict[str, Any], console: Console) -> None:

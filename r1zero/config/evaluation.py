@@ -30,4 +30,5 @@ class Evaluation:
     """Which responses are correct. "answer": those whose last box equals the label, in any format. The name of one of
     reward.rules: those to which this rule gives more than 0."""
     best: str = ""
-    """Metric, such as eval/math500/pass@1. The checkpoint with its highest value is kept; empty: none is."""
+    """Metric for which higher is better: pass@k, avg@k, maj@k or format of a set, such as eval/math500/pass@1. The
+    checkpoint with its highest value is kept; empty: none is."""

@@ -56,7 +56,7 @@ class Encoder:
     path: str
     """Path of the file or folder that the template comes from."""
     digest: str
-    """sha256 of the template; for the chat template also of its arguments."""
+    """sha256 of the template and of the arguments that change its prompts: `thinking`, and those of a chat template."""
     stop_words: tuple[str, ...] = ()
     notes: list[str]
     """Sentences for the user about things that are unusual but allowed."""
@@ -90,7 +90,8 @@ class TemplateEncoder(Encoder):
             )
         super().__init__(path, how)
         template = self.template
-        self.path, self.digest, self.stop_words = how.templates, template.digest, template.stop_words
+        self.path, self.stop_words = how.templates, template.stop_words
+        self.digest = templates.prompts_digest(template, self.thinking)
         tokenizer.check_texts(self.tokenizer, f"template {template.name}", templates.texts(template))
         self.stop_token_ids = [tokenizer.single_token(self.tokenizer, word) for word in template.stop_words]
         if template.replace_eos:

@@ -71,10 +71,11 @@ class PromptSet:
         if not Path(made["path"]).is_file():
             return
         try:
-            now = templates.load(made["path"], made["name"]).digest
+            template = templates.load(made["path"], made["name"])
         except UserError as error:
             raise UserError(f"data {self.path!r}: the template that it was made with is gone: {error}") from None
-        if now != made["digest"]:
+        now = template.digest
+        if made["digest"] not in (now, templates.prompts_digest(template, thinking=True)):
             raise UserError(
                 f"data {self.path!r}: was made with the template {made['name']} with digest {made['digest'][:12]}, "
                 f"which is {now[:12]} in {made['path']} now; run preprocess.py again"
@@ -98,7 +99,7 @@ class PromptOrder:
 
     def __init__(self, count: int, seed: int, shuffle: bool):
         if count < 1:
-            raise UserError("the data holds no prompt; run preprocess.py on data that does")
+            raise UserError("the data contains no prompts; run preprocess.py on data that does")
         self.count, self.seed, self.shuffle = count, seed, shuffle
         self._go_to(0, 0)
 

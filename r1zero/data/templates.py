@@ -74,6 +74,16 @@ class Template:
     """Qwen3: unless thinking is enabled, the prompt ends with an empty thought."""
 
 
+def prompts_digest(template: Template, thinking: bool) -> str:
+    """Returns the sha256 of what determines the prompts: the entry, and `thinking` where it changes the prompts.
+
+    Without thinking it is the digest of the entry.
+    """
+    if not (template.reasoning and thinking):
+        return template.digest
+    return hashlib.sha256(json.dumps([template.digest, {"enable_thinking": True}]).encode()).hexdigest()
+
+
 def load(path: str, name: str) -> Template:
     """Load the entry `name` of a template file. Raises UserError with file, entry and field."""
     entries = _entries(path)

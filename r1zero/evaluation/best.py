@@ -1,6 +1,7 @@
 """The best evaluation of a run so far, by the metric that evaluation.best names."""
 
 from collections.abc import Mapping
+from math import isnan
 
 
 class Best:
@@ -16,7 +17,7 @@ class Best:
 
         values: the metrics of the evaluation. Iteration 0 never counts, because the untrained model has no checkpoint.
         """
-        if not iteration or values.get(self.figure, float("-inf")) <= self.value:
+        if not iteration or not values.get(self.figure, float("-inf")) > self.value:  # a NaN is not greater
             return False
         self.iteration, self.value = iteration, values[self.figure]
         return True
@@ -28,5 +29,5 @@ class Best:
     def load(self, state: Mapping[str, object]) -> None:
         """Restore what `state` returned."""
         best = state.get("best")
-        if self.figure and isinstance(best, list | tuple):
+        if self.figure and isinstance(best, list | tuple) and not isnan(best[1]):
             self.iteration, self.value = best

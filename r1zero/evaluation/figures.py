@@ -4,6 +4,7 @@ pass@k is the unbiased estimator of Chen et al., "Evaluating Large Language Mode
 the probability that at least one of k responses, drawn without replacement from the n that were sampled, is correct.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 RESAMPLES, LEVEL = 1000, 0.95
 """Number of bootstrap resamples, and confidence level of the interval."""
 BOOTSTRAP_SEED = 0
+HIGHER_IS_BETTER = re.compile(r"(pass|avg|maj)@\d+|format")
+"""The metrics of `names` by which evaluation.best may select a checkpoint."""
 NO_VOTE = -1
 """Group of a response that contains no answer."""
 

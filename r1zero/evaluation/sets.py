@@ -11,9 +11,9 @@ def open_sets(cfg: Config, training: PromptSet, tokenizer_digest: str) -> dict[s
     """Returns the prompts of each set, by name.
 
     training: the prompts of data.path. Raises UserError if the engines of this run cannot answer a set, or if
-    evaluation.best names no metric of this run.
+    evaluation.best cannot select a checkpoint.
     """
-    _check_best(cfg)
+    check_best(cfg)
     sets = {}
     for name, one in cfg.evaluation.sets.items():
         field = f"evaluation.sets.{name}.path"
@@ -36,13 +36,18 @@ def _stops(meta: dict[str, Any]) -> list[int]:
     return sorted(meta["stop_token_ids"])
 
 
-def _check_best(cfg: Config) -> None:
-    """Raises CollectiveError if evaluation.best names no metric of this run."""
+def check_best(cfg: Config) -> None:
+    """Raises CollectiveError if evaluation.best is not a metric of this run for which higher is better."""
     if not cfg.evaluation.best:
         return
-    every = [f"eval/{name}/{f}" for name, one in cfg.evaluation.sets.items() for f in figures.names(one.samples)]
-    if cfg.evaluation.best not in every:
+    allowed = [
+        f"eval/{name}/{metric}"
+        for name, one in cfg.evaluation.sets.items()
+        for metric in figures.names(one.samples)
+        if figures.HIGHER_IS_BETTER.fullmatch(metric)
+    ]
+    if cfg.evaluation.best not in allowed:
         raise CollectiveError(
-            f"evaluation.best = {cfg.evaluation.best!r} is not a metric of this run; it must be one of "
-            f"{', '.join(every) or 'the metrics of the sets in evaluation.sets, which has none'}"
+            f"evaluation.best = {cfg.evaluation.best!r} is not a metric of this run for which higher is better; "
+            f"it must be one of {', '.join(allowed) or 'the metrics of the sets in evaluation.sets, which has none'}"
         )

@@ -160,9 +160,9 @@ class AlarmMonitor:
             else {}
         )
 
-    def see(self, iteration: int, figures: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+    def see(self, iteration: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Add an iteration. Returns `alarm/<kind>` = 1.0 for each alarm that is on, and a message for each new one."""
-        self.run.append({"iteration": iteration, **figures})
+        self.run.append({"iteration": iteration, **metrics})
         found = self._find()
         lines = [f"alarm, iteration {iteration}: {said}" for kind, said in found.items() if kind not in self.on]
         self.on = set(found)

@@ -74,7 +74,7 @@ class Progress:
             return text
         text += f", {self.finished} of {self.total} responses of this engine finished"
         if not self.finished or seconds <= 0:
-            return f"{text}, the longest has been running for {seconds:.0f} s"
+            return text
         left = seconds / self.finished * (self.total - self.finished)
         text += f" ({self.tokens / seconds:,.0f} tokens/s, the longest has {self.longest} tokens)"
         return f"{text}, about {left:.0f} s left" if left else text

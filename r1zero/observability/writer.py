@@ -127,7 +127,7 @@ def evaluation_lines(values: Mapping[str, float]) -> list[str]:
 
 
 def show_evaluation(values: Mapping[str, float], title: str) -> None:
-    """Print the figures of an evaluation that is not part of a run."""
+    """Print the metrics of an evaluation that is not part of a run."""
     terminal = Terminal()
     for line in (title, *evaluation_lines(values)):
         terminal.print(line)

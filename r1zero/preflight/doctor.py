@@ -15,6 +15,9 @@ from r1zero.preflight.rows import CheckResult
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 """Relevant CPU features, by Linux's names. On x86 the CPU builds of torch and vLLM require the first one."""
+PYTHON = (3, 11), (3, 13)
+"""The oldest and the newest supported version of Python, as in requires-python of pyproject.toml."""
+OPEN_MPI_5 = re.compile(r"\(Open MPI\) 5\.")
 TOOLS = {"cuda": "nvidia-smi", "npu": "npu-smi"}
 """run.device -> a tool that comes with the driver of such devices."""
 LEAST_SHARED_MB, LEAST_FILES = 64, 1024
@@ -41,7 +44,7 @@ def _packages() -> Iterator[CheckResult]:
     for name, version in versions().items():
         expected = pinned.get(_plain(name))
         if name == "python":
-            yield CheckResult(name, version, "3.11 to 3.13")
+            yield _python(version)
         elif expected and version != expected:
             cure = "run launch/install.sh, or use the versions that launch/ lists for the device"
             yield CheckResult(name, version, expected, "warning", "", cure)
@@ -51,6 +54,14 @@ def _packages() -> Iterator[CheckResult]:
             yield CheckResult(name, version, "any")
 
 
+def _python(version: str) -> CheckResult:
+    """version: as of platform.python_version()."""
+    expected = " to ".join(f"{major}.{minor}" for major, minor in PYTHON)
+    if PYTHON[0] <= tuple(map(int, version.split(".")[:2])) <= PYTHON[1]:
+        return CheckResult("python", version, expected)
+    return CheckResult("python", version, expected, "failed", "", "run launch/install.sh with one of these versions")
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("_", "-")
 
@@ -58,9 +69,14 @@ def _plain(name: str) -> str:
 def _mpi() -> CheckResult:
     launcher = shutil.which("mpirun")
     if launcher is None:
-        return CheckResult("mpirun", "none", "Open MPI", "warning", "", "use torchrun, or run launch/install.sh")
+        return CheckResult("mpirun", "none", "Open MPI 5", "warning", "", "use torchrun, or run launch/install.sh")
     said = subprocess.run([launcher, "--version"], capture_output=True, text=True, check=False).stdout
-    return CheckResult("mpirun", f"{said.partition(chr(10))[0] or 'an unknown version'} at {launcher}", "Open MPI 5")
+    first_line = said.partition("\n")[0]
+    found = f"{first_line or 'an unknown version'} at {launcher}"
+    if OPEN_MPI_5.search(first_line):
+        return CheckResult("mpirun", found, "Open MPI 5")
+    cure = "use torchrun, or run launch/install.sh and put the mpirun that it installs first in PATH"
+    return CheckResult("mpirun", found, "Open MPI 5", "warning", "", cure)
 
 
 def _instructions() -> CheckResult:

@@ -1,5 +1,6 @@
 """Makes an HTML page with charts, configs and samples of runs."""
 
+import re
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -116,10 +117,16 @@ def _series(runs: list[RunData], pattern: str, *, band: bool = False) -> list[Se
             label = (f"{run.name} {short}" if len(runs) > 1 else short) if several else run.name
             edges = None
             if band and len(runs) == 1:
-                edges = run.curve("response_length/min")[1], run.curve("response_length/max")[1]
+                edges = _band(run, x, "response_length/min", "response_length/max")
             colour = _colour(len(found)) if several else _colour(i)
-            found.append(Series(label, x, y, colour, band=edges if edges and len(edges[0]) == len(x) else None))
+            found.append(Series(label, x, y, colour, band=edges))
     return found
+
+
+def _band(run: RunData, x: list[float], low: str, high: str) -> tuple[list[float], list[float]] | None:
+    """Returns the values of the metrics `low` and `high`, or None unless both have one at each of the iterations x."""
+    edges = run.curve(low), run.curve(high)
+    return (edges[0][1], edges[1][1]) if edges[0][0] == edges[1][0] == x else None
 
 
 def _evaluations(runs: list[RunData]) -> list[dict[str, Any]]:
@@ -129,11 +136,12 @@ def _evaluations(runs: list[RunData]) -> list[dict[str, Any]]:
         series = []
         for i, run in enumerate(runs):
             x, y = run.curve(f"eval/{name}/pass@1")
-            low, high = (run.curve(f"eval/{name}/pass@1/{end}")[1] for end in ("low", "high"))
+            band = _band(run, x, f"eval/{name}/pass@1/low", f"eval/{name}/pass@1/high")
             prefix = f"{run.name} " if len(runs) > 1 else ""
             if x:
-                series.append(Series(f"{prefix}pass@1", x, y, _colour(i), band=(low, high)))
-            extra = [*run.names(rf"eval/{name}/pass@\d+")[1:][-1:], *run.names(rf"eval/{name}/maj@\d+")]
+                series.append(Series(f"{prefix}pass@1", x, y, _colour(i), band=band))
+            of_set = f"eval/{re.escape(name)}"
+            extra = [*run.names(rf"{of_set}/pass@\d+")[1:][-1:], *run.names(rf"{of_set}/maj@\d+")]
             for k, key in enumerate(extra, 1):
                 colour = _colour(i + k * len(runs))
                 series.append(Series(prefix + key.rpartition("/")[2], *run.curve(key), colour))

@@ -1,8 +1,10 @@
 """Reads the folder of a run for a report. Every file except metrics.jsonl may be missing."""
 
 import json
+import logging
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -12,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1zero.config import UserError, read_json, read_text, read_toml, reason
+
+log = logging.getLogger(__name__)
 
 Line = dict[str, float]
 Curve = tuple[list[float], list[float]]
@@ -69,14 +73,23 @@ class RunData:
 
 
 def read(folder: Path) -> RunData:
-    """Returns the contents of a run's folder. Raises UserError if it has no metrics, or if a file in it is corrupt."""
-    file = folder / "metrics.jsonl"
+    """Returns the contents of a run's folder. Raises UserError if it has no metrics, or if a file in it is corrupt.
+
+    Lines that lack a field or hold text instead of a number are skipped, and counted in one warning.
+    """
+    file, skipped = folder / "metrics.jsonl", Counter[Path]()
     lines = [
         {name: float("nan") if value is None else value for name, value in row.items()}
-        for row in _rows(file, required=True)
+        for row in _rows(file, _is_metrics, skipped)
     ]
     if not any(line.get("iteration") for line in lines):
         raise UserError(f"{file}: contains no iteration; {CURE}")
+    samples = _rows(folder / "samples.jsonl", _is_sample, skipped) if (folder / "samples.jsonl").is_file() else []
+    pass_rates = _pass_rates(folder / "eval", skipped)
+    if skipped:
+        counts = ", ".join(f"{path.relative_to(folder)}: {count}" for path, count in skipped.items())
+        message = "%s: skipped %d lines that lack a field or hold text instead of a number (%s)"
+        log.warning(message, folder, skipped.total(), counts)
     config = folder / "config.toml"
     environment = folder / "environment.json"
     return RunData(
@@ -84,33 +97,56 @@ def read(folder: Path) -> RunData:
         folder=folder,
         lines=lines,
         config=dict(_flat(read_toml(str(config)), "")) if config.is_file() else {},
-        samples=_rows(folder / "samples.jsonl", required=False),
+        samples=samples,
         environment=read_json(environment, "remove it") if environment.is_file() else {},
-        pass_rates=_pass_rates(folder / "eval"),
+        pass_rates=pass_rates,
         lengths=_lengths(folder / "samples"),
     )
 
 
-def _rows(file: Path, *, required: bool) -> list[dict[str, Any]]:
-    if not required and not file.is_file():
-        return []
+def _is_number(value: object) -> bool:
+    """Returns whether a value from JSON is a number that fits a float. NaN and infinity count as numbers."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_metrics(row: dict[str, Any]) -> bool:
+    return type(row.get("iteration")) is int and all(value is None or _is_number(value) for value in row.values())
+
+
+def _is_sample(row: dict[str, Any]) -> bool:
+    texts = all(isinstance(row.get(name), str) for name in ("prompt", "response", "label"))
+    reward = "reward" in row and (row["reward"] is None or _is_number(row["reward"]))
+    return texts and reward and type(row.get("iteration")) is int
+
+
+def _is_pass_rate(row: dict[str, Any]) -> bool:
+    return _is_number(row.get("pass_rate"))
+
+
+def _rows(file: Path, is_valid: Callable[[dict[str, Any]], bool], skipped: Counter[Path]) -> list[dict[str, Any]]:
+    """Returns the valid lines of a file, and adds the number of the others to `skipped`."""
     rows = []
     for number, line in enumerate(read_text(file, CURE).split("\n"), 1):
         if not line:
             continue
         try:
-            rows.append({"iteration": 0, **json.loads(line)})
+            row = dict[str, Any](**json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{file}:{number}: is not a line that a run wrote ({error}); remove it") from None
+        if is_valid(row):
+            rows.append(row)
+        else:
+            skipped[file] += 1
     return rows
 
 
-def _pass_rates(folder: Path) -> dict[str, dict[int, list[float]]]:
+def _pass_rates(folder: Path, skipped: Counter[Path]) -> dict[str, dict[int, list[float]]]:
     found: dict[str, dict[int, list[float]]] = {}
     for file in folder.glob("step_*/*.pass_rates.jsonl"):
         name, match = file.name.removesuffix(".pass_rates.jsonl"), STEP.fullmatch(file.parent.name)
-        if match:
-            found.setdefault(name, {})[int(match[1])] = [row["pass_rate"] for row in _rows(file, required=True)]
+        rates = [row["pass_rate"] for row in _rows(file, _is_pass_rate, skipped)] if match else []
+        if match and rates:
+            found.setdefault(name, {})[int(match[1])] = rates
     return {name: dict(sorted(found[name].items())) for name in sorted(found)}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from r1zero.config import UserError
 
 _SAMPLING = "the engine's logprobs would no longer be those of the distribution that it samples from"
+_PRECISION = "the engine would compute in another precision than the trainer, so their logprobs would differ"
 _EXECUTOR = "the engine runs inside the ranks of the job, and [layout.rollout] sets its parallel degrees"
 _WEIGHTS = "the engine must use the same model, tokenizer and lengths as the trainer, and gets its weights from it"
 _SEEDS = "sampled tokens would depend on batching, or would no longer depend on each request's own seed"
@@ -19,7 +20,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         ("logprobs_mode", "generation_config", "override_generation_config", "logits_processors"), _SAMPLING
     ),
-    **dict.fromkeys(("kv_cache_dtype", "quantization", "calculate_kv_scales"), _SAMPLING),
+    **dict.fromkeys(("kv_cache_dtype", "quantization", "calculate_kv_scales"), _PRECISION),
     **dict.fromkeys(
         (
             "distributed_executor_backend",
@@ -76,6 +77,6 @@ def check_known(options: Mapping[str, Any], known: Iterable[str]) -> None:
     names = sorted(set(known) - set(REFUSED))
     for name in options:
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(name, names, n=1)
             hint = f"; the nearest one is rollout.engine.{nearest[0]}" if nearest else ""
             raise UserError(f"rollout.engine.{name}: the installed vLLM has no such option{hint}")

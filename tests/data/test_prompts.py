@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1zero.config import UserError, load
-from r1zero.data import store
+from r1zero.data import encoders, store
 from r1zero.data.prepare import DataConfig, prepare
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.data.tokenizer import digest
@@ -101,7 +101,7 @@ def test_a_state_of_other_data_is_refused(change: dict, sentence: str) -> None:
 
 
 def test_no_prompt_at_all_is_refused() -> None:
-    with pytest.raises(UserError, match="holds no prompt"):
+    with pytest.raises(UserError, match="contains no prompts; run preprocess.py on data that does"):
         PromptOrder(0, 1, True)
 
 
@@ -169,6 +169,22 @@ def test_data_of_a_template_that_changed_is_refused(made: str, tokenizer_path: s
     meta["template"]["path"] = str(own)
     (Path(made) / store.META).write_text(json.dumps(meta))
     with pytest.raises(UserError, match="template quickstart with digest"):
+        PromptSet.open(made).check(digest(tokenizer_path))
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_data_with_or_without_thinking_passes_until_its_template_changes(
+    made: str, tokenizer_path: str, tmp_path: Path, thinking: bool
+) -> None:
+    own, entry = tmp_path / "own.json", {"name": "own", "template_class": "ReasoningTemplate", "efficient_eos": True}
+    own.write_text(json.dumps([entry]))
+    encoder = encoders.find(tokenizer_path, encoders.How(str(own), "own", thinking, {}, False))
+    meta = json.loads((Path(made) / store.META).read_text())
+    meta["template"] = {"path": str(own), "name": "own", "digest": encoder.digest}
+    (Path(made) / store.META).write_text(json.dumps(meta))
+    PromptSet.open(made).check(digest(tokenizer_path))
+    own.write_text(json.dumps([entry | {"default_system": "S"}]))
+    with pytest.raises(UserError, match="template own with digest"):
         PromptSet.open(made).check(digest(tokenizer_path))
 
 

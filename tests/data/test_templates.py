@@ -1,6 +1,7 @@
 """pytest tests/data/test_templates.py"""
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1zero.config import UserError
-from r1zero.data import templates, tokenizer
+from r1zero.data import encoders, templates, tokenizer
 
 SHIPPED = "configs/model/templates.json"
 PREAMBLE = (
@@ -119,6 +120,21 @@ def test_a_reasoning_template_ends_with_an_empty_thought_unless_thinking(tokeniz
     history = (("a", "<think>\nt\n</think>\n\nA"),)
     assert prompt(file, "qwen3", tokenizer_path, "b", history=history)[1] == "aAb<think>\n\n</think>\n\n"
     assert prompt(file, "qwen3", tokenizer_path, "b", history=history, thinking=True)[1] == "aAb"
+
+
+def test_the_digest_covers_thinking_where_it_changes_the_prompt(tokenizer_path: str, tmp_path: Path) -> None:
+    """The digest without thinking is that of the entry, as in data that was prepared before it covered thinking."""
+    entries = [{"name": "plain", "efficient_eos": True}]
+    entries.append({"name": "qwen3", "template_class": "ReasoningTemplate", "efficient_eos": True})
+    file = tmp_path / "templates.json"
+    file.write_text(json.dumps(entries), encoding="utf-8")
+    for entry in entries:
+        of_entry = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+        off, on = (
+            encoders.find(tokenizer_path, encoders.How(str(file), entry["name"], thinking, {}, False)).digest
+            for thinking in (False, True)
+        )
+        assert off == of_entry and (on != off) == (entry["name"] == "qwen3")
 
 
 def test_a_token_slot_is_that_token_and_an_unknown_one_is_an_error(tokenizer_path: str, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from r1zero.evaluation import figures
+from r1zero.config import CollectiveError, Config, Evaluation, EvaluationSet
+from r1zero.evaluation import figures, sets
 from r1zero.evaluation.best import Best
 from r1zero.evaluation.figures import NO_VOTE, Outcomes
 from r1zero.reward import Scorer
@@ -90,6 +91,35 @@ def test_the_best_iteration_is_the_first_with_the_highest_value_and_never_the_un
     again.load(best.state())
     assert not again.see(5, {"eval/a/pass@1": 0.7}) and not again.see(6, {}) and again.see(7, {"eval/a/pass@1": 0.8})
     assert Best("").state() == {} and not Best("").see(1, {})
+
+
+def test_a_value_that_is_not_a_number_is_never_the_best():
+    best, nan = Best("eval/a/pass@1"), float("nan")
+    assert not best.see(1, {"eval/a/pass@1": nan}) and best.state() == {}
+    assert best.see(2, {"eval/a/pass@1": 0.1}) and not best.see(3, {"eval/a/pass@1": nan}) and best.iteration == 2
+    best = Best("eval/a/pass@1")
+    best.load({"best": (4, nan)})  # of a checkpoint of an earlier version
+    assert best.state() == {} and best.see(5, {"eval/a/pass@1": 0.1})
+
+
+def config_with_best(metric):
+    two = {"a": EvaluationSet(path="x", samples=3, temperature=1.0), "b": EvaluationSet(path="x")}
+    return Config(evaluation=Evaluation(sets=two, best=metric))
+
+
+@pytest.mark.parametrize("name", figures.names(3))
+def test_only_a_metric_for_which_higher_is_better_selects_a_checkpoint(name):
+    cfg = config_with_best(f"eval/a/{name}")
+    if name in ("pass@1", "pass@2", "pass@3", "avg@3", "maj@3", "format"):
+        sets.check_best(cfg)
+        return
+    with pytest.raises(CollectiveError) as error:
+        sets.check_best(cfg)
+    allowed = "a/pass@1, a/pass@2, a/pass@3, a/avg@3, a/maj@3, a/format, b/pass@1, b/format".replace("a/", "eval/a/")
+    assert str(error.value) == (
+        f"evaluation.best = 'eval/a/{name}' is not a metric of this run for which higher is better; it must be one of "
+        + allowed.replace("b/", "eval/b/")
+    )
 
 
 def test_the_examples_in_the_documentation_are_right():

@@ -160,6 +160,7 @@ def test_eval_takes_a_hugging_face_folder_or_one_checkpoint(ranks, base, evaluat
             "evaluation.sets.greedy.path must be a folder that preprocess.py wrote",
         ),
         (["evaluation.best=eval/greedy/pass@2"], "evaluation.best = 'eval/greedy/pass@2' is not a metric of this run"),
+        (["evaluation.best=eval/greedy/truncated"], "for which higher is better; it must be one of eval/greedy/pass@1"),
         (["--eval"], "checkpoints holds no checkpoint; name a folder"),
         (["--eval", "/nowhere"], "--eval /nowhere: is neither a folder in Hugging Face's format"),
     ],

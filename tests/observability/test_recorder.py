@@ -86,6 +86,16 @@ def test_the_worst_and_the_best_are_shown_in_the_terminal(tmp_path, capsys):
     assert places == sorted(places) and shown.count("iteration 10") == 3 and r"\boxed{2}" in shown
 
 
+@pytest.mark.parametrize("option", ["--worst", "--best"])
+def test_a_negative_number_of_samples_is_one_sentence(tmp_path, capsys, option):
+    one = made(tmp_path, "few")
+    one.record(1, *batch())
+    one.close()
+    assert samples.main([str(tmp_path), option, "-3"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"{option} -3: must be at least 0; give the number of samples to show\n" and not shown.out
+
+
 @pytest.mark.parametrize(
     "arguments, sentence", [([], "contains no samples;"), (["--iteration", "9"], "of iteration 9;")]
 )
@@ -138,9 +148,7 @@ def test_the_line_of_a_long_phase_has_counts_speed_and_time_left():
     progress.phase("rollout", 3)
     progress.expect(10)
     now[0] = 20.0
-    assert progress.line() == (
-        "iteration 3: rollout, 20 s, 0 of 10 responses of this engine finished, the longest has been running for 20 s"
-    )
+    assert progress.line() == "iteration 3: rollout, 20 s, 0 of 10 responses of this engine finished"
     for length in (100, 400, 300, 200):
         progress.see(Response(0, 0, [0] * length, [], "stop"))
     assert progress.line() == (

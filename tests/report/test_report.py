@@ -125,11 +125,90 @@ def test_a_run_with_nothing_but_metrics_has_a_page(tmp_path):
     assert check(tmp_path / "bare" / "report.html").titles == ["Reward"]
 
 
+def charts_of(runs_read, monkeypatch) -> dict[str, list]:
+    """Returns title -> the series of the chart of lines, which is not drawn here."""
+    drawn = {}
+    monkeypatch.setattr(page.charts, "lines", lambda chart: drawn.update({chart.title: chart.series}) or "")
+    page.render(runs_read, False)
+    return drawn
+
+
+@pytest.mark.parametrize("name", ["gsm.8", "a+b", "gsm(8", "x|y"])
+def test_the_name_of_a_set_is_not_a_pattern(tmp_path, monkeypatch, name):
+    values = {f"eval/{name}/{metric}": 0.5 for metric in ("pass@1", "pass@2", "pass@4", "maj@4")}
+    values |= {"eval/gsm_8/pass@1": 0.25, "eval/gsm_8/pass@2": 0.25, "eval/gsm_8/maj@2": 0.25}
+    series = charts_of([runs.read(write_run(tmp_path / "one", 2, **values))], monkeypatch)[f"Evaluation: {name}"]
+    assert [one.name for one in series] == ["pass@1", "pass@4", "maj@4"]
+    assert all(set(one.y) == {0.5} for one in series)
+
+
+def test_a_curve_without_both_edges_at_each_point_has_no_band(tmp_path, monkeypatch):
+    lengths = {"response_length/mean": 5.0, "response_length/min": 1.0, "response_length/max": 9.0}
+    lines = [
+        {"eval/none/pass@1": 0.5, "eval/half/pass@1": 0.5, "eval/half/pass@1/low": 0.4},
+        {"eval/none/pass@1": 0.5, "eval/half/pass@1": 0.5, "eval/half/pass@1/low": 0.4},
+    ]
+    for i, line in enumerate(lines, 1):
+        line |= {"iteration": i, **lengths, "eval/full/pass@1": 0.5}
+        line |= {"eval/full/pass@1/low": 0.4, "eval/full/pass@1/high": 0.6}
+    del lines[1]["response_length/max"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = charts_of([runs.read(tmp_path)], monkeypatch)
+    bands = {title: drawn[title][0].band for title in drawn}
+    assert bands["Evaluation: none"] is None and bands["Evaluation: half"] is None
+    assert bands["Evaluation: full"] == ([0.4, 0.4], [0.6, 0.6]) and bands["Response length"] is None
+
+
 def test_the_parts_of_a_response_are_marked_and_its_text_is_kept():
     html = samples.highlighted(RESPONSE)
     assert '<span class="thought">2 &lt; 3 &amp; so</span>' in html
     assert r'<span class="box">\boxed{\frac{1}{2}}</span>' in html
     assert re.sub(r"<[^>]*>", "", html).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == RESPONSE
+
+
+SAMPLE = {"iteration": 1, "prompt": "Q", "response": "R", "label": "1", "reward": 1.0}
+PASS_RATES = "eval/step_0/math.pass_rates.jsonl"
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("metrics.jsonl", {"grpo/rewards/mean": 0.5}),
+        ("metrics.jsonl", {"iteration": "2", "grpo/rewards/mean": 0.5}),
+        ("metrics.jsonl", {"iteration": None}),
+        ("metrics.jsonl", {"iteration": 2, "grpo/rewards/mean": "much"}),
+        ("metrics.jsonl", {"iteration": 2, "timing/all": [1.0]}),
+        ("metrics.jsonl", {"iteration": 2, "e2e_tps": 10**400}),
+        *(("samples.jsonl", {k: v for k, v in SAMPLE.items() if k != name}) for name in SAMPLE),
+        ("samples.jsonl", SAMPLE | {"reward": "1.0"}),
+        ("samples.jsonl", SAMPLE | {"response": None}),
+        (PASS_RATES, {"prompt": "Q"}),
+        (PASS_RATES, {"pass_rate": "0.5"}),
+        (PASS_RATES, {"pass_rate": None}),
+    ],
+)
+def test_a_line_that_lacks_a_field_or_has_text_for_a_number_is_skipped_and_counted(tmp_path, caplog, file, line):
+    folder = write_run(tmp_path / "one", 2)
+    before = runs.read(folder)
+    assert not caplog.records
+    with open(folder / file, "a") as lines:
+        lines.write(2 * (json.dumps(line) + "\n"))
+    with open(folder / "samples.jsonl", "a") as lines:
+        lines.write("{}\n")
+    after = runs.read(folder)
+    for part in ("lines", "samples", "pass_rates"):
+        assert repr(getattr(after, part)) == repr(getattr(before, part))
+    counts = {"metrics.jsonl": "metrics.jsonl: 2, samples.jsonl: 1", "samples.jsonl": "samples.jsonl: 3"}
+    expected = counts.get(file, f"samples.jsonl: 1, {PASS_RATES}: 2")
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == f"{folder}: skipped 3 lines that lack a field or hold text instead of a number ({expected})"
+
+
+def test_a_file_of_pass_rates_without_any_valid_line_has_no_chart(tmp_path):
+    folder = write_run(tmp_path / "one", 2)
+    (folder / PASS_RATES).write_text('{"pass_rate": "high"}\n')
+    assert runs.read(folder).pass_rates == {}
+    assert main([str(folder)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -138,6 +217,7 @@ def test_the_parts_of_a_response_are_marked_and_its_text_is_kept():
         (None, "metrics.jsonl: cannot be read"),
         ("", "metrics.jsonl: contains no iteration"),
         ('{"iteration": 0}\n', "metrics.jsonl: contains no iteration"),
+        ('{"iteration": 1}\n[1]\n', "metrics.jsonl:2: is not a line that a run wrote"),
         ('{"iteration": 1}\nnone\n', "metrics.jsonl:2: is not a line that a run wrote"),
     ],
 )

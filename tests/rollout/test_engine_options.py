@@ -35,6 +35,10 @@ def test_every_option_that_is_refused_or_set_here_is_one_of_vllm():
         ({"logprobs_mode": "raw_logprobs"}, "rollout.engine.logprobs_mode cannot be set: the engine's logprobs"),
         ({"distributed_executor_backend": "ray"}, "runs inside the ranks of the job"),
         ({"max_num_seqs": 8}, "this project has its own key for it, rollout.max_num_seqs; remove it"),
+        *(
+            ({name: "fp8"}, f"rollout.engine.{name} cannot be set: the engine would compute in another precision")
+            for name in ("quantization", "kv_cache_dtype", "calculate_kv_scales")
+        ),
         ({"speculative_config": {}}, "sampled tokens would depend on batching"),
     ],
 )
@@ -47,7 +51,7 @@ def test_an_option_that_would_break_correctness_is_refused_with_the_reason(optio
 def test_others_pass_and_a_misspelt_one_is_named():
     engine_options.check({"block_size": 32, "enforce_eager": False})
     engine_options.check_known({"block_size": 32}, known())
-    with pytest.raises(
-        UserError, match="rollout.engine.blok_size: the installed vLLM has no such option; the nearest one is"
-    ):
-        engine_options.check_known({"blok_size": 32}, known())
+    for name, hint in (("blok_size", "; the nearest one is rollout.engine.block_size"), ("zzqqxx", "")):
+        with pytest.raises(UserError) as error:
+            engine_options.check_known({name: 32}, known())
+        assert str(error.value) == f"rollout.engine.{name}: the installed vLLM has no such option{hint}"

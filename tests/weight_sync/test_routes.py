@@ -173,7 +173,7 @@ def test_traffic_of_384_dies_is_even(path: str, capsys: pytest.CaptureFixture) -
             f"{name} {x.mean() / 1e9:.2f} (max {x.max() / 1e9:.2f})"
             for name, x in {"sent": sent, "received": got, "copied in place": kept}.items()
         )
-        print(f"\n{path}: GB a die: {figures}; most sent / mean {sent.max() / sent.mean():.3f}")
+        print(f"\n{path}: GB per die: {figures}; most sent / mean {sent.max() / sent.mean():.3f}")
 
 
 def test_aligned_grids_exchange_within_pipeline_groups_only() -> None:
