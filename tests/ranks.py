@@ -8,6 +8,7 @@ new processes, so no case sees what another one left behind in a library.
 """
 
 import ctypes
+import faulthandler
 import gc
 import os
 import pickle
@@ -138,17 +139,14 @@ def _supervise(connection: Connection) -> None:
 
 
 def _call(content: tuple[Callable[..., Any], tuple[Any, ...], float], size: int) -> list[tuple[bool, Any]]:
-    import torch.distributed as dist
-
     function, args, idle_s = content
-    # The store belongs to this process and not to rank 0, which may end before the others.
-    store = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    port = _start_store()
     pids, pipes = [], []
     for rank in range(size):
         here, there = Pipe(duplex=False)
         pid = os.fork()
         if pid == 0:
-            _be_rank(there, function, args, rank, size, store.port)
+            _be_rank(there, function, args, rank, size, port)
         there.close()
         pids.append(pid)
         pipes.append(here)
@@ -170,12 +168,39 @@ def _call(content: tuple[Callable[..., Any], tuple[Any, ...], float], size: int)
         return len(ended) == size or bool(failed_at and time.monotonic() - failed_at > GRACE_S)
 
     in_time = patience.wait(collect, pids, idle_s)
+    if not in_time:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)  # writes the stacks of its threads to stderr, which pytest shows
+        time.sleep(1.0)
     for pid in pids:
         if not in_time or failed_at:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     missing = "it waited for another rank" if in_time else "it made no progress"
     return [ended.get(rank, (False, missing)) for rank in range(size)]
+
+
+def _start_store() -> int:
+    """Start the store in which the ranks meet, and return its port.
+
+    It has a process of its own: rank 0 may end before the others, and in this process, which forks the ranks, the
+    store's thread could hold a lock at the moment of a fork, for which the rank would wait for ever.
+    """
+    import torch.distributed as dist
+
+    here, there = Pipe(duplex=False)
+    if os.fork() == 0:
+        try:
+            store = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+            there.send(store.port)
+            signal.pause()  # until it is killed with the other children
+        finally:
+            os._exit(1)
+    there.close()
+    port = here.recv()
+    here.close()
+    return port
 
 
 def _be_rank(
@@ -187,6 +212,7 @@ def _be_rank(
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=str(port)
     )
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=600))
