@@ -91,8 +91,7 @@ class RunLock:
         who = f"process {holder.get('process', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
         return UserError(
             f"{self.path.parent}: another job writes this run's folder ({who}); wait for its end or stop it, or give "
-            f"this "
-            "run another run.name"
+            "this run another run.name"
         )
 
     def _write(self, holder: dict[str, object]) -> None:

@@ -52,8 +52,7 @@ def prepare(folder: Path, aside: Path, needed: int) -> str:
         discard(aside)
         return (
             f"needs {needed / 1e9:.3f} GB, but the disk has {free / 1e9:.3f} GB free; make room, lower "
-            f"checkpoint.keep, or put "
-            "run.dir on a larger disk"
+            "checkpoint.keep, or put run.dir on a larger disk"
         )
     return ""
 

@@ -86,7 +86,7 @@ class PromptSet:
         if self.meta["longest_prompt"] > max_prompt_tokens:
             raise UserError(
                 f"data {self.path!r}: its longest prompt has {self.meta['longest_prompt']} tokens, "
-                f"but rollout.max_prompt_tokens "
+                "but rollout.max_prompt_tokens "
                 f"is {max_prompt_tokens}; raise it, or run preprocess.py with max_prompt_tokens={max_prompt_tokens}"
             )
 

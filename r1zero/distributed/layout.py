@@ -130,7 +130,7 @@ def _check_overlaps(roles: dict[str, set[int]], size: int) -> None:
     if idle:
         raise UserError(
             f"ranks {_spell(idle)} of a world of {size} belong to no role; start fewer processes or widen "
-            f"layout.*.ranks"
+            "layout.*.ranks"
         )
 
 

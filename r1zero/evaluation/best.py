@@ -7,8 +7,8 @@ from math import isnan
 class Best:
     """Remembers the iteration with the highest value of one metric, and the earliest of several with that value."""
 
-    def __init__(self, figure: str):
-        self.figure = figure
+    def __init__(self, metric: str):
+        self.metric = metric
         """Name of the metric, such as eval/math500/pass@1. Empty: no iteration is remembered."""
         self.iteration, self.value = 0, float("-inf")
 
@@ -17,9 +17,9 @@ class Best:
 
         values: the metrics of the evaluation. Iteration 0 never counts, because the untrained model has no checkpoint.
         """
-        if not iteration or not values.get(self.figure, float("-inf")) > self.value:  # a NaN is not greater
+        if not iteration or not values.get(self.metric, float("-inf")) > self.value:  # a NaN is not greater
             return False
-        self.iteration, self.value = iteration, values[self.figure]
+        self.iteration, self.value = iteration, values[self.metric]
         return True
 
     def state(self) -> dict[str, tuple[int, float]]:
@@ -29,5 +29,5 @@ class Best:
     def load(self, state: Mapping[str, object]) -> None:
         """Restore what `state` returned."""
         best = state.get("best")
-        if self.figure and isinstance(best, list | tuple) and not isnan(best[1]):
+        if self.metric and isinstance(best, list | tuple) and not isnan(best[1]):
             self.iteration, self.value = best

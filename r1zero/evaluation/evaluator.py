@@ -5,7 +5,6 @@ the process are left unchanged. Each response has its own seed, which depends on
 the number of the response. The evaluations of one run therefore differ only because of the weights.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from r1zero.observability import tables
 from r1zero.reward import Score
 from r1zero.reward.boxes import last_box
 from r1zero.reward.rules import has_base_format
-from r1zero.rollout.engine import Engine, Sampling
+from r1zero.rollout.engine import Engine, Sampling, request_seed
 
 COLUMNS = ("correct", "equal", "in_format", "truncated", "unscored", "length", "reward", "group")
 """The values that are recorded for each response. group: equal answers to a prompt have the same number, counted from
@@ -72,18 +71,20 @@ class Evaluator:
         table = torch.zeros(len(prompts), one.samples, len(COLUMNS), dtype=dtype)
         share: list[Prompt] = []
         responses: list[Response] = []
+        texts: list[str] = []
         if engine is not None:
             first = self.layout.engine_of(self.rank)
             share = [prompts[row] for row in range(first, len(prompts), self.layout.engines)]
             responses = self._responses(name, one, share, engine)
-            self._fill(table, share, responses)
+            texts = [self.grader.text(response) for response in responses]
+            self._fill(table, share, responses, texts)
         for stale in folder.glob(f"{name}.engine_*.parquet") if self.rank == 0 else ():
             stale.unlink()  # from an earlier evaluation, which may have had more engines
         table = table.to(device)
         dist.all_reduce(table)  # also a barrier: no rank writes its file before rank 0 has removed the stale ones
         table = table.cpu()
         if engine is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0:
-            self._write_responses(folder / f"{name}.engine_{first}.parquet", share, responses, table)
+            self._write_responses(folder / f"{name}.engine_{first}.parquet", share, responses, texts, table)
         return _outcomes(table.numpy())
 
     def _responses(self, name: str, one: EvaluationSet, share: list[Prompt], engine: Engine) -> list[Response]:
@@ -96,7 +97,7 @@ class Evaluator:
             one.samples,
             one.temperature,
             one.max_response_tokens or self.cfg.rollout.max_response_tokens,
-            lambda p, sample: _seed(seed, name, share[p].row, sample),
+            lambda p, sample: request_seed(seed, "evaluation", name, share[p].row, sample),
         )
 
         def grade(response: Response) -> None:
@@ -107,7 +108,7 @@ class Evaluator:
 
         return engine.evaluate(share, sampling, grade)
 
-    def _fill(self, table: torch.Tensor, share: list[Prompt], responses: list[Response]) -> None:
+    def _fill(self, table: torch.Tensor, share: list[Prompt], responses: list[Response], texts: list[str]) -> None:
         """Write this rank's part of the table: the grades of its share of the responses, once they are graded, and the
         groups of equal answers for its share of the prompts.
 
@@ -117,9 +118,8 @@ class Evaluator:
         scores = scorer.collect()
         boxes: dict[int, list[str]] = {}
         voters: dict[int, list[int]] = {}
-        for response in responses:
+        for response, text in zip(responses, texts, strict=True):
             p, row = response.prompt, share[response.prompt].row
-            text = self.grader.text(response)
             if score := scores.get((p, response.sample)):
                 table[row, response.sample, :7] = torch.tensor(self._columns(score, response, text))
             if p % self.grader.peers == self.grader.turn and (box := last_box(text)):
@@ -143,9 +143,11 @@ class Evaluator:
             score.reward if scored else 0.0,
         ]
 
-    def _write_responses(self, path: Path, share: list[Prompt], responses: list[Response], table: torch.Tensor) -> None:
+    def _write_responses(
+        self, path: Path, share: list[Prompt], responses: list[Response], texts: list[str], table: torch.Tensor
+    ) -> None:
         rows = []
-        for response in responses:
+        for response, text in zip(responses, texts, strict=True):
             prompt = share[response.prompt]
             grades = dict(zip(COLUMNS, table[prompt.row, response.sample].tolist(), strict=True))
             rows.append(
@@ -153,7 +155,7 @@ class Evaluator:
                     "row": prompt.row,
                     "sample": response.sample,
                     "prompt": prompt.text,
-                    "response": self.grader.text(response),
+                    "response": text,
                     "label": prompt.label,
                     **{key: bool(grades[key]) for key in COLUMNS[:5]},
                     "length": len(response.token_ids),
@@ -161,11 +163,6 @@ class Evaluator:
                 }
             )
         tables.write(path, rows)
-
-
-def _seed(run_seed: int, name: str, row: int, sample: int) -> int:
-    digest = hashlib.blake2b(f"{run_seed} evaluation {name} {row} {sample}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _outcomes(table: NDArray[np.floating]) -> Outcomes:

@@ -59,8 +59,7 @@ class FaultLocalizer:
         if not different:
             return (
                 f"{where}; all weights are equal, so engine and trainer compute differently from the same weights: "
-                f"compare their versions and "
-                "the model's config.json (rotary positions, norms, routing)"
+                "compare their versions and the model's config.json (rotary positions, norms, routing)"
             )
         names = ", ".join(
             f"{name} (by {gap:.2g} on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))})"

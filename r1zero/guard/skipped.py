@@ -30,15 +30,14 @@ class SkipLimit:
     def __init__(self, limit: int, folder: Path):
         self.limit, self.folder, self.in_a_row = limit, folder, 0
 
-    def see(self, figures: Mapping[str, float]) -> None:
+    def see(self, values: Mapping[str, float]) -> None:
         """Count an iteration, from its metrics. Raises CollectiveError if the limit is reached."""
-        if figures["update/empty"]:
+        if values["update/empty"]:
             return
-        self.in_a_row = self.in_a_row + 1 if figures["update/skipped"] else 0
+        self.in_a_row = self.in_a_row + 1 if values["update/skipped"] else 0
         if self.in_a_row >= self.limit:
             raise CollectiveError(
                 f"{self.in_a_row} updates in a row had a loss or gradient that is not finite and were skipped "
                 f"(optimizer.max_skipped = {self.limit}); their batches are in {self.folder / 'skipped'}: look there "
-                f"for logprobs "
-                "that are not finite, or lower optimizer.lr and start from an older checkpoint"
+                "for logprobs that are not finite, or lower optimizer.lr and start from an older checkpoint"
             )

@@ -106,8 +106,7 @@ def gap_growth(run: Run, cfg: Alarms) -> Finding:
     if now > cfg.gap_factor * then and now > cfg.least_gap:
         return (
             f"rollout_gap/mean is {now:.2g}, but was {then:.2g} in the first {cfg.window} iterations: engines and "
-            f"trainer drift apart; "
-            "set parity.every_syncs = 1 to see after which sync, and where"
+            "trainer drift apart; set parity.every_syncs = 1 to see after which sync, and where"
         )
     return None
 
@@ -125,8 +124,7 @@ def entropy_collapse(run: Run, cfg: Alarms) -> Finding:
     if now < cfg.entropy_share * first and reward < (lowest + highest) / 2:
         return (
             f"actor/entropy is {now:.2g}, but was {first:.2g}, at a mean reward of {reward:.2g} of {highest:.2g}: the "
-            f"policy has "
-            "stopped exploring; go back to an older checkpoint with a lower optimizer.lr or a higher "
+            "policy has stopped exploring; go back to an older checkpoint with a lower optimizer.lr or a higher "
             "rollout.temperature"
         )
     return None

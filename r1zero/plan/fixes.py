@@ -38,7 +38,7 @@ def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str
         yield (
             f"a node's host memory needs {pinned / GB:.0f} GB of {inputs.machine.host_memory_gb:g} "
             f"(plan.assume.host_memory_gb): {parts} GB. Use more nodes, or keep the optimizer on the device "
-            f"(optimizer.offload = false)"
+            "(optimizer.offload = false)"
         )
     shape, cfg = inputs.routes.shape, inputs.cfg
     if shape.moe and cfg.run.device == "npu" and inputs.routes.expert_parallel:

@@ -51,8 +51,7 @@ def render(made: Plan, console: Console) -> None:
     saved = made.checkpoint
     console.print(
         f"one checkpoint: {saved['bytes'] / GB:,.1f} GB on disk, {saved['host bytes per rank'] / GB:.2f} GB of host "
-        f"memory per rank "
-        f"while it is written, {saved['seconds']:,.0f} s (estimate)"
+        f"memory per rank while it is written, {saved['seconds']:,.0f} s (estimate)"
     )
     t = made.traffic
     console.print(
@@ -74,8 +73,7 @@ def render(made: Plan, console: Console) -> None:
     console.print(_pairs("Seconds per iteration (estimate)", {**made.seconds, "total": total}, lambda v: f"{v:,.1f}"))
     console.print(
         f"{made.tokens_per_second:,.0f} tokens/s, {made.tokens_per_second / made.world:.1f} tokens/s per rank, "
-        f"with "
-        "these assumptions (plan.assume.NAME=VALUE changes one):"
+        "with these assumptions (plan.assume.NAME=VALUE changes one):"
     )
     console.print(
         "  " + ", ".join(f"{f.name} {getattr(made.machine, f.name):g}" for f in fields(made.machine)), highlight=False

@@ -77,7 +77,7 @@ def _grade(trainer: "Trainer") -> str:
     if score.outcome != "scored":
         raise UserError(
             f"the right answer to the first prompt was not scored ({score.outcome}); check reward.rules and "
-            f"reward.deadline_s"
+            "reward.deadline_s"
         )
     if score.reward != plain.reward:
         raise UserError(

@@ -68,8 +68,7 @@ class LabelReport:
         solutions = [
             (
                 f"{self.boxed} solutions with a boxed answer, {len(self.choices)} of them a choice letter beside a "
-                f"value; "
-                f"{self.agreement:.2%} of the others agree with their label"
+                f"value; {self.agreement:.2%} of the others agree with their label"
             )
         ]
         return [

@@ -34,5 +34,5 @@ def refuse_share(timeouts: int, failures: int, samples: int, max_share: float) -
             f"{timeouts + failures} of {samples} samples ({share:.1%}) could not be graded, more than the "
             f"{max_share:.1%} "
             f"allowed: {timeouts} ran past the deadline, {failures} ended their worker; their texts are in "
-            f"unscored.jsonl in the run folder"
+            "unscored.jsonl in the run folder"
         )

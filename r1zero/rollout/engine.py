@@ -247,12 +247,13 @@ class Engine:
                 yield from engine.step()
 
 
-def request_seed(run_seed: int, iteration: int, position: int, sample: int) -> int:
+def request_seed(*key: int | str) -> int:
     """Returns the 63-bit seed of one response, which does not depend on its engine or on other requests.
 
-    position: of its prompt in the run's order of prompts.
+    key: what identifies the response: the run's seed, the iteration, the position of the prompt in the run's order of
+    prompts, and the number of the sample.
     """
-    digest = hashlib.blake2b(f"{run_seed} {iteration} {position} {sample}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

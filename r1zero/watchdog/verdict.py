@@ -87,8 +87,7 @@ def of_silence(stamps: list[Stamp], silent_s: list[float], limit_s: float) -> Ve
     gone = [s for s in stamps if silent_s[s.rank] > limit_s]
     lines = [
         f"{_name(s, len(stamps))} has given no sign of life for {silent_s[s.rank]:.0f} s; it was in {_where(s)}: its "
-        f"process was "
-        f"stopped or killed, or native code holds its interpreter. Its log: {s.log}\n"
+        f"process was stopped or killed, or native code holds its interpreter. Its log: {s.log}\n"
         for s in gone
     ]
     return Verdict("".join(lines), 1, tuple((s.rank, s.host, s.pid) for s in gone)) if gone else None

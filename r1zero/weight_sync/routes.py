@@ -154,7 +154,7 @@ def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
         if size % tp:
             raise UserError(
                 f"layout.rollout.tensor_parallel_size = {tp} does not divide the model's {name} = {size}; choose a "
-                f"divisor"
+                "divisor"
             )
     if shape.mla is None and shape.kv_heads % tp and tp % shape.kv_heads:
         raise UserError(
@@ -168,9 +168,8 @@ def check_engine(shape: Shape, rollout: Grid, expert_parallel: bool) -> None:
         fits = [n for n in range(1, experts + 1) if not experts % n and n % tp == 0 and not len(rollout.ranks) % n]
         raise UserError(
             f"layout.rollout: tensor_parallel_size {tp} x data_parallel_size {dp} = {tp * dp} does not divide the "
-            f"model's "
-            f"{experts} experts; data_parallel_size = {' or '.join(str(n // tp) for n in fits) or 'none'} "
-            f"would"
+            f"model's {experts} experts; data_parallel_size = {' or '.join(str(n // tp) for n in fits) or 'none'} "
+            "would"
         )
 
 

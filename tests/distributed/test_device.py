@@ -155,7 +155,8 @@ def test_a_vendors_package_that_is_not_there_is_a_sentence() -> None:
 @pytest.mark.parametrize(
     "kind, cpuinfo, dtype",
     [
-        ("cpu", "flags\t\t: fpu avx512f avx512_bf16 amx_bf16", "bfloat16"),
+        ("cpu", "flags\t\t: fpu avx512f avx512_bf16", "bfloat16"),
+        ("cpu", "flags\t\t: fpu amx_bf16", "bfloat16"),
         ("cpu", "flags\t\t: fpu avx2 avx512f", "float32"),
         ("cpu", "Features\t: fp asimd bf16 svebf16", "bfloat16"),
         ("cpu", "Features\t: fp asimd\nmodel name : not bf16", "float32"),
