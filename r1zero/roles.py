@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1zero.batch import Batch, MiniBatch
-from r1zero.checkpoint import step_folders, training
+from r1zero.checkpoint import saving, step_folders, training
 from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.config import Config, UserError
 from r1zero.distributed.device import give_back_memory, set_expandable_segments
@@ -185,13 +185,15 @@ class Roles:
         if self.engine:
             self.engine.close()
 
-    def save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> None:
-        """Save a checkpoint. Collective over the ranks that train. Raises UserError if the disk has too little room.
+    def begin_save(self, folder: Path, iteration: int, extra: dict[str, Any]) -> saving.PendingSave | None:
+        """Start to save a checkpoint. Returns None on a rank that does not train. Collective over those that do.
 
-        Weights and optimizer state are written from wherever they are, on the host or on the device.
+        Raises UserError if the disk has too little room. Weights and optimizer state are written from wherever they
+        are, on the host or on the device.
         """
-        if self.trained:
-            training.save(folder, iteration, self.trained, extra, self.cfg.checkpoint)
+        if not self.trained:
+            return None
+        return saving.begin(folder, iteration, self.trained, extra, self.cfg.checkpoint)
 
     def resume(self, folder: Path, mode: str) -> dict[str, Any] | None:
         """Load the newest complete checkpoint. Returns the `extra` that `save` was given, and the iteration.

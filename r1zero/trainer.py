@@ -4,7 +4,6 @@ Every rank calls every phase of the step. A rank that has no role in a phase has
 part in the collectives over all ranks.
 """
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from r1zero import grpo
 from r1zero.batch import Batch, Response
-from r1zero.checkpoint import step_folders
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
-from r1zero.config import CollectiveError, Config, UserError, dump
+from r1zero.config import Config, dump
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
@@ -38,10 +36,9 @@ from r1zero.observability.recorder import SampleRecorder
 from r1zero.observability.writer import RunWriter, show_evaluation
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
+from r1zero.run_checkpoints import RunCheckpoints
 from r1zero.shaping import engine_rewards, sample_kl
 from r1zero.weight_sync.sync import Sync
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -85,6 +82,9 @@ class Trainer:
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
         self.watch, self.progress = metrics.Stopwatch(), Progress()
         self.schedule = SaveSchedule(cfg.checkpoint, cfg.run.iterations, launch.rank)
+        self.checkpoints = RunCheckpoints(
+            self.folder, self.roles, self.schedule, order=self.order, skip_limit=self.skip_limit, best=self.best
+        )
         self.done = 0
         """Number of finished iterations, including those before the checkpoint that this run resumed from."""
 
@@ -94,7 +94,7 @@ class Trainer:
         Afterwards the run's folder holds metrics, samples, plots and checkpoints.
         """
         self.schedule.listen()
-        self._resume()
+        self.done = self.checkpoints.resume()
         self.recorder.truncate_after(self.done)
         writer = self._open_writer()
         if writer:
@@ -127,7 +127,9 @@ class Trainer:
                 with self.watch.phase("save"):
                     if writer and not last:
                         writer.flush()
-                    self.save()
+                    self.checkpoints.begin(iteration)
+                    if last:
+                        self.checkpoints.finish()
             if last:
                 break
         if writer and not remaining:
@@ -142,11 +144,9 @@ class Trainer:
         Raises UserError if there is no such checkpoint.
         """
         if target.newest:
-            self._resume()
-            if not self.done:
-                raise CollectiveError(f"--eval: {self.folder}/checkpoints holds no checkpoint; name a folder")
+            self.done = self.checkpoints.load_newest()
         elif target.checkpoint:
-            self.done = self.roles.load(step_folders.open_checkpoint(target.checkpoint))["iteration"]
+            self.done = self.checkpoints.load(target.checkpoint)
         self.sync_and_check(0)
         name = f"step_{self.done}" if self.done else Path(self.cfg.model.path).resolve().name
         values = self._evaluate(name)
@@ -189,6 +189,9 @@ class Trainer:
         if cfg.grpo.kl_in == "reward":
             with watch.phase("adv"):
                 batch = self._with_kl_in_reward(batch, chosen.rewards)
+        if self.checkpoints.iteration:
+            with watch.phase("save"):
+                self.checkpoints.finish()
         with watch.phase("update"):
             update = roles.update(batch, updates(cfg, iteration, lengths))
             if batch is not None and update.get("skipped"):
@@ -327,32 +330,3 @@ class Trainer:
             int(sums["timeouts"]), int(sums["failures"]), int(sums["samples"]), self.cfg.reward.max_unscored_share
         )
         return sums, peaks
-
-    def save(self) -> None:
-        """Save a checkpoint. Raises UserError if the disk is too full, unless the run may continue without one."""
-        try:
-            self.roles.save(
-                self.folder / "checkpoints",
-                self.done,
-                {"order": self.order.state(), "skipped": self.skip_limit.in_a_row, **self.best.state()},
-            )
-            self._mark_best()
-        except UserError as error:
-            if not self.schedule.tolerates_failed_save(self.done):
-                raise
-            if self.rank == self.layout.train.dense.ranks[0]:
-                log.warning('%s; the run continues, because checkpoint.on_failed_save = "continue"', error)
-
-    def _resume(self) -> None:
-        """Continue from the newest checkpoint in the run's folder, if there is one."""
-        extra = self.roles.resume(self.folder / "checkpoints", self.cfg.checkpoint.resume)
-        if extra:
-            self.done = extra["iteration"]
-            self.order.load(extra["order"])
-            self.skip_limit.in_a_row = extra["skipped"]
-            self.best.load(extra)
-            self._mark_best()
-
-    def _mark_best(self) -> None:
-        if self.best.iteration and self.rank == self.layout.train.dense.ranks[0]:
-            step_folders.mark_best(self.folder / "checkpoints", self.best.iteration)

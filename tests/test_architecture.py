@@ -42,8 +42,9 @@ MAY_IMPORT = {
     "plan": "config distributed model rollout weight_sync",
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
     "guard": "batch config data distributed model policy roles weight_sync",
+    "run_checkpoints": "checkpoint config data evaluation guard roles",
     "trainer": "batch checkpoint config data distributed evaluation grading groups grpo guard model observability "
-    "reward roles shaping weight_sync",
+    "reward roles run_checkpoints shaping weight_sync",
     "report": "config reward",
     "samples": "config observability reward",
     "preflight": "config distributed model observability plan trainer weight_sync",

@@ -175,9 +175,9 @@ def steps_with_all_away(rank, cfg):
         roles.to_rollout(trainer.sync)
         roles.offload_trainer()
         figures = [trainer.step(i) for i in (1, 2)]
-        trainer.done = 2
-        trainer.save()
-        trainer._resume()
+        trainer.checkpoints.begin(2)
+        trainer.checkpoints.finish()
+        assert trainer.checkpoints.resume() == 2
         roles.to_rollout(trainer.sync)
         roles.offload_trainer()
         away = [sum(live.storages([*params, *(p.main_grad for p in params)]).values()), state()]

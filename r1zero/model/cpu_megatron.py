@@ -49,7 +49,6 @@ def install() -> None:
             "megatron torch": lambda found: facade if found is torch else found,
             "megatron Tensor.cuda": lambda _: lambda tensor, *args, **kwargs: tensor,
             "megatron get generator": lambda _: lambda *args, **kwargs: torch.get_rng_state(),
-            "megatron router gemm": lambda _: None,
             "megatron token_dispatcher to host": lambda _: _to_numbers,
             "megatron clip": _clip_with,
         }

@@ -124,7 +124,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
             "KV cache": kept["KV cache"],
             **(_sync_buffers(inputs, place) if engine or weights else {}),
         },
-        "save": {  # between a sync and the next rollout; a rank writes its state in pieces, from wherever it is
+        "save": {  # during the next rollout; a rank writes its state in pieces, from wherever it is
             **rollout_trainer,
             "engine weights": engine,
             "KV cache": cache,

@@ -89,6 +89,7 @@ def _grade(trainer: "Trainer") -> str:
 
 def _save(trainer: "Trainer") -> str:
     aside = trainer.folder / ASIDE
-    trainer.roles.save(aside, 0, {})
+    if save := trainer.roles.begin_save(aside, 0, {}):
+        save.finish()
     written = sum(os.path.getsize(path) for path in aside.rglob("*") if path.is_file()) if trainer.roles.policy else 0
     return f"{written / GB:.3f} GB" if written else ""

@@ -65,12 +65,12 @@ def killed_at(moment: int) -> Iterator[list[str]]:
 
 
 def write(built: Built, folder: Path, iteration: int, keep: Checkpoint = Checkpoint()) -> None:
-    from r1zero.checkpoint import training
+    from r1zero.checkpoint import saving
 
     with torch.no_grad():
         for parameter in built.chunks[0].parameters():
             parameter.fill_(iteration)
-    training.save(folder, iteration, built.trained, {"iteration": iteration}, keep)
+    saving.save(folder, iteration, built.trained, {"iteration": iteration}, keep)
 
 
 def die_at_every_moment(rank: int, oracle: Oracle, folder: Path) -> list[tuple[str, int, int, list[str]]]:

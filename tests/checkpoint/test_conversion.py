@@ -148,10 +148,10 @@ def test_megatrons_own_loader_and_ours_read_it_on_any_grid(ranks, models, tmp_pa
 
 
 def save_weights(rank, model, place, folder):
-    from r1zero.checkpoint import training
+    from r1zero.checkpoint import saving
 
     built = cases.build_on(model, place)
-    training.save(folder, 1, built.trained, {}, keep=Checkpoint())
+    saving.save(folder, 1, built.trained, {}, keep=Checkpoint())
 
 
 @pytest.mark.parametrize(

@@ -221,14 +221,14 @@ def save_then_continue(
 ) -> dict[str, torch.Tensor] | None:
     """Three steps, a checkpoint, three more. Returns the state at the checkpoint and at the end, told apart by a
     prefix."""
-    from r1zero.checkpoint import training
+    from r1zero.checkpoint import saving
 
     built = build_on(oracle, place, dtype)
     if built is None:
         return None
     train(built, oracle, 3)
     middle = state(built, oracle)
-    training.save(folder, 3, built.trained, {"cursor": 17}, keep=config.Checkpoint())
+    saving.save(folder, 3, built.trained, {"cursor": 17}, keep=config.Checkpoint())
     noise = torch.rand(3)
     train(built, oracle, 3)
     return (

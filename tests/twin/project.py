@@ -118,9 +118,9 @@ class Model:
         return state_shards.optimizer_shards(self.optimizer)
 
     def save(self, folder: Path, step: int) -> None:
-        from r1zero.checkpoint import training
+        from r1zero.checkpoint import saving
 
-        training.save(folder, step, self.trained, {}, config.Checkpoint(keep=100))
+        saving.save(folder, step, self.trained, {}, config.Checkpoint(keep=100))
 
     def load(self, folder: Path) -> None:
         from r1zero.checkpoint import step_folders, training
