@@ -225,7 +225,7 @@ class Trainer:
         if self.rank != 0:
             return None
         (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
-        return RunWriter(self.folder, self.done, self.cfg)
+        return RunWriter(self.folder, self.done, self.cfg, self.gate.tolerance)
 
     def _sample_and_grade(self, iteration: int) -> Round:
         """Run one round of rollout and grading.

@@ -220,11 +220,13 @@ class Parity:
     every_syncs: int = 20
     """Repeat the comparison after the sync of every N-th iteration; 0: only at a start."""
     prompts: int = 4
-    """Number of prompts, from the beginning of the data, that every engine answers; 0: no gate."""
+    """Number of prompts that every engine answers; 0: no gate. Each check takes the next prompts of the data. The first
+    is lengthened and answered twice, the second time from the prefix cache."""
     tokens: int = 16
     """Number of tokens that each engine samples for each prompt."""
     tolerance: float = 0.0
-    """The run stops if the mean absolute difference of the logprobs is larger. 0: 1e-5 in float32, 0.05 in bfloat16."""
+    """The run stops if the mean absolute difference of the logprobs is larger. 0: 1e-5 in float32; in bfloat16 0.05, or
+    0.1 for models with experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +243,8 @@ class Alarms:
     """Warn if the logprob gap of the engines is this many times its first value ..."""
     least_gap: float = 1e-5
     """... and at least this large."""
+    highest_gap: float = 0.0
+    """Warn if the logprob gap of the engines is larger, whatever it was at first; 0: the parity gate's tolerance."""
     entropy_share: float = 0.1
     """Warn if the entropy falls below this share of its first value while the reward is low."""
 

@@ -111,6 +111,21 @@ def gap_growth(run: Run, cfg: Alarms) -> Finding:
     return None
 
 
+def gap_too_large(run: Run, cfg: Alarms) -> Finding:
+    """Detects a gap between the logprobs of trainer and engines that is beyond the range of sound runs."""
+    values = of(run, "rollout_gap/mean")
+    if len(values) < cfg.window:
+        return None
+    now = median(values[-cfg.window :])
+    if now > cfg.highest_gap > 0:
+        return (
+            f"rollout_gap/mean is {now:.2g} over the last {cfg.window} iterations, and alarms.highest_gap is "
+            f"{cfg.highest_gap:.2g}: engines and trainer compute different logprobs; set parity.every_syncs = 1 to see "
+            "where"
+        )
+    return None
+
+
 def entropy_collapse(run: Run, cfg: Alarms) -> Finding:
     """Detects that little entropy is left while the reward is low, so that exploration has stopped.
 
@@ -135,6 +150,7 @@ KINDS: dict[str, Callable[[Run, Alarms], Finding]] = {
     "reward_collapse": reward_collapse,
     "format_without_accuracy": format_without_accuracy,
     "gap_growth": gap_growth,
+    "gap_too_large": gap_too_large,
     "entropy_collapse": entropy_collapse,
 }
 

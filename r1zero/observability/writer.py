@@ -1,6 +1,7 @@
 """Records a run on rank 0: metrics.jsonl, TensorBoard, alarms, one console line per iteration, and plots."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ LAYOUT = {
 class RunWriter:
     """Writes the metrics of a run. On resume, records written after the checkpoint are removed."""
 
-    def __init__(self, folder: Path, done: int, cfg: Config):
-        """done: number of iterations in the checkpoint from which this run continues."""
-        self.folder, self.iterations, alarms = folder, cfg.run.iterations, cfg.alarms
+    def __init__(self, folder: Path, done: int, cfg: Config, tolerance: float):
+        """done: number of iterations in the checkpoint from which this run continues. tolerance: of the parity gate."""
+        self.folder, self.iterations = folder, cfg.run.iterations
+        alarms = replace(cfg.alarms, highest_gap=cfg.alarms.highest_gap or tolerance)
         # A run without a checkpoint repeats the evaluation before its first iteration, recorded as iteration 0.
         first = done + 1 if done else 0
         metrics.truncate_after(folder / "metrics.jsonl", first - 1)

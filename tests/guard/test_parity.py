@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from r1zero import config
+from r1zero.batch import Prompt
 from r1zero.config import MegatronGrid, Parity, VllmGrid
 from tests import jobs
 from tests.without import without
@@ -246,3 +247,46 @@ def test_a_true_fault_of_an_engine_that_nobody_planted_is_found(ranks, bases):
     (((said,), _, different),) = ranks.run(outcomes, cfg, [], ("vllm experts packed on reload",), size=1)
     assert "that of layer 1 " in said and L1 + "mlp.experts.0.gate_proj.weight (by " in said
     assert all(".mlp.experts." in name for name in different) and len(different) == 3 * 8 * 2
+
+
+def without_its_prefix(rank, cfg):
+    """What the gate says of an engine that ignores the part of a prompt that is in its prefix cache, as vllm-ascend
+    does for latent attention without chunked prefill."""
+
+    def use(trainer):
+        trainer.sync_and_check(0)
+        engine, seen = trainer.roles.engine, set()
+        request = engine._request
+
+        def forgetful(name, tokens, **fields):
+            known = tuple(tokens) in seen and len(tokens) > 128
+            seen.add(tuple(tokens))
+            request(name, tokens[128:] if known else tokens, **fields)
+
+        engine._request = forgetful
+        try:
+            return trainer.sync_and_check(0)
+        except config.CollectiveError as error:
+            return str(error)
+
+    return jobs.with_trainer(rank, cfg, use)
+
+
+def test_an_engine_that_ignores_cached_prefixes_is_stopped(ranks, bases):
+    cfg = job(bases["deepseek_v3"])
+    cfg = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, max_prompt_tokens=160))
+    (said,) = ranks.run(without_its_prefix, cfg, size=1)
+    assert "decoding from its own prefill: " in said and "parity.tolerance is 1e-05" in said
+
+
+def test_checks_take_prompts_in_turn_and_begin_with_the_same_long_prompt_twice():
+    from r1zero.guard.parity import ParityGate
+
+    gate = object.__new__(ParityGate)
+    gate.cfg = dataclasses.replace(config.Config(), parity=Parity(prompts=3))
+    gate._all = [Prompt(row, (row, row), "", "") for row in range(5)]
+    first, second = gate._choose(0), gate._choose(1)
+    assert [p.row for p in first] == [0, 0, 1, 2] and [p.row for p in second] == [3, 3, 4, 0]
+    assert len(second[0].token_ids) == len(second[1].token_ids) == 160
+    assert second[0].token_ids[:8] == (3, 3, 4, 4, 0, 0, 3, 3)
+    assert {p.row for check in range(5) for p in gate._choose(check)} == set(range(5))

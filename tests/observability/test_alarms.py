@@ -112,6 +112,13 @@ def test_a_gap_that_grows_to_three_times_its_first_rings_but_not_within_rounding
     assert rung(steady(80, **{"rollout_gap/mean": lambda i: 1e-7 * 1.03**i})) == {}
 
 
+def test_a_gap_above_its_limit_rings_from_the_start():
+    lines = steady(12, **{"rollout_gap/mean": lambda i: 0.2})
+    said = rung(lines, Alarms(highest_gap=0.05))
+    assert {i: kinds for i, (kinds, _) in said.items()} == {Alarms().window: ["gap_too_large"]}
+    assert rung(lines, Alarms(highest_gap=0.3)) == {}
+
+
 def test_lost_entropy_rings_at_a_low_reward_and_is_success_at_a_high_one():
     figures = {"actor/entropy": lambda i: 0.5 * 0.9**i}
     assert [kinds for kinds, _ in rung(steady(60, **figures)).values()] == [["entropy_collapse"]]

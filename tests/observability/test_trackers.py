@@ -54,7 +54,7 @@ def a_wandb(tmp_path, monkeypatch):
 
 def run(folder, *names):
     cfg = config.Config(run=config.Run(iterations=4), metrics=config.Metrics(trackers=names))
-    writer = RunWriter(folder, 0, cfg)
+    writer = RunWriter(folder, 0, cfg, 1e-5)
     for iteration in range(1, 5):
         writer.write(iteration, VALUES | EVALUATED if iteration == 2 else VALUES)
     writer.close()
