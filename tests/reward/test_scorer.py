@@ -5,6 +5,7 @@ The pool as a trainer meets it: deadlines, refills, rules of the user's own, and
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from r1zero.reward import RewardError, Scorer
+from r1zero.reward.workers.supervisor import Supervisor
 
 RIGHT = r"<think>x</think><answer>\boxed{\frac12}</answer>"
 WRONG = r"<think>x</think><answer>\boxed{3}</answer>"
@@ -259,3 +261,18 @@ def test_the_terminals_interrupt_does_not_reach_the_workers(scorer):
     os.kill(supervisor, signal.SIGINT)
     scorer.submit(0, RIGHT, "0.5")
     assert scorer.collect()[0].reward == 1.5
+
+
+@pytest.mark.parametrize("task", [["grade", r"so \boxed{3}", "3"], ["label", "3", ""], ["group", ["3", "4"]]])
+def test_the_grammar_is_warmed_only_when_there_is_something_to_compare(task):
+    """Of a model that gives no answers yet, nothing is compared; the warm-up would delay the start of its job."""
+    here, there = socket.socketpair()
+    steps = iter([None] * 3)
+    pool = Supervisor(here, {}, steps, {"workers": 1, "deadline_s": 1.0, "memory_mib": 64})
+    pool._queue([[0, "grade", "no answer", "3"]])
+    assert not pool._warm() and len(list(steps)) == 3
+    pool.warming = iter([None] * 3)
+    pool._queue([[1, *task]])
+    assert pool._warm()
+    for end in (here, there, pool.selector):
+        end.close()

@@ -29,6 +29,7 @@ PATIENCE_WALL_S = 1.0  # the same in wall time, for a sample that sleeps; at mos
 LOOK_S = 0.1  # seconds between two checks of a worker whose patience may be exceeded
 ASIDE = 3  # largest number of samples set aside, per worker of the pool
 PARENT_CHECK_S = 1.0
+BOX = "\\boxed"  # a response without it has no answer to compare
 
 
 @dataclass(eq=False)
@@ -51,6 +52,8 @@ class Supervisor:
     def __init__(self, trainer: socket.socket, work: Work, warming: Iterator[None], config: dict[str, Any]) -> None:
         self.trainer, self.work = trainer, work
         self.warming: Iterator[None] | None = warming
+        self.compares = False
+        """Whether an answer was to be compared. Until then the warm-up would only take time from the job's start."""
         self.size, self.deadline_s = config["workers"], config["deadline_s"]
         self.memory_mib = config["memory_mib"]
         self.parent = os.getppid()
@@ -63,7 +66,7 @@ class Supervisor:
     def run(self, tasks: list[Task]) -> None:
         """Run until the trainer closes its end or dies. tasks: those that arrived with the configuration."""
         self.trainer.setblocking(False)
-        self.queue.extend(tasks)
+        self._queue(tasks)
         alive = True
         while alive and os.getppid() == self.parent:
             self._dispatch()
@@ -85,7 +88,7 @@ class Supervisor:
 
     def _warm(self) -> bool:
         """Run one step of the warm-up, in an idle pool. After the last one the workers are forked anew."""
-        if self.warming is None:
+        if self.warming is None or not self.compares:
             return False
         try:
             next(self.warming)
@@ -105,8 +108,12 @@ class Supervisor:
         if tasks is None:
             return False
         for batch in tasks:
-            self.queue.extend(batch)
+            self._queue(batch)
         return True
+
+    def _queue(self, tasks: list[Task]) -> None:
+        self.queue.extend(tasks)
+        self.compares = self.compares or any(kind != "grade" or BOX in given[0] for _, kind, *given in tasks)
 
     def _report(self, number: int, outcome: str, result: object, ms: float) -> None:
         self.outbox += frame([number, outcome, result, ms])
