@@ -12,7 +12,7 @@ from r1zero.model import families, placement
 from r1zero.model.shape import CHUNK_BYTES
 from r1zero.plan import communicators, duration, fixes, memory
 from r1zero.plan.communicators import Group
-from r1zero.plan.machine import Machine, machine_for
+from r1zero.plan.machine import RATES, Machine, machine_for
 from r1zero.plan.memory import MemoryInputs, RankRoles, RolesMemory
 from r1zero.plan.traffic import Traffic
 from r1zero.weight_sync.routes import Routes
@@ -25,6 +25,8 @@ class Plan:
     """Everything that --plan reports."""
 
     config: str
+    device: str
+    """run.device."""
     world: int
     nodes: int
     parameters: int
@@ -42,8 +44,11 @@ class Plan:
     """Bytes of one checkpoint, host bytes that a rank needs to write it, and seconds."""
     traffic: Traffic
     seconds: dict[str, float]
+    """Phase -> seconds of one iteration, at the expected rates."""
     tokens_per_second: float
-    """Tokens of prompts and responses, over all ranks."""
+    """Tokens of prompts and responses, over all ranks, at the expected rates."""
+    durations: dict[str, dict[str, float]]
+    """Name of a set of rates (see machine.RATES) -> phase -> seconds of one iteration."""
     machine: Machine
     problems: tuple[str, ...]
     """Why the run would fail, each with a fix; empty: it fits."""
@@ -71,12 +76,17 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
     inputs = memory.memory_inputs(cfg, layout, routes, machine)
     places = memory_by_roles(inputs)
     host = fullest_node(inputs)
-    seconds = duration.seconds(inputs)
+    durations = {
+        name: duration.seconds(dataclasses.replace(inputs, machine=machine_for(cfg, world, name)))
+        for name in RATES[cfg.run.device]
+    }
+    seconds = durations["expected"]
     tokens = duration.samples(inputs) * memory.mean_tokens(inputs)
     runs = placement.stages(shape, layout.train)
     found = communicators.groups(layout, shape, routes.expert_parallel, cfg.run.device, int(machine.node_ranks))
     return Plan(
         config=name or cfg.run.name,
+        device=cfg.run.device,
         world=world,
         nodes=-(-world // int(machine.node_ranks)),
         parameters=sum(w.size for w in routes.weights),
@@ -94,6 +104,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         traffic=inputs.traffic,
         seconds=seconds,
         tokens_per_second=tokens / sum(seconds.values()),
+        durations=durations,
         machine=machine,
         problems=tuple(fixes.problems(inputs, places, host)),
         notes=tuple(notes(inputs, layout)),

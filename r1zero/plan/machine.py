@@ -53,8 +53,8 @@ class Machine:
 
 
 MACHINES = {
-    # A die reports 64 GiB, of which 60 are usable. The peak of 376 and the 1.6 TB/s are the manufacturer's. The rest is
-    # estimated and optimistic: for the 671B recipe it gives 143 tokens/s per die, and 105 were published.
+    # A die reports 64 GiB, of which 60 are usable. The peak of 376 and the 1.6 TB/s are the manufacturer's. The other
+    # rates are the expected ones; see RATES.
     "npu": Machine(
         memory_gib=60,
         runtime_gib=3,
@@ -62,13 +62,13 @@ MACHINES = {
         host_memory_gb=1400,
         buffer_mb=256,
         tflops=376,
-        mfu_forward=0.30,
-        mfu_update=0.25,
+        mfu_forward=0.20,
+        mfu_update=0.18,
         memory_gbs=1600,
         decode_share=0.5,
-        decode_overhead_ms=20,
+        decode_overhead_ms=50,
         seed_us=30,
-        link_gbs=20,
+        link_gbs=10,
         host_link_gbs=20,
         storage_gbs=20,
     ),
@@ -112,8 +112,45 @@ MACHINES = {
 }
 
 
-def machine_for(cfg: Config, size: int) -> Machine:
-    """Returns the device's row with the user's overrides. size: ranks of the world.
+@dataclass(frozen=True)
+class Rates:
+    """Rates that differ from those of the device's row, and where they come from."""
+
+    source: str
+    values: dict[str, float]
+
+
+RATES = {
+    "npu": {
+        "pessimistic": Rates(
+            "verl's recipe for DeepSeek-V3 on 256 dies: 11.3 % of the peak in the update, 10.5 % in forward passes, "
+            "235 ms per decode step",
+            dict(mfu_forward=0.105, mfu_update=0.113, decode_overhead_ms=190, link_gbs=5),
+        ),
+        "expected": Rates("MindSpeed-RL's 105 tokens/s per die for DeepSeek-V3 on 384 dies", {}),
+        "optimistic": Rates(
+            "an estimate: the kernels of the vendor's own benchmarks in every phase",
+            dict(mfu_forward=0.30, mfu_update=0.25, decode_overhead_ms=20, link_gbs=20),
+        ),
+    },
+    "cuda": {
+        "pessimistic": Rates(
+            "an estimate: half of the expected rates",
+            dict(mfu_forward=0.20, mfu_update=0.175, decode_overhead_ms=20, link_gbs=20),
+        ),
+        "expected": Rates("an estimate for H100 with InfiniBand; not calibrated on a published run", {}),
+        "optimistic": Rates(
+            "an estimate: the best published shares of the peak for dense training",
+            dict(mfu_forward=0.50, mfu_update=0.45, decode_overhead_ms=5),
+        ),
+    },
+    "cpu": {"expected": Rates("measured on one machine; another processor may differ by several times", {})},
+}
+"""run.device -> name of a set of rates -> the rates."""
+
+
+def machine_for(cfg: Config, size: int, rates: str = "expected") -> Machine:
+    """Returns the device's row with a set of RATES, and with the user's overrides. size: ranks of the world.
 
     Raises UserError for a name that no row has, or a negative value.
     """
@@ -130,4 +167,4 @@ def machine_for(cfg: Config, size: int) -> Machine:
     if cfg.run.device == "cpu":
         total = host.total_memory()
         row = replace(row, memory_gib=total / GIB / size, node_ranks=size, host_memory_gb=total / 1e9)
-    return replace(row, **cfg.plan.assume)
+    return replace(row, **{**RATES[cfg.run.device][rates].values, **cfg.plan.assume})

@@ -12,6 +12,7 @@ from rich.table import Table
 from r1zero.config import Config
 from r1zero.plan.build import Plan, as_data, plan
 from r1zero.plan.communicators import Group
+from r1zero.plan.machine import RATES
 from r1zero.plan.memory import GIB, PHASES, RolesMemory
 
 GB = 1e9
@@ -69,12 +70,10 @@ def render(made: Plan, console: Console) -> None:
         )
     )
     console.print(f"imbalance of the bytes sent: {t.imbalance:.3f}; a rank receives from at most {t.peers} others")
-    total = sum(made.seconds.values())
-    console.print(_pairs("Seconds per iteration (estimate)", {**made.seconds, "total": total}, lambda v: f"{v:,.1f}"))
-    console.print(
-        f"{made.tokens_per_second:,.0f} tokens/s, {made.tokens_per_second / made.world:.1f} tokens/s per rank, "
-        "with these assumptions (plan.assume.NAME=VALUE changes one):"
-    )
+    console.print(_durations(made))
+    for name, rates in RATES[made.device].items():
+        console.print(f"  {name}: {escape(rates.source)}", highlight=False)
+    console.print("with these assumptions (plan.assume.NAME=VALUE changes one):")
     console.print(
         "  " + ", ".join(f"{f.name} {getattr(made.machine, f.name):g}" for f in fields(made.machine)), highlight=False
     )
@@ -89,6 +88,22 @@ def render(made: Plan, console: Console) -> None:
             f"[bold green]fits[/] the fullest phase, {worst.phase_memory.worst}, needs {used:.1f} of {limit:.1f} GB",
             highlight=False,
         )
+
+
+def _durations(made: Plan) -> Table:
+    """Returns the seconds of one iteration by phase, and the tokens per second, for each set of rates."""
+    table = Table("phase", title="Seconds per iteration (estimate)", title_justify="left")
+    for name in made.durations:
+        table.add_column(name, justify="right")
+    for phase in made.seconds:
+        table.add_row(phase, *(f"{seconds[phase]:,.1f}" for seconds in made.durations.values()))
+    totals = [sum(seconds.values()) for seconds in made.durations.values()]
+    tokens = made.tokens_per_second * sum(made.seconds.values())
+    table.add_section()
+    table.add_row("total", *(f"{total:,.1f}" for total in totals))
+    table.add_row("tokens/s", *(f"{tokens / total:,.0f}" for total in totals))
+    table.add_row("tokens/s per rank", *(f"{tokens / total / made.world:.1f}" for total in totals))
+    return table
 
 
 def _groups(groups: tuple[Group, ...]) -> Table:
