@@ -8,15 +8,23 @@ import dataclasses
 import os
 import re
 import typing
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from r1zero.config import Config
+from r1zero.config import Config, Grpo, Reward
+from r1zero.data.prepare import DataConfig
+from r1zero.evaluation import figures
+from r1zero.observability import step_metrics
+from r1zero.observability.alarms import KINDS
+from r1zero.observability.metrics import MetricReducer
+from r1zero.reward.rules import RULES
 
 ROOT = Path(__file__).parents[1]
-TRANSLATIONS = {"launch/README.zh-CN.md": "README.md"}
-DOCUMENTS = ["README.md", "launch/README.md", "launch/REVIEW.md", *TRANSLATIONS]
+TRANSLATIONS = {"launch/README.zh-CN.md": "README.md", "launch/TROUBLESHOOTING.zh-CN.md": "launch/TROUBLESHOOTING.md"}
+TROUBLESHOOTING = ["launch/TROUBLESHOOTING.md", "launch/TROUBLESHOOTING.zh-CN.md"]
+DOCUMENTS = ["README.md", "launch/README.md", "launch/REVIEW.md", "launch/TROUBLESHOOTING.md", *TRANSLATIONS]
 COMMENTED = [
     *DOCUMENTS,
     "requirements.txt",
@@ -90,6 +98,63 @@ def test_the_config_keys_that_a_document_names_exist(document: str) -> None:
     ]
 
 
+@cache
+def metric_names() -> frozenset[str]:
+    """Every metric that a run can have, from the functions that compute them and the phases that are timed."""
+    cfg = Config(
+        reward=Reward(rules=dict.fromkeys(RULES, 1.0)), grpo=Grpo(dynamic_sampling=True, rollout_correction="truncate")
+    )
+    reducer = MetricReducer()
+    step_metrics.add_samples(reducer, cfg, None, None)
+    step_metrics.add_update(reducer, {})
+    sums = dict.fromkeys(reducer.sums, 1.0)
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "r1zero").rglob("*.py")))
+    timings = {f"timing/{name}": 1.0 for name in ("all", *re.findall(r"\.phase\(\"(\w+)\"\)", sources))}
+    return frozenset(
+        {
+            *step_metrics.step_metrics(cfg, sums, dict.fromkeys(reducer.peaks, 1.0), 1.0),
+            *step_metrics.rounds(cfg, 1, 1.0),
+            *step_metrics.speeds(sums, timings, 1),
+            *re.findall(r"\"(parity/\w+)\":", (ROOT / "r1zero/guard/parity.py").read_text(encoding="utf-8")),
+            *(f"alarm/{kind}" for kind in KINDS),
+            *(f"eval/*/{name}" for name in figures.names(32)),
+        }
+    )
+
+
+def code(document: str) -> list[str]:
+    """The pieces of a document that are set in code, outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", (ROOT / document).read_text(encoding="utf-8"))
+
+
+def is_metric(name: str) -> bool:
+    return re.sub(r"^(eval/)[^/]+", r"\1*", name) in metric_names()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_metrics_that_a_document_names_exist(document: str) -> None:
+    groups = {name.split("/")[0] for name in metric_names() if "/" in name}
+    named = [one for one in code(document) if "/" in one and one.split("/")[0] in groups]
+    assert not [one for one in named if not is_metric(one) and not one.endswith(("/", "/..."))]
+
+
+@pytest.mark.parametrize("document", TROUBLESHOOTING)
+def test_all_that_the_page_on_troubleshooting_names_exists(document: str) -> None:
+    """Each piece of code is a metric, a config key, a command, a file, or a word that the program's sources contain."""
+    keys = config_keys(Config) | config_keys(DataConfig)
+    programs = [*(ROOT / "r1zero").rglob("*.py"), *ROOT.glob("*.py"), ROOT / "configs/model/templates.json"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(programs))
+    unknown = []
+    for one in code(document):
+        key = re.sub(r"<\w+>", "*", one.split(" = ")[0].strip("[]"))
+        if not (is_metric(one) or key in keys or one.startswith("python ") or (ROOT / one).exists() or one in sources):
+            unknown.append(one)
+    assert not unknown
+    first_lines = re.findall(r"^## .*\n\n(.*)$", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)
+    looked_at = [re.findall(r"`([^`]+)`", line) for line in first_lines]
+    assert all(looked_at) and not [one for line in looked_at for one in line if not is_metric(one)]
+
+
 def headings(text: str) -> list[tuple[str, str]]:
     """The signs of each heading, such as "##", and its anchor."""
     found = re.findall(r"^(#+) (.*)$", text, re.MULTILINE)
@@ -125,7 +190,8 @@ def test_a_translation_has_the_structure_of_its_original(translation: str) -> No
     assert rows[0] == rows[1]
     # The first link of each leads to the other one. A sentence may have its links in another order.
     assert links(original)[0] == translation and links(translation)[0] == original
-    assert sorted(links(original)[1:]) == sorted(links(translation)[1:])
+    # A translation may link to the translations of other documents.
+    assert sorted(links(original)[1:]) == sorted(TRANSLATIONS.get(one, one) for one in links(translation)[1:])
 
 
 def test_every_script_and_folder_is_in_the_readme() -> None:
