@@ -85,17 +85,47 @@ def config_keys(cls: type, prefix: str = "") -> set[str]:
     return keys
 
 
+def migration_tables(text: str) -> dict[str, str]:
+    """The other trainer's name -> the table from its keys to ours."""
+    found = re.findall(r"((?:^\| (MindSpeed-RL|verl) \|.*\n)(?:^\|.*\n)+)", text, re.MULTILINE)
+    return {name: table for table, name in found}
+
+
+FOREIGN = re.compile(r"^\|[^|]*\|", re.MULTILINE)
+"""The first column of a table, which in the tables about verl and MindSpeed-RL has their keys."""
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_config_keys_that_a_document_names_exist(document: str) -> None:
     known = config_keys(Config)
     sections = "|".join(name for name in known if "." not in name)
     text = (ROOT / document).read_text(encoding="utf-8")
+    for table in migration_tables(text).values():
+        text = text.replace(table, FOREIGN.sub("|", table))
     named = re.findall(rf"(?<![\w./])((?:{sections})(?:\.[a-z_0-9]+)+)", text)
     files = (".py", ".toml", ".json", ".jsonl", ".parquet", ".png")
     keys = re.compile("|".join(re.escape(key).replace(r"\*", r"[\w-]+") for key in known))
     assert not [
         key for key in named if not keys.fullmatch(key) and not key.endswith(files) and "plan.assume" not in key
     ]
+
+
+@pytest.mark.parametrize("document", ["README.md", "launch/README.zh-CN.md"])
+@pytest.mark.parametrize("trainer", ["MindSpeed-RL", "verl"])
+def test_the_keys_beside_those_of_another_trainer_exist(document: str, trainer: str) -> None:
+    """Each piece of code in the second column is a key, the last part of one, a value, a file, or the other's key."""
+    table = migration_tables((ROOT / document).read_text(encoding="utf-8"))[trainer]
+    keys = config_keys(Config) | config_keys(DataConfig)
+    ends = keys | {key.rpartition(".")[2] for key in keys}
+    rows = [row.strip("|").split(" | ") for row in table.splitlines()[2:]]
+    assert len(rows) > 10 and all(len(row) == 2 for row in rows)
+    unknown = []
+    for theirs, ours in rows:
+        for one in re.findall(r"`([^`]+)`", ours):
+            key = re.sub(r"<\w+>", "*", one.split(" = ")[0].partition(" ")[0].strip("[]"))
+            if not (key in ends or one.startswith('"') or one in theirs or (ROOT / one).exists()):
+                unknown.append(one)
+    assert unknown in ([], ["path.py:function"])
 
 
 @cache
