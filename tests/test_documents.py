@@ -30,7 +30,7 @@ COMMENTED = [
     "requirements.txt",
     *(
         str(path.relative_to(ROOT))
-        for pattern in ("configs/**/*.toml", "launch/*.sh", "launch/*.txt")
+        for pattern in ("configs/**/*.toml", "launch/*.sh", "launch/*.txt", "launch/Dockerfile.*")
         for path in sorted(ROOT.glob(pattern))
     ),
 ]
