@@ -1,8 +1,9 @@
 """Conversion of a TOML file and `section.key=value` arguments to a tree of frozen dataclasses, and back.
 
-Paths: in a TOML file in a folder called `configs`, or in `configs/data` or `configs/model`, a path is relative to the
-folder above `configs`. In any other TOML file, and on the command line, it is relative to the working directory. Fields
-that hold a path are annotated as `LocalPath`; those that may name a user's function, as `OwnFunction`.
+Paths: in a TOML file in a folder called `configs`, or in `configs/data`, `configs/model` or `configs/recipes`, a path
+is relative to the folder above `configs`. In any other TOML file, and on the command line, it is relative to the
+working directory. Fields that hold a path are annotated as `LocalPath`; those that may name a user's function, as
+`OwnFunction`.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ OwnFunction = Annotated[str, "path.py:function"]
 """A name that the program knows, or a function in a file of the user, as `path.py:function`."""
 _REPLACED = {"grpo.clip_ratio": "set grpo.clip_low and grpo.clip_high to its value instead"}
 """Key of an earlier version -> the keys to set instead."""
-_CONFIG_FOLDERS = re.compile(r"(.*)/configs(/data|/model)?", re.DOTALL)
+_CONFIG_FOLDERS = re.compile(r"(.*)/configs(/data|/model|/recipes)?", re.DOTALL)
 
 
 T = TypeVar("T", bound="DataclassInstance")

@@ -149,7 +149,7 @@ def batch_sizes(inputs: MemoryInputs) -> dict[str, float]:
         "data-parallel ranks": layout.train.dense.size("dp"),
         "responses per data-parallel rank": samples / layout.train.dense.size("dp"),
         "micro-batches per data-parallel rank (estimate)": memory.micro_batches(inputs),
-        "updates per iteration": 1,
+        "updates per iteration": cfg.grpo.mini_batches * cfg.grpo.epochs,
     }
 
 

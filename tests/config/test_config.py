@@ -105,6 +105,7 @@ PATHS = "[run]\ndir = 'd'\n[model]\npath = 'm'\ncheckpoint = '/c'\n[reward]\nrul
         ("configs", ""),
         ("configs/data", ""),
         ("configs/model", ""),
+        ("configs/recipes", ""),
         ("", None),
         ("configs/old", None),
         ("my_configs", None),
@@ -148,7 +149,7 @@ def test_a_default_path_starts_where_those_of_the_file_do(tmp_path, monkeypatch)
 
 def test_the_same_config_from_another_directory_names_the_same_files(monkeypatch):
     here = Path.cwd()
-    names = [*sorted(here.glob("configs/*.toml"))]
+    names = [*sorted(here.glob("configs/*.toml")), *sorted(here.glob("configs/recipes/*.toml"))]
     plain = [config.plain(config.load(str(name), [], Config)) for name in names]
     monkeypatch.chdir("/")
     for name, tree in zip(names, plain, strict=True):
@@ -162,6 +163,8 @@ def test_the_same_config_from_another_directory_names_the_same_files(monkeypatch
         ):
             written = tree[section].pop(key)
             assert again[section].pop(key) == (str(here / written) if written else ""), (name, key)
+        for one, written in zip(again["evaluation"]["sets"].values(), tree["evaluation"]["sets"].values(), strict=True):
+            assert one.pop("path") == str(here / written.pop("path"))
         assert again == tree
 
 

@@ -1,5 +1,6 @@
 """pytest tests/data/test_preprocess.py"""
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -391,3 +392,27 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, run) -> No
 def test_every_shipped_config_loads_and_its_template_exists(file: Path) -> None:
     cfg = config.load(str(file), [], DataConfig)
     assert cfg.template in {e["name"] for e in json.loads(Path(cfg.templates).read_text(encoding="utf-8"))}
+
+
+# The columns of each data set as published; the headers of the configs say where each was found.
+COLUMNS = {
+    "aime24": ("id", "problem", "solution", "answer", "url", "year"),
+    "aime25": ("problem", "answer", "id"),
+    "amc23": ("question", "answer"),
+    "dapo_math_17k": ("prompt", "solution", "data_source", "source_prompt", "ability", "reward_model", "extra_info"),
+    "deepscaler": ("problem", "answer", "solution"),
+    "gsm8k": ("question", "answer"),
+    "gsm8k_test": ("question", "answer"),
+    "math12k": ("problem", "answer"),
+    "math500": ("problem", "solution", "answer", "subject", "level", "unique_id"),
+    "minerva": ("question", "answer"),
+    "olympiadbench": ("question", "solution", "final_answer"),
+    "quickstart": ("problem", "answer"),
+}
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs/data").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_config_names_columns_that_its_data_set_has(file: Path) -> None:
+    cfg = config.load(str(file), [], DataConfig)
+    named = {*dataclasses.asdict(cfg.map_keys).values(), *cfg.dataset_additional_keys} - {""}
+    assert named <= set(COLUMNS[file.stem])

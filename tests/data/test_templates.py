@@ -30,6 +30,9 @@ TEXTS = {
     + IM.format("user", PREAMBLE + "\n1+1?")
     + "<|im_start|>assistant\n",
     "qwen": IM.format("system", "You are a helpful assistant.") + IM.format("user", "1+1?") + "<|im_start|>assistant\n",
+    "qwen_math": IM.format("system", "Please reason step by step, and put your final answer within \\boxed{}.")
+    + IM.format("user", "1+1?")
+    + "<|im_start|>assistant\n",
     "llama3": "<bos><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "default": "Human: 1+1?\nAssistant:",

@@ -14,11 +14,12 @@ import tomli
 import tomli_w
 
 from r1zero import config, plan
-from r1zero.config import Config, UserError
+from r1zero.config import Config, UserError, limits
 from r1zero.distributed import layout
 from r1zero.model import families
 from r1zero.plan import communicators, machine, memory
 from r1zero.plan.machine import machine_for
+from r1zero.rollout import engine_limits
 from r1zero.weight_sync.routes import Routes
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,8 @@ def recipe() -> plan.Plan:
     "model, parameters",
     {
         "deepseek_v3_671b": 671_026_419_200,
+        "qwen2.5_0.5b": 494_032_768,
+        "qwen2.5_math_1.5b": 1_543_714_304,
         "qwen2.5_7b": 7_615_616_512,
         "qwen2.5_32b": 32_763_876_352,
         "qwen3_8b": 8_190_735_360,
@@ -81,10 +84,24 @@ def test_parameters_are_the_published_ones(model: str, parameters: int) -> None:
     )
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_every_shipped_config_fits_its_machine(name: str) -> None:
-    made = plan.plan(load(name), WORLDS[name])
-    assert not made.problems and made.world == WORLDS[name]
+PLANNED = [
+    file
+    for pattern in ("configs/*.toml", "configs/recipes/*.toml")
+    for file in sorted(ROOT.glob(pattern))
+    if "shape" in tomli.loads(file.read_text(encoding="utf-8"))["model"]
+]
+"""The configs that can be planned without weights."""
+
+
+@pytest.mark.parametrize("file", PLANNED, ids=lambda file: file.stem)
+def test_every_shipped_config_fits_its_machine(file: Path) -> None:
+    cfg = config.load(str(file), [], Config)
+    limits.check(cfg)
+    shape, grids = families.model_shape(cfg.model), layout.carve(cfg.layout, cfg.layout.world)
+    engine_limits.check(cfg, shape, grids)
+    made = plan.plan(cfg, cfg.layout.world)
+    assert not made.problems and made.world == cfg.layout.world
+    assert made.batch["updates per iteration"] == cfg.grpo.mini_batches * cfg.grpo.epochs
 
 
 def test_the_recipe_agrees_with_the_hand_arithmetic(recipe: plan.Plan) -> None:
