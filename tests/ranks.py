@@ -107,11 +107,20 @@ def serve(address: str) -> None:
         import vllm.model_executor.models.qwen2
         import vllm.v1.engine.llm_engine
         import vllm.v1.worker.cpu_worker  # noqa: F401
+        from vllm import LLM  # noqa: F401 (loaded on demand)
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging_if_needed
+        from vllm.platforms import current_platform
 
         import r1zero.trainer
         import r1zero.weight_sync.transfer  # noqa: F401
+    # Each of the following would otherwise search all modules, loggers or objects again in every rank.
+    configure_logging_if_needed(LoggingConfig())
+    current_platform.register_triton_kernel_overrides()
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
     torch.set_num_threads(1)
     gc.freeze()
+    gc.unfreeze = lambda: None  # vLLM calls it at its end, and then searches everything for garbage
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are not waited for
     with Listener(address) as listener:
         while True:

@@ -239,7 +239,8 @@ def link_rows(rank, cfg):
         trials = list(preflight.trial(trainer))
         dist.barrier()
         assert not (trainer.folder / "check").exists()
-        with mock.patch.object(trainer.roles, "save", mock.Mock(side_effect=config.UserError("the disk is full"))):
+        full = mock.Mock(side_effect=config.UserError("the disk is full"))
+        with mock.patch.object(trainer.roles, "begin_save", full):
             failed = list(preflight.trial(trainer))
         every = frozenset(range(512))  # a tokenizer that loses all it is given
         with mock.patch.object(trainer.grader, "dropped", every):
