@@ -1,0 +1,144 @@
+"""Compares the job with TRL's GRPOTrainer: python -m tests.bench.trl CONFIG [--rounds 3] [--steps 8] [--venv FOLDER]
+[--hidden WIDTH --layers N] [section.key=value ...]
+
+Both get the same model, prompts, lengths, type and number of cores, and run in turns; medians and their ratio are
+printed. TRL runs in a virtual environment of its own, made at the first use beside the installed packages, whose torch
+and transformers it shares. With --hidden and --layers the model is a random Qwen2 of that size with the tokenizer and
+the prompts of CONFIG; otherwise it is that of CONFIG. Tokens are those of prompts and responses of all samples, however
+often a trainer computes them. On a shared machine only the ratio is meaningful, and processor seconds are steadier than
+wall seconds.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from r1zero import config
+from r1zero.config import Config
+from r1zero.data.prompts import PromptSet
+from tests.bench import step
+
+PACKAGES = ("trl==1.16.0", "accelerate", "datasets")
+WARM_UP = step.WARM_UP
+
+
+def environment(folder: Path) -> Path:
+    """Returns the Python of TRL's virtual environment, and makes it if necessary."""
+    python, done = folder / "bin/python", folder / "installed"
+    if not done.exists():
+        venv.create(folder, with_pip=True, clear=True)
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        done.touch()
+    return python
+
+
+def random_model(folder: Path, source: str, hidden: int, layers: int) -> Path:
+    """Write a random Qwen2 with the tokenizer of the folder `source`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = AutoConfig.from_pretrained(source)
+    shape.update(
+        dict(
+            hidden_size=hidden,
+            intermediate_size=hidden * 11 // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=hidden // 4,
+            layer_types=["full_attention"] * layers,
+        )
+    )
+    torch.manual_seed(0)
+    made = shutil.copytree(source, folder / "model", ignore=shutil.ignore_patterns("*.safetensors*"))
+    AutoModelForCausalLM.from_config(shape, dtype=torch.float32).save_pretrained(made)
+    return made
+
+
+def peer(python: Path, cfg: Config, steps: int) -> list[dict[str, float]]:
+    """Returns the steps of TRL's trainer, without the warm-up."""
+    prompts = PromptSet.open(cfg.data.path)
+    with tempfile.TemporaryDirectory() as folder:
+        task: dict[str, Any] = {
+            "model": cfg.model.path,
+            "prompts": [{"prompt": prompts[i].text, "label": prompts[i].label} for i in range(min(512, len(prompts)))],
+            "prompts_per_step": cfg.grpo.prompts_per_iteration,
+            "group_size": cfg.grpo.group_size,
+            "response_tokens": cfg.rollout.max_response_tokens,
+            "batch": 64,
+            "threads": len(os.sched_getaffinity(0)),
+            "dtype": cfg.run.dtype,
+            "lr": cfg.optimizer.lr,
+            "kl_coef": cfg.grpo.kl_coef,
+            "steps": steps + WARM_UP,
+            "folder": folder,
+        }
+        script = Path(__file__).with_name("trl_peer.py")
+        cores = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        command = [str(python), "-W", "ignore", str(script), json.dumps(task)]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=cores, cwd=folder).stdout
+    lines = [json.loads(line.removeprefix("STEP ")) for line in said.splitlines() if line.startswith("STEP ")]
+    return lines[WARM_UP:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "trl-venv")
+    args = parser.parse_intermixed_args()
+    python = environment(args.venv)
+    ours: list[dict[str, float]] = []
+    theirs: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = args.overrides
+        if args.hidden:
+            source = config.load(args.config, overrides, Config).model.path
+            made = random_model(Path(folder), source, args.hidden, args.layers)
+            overrides = [*overrides, f"model.path={made}", "model.checkpoint="]
+        cfg = config.load(args.config, overrides, Config)
+        for _ in range(args.rounds):
+            ours += step.run(args.config, args.ranks, args.steps, overrides)
+            theirs += peer(python, cfg, args.steps)
+    Console().print(table(ours, theirs, args.ranks))
+
+
+def table(ours: list[dict[str, float]], theirs: list[dict[str, float]], ranks: int) -> Table:
+    """Returns medians per step of both, and the ratio of their tokens/s."""
+
+    def median(lines: list[dict[str, float]], name: str) -> float:
+        return statistics.median(line.get(name, 0.0) for line in lines)
+
+    rates = median(ours, "e2e_tps") * ranks, statistics.median(line["tokens"] / line["seconds"] for line in theirs)
+    shown = Table("per step", "the job", "TRL")
+    shown.add_row("seconds", f"{median(ours, 'timing/all'):.3f}", f"{median(theirs, 'seconds'):.3f}")
+    shown.add_row("rollout", f"{median(ours, 'timing/rollout'):.3f}", f"{median(theirs, 'rollout'):.3f}")
+    shown.add_row("reference", f"{median(ours, 'timing/reference_model'):.3f}", f"{median(theirs, 'logprobs'):.3f}")
+    shown.add_row("update", f"{median(ours, 'timing/update'):.3f}", f"{median(theirs, 'update'):.3f}")
+    shown.add_row("tokens/s", f"{rates[0]:,.0f}", f"{rates[1]:,.0f}")
+    shown.caption = (
+        f"the job has {rates[0] / rates[1]:.2f} times as many tokens/s; medians of {len(ours)} and {len(theirs)} steps"
+    )
+    return shown
+
+
+if __name__ == "__main__":
+    main()
