@@ -12,6 +12,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+ATTENDED = 2
+"""Largest number of tokens that the sequences of a micro-batch have in total when each is counted with its prompt,
+relative to the budget. Attention makes queries, keys and values for all of them."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -47,6 +51,8 @@ class Batch:
 
     ids_B: Tensor
     """Number of each sample within the iteration: prompt number * G + sample number. int64."""
+    groups_B: Tensor
+    """Samples with equal numbers have the same prompt, whose tokens they share in a pack. int64."""
     prompt_lengths_B: Tensor
     response_lengths_B: Tensor
     tokens_T: Tensor
@@ -68,6 +74,11 @@ class Batch:
         """Number of tokens of each sample, prompt and response."""
         return self.prompt_lengths_B + self.response_lengths_B
 
+    @property
+    def sizes(self) -> "list[SampleSize]":
+        """The number of tokens of each sample, for the functions that group samples."""
+        return sample_sizes(self.groups_B, self.prompt_lengths_B, self.response_lengths_B)
+
     def __len__(self) -> int:
         return len(self.ids_B)
 
@@ -84,6 +95,22 @@ class Batch:
             ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B),
             old_logprobs_R=ragged(self.old_logprobs_R, self.response_lengths_B),
         )
+
+
+class SampleSize(NamedTuple):
+    """The tokens of one sample. The prompt is computed once for all samples of a group that are packed together."""
+
+    group: int
+    prompt: int
+    """Number of tokens of the prompt, equal in all samples of the group."""
+    response: int
+    """Number of tokens of the response."""
+
+
+def sample_sizes(groups_B: Tensor, prompt_lengths_B: Tensor, response_lengths_B: Tensor) -> list[SampleSize]:
+    """Returns the sizes of B samples from their tensors."""
+    columns = groups_B.tolist(), prompt_lengths_B.tolist(), response_lengths_B.tolist()
+    return [SampleSize(*row) for row in zip(*columns, strict=True)]
 
 
 class LossSize(NamedTuple):
@@ -117,16 +144,23 @@ def ragged_index(lengths_B: Tensor, indices: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples packed end to end, without padding."""
+    """Samples packed end to end, without padding.
+
+    Neighbouring samples of one group form a piece: the prompt once, followed by their responses. A sequence of the pack
+    is the prompt with the first response of a piece, or one further response, which continues the same prompt.
+    """
 
     indices: Tensor
     """Positions of its samples in the batch."""
     lengths: list[int]
-    """Number of tokens of each sequence."""
+    """Number of tokens of each sequence in the pack."""
+    shared: list[int]
+    """Number of tokens that each sequence continues: those of the prompt, or 0 for the first sequence of a piece."""
     tokens: Tensor
     """(t,) token ids. int64."""
     rows: Tensor
-    """(r,) rows of the logits that predict the response tokens; each is the row before its token."""
+    """(r,) rows of the logits that predict the response tokens. Each is the row before its token, or the last row of
+    the prompt, which predicts the first token of every response of its piece."""
     targets: Tensor
     """(r,) ids of the response tokens."""
     response_index: Tensor
@@ -134,37 +168,83 @@ class MicroBatch:
 
 
 def pack(batch: Batch, indices: Tensor) -> MicroBatch:
-    """Pack the samples at `indices` end to end.
+    """Pack the samples at `indices` end to end. Neighbours of one group share their prompt.
 
     With no samples, returns a one-token dummy that predicts nothing, so that this rank still takes part in the
     collectives.
     """
-    lengths, responses = batch.lengths_B[indices], batch.response_lengths_B[indices]
     if not len(indices):
-        return MicroBatch(indices, [1], batch.tokens_T.new_zeros(1), indices, indices, indices)
-    tokens = batch.tokens_T[ragged_index(batch.lengths_B, indices)]
-    first = (lengths.cumsum(0) - responses).repeat_interleave(responses)  # row of each sample's first response token
-    within = torch.arange(int(responses.sum())) - (responses.cumsum(0) - responses).repeat_interleave(responses)
-    where = first + within
+        return MicroBatch(indices, [1], [0], batch.tokens_T.new_zeros(1), indices, indices, indices)
+    prompts, responses, groups = (
+        x[indices] for x in (batch.prompt_lengths_B, batch.response_lengths_B, batch.groups_B)
+    )
+    begins_piece = torch.cat([groups.new_ones(1, dtype=torch.bool), groups[1:] != groups[:-1]])
+    shared = prompts.masked_fill(begins_piece, 0)
+    lengths = prompts + responses - shared
+    starts = lengths.cumsum(0) - lengths
+    unshared = ragged_index(batch.lengths_B, indices)
+    alone = prompts + responses
+    tokens = batch.tokens_T[unshared[_positions(alone) >= _each(shared, alone)]]
+    within = _positions(responses)
+    where = _each(starts + lengths - responses, responses) + within
+    prompt_ends = starts.masked_fill(~begins_piece, 0).cummax(0).values + prompts - 1
+    rows = torch.where(within == 0, _each(prompt_ends, responses), where - 1)
     return MicroBatch(
-        indices, lengths.tolist(), tokens, where - 1, tokens[where], ragged_index(batch.response_lengths_B, indices)
+        indices,
+        lengths.tolist(),
+        shared.tolist(),
+        tokens,
+        rows,
+        tokens[where],
+        ragged_index(batch.response_lengths_B, indices),
     )
 
 
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group samples of similar length, with at most `budget` tokens in a group.
+def _each(values_N: Tensor, lengths_N: Tensor) -> Tensor:
+    """Returns the value of each row, once for every element of the row."""
+    return values_N.repeat_interleave(lengths_N)
 
-    A sample that is longer than the budget gets a group of its own. Returns indices into `lengths`.
+
+def _positions(lengths_N: Tensor) -> Tensor:
+    """Returns the position of each element within its row: 0 .. length - 1, row by row."""
+    return torch.arange(int(lengths_N.sum())) - _each(lengths_N.cumsum(0) - lengths_N, lengths_N)
+
+
+def micro_batches(sizes: Sequence[SampleSize], budget: int) -> list[list[int]]:
+    """Group samples so that those of a group are neighbours, with at most `budget` tokens in a micro-batch.
+
+    A prompt counts once in each micro-batch that has a response to it, and a group is continued in the next micro-batch
+    when it does not fit. A sample that is longer than the budget gets a micro-batch of its own. Groups of similar size
+    are neighbours. Returns indices into `sizes`.
     """
-    groups: list[list[int]] = []
-    room = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if not groups or lengths[i] > room:
-            groups.append([])
-            room = budget
-        groups[-1].append(i)
-        room -= lengths[i]
-    return groups
+    found: list[list[int]] = []
+    room = attended = 0
+    for members in sorted(_groups(sizes), key=lambda members: (count_tokens(sizes, members), min(members))):
+        prompt_is_there = False
+        for i in members:
+            alone = sizes[i].prompt + sizes[i].response
+            needed = sizes[i].response if prompt_is_there else alone
+            if not found or needed > room or alone > attended:
+                found.append([])
+                room, attended, needed = budget, ATTENDED * budget, alone
+            found[-1].append(i)
+            prompt_is_there = True
+            room, attended = room - needed, attended - alone
+    return found
+
+
+def count_tokens(sizes: Sequence[SampleSize], indices: Sequence[int]) -> int:
+    """Returns the tokens of a pack of samples, in which each prompt occurs once."""
+    prompts = {sizes[i].group: sizes[i].prompt for i in indices}
+    return sum(prompts.values()) + sum(sizes[i].response for i in indices)
+
+
+def _groups(sizes: Sequence[SampleSize]) -> list[list[int]]:
+    """Returns the samples of each group, from the shortest response to the longest."""
+    found: dict[int, list[int]] = {}
+    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i].response, i)):
+        found.setdefault(sizes[i].group, []).append(i)
+    return list(found.values())
 
 
 def mini_batches(count: int, parts: int, key: str) -> list[list[int]]:
@@ -182,7 +262,7 @@ def spread(groups: list[list[int]], count: int) -> list[list[int]]:
     """Split groups in half, the fullest first, until there are `count` of them (at least one).
 
     Ranks that share a collective must run the same number of micro-batches. If there are too few samples, some groups
-    are empty.
+    are empty. A prompt whose responses are split is computed in both halves.
     """
     groups = list(groups) or [[]]  # a rank without samples still takes part in the collectives
     while len(groups) < count:
@@ -195,16 +275,30 @@ def spread(groups: list[list[int]], count: int) -> list[list[int]]:
     return groups
 
 
-def balance(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Divide samples into `count` shards with about as many tokens each.
+def balance(sizes: Sequence[SampleSize], count: int) -> list[list[int]]:
+    """Divide samples into `count` shards with about as many tokens each, where a shard computes each prompt once.
 
-    Each sample, from the longest to the shortest, goes to the shard with the fewest tokens. Every shard is in ascending
-    order, and none is empty unless there are fewer samples than shards.
+    All groups are kept whole, or cut into 2, 4, 8, ... pieces, whichever gives the smallest largest shard. Every shard
+    is in ascending order.
     """
+    groups = _groups(sizes)
+    cuts, largest = [1], max(map(len, groups), default=1)
+    while cuts[-1] < largest:
+        cuts.append(2 * cuts[-1])
+    dealt = [
+        _deal(sizes, [group[k::cut] for group in groups for k in range(min(cut, len(group)))], count) for cut in cuts
+    ]
+    return min(dealt, key=lambda shards: max(count_tokens(sizes, shard) for shard in shards))
+
+
+def _deal(sizes: Sequence[SampleSize], pieces: list[list[int]], count: int) -> list[list[int]]:
+    """Divide pieces into `count` shards: each, from the largest to the smallest, goes to the shard with the fewest
+    tokens. No shard is empty unless there are fewer pieces than shards."""
+    tokens_of = [count_tokens(sizes, piece) for piece in pieces]
     heap = [(0, 0, shard) for shard in range(count)]
     shards: list[list[int]] = [[] for _ in range(count)]
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for p in sorted(range(len(pieces)), key=lambda p: (-tokens_of[p], min(pieces[p]))):
         tokens, samples, shard = heapq.heappop(heap)
-        shards[shard].append(i)
-        heapq.heappush(heap, (tokens + lengths[i], samples + 1, shard))
+        shards[shard] += pieces[p]
+        heapq.heappush(heap, (tokens + tokens_of[p], samples + len(pieces[p]), shard))
     return [sorted(shard) for shard in shards]

@@ -135,6 +135,7 @@ def to_batch(samples: Samples, advantages_B: Tensor, scored_B: Tensor) -> Batch:
     flat = [t for p, r in zip(prompts, samples.responses, strict=True) for t in (*p.token_ids, *r.token_ids)]
     return Batch(
         ids_B=torch.arange(samples.first_id, samples.first_id + len(prompts)),
+        groups_B=torch.tensor([r.prompt for r in samples.responses], dtype=torch.long),
         prompt_lengths_B=torch.tensor([len(p.token_ids) for p in prompts]),
         response_lengths_B=torch.tensor([len(r.token_ids) for r in samples.responses]),
         tokens_T=torch.tensor(flat),

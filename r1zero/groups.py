@@ -111,7 +111,8 @@ def own_batch(cfg: Config, samples: Samples, graded: Graded, chosen: Chosen, adv
     own_groups = [chosen.groups[at] // prompts * share + chosen.groups[at] % prompts - first for at in positions]
     ids_B, rows_B = sample_numbers(positions, size), sample_numbers(own_groups, size)
     generated = to_batch(samples, torch.zeros(len(samples.responses)), in_loss(cfg, samples, graded))
-    return replace(generated.select(rows_B), ids_B=ids_B, advantages_B=advantages_B[ids_B])
+    groups_B = ids_B // size if cfg.train.share_prompts else ids_B
+    return replace(generated.select(rows_B), ids_B=ids_B, groups_B=groups_B, advantages_B=advantages_B[ids_B])
 
 
 def updates(cfg: Config, iteration: int, lengths: BatchLengths) -> list[MiniBatch]:

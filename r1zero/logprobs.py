@@ -30,10 +30,10 @@ def token_stats(
 ) -> TokenStats:
     """Returns logprob and entropy for R target tokens, in fp32 whatever the type of the logits.
 
-    logits_TV: (T, V / tp), this rank's part of the vocabulary. rows_R: the row of the logits that predicts each target.
-    targets_R: token ids. forbidden_V: (V / tp,) bool, ids that stand for no token and are masked before the softmax.
-    group: the tensor-parallel ranks, in the order of their parts of the vocabulary; None if the vocabulary is not
-    split. Collective over `group`.
+    logits_TV: (T, V / tp), this rank's part of the vocabulary. rows_R: the row of the logits that predicts each target;
+    a row may occur several times. targets_R: token ids. forbidden_V: (V / tp,) bool, ids that stand for no token and
+    are masked before the softmax. group: the tensor-parallel ranks, in the order of their parts of the vocabulary; None
+    if the vocabulary is not split. Collective over `group`.
     """
     return TokenStats(*_TokenStats.apply(logits_TV, rows_R, targets_R, temperature, forbidden_V, group))
 
@@ -74,8 +74,8 @@ class _TokenStats(torch.autograd.Function):
             p = softmax.scaled(rows).sub_(shift_R[rows, None]).exp_().div_(z_R[rows, None])
             entropy = None if grad_entropy_R is None else (grad_entropy_R[rows] / ctx.temperature, entropy_R[rows])
             grad = _chunk_gradient(p, scale_R[rows], at_R[rows], owned_R[rows], entropy)
-            # Each row predicts one target only, so no row is written twice.
-            out.index_copy_(0, rows_R[rows], grad.to(out.dtype))
+            # The last row of a shared prompt predicts the first token of several responses, so gradients are added.
+            out.index_add_(0, rows_R[rows], grad.to(out.dtype))
             del p, grad  # free them before those of the next chunk are allocated
         return out, None, None, None, None, None
 

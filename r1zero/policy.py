@@ -29,6 +29,7 @@ class _Update(NamedTuple):
     gap_max: float
     grad_norm: float
     skipped: bool
+    computed_tokens: int
 
 
 class Policy:
@@ -93,9 +94,10 @@ class Policy:
 
         The learning rate is the same for all steps of an iteration.
 
-        Returns these values, of which the first two are zero on a rank that is not `is_reporting_rank`:
+        Returns these values, of which the first three are zero on a rank that is not `is_reporting_rank`:
 
         * each name of SUMS: this rank's share of the sum, over all steps;
+        * `computed_tokens`: this rank's share of the tokens in the micro-batches of all steps;
         * `gap_max`: the largest difference of a token's logprob between trainer and engine;
         * `grad_norm`: the norm of the whole model's gradient before clipping, as the mean over the steps;
         * `lr`: the learning rate of all steps;
@@ -118,6 +120,7 @@ class Policy:
         grad_norm = sum(u.grad_norm for u in updates) / len(updates)
         return {
             **dict(zip(SUMS, sums.tolist(), strict=True)),
+            "computed_tokens": float(sum(u.computed_tokens for u in updates)),
             "gap_max": max(u.gap_max for u in gaps),
             "lr": lr,
             "grad_norm": grad_norm if isfinite(grad_norm) else inf,
@@ -141,9 +144,10 @@ class Policy:
             with self.optimizer_on_device():
                 self.optimizer.step()
         if not self.is_reporting_rank:
-            return _Update(torch.zeros(len(SUMS), dtype=torch.float64), 0.0, grad_norm, skipped)
+            return _Update(torch.zeros(len(SUMS), dtype=torch.float64), 0.0, grad_norm, skipped, 0)
         sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)
-        return _Update(sums, max(float(r["gap_max"]) for r in results), grad_norm, skipped)
+        tokens = sum(len(p.tokens) for p in micro if len(p.indices))
+        return _Update(sums, max(float(r["gap_max"]) for r in results), grad_norm, skipped, tokens)
 
     def _is_finite(self, grad_norm: float, results: list[dict[str, Tensor]]) -> bool:
         """Whether the loss and the gradient are finite on all ranks. grad_norm is that of the whole model."""
@@ -192,7 +196,7 @@ class Policy:
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
         """Cut the batch into micro-batches, the same number on all data-parallel ranks."""
-        groups = micro_batches(batch.lengths_B.tolist(), self.cfg.train.micro_batch_tokens)
+        groups = micro_batches(batch.sizes, self.cfg.train.micro_batch_tokens)
         count = torch.tensor(len(groups), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
         return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
@@ -203,7 +207,7 @@ class Policy:
         def forward(data: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
             # Sequence parallelism divides the packed sequence evenly over the tensor-parallel ranks.
-            packed = packing.pack(p.lengths, self.tp_group.size(), self.device)
+            packed = packing.pack(p.lengths, self.tp_group.size(), self.device, p.shared)
             return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_logits, p)
 
         return get_forward_backward_func()(

@@ -56,6 +56,26 @@ def test_any_number_of_rows_at_a_time(monkeypatch, rows):
     check([cut_in(0, 1, BONUS)], BONUS)
 
 
+REPEATED = torch.tensor([3, 0, 3, 4, 3, 0])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_a_row_that_predicts_several_targets_gets_the_sum_of_their_gradients(monkeypatch, rows):
+    monkeypatch.setattr(logprobs, "ROWS", rows)
+    targets, weights, bonus = (torch.tensor(x) for x in ([1, 7, 0, 9, 1, 2], [1.0, -2, 0.5, 3, 2, -1], [0.3] * 6))
+    found = []
+    for whole in (logits().requires_grad_(), logits().requires_grad_()):
+        if not found:
+            got = token_stats(whole, REPEATED, targets, temperature=TEMPERATURE, forbidden_V=FORBIDDEN, group=None)
+        else:
+            logp_RV = (whole / TEMPERATURE).masked_fill(FORBIDDEN, -1e30).log_softmax(1)[REPEATED]
+            got = logp_RV.gather(1, targets[:, None])[:, 0], -(logp_RV.exp() * logp_RV).sum(1)
+        ((got[0] * weights).sum() + (got[1] * bonus).sum()).backward()
+        found.append((*got, whole.grad))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-5)
+
+
 def highest_growth(rank, tokens, vocabulary):
     """Bytes of resident memory that forward and backward take at most beyond the logits."""
     logits_TV = torch.zeros(tokens, vocabulary).normal_().requires_grad_()

@@ -163,6 +163,9 @@ class Train:
 
     micro_batch_tokens: int = 4096
     """Tokens in one packed micro-batch; a prompt with its response must fit."""
+    share_prompts: bool = True
+    """Compute a prompt once for all of its responses in a micro-batch, instead of once for each response. The results
+    are the same up to rounding."""
     recompute: Literal["none", "full"] = "none"
     """full: keep only the inputs of the layers for the backward pass."""
     offload: bool = False

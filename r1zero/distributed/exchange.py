@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch, LossSize, MiniBatch, balance, ragged_index
+from r1zero.batch import Batch, LossSize, MiniBatch, balance, ragged_index, sample_sizes
 from r1zero.distributed.layout import Grid, Layout
 
 
@@ -21,6 +21,8 @@ from r1zero.distributed.layout import Grid, Layout
 class BatchLengths:
     """What all ranks know about the B samples of an iteration."""
 
+    groups_B: Tensor
+    """Equal for samples that share a prompt, as in Batch. int64."""
     prompt_lengths_B: Tensor
     response_lengths_B: Tensor
     scored_B: Tensor
@@ -65,9 +67,10 @@ class Exchange:
         """
         row = None
         if mine is not None:
-            row = torch.stack([mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()], 1).int()
-        table = self._gather(row, engine_B, 3).long()
-        return BatchLengths(table[:, 0], table[:, 1], table[:, 2], engine_B)
+            columns = [mine.groups_B, mine.prompt_lengths_B, mine.response_lengths_B, mine.scored_B.long()]
+            row = torch.stack(columns, 1).int()
+        groups_B, prompts_B, responses_B, scored_B = self._gather(row, engine_B, 4).long().unbind(1)
+        return BatchLengths(groups_B, prompts_B, responses_B, scored_B, engine_B)
 
     def shares(self, samples: int) -> Tensor:
         """Returns the (samples,) engines of samples that are divided into equal, contiguous shares."""
@@ -114,7 +117,8 @@ class Exchange:
 
     def shards(self, lengths: BatchLengths, grid: Grid) -> list[list[int]]:
         """Returns the sample numbers of each data-parallel rank of a megatron grid, with balanced numbers of tokens."""
-        return balance((lengths.prompt_lengths_B + lengths.response_lengths_B).tolist(), grid.size("dp"))
+        sizes = sample_sizes(lengths.groups_B, lengths.prompt_lengths_B, lengths.response_lengths_B)
+        return balance(sizes, grid.size("dp"))
 
     def to_grid(self, mine: Batch | None, lengths: BatchLengths, grid: Grid) -> Batch | None:
         """Returns this rank's shard over `grid`, or None on a rank outside it. Collective over the world."""
@@ -132,6 +136,7 @@ class Exchange:
         advantages_B, scored_B, logprobs_R = _FloatRows(responses_B).split(flat)
         return Batch(
             ids_B=ids,
+            groups_B=lengths.groups_B[ids],
             prompt_lengths_B=lengths.prompt_lengths_B[ids],
             response_lengths_B=responses_B,
             tokens_T=tokens_T,

@@ -100,6 +100,7 @@ class FaultLocalizer:
             return {}
         one = Batch(
             ids_B=torch.zeros(1, dtype=torch.long),
+            groups_B=torch.zeros(1, dtype=torch.long),
             prompt_lengths_B=torch.ones(1, dtype=torch.long),
             response_lengths_B=torch.tensor([len(tokens) - 1]),
             tokens_T=torch.tensor(tokens),

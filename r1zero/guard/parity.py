@@ -146,8 +146,10 @@ def ranks_of(layout: Layout, engine: int) -> list[int]:
 def texts_batch(texts: list[list[int]], scores: list[list[float]], first_id: int) -> Batch:
     """Returns whole texts as samples of which all but the first token are the response. scores: their logprobs."""
     lengths = torch.tensor([len(t) for t in texts])
+    ids_B = torch.arange(first_id, first_id + len(texts))
     return Batch(
-        ids_B=torch.arange(first_id, first_id + len(texts)),
+        ids_B=ids_B,
+        groups_B=ids_B,
         prompt_lengths_B=torch.ones_like(lengths),
         response_lengths_B=lengths - 1,
         tokens_T=torch.tensor([t for text in texts for t in text]),

@@ -104,7 +104,7 @@ class PackedRotary(torch.nn.Module):
         return packed
 
     def forward(self, packed: PackedSequences, packed_seq: bool = True, cp_group: Any = None) -> Any:
-        found = self.of_length(packed.max_seqlen_q, packed_seq=True)
+        found = self.of_length(packed.longest, packed_seq=True)
         frequencies, *mscale = found if isinstance(found, tuple) else (found,)  # yarn also returns its magnitude
         if packed.frequencies is None:
             packed.frequencies = frequencies.index_select(0, packed.positions_T)

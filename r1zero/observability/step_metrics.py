@@ -69,6 +69,7 @@ def add_update(reducer: MetricReducer, update: dict[str, float]) -> None:
     """Add the result of Policy.update. A rank that does not train passes an empty dict."""
     for name in SUMS:
         reducer.add(f"actor/{name}", update.get(name, 0.0))
+    reducer.add("computed_tokens", update.get("computed_tokens", 0.0))
     for name in ("gap_max", "grad_norm", "lr", "skipped"):
         reducer.peak(name, update.get(name, 0.0))
 
@@ -109,6 +110,7 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
         "grad_norm": peaks["grad_norm"],
         "update/skipped": peaks["skipped"],
         "update/empty": float(not loss_tokens),
+        "update/computed_tokens": sums["computed_tokens"],
         "rollout_gap/mean": sums["actor/gap"] / max(sums["actor/gap_tokens"], 1.0),
         "rollout_gap/max": peaks["gap_max"],
         **_correction(cfg, sums, tokens),

@@ -148,6 +148,9 @@ def batch_sizes(inputs: MemoryInputs) -> dict[str, float]:
         "cache for that many full sequences, GB per rank": round(cache / GB, 1),
         "data-parallel ranks": layout.train.dense.size("dp"),
         "responses per data-parallel rank": samples / layout.train.dense.size("dp"),
+        "tokens that the trainer computes per response (estimate)": round(
+            memory.computed_tokens(inputs, layout.train), 1
+        ),
         "micro-batches per data-parallel rank (estimate)": memory.micro_batches(inputs),
         "updates per iteration": cfg.grpo.mini_batches * cfg.grpo.epochs,
     }

@@ -1,7 +1,16 @@
 """Estimate of the seconds of one iteration by phase, from the assumed rates of the machine."""
 
 from r1zero.distributed.layout import MegatronGrids
-from r1zero.plan.memory import MemoryInputs, cache_need, mean_tokens, micro_batches, optimizer_bytes, weight_bytes
+from r1zero.plan.memory import (
+    MemoryInputs,
+    cache_need,
+    computed_tokens,
+    mean_lengths,
+    mean_tokens,
+    micro_batches,
+    optimizer_bytes,
+    weight_bytes,
+)
 from r1zero.plan.sizes import Stage, absorbed_elements, attention_operations
 from r1zero.rollout.engine_limits import cache_elements
 
@@ -34,10 +43,7 @@ def _rollout(inputs: MemoryInputs) -> tuple[float, float]:
     at_once, _ = cache_need(inputs)
     share = samples(inputs) // inputs.layout.engines
     waves = -(-share // at_once)
-    mean_prompt, mean_response = (
-        m.prompt_share * cfg.rollout.max_prompt_tokens,
-        m.response_share * cfg.rollout.max_response_tokens,
-    )
+    mean_prompt, mean_response = mean_lengths(inputs)
     tp = inputs.layout.rollout.size("tp")
     # All responses to a prompt share its prefill.
     prompt_tokens = share / cfg.grpo.group_size * mean_prompt
@@ -58,19 +64,26 @@ def _rollout(inputs: MemoryInputs) -> tuple[float, float]:
 def operations(inputs: MemoryInputs, length: float) -> float:
     """Returns the operations per token of a forward pass over a sequence of `length`: two per active weight, and
     attention to half of the sequence on average."""
-    return 2 * sum(stage.work for stage in inputs.train) + attention_operations(inputs.routes.shape, length / 2)
+    return weight_operations(inputs) + attention_operations(inputs.routes.shape, length / 2)
+
+
+def weight_operations(inputs: MemoryInputs) -> float:
+    """Returns the operations per token of a forward pass without attention: two per active weight."""
+    return 2 * sum(stage.work for stage in inputs.train)
 
 
 def _passes(inputs: MemoryInputs, model: list[Stage], grids: MegatronGrids, forward: bool) -> float:
     """Returns the seconds for all samples in a pipeline that its slowest stage limits. A backward pass counts as two
-    forward passes, recomputation as one more."""
+    forward passes, recomputation as one more. Attention is computed for each sample with its prompt, everything else
+    once for a shared prompt."""
     m = inputs.machine
     ranks, pp = len(grids.dense.ranks), grids.dense.size("pp")
     slowest = max(stage.work for stage in model) * pp / sum(stage.work for stage in model)
     bubble = 1 + (pp - 1) / micro_batches(inputs)
     times, mfu = (1, m.mfu_forward) if forward else (3 + (inputs.cfg.train.recompute == "full"), m.mfu_update)
     length = mean_tokens(inputs)
-    work = samples(inputs) * length * operations(inputs, length) * times
+    attention = length * attention_operations(inputs.routes.shape, length / 2)
+    work = samples(inputs) * (computed_tokens(inputs, grids) * weight_operations(inputs) + attention) * times
     return work * slowest * bubble / (ranks * m.tflops * 1e12 * mfu)
 
 

@@ -17,6 +17,8 @@ from r1zero.weight_sync.routes import Routes
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 LOGIT_ROWS = 1024
 """Equal to r1zero.logprobs.ROWS, which cannot be imported here without torch."""
+ATTENDED = 2
+"""Equal to r1zero.batch.ATTENDED, which cannot be imported here without torch."""
 GIB = 1 << 30
 MIB = 1 << 20
 ITEMSIZES = {"bfloat16": 2, "float32": 4}
@@ -233,6 +235,7 @@ def _workspace(inputs: MemoryInputs) -> int:
         inputs.machine.expert_imbalance if spread else 1.0,
         inputs.itemsize,
         0,
+        1.0,
     )
     layer = max(layer_size(shape, i, on).forward for i in (0, shape.layers - 1))
     return (
@@ -248,8 +251,19 @@ def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> Lay
     return layer_size(
         inputs.routes.shape,
         layer,
-        Pass(grids.dense.size("tp"), grids.experts.size("etp"), imbalance, inputs.itemsize, scores),
+        Pass(grids.dense.size("tp"), grids.experts.size("etp"), imbalance, inputs.itemsize, scores, attended(inputs)),
     )
+
+
+def attended(inputs: MemoryInputs) -> float:
+    """Returns the tokens of a micro-batch that attention works on, relative to the tokens in it.
+
+    With shared prompts each response is attended to together with its prompt. The estimate is for the longest ones.
+    """
+    if not inputs.cfg.train.share_prompts:
+        return 1.0
+    prompt, response = inputs.cfg.rollout.max_prompt_tokens, inputs.cfg.rollout.max_response_tokens
+    return min(ATTENDED, (prompt + response) / (prompt / inputs.cfg.grpo.group_size + response))
 
 
 def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str, int]:
@@ -280,19 +294,34 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
 def micro_batches(inputs: MemoryInputs) -> int:
     """Returns an estimate of the micro-batches per data-parallel rank and iteration, each at least 90 % full."""
     cfg = inputs.cfg
-    tokens = (
-        cfg.grpo.prompts_per_iteration
-        * cfg.grpo.group_size
-        * mean_tokens(inputs)
-        / inputs.layout.train.dense.size("dp")
-    )
-    return max(1, -(-int(tokens) // int(0.9 * cfg.train.micro_batch_tokens)))
+    tokens = max(computed_tokens(inputs, inputs.layout.train), mean_tokens(inputs) / ATTENDED)
+    mine = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size * tokens / inputs.layout.train.dense.size("dp")
+    return max(1, -(-int(mine) // int(0.9 * cfg.train.micro_batch_tokens)))
+
+
+def mean_lengths(inputs: MemoryInputs) -> tuple[float, float]:
+    """Returns the mean numbers of tokens of (a prompt, a response)."""
+    r, m = inputs.cfg.rollout, inputs.machine
+    return m.prompt_share * r.max_prompt_tokens, m.response_share * r.max_response_tokens
 
 
 def mean_tokens(inputs: MemoryInputs) -> float:
     """Returns the mean number of tokens of a sample, with prompt and response."""
-    r, m = inputs.cfg.rollout, inputs.machine
-    return m.prompt_share * r.max_prompt_tokens + m.response_share * r.max_response_tokens
+    return sum(mean_lengths(inputs))
+
+
+def computed_tokens(inputs: MemoryInputs, grids: MegatronGrids) -> float:
+    """Returns the mean number of tokens that trainer or reference computes for a sample.
+
+    A prompt is computed once in each micro-batch that has a response to it. A group begins in the middle of a
+    micro-batch and continues in the next ones, and is divided if there are fewer prompts than data-parallel ranks.
+    """
+    recipe, (prompt, response) = inputs.cfg.grpo, mean_lengths(inputs)
+    if not inputs.cfg.train.share_prompts:
+        return prompt + response
+    parts = 1 + recipe.group_size * response / max(1.0, inputs.cfg.train.micro_batch_tokens - prompt)
+    parts = max(parts, grids.dense.size("dp") / recipe.prompts_per_iteration)
+    return prompt * min(parts, recipe.group_size) / recipe.group_size + response
 
 
 def cache_need(inputs: MemoryInputs) -> tuple[int, int]:

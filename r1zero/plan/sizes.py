@@ -120,6 +120,9 @@ class Pass(NamedTuple):
     itemsize: int
     scores: int
     """Length of the sequences whose attention scores are saved; 0: fused attention saves none."""
+    attended: float
+    """Number of tokens that attention works on, relative to the tokens of the pass. It is above 1 if responses share
+    their prompts, because attention repeats a prompt's queries, keys and values for each response."""
 
 
 def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
@@ -135,9 +138,9 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
     scores = heads * on.scores * (1 if wide == 1 else wide + 1)
     if mla := shape.mla:
         latents = (2 + wide) * ((mla.q_lora_rank or 0) + mla.kv_lora_rank) + (mla.qk_rope_head_dim if wide == 1 else 0)
-        attention = latents + 2 * q + 2 * out + scores
+        attention = latents + (2 * q + out + scores) * on.attended + out
     else:
-        attention = 2 * q + 2 * shape.kv_heads * shape.head_dim + scores
+        attention = (q + 2 * shape.kv_heads * shape.head_dim + scores) * on.attended + q
     feed = whole = 0.0
     if shape.is_moe(layer):
         moe = shape.require_moe()
@@ -149,6 +152,6 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
     norms = 2 * (2 + wide) * h
     return LayerSize(
         (norms + attention + feed) / on.tp,
-        (5 * h + max(attention + q + 2 * scores, feed)) / on.tp,
+        (5 * h + max(attention + q + 2 * scores * on.attended, feed)) / on.tp,
         (h + max(attention, feed)) / on.tp,
     )

@@ -29,9 +29,10 @@ LAYOUTS = {
 
 def samples(ids):
     """Sample i, made anywhere, is the same."""
-    prompts, responses = [3 + i % 4 for i in ids], [1 + (7 * i) % 5 for i in ids]
+    prompts, responses = [3 + i // 2 % 4 for i in ids], [1 + (7 * i) % 5 for i in ids]
     return Batch(
         ids_B=torch.tensor(ids),
+        groups_B=torch.tensor([i // 2 for i in ids]),
         prompt_lengths_B=torch.tensor(prompts),
         response_lengths_B=torch.tensor(responses),
         tokens_T=torch.tensor(

@@ -50,6 +50,81 @@ def test_outputs_and_gradients_equal_attention_written_out(dense_tokens, lengths
         assert (a - b).abs().max() < 1e-6  # the weights of the sum are made in fp32
 
 
+# Sequences of the pack, and how many tokens each continues: a prompt of 3 with three responses, one of 1 with a short
+# and a long one, a sample alone, and a prompt whose second response is the last of the pack and gets the padding.
+SHARING = ([([7, 1, 9], [0, 3, 3]), ([2, 1, 12], [0, 1, 1]), ([5], [0]), ([4, 6, 2, 2], [0, 0, 5, 5])], [1, 4])
+
+
+def apart(lengths, shared):
+    """For each token of the sequences on their own, its token in the pack."""
+    tokens, ends, start, origin = [], [], 0, 0
+    for own, before in zip(lengths, shared, strict=True):
+        origin = origin if before else start
+        tokens += [*range(origin, origin + before), *range(start, start + own)]
+        ends.append((len(tokens) - own, len(tokens)))
+        start += own
+    return torch.tensor(tokens), [i for first, last in ends for i in range(first, last)]
+
+
+@pytest.mark.parametrize("dense_tokens", [0, 9, 1000], ids=["fused", "both", "products"])
+@pytest.mark.parametrize("multiple", SHARING[1])
+@pytest.mark.parametrize("lengths, shared", SHARING[0])
+@pytest.mark.parametrize("heads, kv_heads, width", [(4, 2, 8), (4, 4, 5)])
+def test_sequences_that_continue_shared_tokens_attend_as_if_they_had_them_alone(
+    dense_tokens, lengths, shared, multiple, heads, kv_heads, width
+):
+    packed = packing.pack(lengths, multiple, CPU, shared)
+    tokens, own = apart(packed.lengths, shared)
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(len(packed.positions_T), h, d, generator=make, dtype=torch.float64, requires_grad=True)
+        for h, d in ((heads, 8), (kv_heads, 8), (kv_heads, width))
+    )
+    weights = torch.randn(len(packed.positions_T), heads * width, generator=make, dtype=torch.float64)
+    found = []
+    for run in (
+        lambda: packing.attend(q, k, v, 0.3, packed),
+        lambda: written_out(q[tokens], k[tokens], v[tokens], 0.3, packed.attended)[own],
+    ):
+        with mock.patch.object(packing, "DENSE_TOKENS", dense_tokens):
+            out = run()
+        found.append([out, *torch.autograd.grad((out * weights).sum(), (q, k, v))])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() < 1e-6  # the weights of the sum are made in fp32
+    alone = torch.cat([torch.arange(n) for n in packed.attended])
+    assert packed.positions_T.tolist() == alone[own].tolist()
+
+
+def test_a_pack_with_shared_tokens_is_described_as_kernels_for_ragged_sequences_expect_it():
+    packed = packing.pack([7, 1, 9], 4, CPU, [0, 3, 3])
+    assert packed.cu_seqlens_q.tolist() == [0, 7, 8, 20] and packed.cu_seqlens_kv.tolist() == [0, 7, 11, 26]
+    assert (packed.max_seqlen_q, packed.max_seqlen_kv, packed.longest) == (12, 15, 15)
+
+
+def test_views_hold_sequences_of_similar_length_once_tokens_are_shared():
+    lengths, shared = [10, 40, 41, 9, 11, 45, 52], [0, 4, 4, 4, 4, 0, 3]
+    packed = packing.pack(lengths, 1, CPU, shared)
+    assert packed.views == [(1, 10), (2, 15), (4, 55)]
+    assert [packed.attended[n] for n in packed.order] == [10, 13, 15, 44, 45, 45, 55]
+
+
+@pytest.mark.parametrize("longest", [24, 200], ids=["products", "fused"])
+def test_in_bfloat16_the_gradient_of_a_shared_token_is_rounded_once(longest):
+    """64 responses to one prompt: sums in bfloat16 would lose about 64 / 2 * 2^-9 of the prompt's gradient."""
+    make = torch.Generator().manual_seed(0)
+    lengths, shared = [longest] + [longest - 8] * 63, [0] + [8] * 63
+    packed = packing.pack(lengths, 1, CPU, shared)
+    rows = [torch.randn(sum(lengths), 2, 16, generator=make).bfloat16() for _ in range(3)]
+    found = []
+    for kind in (torch.bfloat16, torch.float64):
+        q, k, v = (x.to(kind).requires_grad_() for x in rows)
+        with mock.patch.object(packing, "DENSE_TOKENS", 128):
+            out = packing.attend(q, k, v, 0.25, packed)
+        found.append(torch.autograd.grad(out.sum(), v)[0][:8].double())
+    error, scale = (found[0] - found[1]).abs().max(), found[1].abs().max()
+    assert error <= 2**-8 * scale
+
+
 def test_positions_begin_anew_in_each_sequence():
     packed = packing.pack([3, 2], 4, CPU)
     assert packed.positions_T.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]

@@ -4,6 +4,7 @@ python -m pytest tests/plan
 """
 
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -130,7 +131,37 @@ def test_the_recipe_agrees_with_the_hand_arithmetic(recipe: plan.Plan) -> None:
     totals = {name: sum(seconds.values()) for name, seconds in recipe.durations.items()}
     assert totals["pessimistic"] > totals["expected"] > totals["optimistic"]
     assert recipe.seconds == recipe.durations["expected"]
-    assert recipe.tokens_per_second / 384 == pytest.approx(105, rel=0.1), "as MindSpeed-RL published it"
+    separate = plan.plan(load("a3", "train.share_prompts=false"), 384)  # as MindSpeed-RL computes prompts
+    assert separate.tokens_per_second / 384 == pytest.approx(105, rel=0.1), "as MindSpeed-RL published it"
+    for phase in ("reference", "update"):
+        assert 0.85 * separate.seconds[phase] < recipe.seconds[phase] < 0.95 * separate.seconds[phase], phase
+
+
+@pytest.mark.parametrize("name", ["a3", "a3_qwen2.5_7b"])
+@pytest.mark.parametrize("overrides", [(), ("train.share_prompts=false",), ("plan.assume.prompt_share=0.5",)])
+def test_the_tokens_and_micro_batches_of_the_trainer_are_those_of_drawn_lengths(
+    name: str, overrides: tuple[str, ...]
+) -> None:
+    from r1zero.batch import SampleSize, balance, count_tokens, micro_batches
+
+    inputs = books_of(load(name, *overrides), WORLDS[name])
+    recipe, train, ranks = inputs.cfg.grpo, inputs.cfg.train, inputs.layout.train.dense.size("dp")
+    prompt, response = memory.mean_lengths(inputs)
+    draw = random.Random(0)
+    sizes = [
+        SampleSize(
+            g if train.share_prompts else g * recipe.group_size + i,
+            round(prompt),
+            round(draw.uniform(0.5, 1.5) * response),
+        )
+        for g in range(recipe.prompts_per_iteration)
+        for i in range(recipe.group_size)
+    ]
+    packs = [micro_batches([sizes[i] for i in shard], train.micro_batch_tokens) for shard in balance(sizes, ranks)]
+    shards = [[sizes[i] for i in shard] for shard in balance(sizes, ranks)]
+    tokens = sum(count_tokens(shard, pack) for shard, found in zip(shards, packs, strict=True) for pack in found)
+    assert memory.computed_tokens(inputs, inputs.layout.train) == pytest.approx(tokens / len(sizes), rel=0.06)
+    assert memory.micro_batches(inputs) == pytest.approx(max(map(len, packs)), rel=0.25)
 
 
 # (tp, pp, ep, layers, world): GB of weights, gradients and Adam's state on the worst die, to the hand arithmetic's own

@@ -20,13 +20,22 @@ from r1zero.weight_sync.routes import Routes
 from tests import jobs
 from tests.plan import live
 
-TOKENS, PROMPT, LENGTH = 1008, 32, 56  # of a micro-batch; of every sequence in it
+TOKENS, PROMPT, LENGTH, GROUP = 896, 32, 56, 4  # of a micro-batch; of every sample; samples of a prompt
 TP2 = {"tensor_model_parallel_size": 2}
 CASES = {  # name: (family, ranks, train, rollout, recompute)
     "dense, TP2, engine TP2": ("qwen2", 2, TP2, {"tensor_parallel_size": 2}, "full"),
     "dense, PP2": ("qwen2", 2, {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)}, {}, "none"),
     "experts, EP2": ("deepseek_v3", 2, {"expert_model_parallel_size": 2}, {}, "none"),
     "experts, TP2, engine TP2": ("deepseek_v3", 2, TP2, {"tensor_parallel_size": 2}, "none"),
+    "dense, PP2, shared prompts": (
+        "qwen2",
+        2,
+        {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)},
+        {},
+        "none",
+    ),
+    "dense, TP2, shared prompts": ("qwen2", 2, TP2, {}, "full"),
+    "experts, EP2, shared prompts": ("deepseek_v3", 2, {"expert_model_parallel_size": 2}, {}, "none"),
 }
 
 
@@ -35,12 +44,14 @@ def bases(tmp_path_factory):
     return {family: jobs.make_base(tmp_path_factory.mktemp(family), family) for family in ("qwen2", "deepseek_v3")}
 
 
-def batch(packs: int) -> Batch:
-    """Sequences of one length, so many that `packs` micro-batches are full."""
-    count = packs * TOKENS // LENGTH
+def batch(packs: int, shared: bool = False) -> Batch:
+    """Samples of one length, so many that `packs` micro-batches are full."""
+    group = PROMPT + GROUP * (LENGTH - PROMPT)  # tokens of a prompt with all of its responses
+    count = packs * (TOKENS // group * GROUP if shared else TOKENS // LENGTH)
     responses = count * (LENGTH - PROMPT)
     return Batch(
         ids_B=torch.arange(count),
+        groups_B=torch.arange(count) // (GROUP if shared else 1),
         prompt_lengths_B=torch.full((count,), PROMPT),
         response_lengths_B=torch.full((count,), LENGTH - PROMPT),
         tokens_T=torch.arange(count * LENGTH) * 7 % 200 + 5,
@@ -55,7 +66,7 @@ def measured(rank: int, cfg: config.Config) -> dict:
     def use(trainer) -> dict:
         policy, engine = trainer.roles.policy, trainer.roles.engine
         model = policy.chunks[0]
-        mine = batch(2 * trainer.layout.train.dense.size("pp"))
+        mine = batch(2 * trainer.layout.train.dense.size("pp"), cfg.train.share_prompts)
         whole = [
             MiniBatch(mine.ids_B, LossSize(float(len(mine) * (LENGTH - PROMPT)), float(len(mine)), LENGTH - PROMPT))
         ]
@@ -123,8 +134,8 @@ def test_a_runs_bytes_are_the_plans(ranks, bases, name, capsys):
     cfg = jobs.job_config(
         bases[family],
         place,
-        train=dict(micro_batch_tokens=TOKENS, recompute=recompute),
-        grpo=dict(prompts_per_iteration=64),
+        train=dict(micro_batch_tokens=TOKENS, recompute=recompute, share_prompts="shared" in name),
+        grpo=dict(prompts_per_iteration=64, group_size=GROUP),
     )
     shape = families.read_shape(cfg.model.path)
     for rank, found in enumerate(ranks.run(measured, cfg, size=size)):
@@ -141,6 +152,7 @@ def test_a_runs_bytes_are_the_plans(ranks, bases, name, capsys):
 
 
 def test_the_plan_knows_which_attention_the_model_takes():
+    from r1zero.batch import ATTENDED
     from r1zero.model import packing
 
-    assert memory.DENSE_TOKENS == packing.DENSE_TOKENS
+    assert memory.DENSE_TOKENS == packing.DENSE_TOKENS and memory.ATTENDED == ATTENDED

@@ -1,0 +1,118 @@
+"""Logprobs and gradients with prompts that are computed once per group, against each response with its own prompt.
+
+python -m pytest tests/test_policy.py
+"""
+
+from dataclasses import replace
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+
+from r1zero import config
+from tests.model import cases
+from tests.model.cases import grid
+from tests.model.test_parity import FAMILIES
+
+# Prompt length, and the lengths of the responses to it. A response of one token has no row of its own, and with the
+# longest prompt attention is not written as products.
+GROUPS = [(9, (5, 1, 12)), (1, (3, 8)), (6, (4,)), (125, (20, 3, 9)), (7, (1, 1))]
+VOCABULARY = 128
+LAYOUTS = {
+    "one": (1, grid()),
+    "tp2": (2, grid(tp=2)),
+    "pp2": (2, grid(pp=2)),
+    "tp2 ep2": (2, grid(tp=2, ep=2)),
+    "ep2": (2, grid(ep=2)),  # two data-parallel ranks
+    "tp2 pp2": (4, grid(tp=2, pp=2)),
+    "dp4": (4, grid()),
+}
+# name, layout, tokens of a micro-batch: with 165 a group is divided
+CASES = (
+    [(name, "one", 4096) for name in FAMILIES]
+    + [(name, layout, 165) for name in ("qwen2_tied", "deepseek") for layout in LAYOUTS if "ep" not in layout]
+    + [("deepseek", layout, 165) for layout in ("ep2", "tp2 ep2")]
+)
+
+
+def samples(shared: bool):
+    from r1zero.batch import Batch
+
+    make = torch.Generator().manual_seed(0)
+    rows = [(group, prompt, response) for group, (prompt, responses) in enumerate(GROUPS) for response in responses]
+    prompts = [torch.randint(0, VOCABULARY, (prompt,), generator=make) for prompt, _ in GROUPS]
+    responses = [torch.randint(0, VOCABULARY, (response,), generator=make) for *_, response in rows]
+    count, tokens = len(rows), sum(response for *_, response in rows)
+    ids_B = torch.arange(count)
+    return Batch(
+        ids_B=ids_B,
+        groups_B=torch.tensor([group for group, *_ in rows]) if shared else ids_B,
+        prompt_lengths_B=torch.tensor([prompt for _, prompt, _ in rows]),
+        response_lengths_B=torch.tensor([response for *_, response in rows]),
+        tokens_T=torch.cat(
+            [t for (group, *_), response in zip(rows, responses, strict=True) for t in (prompts[group], response)]
+        ),
+        advantages_B=torch.randn(count, generator=make),
+        scored_B=(ids_B != 1).float(),
+        rollout_logprobs_R=-5 + torch.randn(tokens, generator=make),
+        ref_logprobs_R=-5 + torch.randn(tokens, generator=make),
+    )
+
+
+def passes(rank, oracle, place, budget):
+    """With and without sharing: sample -> logprobs, gradients by HF name, and the tokens of each micro-batch."""
+    from r1zero import policy
+    from r1zero.batch import LossSize, balance
+
+    built = cases.build_on(oracle, place)
+    dp = built.grids.dense.coordinate(rank, "dp")
+    cfg = replace(
+        built.cfg, train=config.Train(micro_batch_tokens=budget), grpo=config.Grpo(kl_coef=0.1, entropy_coef=0.01)
+    )
+    model = policy.Policy(cfg, built.chunks, VOCABULARY, [])
+    run = partial(policy.get_forward_backward_func(), force_all_reduce=True)
+    found = []
+    for shared in (True, False):
+        every = samples(shared)
+        # The last of several data-parallel ranks has no samples, and runs a dummy for each micro-batch of the others.
+        count = built.grids.dense.size("dp")
+        shards = [*balance(every.sizes, max(1, count - 1)), []]
+        mine = every.select(torch.tensor(shards[dp], dtype=torch.long))
+        values = model.logprobs(mine)
+        rows = [] if values is None else values.split(mine.response_lengths_B.tolist())
+        for chunk in built.chunks:
+            chunk.zero_grad_buffer()
+        size = LossSize(float(every.response_lengths_B.sum()), float(len(every)), 20)
+        micro = model._micro_batches(mine)
+        with mock.patch.object(policy, "get_forward_backward_func", lambda: run):
+            model._schedule(micro, partial(model._loss, mine, size), forward_only=False)
+        gradients = cases.gathered(built, oracle, lambda parameter: parameter.main_grad)
+        tokens = [len(p.tokens) for p in micro if len(p.indices)]
+        found.append((dict(zip(mine.ids_B.tolist(), rows, strict=bool(rows))), gradients, tokens))
+    return found
+
+
+@pytest.mark.parametrize("name, layout, budget", CASES)
+def test_a_shared_prompt_gives_the_logprobs_and_gradients_of_prompts_that_are_computed_each_time(
+    ranks, models, name, layout, budget
+):
+    size, place = LAYOUTS[layout]
+    results = ranks.run(passes, models(name), place, budget, size=size)
+    found, expected = ({i: row for result in results for i, row in result[k][0].items()} for k in range(2))
+    assert found.keys() == expected.keys() == set(range(len(samples(True))))
+    for i, row in expected.items():
+        torch.testing.assert_close(found[i], row, atol=1e-5, rtol=1e-5)
+    for together, alone in results:
+        for key, gradient in alone[1].items():
+            assert (together[1][key] - gradient).norm() <= 1e-5 * gradient.norm().clamp_min(1e-3), key
+    tokens = [sum(sum(result[k][2]) for result in results) for k in range(2)]
+    assert tokens[0] < tokens[1] and all(n <= budget for result in results for n in result[0][2])
+
+
+def test_the_smaller_micro_batches_divide_a_group():
+    from r1zero.batch import micro_batches
+
+    sizes = samples(True).sizes
+    groups = [{sizes[i].group for i in found} for found in micro_batches(sizes, 165)]
+    assert any(a & b for k, a in enumerate(groups) for b in groups[:k])
