@@ -1,13 +1,22 @@
-"""Logprobs of chosen tokens, and the entropy, from logits whose vocabulary is split over tensor-parallel ranks."""
+"""Logprobs of chosen tokens, and the entropy, from hidden states and an output layer whose vocabulary is split over
+tensor-parallel ranks.
 
-from typing import NamedTuple
+The logits of a pack are never in memory as a whole: they are computed for ROWS target tokens at a time, and again in
+the backward pass, unless they are few. Rows of the pack that predict no target are not computed at all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 ROWS = 1024
-"""Number of rows whose softmax is in memory at the same time."""
+"""Number of target tokens whose logits are in memory at the same time."""
+KEPT_BYTES = 32 << 20
+"""Logits of at most this size are kept for the backward pass."""
 
 
 class TokenStats(NamedTuple):
@@ -19,71 +28,135 @@ class TokenStats(NamedTuple):
     """Entropy of the same distribution in nats, with gradient. The gradient is computed only if it is used."""
 
 
-def token_stats(
-    logits_TV: Tensor,
-    rows_R: Tensor,
-    targets_R: Tensor,
-    *,
-    temperature: float,
-    forbidden_V: Tensor,
-    group: dist.ProcessGroup | None,
-) -> TokenStats:
-    """Returns logprob and entropy for R target tokens, in fp32 whatever the type of the logits.
+@dataclass(frozen=True)
+class OutputLayer:
+    """This rank's part of the output layer, and how its logits become a distribution.
 
-    logits_TV: (T, V / tp), this rank's part of the vocabulary. rows_R: the row of the logits that predicts each target;
-    a row may occur several times. targets_R: token ids. forbidden_V: (V / tp,) bool, ids that stand for no token and
-    are masked before the softmax. group: the tensor-parallel ranks, in the order of their parts of the vocabulary; None
-    if the vocabulary is not split. Collective over `group`.
+    H: width of the hidden states. V: number of ids in the rank's part of the vocabulary.
     """
-    return TokenStats(*_TokenStats.apply(logits_TV, rows_R, targets_R, temperature, forbidden_V, group))
+
+    weight_VH: Tensor
+    forbidden_V: Tensor
+    """Ids that stand for no token and are masked before the softmax, bool."""
+    temperature: float
+    group: dist.ProcessGroup | None
+    """The tensor-parallel ranks, in the order of their parts of the vocabulary; None if the vocabulary is not split."""
+
+    def owned(self, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the columns of the targets, and whether this rank owns each; columns of others are meaningless."""
+        columns_R = targets_R - len(self.weight_VH) * (dist.get_rank(self.group) if self.group else 0)
+        owned_R = (columns_R >= 0) & (columns_R < len(self.weight_VH))
+        return columns_R.clamp(0, len(self.weight_VH) - 1), owned_R
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Returns logits / temperature in fp32, -inf for forbidden ids."""
+        x = logits.to(torch.float32, copy=True)
+        return x.div_(self.temperature).masked_fill_(self.forbidden_V, -torch.inf)
+
+    def all_reduce(self, tensor: Tensor, operation: Any) -> None:
+        """Reduce over the tensor-parallel ranks, in place."""
+        if self.group is not None and self.group.size() > 1:
+            dist.all_reduce(tensor, operation, group=self.group)
+
+
+def token_stats(hidden_TH: Tensor, rows_R: Tensor, targets_R: Tensor, layer: OutputLayer) -> TokenStats:
+    """Returns logprob and entropy for R target tokens, in fp32 whatever the type of the hidden states.
+
+    rows_R: the row of the hidden states that predicts each target; a row may occur several times. targets_R: token ids.
+    Collective over `layer.group`. The gradient of the hidden states covers only this rank's part of the vocabulary, and
+    that of the weight is added to its `main_grad` if it has one, as by megatron-core's own layers.
+    """
+    return TokenStats(*_TokenStats.apply(hidden_TH, layer.weight_VH, rows_R, targets_R, layer))
 
 
 class _TokenStats(torch.autograd.Function):
-    """Computes logprobs and entropy in chunks of ROWS rows.
-
-    Keeps the logits for the backward pass in their own type. Softmax and scaled logits in fp32 exist for one chunk at a
-    time, and are recomputed in the backward pass.
-    """
-
     @staticmethod
-    def forward(ctx, logits_TV, rows_R, targets_R, temperature, forbidden_V, group):  # noqa: PLR0913 (ctx is the seventh)
-        softmax = _Softmax(logits_TV, rows_R, temperature, forbidden_V)
-        shift_R = torch.cat([softmax.scaled(rows).amax(1) for rows in softmax.chunks()])
-        _all_reduce(shift_R, dist.ReduceOp.MAX, group)
-        local = targets_R - logits_TV.shape[1] * (dist.get_rank(group) if group else 0)
-        owned_R = (local >= 0) & (local < logits_TV.shape[1])
-        at_R = local.clamp(0, logits_TV.shape[1] - 1)
-        # One collective for three sums: exp(x), exp(x) * x, and the target's own x, which only its owner contributes.
-        sums = torch.cat([softmax.sums(rows, shift_R, at_R, owned_R) for rows in softmax.chunks()], 1)
-        _all_reduce(sums, dist.ReduceOp.SUM, group)
+    def forward(ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, rows_R: Tensor, targets_R: Tensor, layer: OutputLayer):
+        at_R, owned_R = layer.owned(targets_R)
+        keep = any(ctx.needs_input_grad) and len(rows_R) * len(weight_VH) * weight_VH.element_size() <= KEPT_BYTES
+        kept, found = [], []
+        for rows in _chunks(rows_R):
+            logits = hidden_TH[rows_R[rows]] @ weight_VH.T
+            kept += [logits] if keep else []
+            found.append(_sums(layer.scaled(logits), at_R[rows], owned_R[rows]))
+        own_R, z_R, weighted_R, chosen_R = torch.cat(found, 1)
+        highest_R = own_R.clone()
+        layer.all_reduce(highest_R, dist.ReduceOp.MAX)
+        shift_R = own_R - highest_R  # the sums are relative to this rank's own maximum
+        scale_R = shift_R.exp()
+        sums = torch.stack([scale_R * z_R, scale_R * (weighted_R + z_R * shift_R), chosen_R + shift_R * owned_R])
+        layer.all_reduce(sums, dist.ReduceOp.SUM)
         z_R, weighted_R, chosen_R = sums
         log_z_R = z_R.log()
         entropy_R = log_z_R - weighted_R / z_R
-        ctx.save_for_backward(logits_TV, rows_R, forbidden_V, shift_R, z_R, at_R, owned_R, entropy_R)
-        ctx.temperature = temperature
+        ctx.save_for_backward(hidden_TH, weight_VH, rows_R, at_R, owned_R, highest_R, z_R, entropy_R)
+        ctx.kept, ctx.layer = kept, layer
         ctx.set_materialize_grads(False)
         return chosen_R - log_z_R, entropy_R
 
     @staticmethod
-    def backward(ctx, grad_R, grad_entropy_R):
-        logits_TV, rows_R, forbidden_V, shift_R, z_R, at_R, owned_R, entropy_R = ctx.saved_tensors
-        softmax = _Softmax(logits_TV, rows_R, ctx.temperature, forbidden_V)
-        scale_R = (torch.zeros_like(entropy_R) if grad_R is None else grad_R) / ctx.temperature
-        out = torch.zeros_like(logits_TV)
-        for rows in softmax.chunks():
-            p = softmax.scaled(rows).sub_(shift_R[rows, None]).exp_().div_(z_R[rows, None])
-            entropy = None if grad_entropy_R is None else (grad_entropy_R[rows] / ctx.temperature, entropy_R[rows])
-            grad = _chunk_gradient(p, scale_R[rows], at_R[rows], owned_R[rows], entropy)
-            # The last row of a shared prompt predicts the first token of several responses, so gradients are added.
-            out.index_add_(0, rows_R[rows], grad.to(out.dtype))
-            del p, grad  # free them before those of the next chunk are allocated
-        return out, None, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor | None):
+        hidden_TH, weight_VH, rows_R, at_R, owned_R, highest_R, z_R, entropy_R = ctx.saved_tensors
+        layer, wide = ctx.layer, torch.promote_types(hidden_TH.dtype, torch.float32)
+        grad_R, grad_entropy_R = grads
+        scale_R = (torch.zeros_like(entropy_R) if grad_R is None else grad_R) / layer.temperature
+        grad_hidden_TH = torch.zeros_like(hidden_TH, dtype=wide)  # a row is the sum over all its targets
+        grad_weight = _WeightGradient(weight_VH)
+        for number, rows in enumerate(_chunks(rows_R)):
+            hidden = hidden_TH[rows_R[rows]]
+            logits = ctx.kept[number] if ctx.kept else hidden @ weight_VH.T
+            p = layer.scaled(logits).sub_(highest_R[rows, None]).exp_().div_(z_R[rows, None])
+            entropy = None if grad_entropy_R is None else (grad_entropy_R[rows] / layer.temperature, entropy_R[rows])
+            grad = _logits_gradient(p, scale_R[rows], at_R[rows], owned_R[rows], entropy).to(hidden.dtype)
+            del p, logits  # free them before those of the next chunk are allocated
+            grad_hidden_TH.index_add_(0, rows_R[rows], (grad @ weight_VH).to(wide))
+            if ctx.needs_input_grad[1]:
+                grad_weight.add(grad.T @ hidden)
+            del grad
+        ctx.kept = []
+        return grad_hidden_TH.to(hidden_TH.dtype), grad_weight.total, None, None, None
 
 
-def _chunk_gradient(
+class _WeightGradient:
+    """Sums the parts of a weight's gradient in fp32: in the weight's `main_grad`, or in a tensor of its own."""
+
+    def __init__(self, weight: Tensor):
+        self.main: Tensor | None = getattr(weight, "main_grad", None)
+        self.total: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        if self.main is not None:
+            self.main.add_(part)
+        elif self.total is None:
+            self.total = part.to(torch.promote_types(part.dtype, torch.float32))
+        else:
+            self.total += part
+
+
+def _chunks(rows_R: Tensor) -> Iterator[slice]:
+    """Yields at least one slice, so that results have the right type even if there are no rows."""
+    for begin in range(0, max(1, len(rows_R)), ROWS):
+        yield slice(begin, begin + ROWS)
+
+
+def _sums(x: Tensor, at: Tensor, owned: Tensor) -> Tensor:
+    """Returns (4, rows): the maximum m of x, the sum of exp(x - m), the sum of exp(x - m) * (x - m), and x - m of the
+    target, or 0 if another rank owns it.
+
+    x: (rows, V) scaled logits of this rank's part of the vocabulary.
+    """
+    highest = x.amax(1).clamp_(min=torch.finfo(x.dtype).min)  # every id of this part may be forbidden
+    x = x.sub_(highest[:, None])
+    chosen = torch.where(owned, x.gather(1, at[:, None])[:, 0], 0.0)
+    p = x.exp()
+    z = p.sum(1)
+    return torch.stack([highest, z, p.mul_(x.clamp_(min=torch.finfo(x.dtype).min)).sum(1), chosen])
+
+
+def _logits_gradient(
     p: Tensor, scale: Tensor, at: Tensor, owned: Tensor, entropy: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """Returns the (rows, V / tp) gradient of the logits.
+    """Returns the (rows, V) gradient of the logits.
 
     p: softmax of the logits. scale: gradient of each row's logprob. entropy: gradient of each row's entropy, and the
     entropy itself.
@@ -94,37 +167,3 @@ def _chunk_gradient(
         slope, value = entropy
         grad -= slope[:, None] * (torch.xlogy(p, p) + p * value[:, None])
     return grad
-
-
-class _Softmax:
-    """The rows of the logits that predict a target, chunk by chunk."""
-
-    def __init__(self, logits_TV: Tensor, rows_R: Tensor, temperature: float, forbidden_V: Tensor):
-        self.logits_TV, self.rows_R, self.temperature = logits_TV, rows_R, temperature
-        self.forbidden_V = forbidden_V
-
-    def chunks(self) -> list[slice]:
-        """Returns at least one chunk, so that results have the right type even if there are no rows."""
-        return [slice(begin, begin + ROWS) for begin in range(0, max(1, len(self.rows_R)), ROWS)]
-
-    def scaled(self, rows: slice) -> Tensor:
-        """Returns (rows, V / tp) in fp32: logits / temperature, -inf for forbidden ids."""
-        x = self.logits_TV[self.rows_R[rows]].float().div_(self.temperature)
-        return x.masked_fill_(self.forbidden_V, -torch.inf)
-
-    def sums(self, rows: slice, shift_R: Tensor, at_R: Tensor, owned_R: Tensor) -> Tensor:
-        """Returns (3, rows): the sum of exp(x), the sum of exp(x) * x, and x of the target if this rank owns it.
-
-        x: scaled logits minus the maximum of the row. The sums are over this rank's part of the vocabulary.
-        """
-        x = self.scaled(rows)
-        x -= shift_R[rows, None]
-        p = x.exp()
-        z = p.sum(1)
-        chosen = torch.where(owned_R[rows], x.gather(1, at_R[rows, None])[:, 0], 0.0)
-        return torch.stack([z, p.mul_(x.masked_fill_(self.forbidden_V, 0.0)).sum(1), chosen])
-
-
-def _all_reduce(tensor: Tensor, operation: dist.ReduceOp, group: dist.ProcessGroup | None) -> None:
-    if group is not None and group.size() > 1:
-        dist.all_reduce(tensor, operation, group=group)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from r1zero.batch import Batch, LossSize, MicroBatch, MiniBatch, micro_batches, pack, spread
 from r1zero.config import Config
-from r1zero.logprobs import TokenStats, token_stats
+from r1zero.logprobs import OutputLayer, TokenStats, token_stats
 from r1zero.model import build, packing
 from r1zero.objective import SUMS, Inputs, objective
 
@@ -80,7 +80,7 @@ class Policy:
         """
         micro = self._micro_batches(batch)
         stats = self._schedule(
-            micro, lambda p, logits, non_loss_data: self._stats(p, logits).logprobs_R, forward_only=True
+            micro, lambda p, hidden, non_loss_data: self._stats(p, hidden).logprobs_R, forward_only=True
         )
         if not parallel_state.is_pipeline_last_stage():
             return None
@@ -157,7 +157,7 @@ class Policy:
         return not broken
 
     def _loss(
-        self, batch: Batch, size: LossSize, p: MicroBatch, logits: Tensor
+        self, batch: Batch, size: LossSize, p: MicroBatch, hidden: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns what megatron's schedule expects: the loss, a number of tokens, and the values to report.
 
@@ -172,7 +172,7 @@ class Policy:
         result = objective(
             self.cfg.grpo,
             Inputs(
-                *self._stats(p, logits),
+                *self._stats(p, hidden),
                 old_logprobs_R=of_tokens(batch.old_logprobs_R),
                 ref_logprobs_R=of_tokens(batch.ref_logprobs_R),
                 rollout_logprobs_R=rollout_logprobs_R,
@@ -184,15 +184,11 @@ class Policy:
         )
         return result.loss, torch.tensor(0, dtype=torch.int), {"sums": result.sums, "gap_max": result.gap_max}
 
-    def _stats(self, p: MicroBatch, logits: Tensor) -> TokenStats:
-        return token_stats(
-            logits,
-            p.rows.to(self.device),
-            p.targets.to(self.device),
-            temperature=self.cfg.rollout.temperature,
-            forbidden_V=self.forbidden_V,
-            group=self.tp_group,
+    def _stats(self, p: MicroBatch, hidden: Tensor) -> TokenStats:
+        layer = OutputLayer(
+            build.output_weight(self.chunks[-1]), self.forbidden_V, self.cfg.rollout.temperature, self.tp_group
         )
+        return token_stats(hidden, p.rows.to(self.device), p.targets.to(self.device), layer)
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
         """Cut the batch into micro-batches, the same number on all data-parallel ranks."""
@@ -201,14 +197,14 @@ class Policy:
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
         return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
 
-    def _schedule(self, micro: list[MicroBatch], on_logits: Callable[..., Any], forward_only: bool) -> list[Any]:
-        """Run megatron's schedule. The last pipeline stage calls `on_logits(micro-batch, logits)` for each."""
+    def _schedule(self, micro: list[MicroBatch], on_hidden: Callable[..., Any], forward_only: bool) -> list[Any]:
+        """Run megatron's schedule. The last pipeline stage calls `on_hidden(micro-batch, hidden)` for each."""
 
         def forward(data: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
             # Sequence parallelism divides the packed sequence evenly over the tensor-parallel ranks.
             packed = packing.pack(p.lengths, self.tp_group.size(), self.device, p.shared)
-            return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_logits, p)
+            return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_hidden, p)
 
         return get_forward_backward_func()(
             forward_step_func=forward,

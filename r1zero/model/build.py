@@ -17,6 +17,7 @@ from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from megatron.core.utils import unwrap_model
@@ -33,6 +34,25 @@ from r1zero.model.shape import Shape
 from r1zero.patches import patched
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Model(GPTModel):
+    """megatron-core's model, except that the last stage returns the hidden states from which its output layer would
+    compute the logits: (T with padding, H). `logprobs.token_stats` computes them, for some rows at a time."""
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:  # the gradient is summed, as each rank has that of its part of the vocabulary
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
+        return hidden_states.squeeze(1)
+
+
+def output_weight(chunk: torch.nn.Module) -> Tensor:
+    """Returns this rank's part of the output layer, (V / tp, H), on the last stage."""
+    model = unwrap_model(chunk)
+    tied = model.share_embeddings_and_output_weights
+    return model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
 
 
 def initialize(grids: MegatronGrids, kind: str, seed: int) -> torch.distributed.ProcessGroup:
@@ -68,7 +88,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     """
     placement.check(shape, grids)
     settings = _settings(shape, cfg, grids)
-    model = GPTModel(
+    model = Model(
         settings,
         layer_spec(settings),
         vocab_size=shape.vocab_size,
@@ -259,7 +279,7 @@ def build_optimizer(
 
 
 def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: PackedSequences) -> Tensor:
-    """Returns logits (T, V / tp) in the model's type on the last stage, and hidden states on earlier stages.
+    """Returns hidden states: on the last stage (T, H), those that the output layer reads.
 
     tokens_T: without the padding. Later stages use only its length.
     """
@@ -267,4 +287,4 @@ def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: PackedSequences) -
     out = chunk(
         input_ids=tokens[None], position_ids=packed.positions_T[None], attention_mask=None, packed_seq_params=packed
     )
-    return out.squeeze(0)[: len(tokens_T)] if parallel_state.is_pipeline_last_stage() else out
+    return out[: len(tokens_T)] if parallel_state.is_pipeline_last_stage() else out

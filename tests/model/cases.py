@@ -95,15 +95,16 @@ def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only
         lengths = [len(s) for s in group]
         packed = packing.pack(lengths, built.grids.dense.size("tp"), CPU)
         tokens = torch.cat(group)
-        logits = build.forward(chunk, tokens, packed)
+        hidden = build.forward(chunk, tokens, packed)
 
-        def loss(logits: torch.Tensor) -> Any:
+        def loss(hidden: torch.Tensor) -> Any:
+            logits = hidden @ build.output_weight(chunk).T
             kept.append(logits.detach().clone())
             ends = torch.tensor(lengths).cumsum(0) - 1
             rows = torch.ones(len(tokens), dtype=torch.bool).index_fill(0, ends, False).nonzero().squeeze(1)
             return cross_entropy(logits[rows], tokens[rows + 1]) / targets, torch.tensor(0, dtype=torch.int), {}
 
-        return logits, loss
+        return hidden, loss
 
     get_forward_backward_func()(
         forward_step_func=step,

@@ -103,15 +103,18 @@ def _passes(model: Any, oracle: Oracle, numbers: list[int], packs: int) -> list[
     """Forward and backward over the sequences in so many micro-batches. Returns the last stage's logits (T, V / tp)."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from r1zero.model import build
+
     device = torch.device("npu", torch.npu.current_device())
     pieces = [piece.to(device) for piece in oracle.tokens.split(LENGTHS)]
     kept: list[Tensor] = []
 
     def step(data: Any, chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
         group = next(data)
-        logits = project.forward(chunk, [pieces[number] for number in group], model.grids.dense.size("tp"), device)
+        hidden = project.forward(chunk, [pieces[number] for number in group], model.grids.dense.size("tp"), device)
 
-        def loss(logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        def loss(hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            logits = hidden @ build.output_weight(chunk).T
             kept.append(logits.detach().clone())
             return (
                 _cross_entropy(logits, [pieces[number] for number in group]) / TARGETS,
@@ -119,7 +122,7 @@ def _passes(model: Any, oracle: Oracle, numbers: list[int], packs: int) -> list[
                 {},
             )
 
-        return logits, loss
+        return hidden, loss
 
     for chunk in model.chunks:
         chunk.zero_grad_buffer()
