@@ -16,7 +16,8 @@ from r1zero.weight_sync.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 LOGIT_ROWS = 1024
-"""Equal to r1zero.logprobs.ROWS, which cannot be imported here without torch."""
+KEPT_LOGITS_BYTES = 32 << 20
+"""Equal to r1zero.logprobs.ROWS and KEPT_BYTES, which cannot be imported here without torch."""
 ATTENDED = 2
 """Equal to r1zero.batch.ATTENDED, which cannot be imported here without torch."""
 GIB = 1 << 30
@@ -283,12 +284,25 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
         live = max(layer.backward + (layer.kept if full else 0) for layer in each)  # full: recomputed activations
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
-        # Logits and their gradient, both in the type of the run. For one chunk of rows, the softmax and its gradient in
-        # fp32, and that gradient in the type of the run. All are freed before the layers run backward.
-        columns, chunk = shape.vocab_size // tp, min(tokens, LOGIT_ROWS) * (8 if size == 4 else 8 + size)
-        beyond = columns * (tokens * size * (2 if training else 1) + chunk) - int(tokens * size * live)
+        beyond = _head_bytes(inputs, shape.vocab_size // tp, training) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
     return found
+
+
+def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
+    """Returns what the output layer needs on a rank that has so many columns of it (see r1zero/logprobs.py).
+
+    All of it is freed before the layers run backward.
+    """
+    tokens, size, width = inputs.cfg.train.micro_batch_tokens, inputs.itemsize, inputs.routes.shape.hidden_size
+    rows = min(tokens, LOGIT_ROWS)
+    if not training:
+        return rows * columns * (size + 8)  # logits, and in fp32 the scaled logits and their exponentials
+    kept = tokens if tokens * columns * size <= KEPT_LOGITS_BYTES else rows
+    copy = 0 if size == 4 else size
+    chunk = kept * size + rows * (8 + copy)  # the softmax and its gradient in fp32, and that gradient in the run's type
+    weight = rows * size + width * size  # that gradient, and the part of the weight's gradient that it makes
+    return columns * max(chunk, weight) + tokens * width * (4 + copy)
 
 
 def micro_batches(inputs: MemoryInputs) -> int:

@@ -364,7 +364,7 @@ def test_several_updates_take_their_passes_and_the_old_policy_one_more(recipe: p
 def test_the_rows_of_a_chunk_of_logits_are_those_of_the_trainer() -> None:
     from r1zero import logprobs
 
-    assert memory.LOGIT_ROWS == logprobs.ROWS
+    assert (memory.LOGIT_ROWS, memory.KEPT_LOGITS_BYTES) == (logprobs.ROWS, logprobs.KEPT_BYTES)
 
 
 def test_split_roles_leave_each_others_lines_out() -> None:
