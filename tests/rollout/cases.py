@@ -72,6 +72,10 @@ class Answer:
     owned_experts: range
     left_over: dict[str, Any]
     """What the engine changed in its process and on its host."""
+    longest_step: int = 0
+    """Largest number of tokens that a scheduler step had while generating."""
+    cached_tokens: int = 0
+    """Prompt tokens of all requests that were found in the prefix cache."""
 
 
 def prompts(lengths: list[int], first: int = 0) -> tuple[Prompt, ...]:
@@ -121,6 +125,35 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
         engine.close()
 
 
+def evaluate(rank: int, case: Case, temperatures: list[float]) -> list[list[Response]]:
+    """Responses of an engine of one rank to an evaluation at each temperature, with the seeds of `answer`."""
+    from r1zero.rollout.engine import Engine, Sampling, request_seed
+
+    device.start("cpu", 0)
+    engine = Engine(
+        case.cfg,
+        layout.carve(case.cfg.layout, 1),
+        rank,
+        stop_token_ids=list(case.stop_token_ids),
+        forbidden_ids=list(case.forbidden_ids),
+    )
+    _load(engine, case)
+
+    def seed(p: int, sample: int) -> int:
+        return request_seed(case.cfg.run.seed, case.iteration, case.prompts[p].row, sample)
+
+    found = [
+        engine.evaluate(
+            list(case.prompts),
+            Sampling(case.group_size, temperature, case.max_response_tokens, seed),
+            lambda response: None,
+        )
+        for temperature in temperatures
+    ]
+    engine.close()
+    return found
+
+
 def copies(rank: int, case: Case) -> dict[str, bool]:
     """What an engine of one rank keeps of embedding and head after all loads of the case."""
     from r1zero.rollout.engine import Engine
@@ -154,6 +187,8 @@ def _use(engine: Any, case: Case) -> Answer:
     _load(engine, case)
     scheduler, preempted = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
     scheduler._preempt_request = _counting(scheduler._preempt_request, preempted)
+    steps: list[int] = []
+    scheduler.schedule = _measuring(scheduler.schedule, steps)
     seen: list[tuple[int, int]] = []
     decoding: list[int] = []
 
@@ -164,7 +199,7 @@ def _use(engine: Any, case: Case) -> Answer:
     responses = engine.generate(list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished)
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
-    given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {})
+    given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {}, max(steps))
     return replace(given, scores=engine.score(texts(case, given)))
 
 
@@ -174,6 +209,15 @@ def _counting(function: Any, calls: list[int]) -> Any:
         return function(*args, **kwargs)
 
     return counted
+
+
+def _measuring(schedule: Any, tokens: list[int]) -> Any:
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        tokens.append(output.total_num_scheduled_tokens)
+        return output
+
+    return measured
 
 
 def _leave_out(names: tuple[str, ...], stack: ExitStack) -> None:
