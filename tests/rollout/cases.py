@@ -3,7 +3,8 @@
 import glob
 import os
 import random
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -125,33 +126,35 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
         engine.close()
 
 
-def evaluate(rank: int, case: Case, temperatures: list[float]) -> list[list[Response]]:
-    """Responses of an engine of one rank to an evaluation at each temperature, with the seeds of `answer`."""
-    from r1zero.rollout.engine import Engine, Sampling, request_seed
+@contextmanager
+def engine_of(rank: int, case: Case) -> Iterator[Any]:
+    """An engine of one rank that has loaded the case's checkpoints."""
+    from r1zero.rollout.engine import Engine
 
     device.start("cpu", 0)
-    engine = Engine(
-        case.cfg,
-        layout.carve(case.cfg.layout, 1),
-        rank,
-        stop_token_ids=list(case.stop_token_ids),
-        forbidden_ids=list(case.forbidden_ids),
-    )
+    ids = {"stop_token_ids": list(case.stop_token_ids), "forbidden_ids": list(case.forbidden_ids)}
+    engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, **ids)
     _load(engine, case)
+    yield engine
+    engine.close()
+
+
+def hidden(rank: int, case: Case, tokens: list[int]) -> dict[int, Any]:
+    """Hidden states of a sequence, as arrays."""
+    with engine_of(rank, case) as engine:
+        return {layer: states.numpy() for layer, states in engine.hidden(tokens).items()}
+
+
+def evaluate(rank: int, case: Case, temperatures: list[float]) -> list[list[Response]]:
+    """Responses of an engine of one rank to an evaluation at each temperature, with the seeds of `answer`."""
+    from r1zero.rollout.engine import Sampling, request_seed
 
     def seed(p: int, sample: int) -> int:
         return request_seed(case.cfg.run.seed, case.iteration, case.prompts[p].row, sample)
 
-    found = [
-        engine.evaluate(
-            list(case.prompts),
-            Sampling(case.group_size, temperature, case.max_response_tokens, seed),
-            lambda response: None,
-        )
-        for temperature in temperatures
-    ]
-    engine.close()
-    return found
+    samplings = [Sampling(case.group_size, one, case.max_response_tokens, seed) for one in temperatures]
+    with engine_of(rank, case) as engine:
+        return [engine.evaluate(list(case.prompts), sampling, lambda response: None) for sampling in samplings]
 
 
 def copies(rank: int, case: Case) -> dict[str, bool]:

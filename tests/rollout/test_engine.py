@@ -141,6 +141,17 @@ def test_prompts_longer_than_a_scheduler_step_are_prefilled_in_chunks_and_sample
     assert whole.longest_step > 300 and (chunked.longest_step <= 64) == (kind == "dense")
 
 
+def test_hidden_states_of_a_sequence_in_chunks_are_put_together(dense, ranks):
+    case, tokens = replace(dense[0], max_prompt_tokens=150), list(range(8, 158))
+    (whole,), (chunked,) = (
+        ranks.run(cases.hidden, replace(case, max_num_batched_tokens=budget), tokens, size=1) for budget in (512, 64)
+    )
+    assert whole.keys() == chunked.keys() == {-1, 0, 1, 2}
+    for layer, states in whole.items():
+        assert states.shape == chunked[layer].shape == (150, 128)
+        assert abs(states - chunked[layer]).max() < TOLERANCE
+
+
 def test_samples_iterations_and_prompts_differ(dense, ranks):
     case, answer = dense
     assert len({tuple(r.token_ids) for r in answer.responses}) == len(answer.responses)
