@@ -146,7 +146,11 @@ def test_engines_that_share_experts_may_end_at_different_times(
 ) -> None:
     """Prompts 0 and 1 can only stop at once, the others run to the limit: the first engine steps on for the second."""
     chosen = case(
-        "DeepSeek-V3", grid=GRIDS["experts over DP2"][1], stop_token_ids=tuple(range(0, 512, 2)), group_size=4
+        "DeepSeek-V3",
+        grid=GRIDS["experts over DP2"][1],
+        stop_token_ids=tuple(range(0, 512, 2)),
+        group_size=4,
+        iteration=1,
     )
     lives = live(chosen, 2)
     lengths = [max(len(r.token_ids) for r in life.answers[0].responses) for life in lives]
