@@ -112,7 +112,7 @@ class Rollout:
     max_num_seqs: int = 128
     """Number of responses that one engine decodes at a time."""
     max_num_batched_tokens: int = 4096
-    """Tokens in one scheduler step; at least max_prompt_tokens + max_response_tokens if prefill is not chunked."""
+    """Tokens in one scheduler step. A longer prompt is prefilled in chunks, over several steps."""
     kv_cache_gib: float = 1.0
     """GiB of key-value cache on each rank."""
     engine: dict[str, Any] = field(default_factory=dict)

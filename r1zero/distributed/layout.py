@@ -243,11 +243,6 @@ def check_batch(cfg: config.Config, layout: Layout) -> None:
             f"train.micro_batch_tokens = {cfg.train.micro_batch_tokens} is less than one response with its prompt "
             f"(rollout.max_prompt_tokens + max_response_tokens = {longest}); raise it to at least {longest}"
         )
-    if cfg.rollout.max_num_batched_tokens < longest:
-        raise UserError(
-            f"rollout.max_num_batched_tokens = {cfg.rollout.max_num_batched_tokens} is less than one response with its "
-            f"prompt ({longest}); raise it to at least {longest}"
-        )
     samples, dp = prompts * cfg.grpo.group_size, layout.train.dense.size("dp")
     if samples < dp:
         raise UserError(

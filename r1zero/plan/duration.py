@@ -53,11 +53,7 @@ def _rollout(inputs: MemoryInputs) -> tuple[float, float]:
     ) * inputs.itemsize
     cache = at_once * (mean_prompt + mean_response / 2) * cache_elements(shape, inputs.layout) * inputs.itemsize
     compute = at_once * operations(inputs, mean_prompt + mean_response / 2) / (tp * m.tflops * 1e12 * m.mfu_forward)
-    step = (
-        max((weights + cache) / (m.memory_gbs * 1e9 * m.decode_share), compute)
-        + m.decode_overhead_ms / 1e3
-        + at_once * m.seed_us / 1e6
-    )
+    step = max((weights + cache) / (m.memory_gbs * 1e9 * m.decode_share), compute) + m.decode_overhead_ms / 1e3
     return prefill, waves * cfg.rollout.max_response_tokens * step
 
 

@@ -36,8 +36,6 @@ class Machine:
     """Share of that bandwidth that decoding reaches."""
     decode_overhead_ms: float
     """Milliseconds per decode step for launches, collectives and scheduling, independent of the batch."""
-    seed_us: float
-    """Microseconds per decode step and request for its seeded random draw; vLLM's samplers draw one by one."""
     link_gbs: float
     """GB/s that a device sends, and receives, in an all-to-all over all nodes."""
     host_link_gbs: float
@@ -67,7 +65,6 @@ MACHINES = {
         memory_gbs=1600,
         decode_share=0.5,
         decode_overhead_ms=50,
-        seed_us=30,
         link_gbs=10,
         host_link_gbs=20,
         storage_gbs=20,
@@ -85,7 +82,6 @@ MACHINES = {
         memory_gbs=3350,
         decode_share=0.6,
         decode_overhead_ms=10,
-        seed_us=10,
         link_gbs=40,
         host_link_gbs=50,
         storage_gbs=10,
@@ -104,7 +100,6 @@ MACHINES = {
         memory_gbs=10,
         decode_share=0.5,
         decode_overhead_ms=4,
-        seed_us=20,
         link_gbs=1,
         host_link_gbs=10,
         storage_gbs=0.5,

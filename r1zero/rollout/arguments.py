@@ -28,16 +28,15 @@ def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any
         "hf_overrides": _overrides(model_config),
         "load_format": "dummy",
         "dtype": cfg.run.dtype,
-        "seed": cfg.run.seed % 2**32,  # numpy's range; the requests' own seeds use all of run.seed
+        "seed": cfg.run.seed % 2**32,  # numpy's range; tokens are drawn with all of run.seed
         "distributed_executor_backend": "external_launcher",
         "tensor_parallel_size": cfg.layout.rollout.tensor_parallel_size,
         "enable_expert_parallel": cfg.layout.rollout.enable_expert_parallel,
         "enforce_eager": True,
         "max_model_len": max_model_len,
         "max_num_seqs": cfg.rollout.max_num_seqs,
-        # Chunked prefill must be off: vLLM on a CPU crashes if the prompt of a request with a seed is chunked.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, max_model_len, cfg.rollout.max_num_seqs),
+        "enable_chunked_prefill": True,
+        "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, cfg.rollout.max_num_seqs),
         "enable_prefix_caching": True,
         "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gib * 2**30),
         "async_scheduling": False,

@@ -22,7 +22,7 @@ from r1zero.batch import Prompt, Response
 from r1zero.distributed import device
 from r1zero.distributed.layout import Layout
 from r1zero.patches import patched
-from r1zero.rollout import cpu, cuda, engine_options, inspect, isolation, npu
+from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, npu
 from r1zero.rollout.arguments import engine_arguments
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
@@ -69,7 +69,7 @@ class Engine:
             from vllm.sampling_params import RequestOutputKind
 
         engine_options.check_known(cfg.rollout.engine, (option.name for option in fields(EngineArgs)))
-        arguments |= cfg.rollout.engine
+        arguments |= {"logits_processors": [draw.as_logits_processor()]} | cfg.rollout.engine
         self._stack.enter_context(self._adapter.while_alive())
         with (
             isolation.preserve_generators(cfg.run.device),
@@ -81,7 +81,12 @@ class Engine:
         self._llm.apply_model(_set_latent_epsilon)
         self._llm.apply_model(lambda model: _return_logprobs(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
-            detokenize=False, ignore_eos=True, skip_clone=True, output_kind=RequestOutputKind.FINAL_ONLY, **fields
+            temperature=0.0,  # greedy; `Draw` leaves a request with a seed only the drawn token
+            detokenize=False,
+            ignore_eos=True,
+            skip_clone=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **fields,
         )
         self.owned_experts = range(self._llm.llm_engine.model_config.get_num_experts())
         """The routed experts whose weights this rank holds, whole or in part."""
@@ -122,14 +127,14 @@ class Engine:
     def _sample(
         self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None]
     ) -> list[Response]:
+        # The model's logits are already divided by the rollout's temperature.
+        temperature = sampling.temperature / self._cfg.rollout.temperature
         for p, prompt in enumerate(prompts):
             for sample in range(sampling.samples):
                 self._request(
                     f"{p}-{sample}",
                     prompt.token_ids,
-                    # The model's logits are already divided by the rollout's temperature.
-                    temperature=sampling.temperature / self._cfg.rollout.temperature,
-                    seed=sampling.seed(p, sample),
+                    extra_args=draw.request_arguments(sampling.seed(p, sample), temperature) if temperature else None,
                     logprobs=0,
                     max_tokens=sampling.max_tokens,
                     stop_token_ids=self._stop_token_ids,
@@ -144,7 +149,7 @@ class Engine:
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         """Returns the logprobs of all tokens of each sequence but the first, from logits like those of `generate`."""
         for i, tokens in enumerate(sequences):
-            self._request(str(i), tokens, temperature=0.0, max_tokens=1, prompt_logprobs=0)
+            self._request(str(i), tokens, max_tokens=1, prompt_logprobs=0)
         scores: dict[int, list[float]] = {}
         for output in self._outputs():
             pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
@@ -172,8 +177,7 @@ class Engine:
             self._request(
                 f"{p}-0",
                 prompt.token_ids,
-                temperature=1.0,
-                seed=request_seed(self._cfg.run.seed, 0, p, 0),
+                extra_args=draw.request_arguments(request_seed(self._cfg.run.seed, 0, p, 0)),
                 logprobs=0,
                 max_tokens=tokens,
             )

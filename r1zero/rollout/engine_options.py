@@ -13,7 +13,8 @@ _SAMPLING = "the engine's logprobs would no longer be those of the distribution 
 _PRECISION = "the engine would compute in another precision than the trainer, so their logprobs would differ"
 _EXECUTOR = "the engine runs inside the ranks of the job, and [layout.rollout] sets its parallel degrees"
 _WEIGHTS = "the engine must use the same model, tokenizer and lengths as the trainer, and gets its weights from it"
-_SEEDS = "sampled tokens would depend on batching, or would no longer depend on each request's own seed"
+_DRAW = "each token is drawn by its number in the response, and these would have to guess the tokens before it"
+_CHUNKS = "vllm-ascend's latent attention ignores the prefix cache if prompts are not prefilled in chunks"
 _OWN_KEY = "this project has its own key for it, {}"
 
 REFUSED: dict[str, str] = {
@@ -55,7 +56,9 @@ REFUSED: dict[str, str] = {
         ),
         _WEIGHTS,
     ),
-    **dict.fromkeys(("async_scheduling", "speculative_config", "enable_chunked_prefill", "seed"), _SEEDS),
+    **dict.fromkeys(("async_scheduling", "speculative_config"), _DRAW),
+    "enable_chunked_prefill": _CHUNKS,
+    "seed": _OWN_KEY.format("run.seed"),
     "dtype": _OWN_KEY.format("run.dtype"),
     "tensor_parallel_size": _OWN_KEY.format("layout.rollout.tensor_parallel_size"),
     "enable_expert_parallel": _OWN_KEY.format("layout.rollout.enable_expert_parallel"),

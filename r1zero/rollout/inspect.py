@@ -123,9 +123,10 @@ def _order_undone(packed: Tensor, pack: Any) -> Tensor:
 
 @contextmanager
 def recorded(model: VllmModule, tokens: int) -> Iterator[dict[int, Tensor]]:
-    """Record the hidden states of the first forward pass over this many tokens, as (T, H) in fp32.
+    """Record the hidden states of the first sequence of this many tokens, as (T, H) in fp32.
 
-    The dictionary has the embeddings at -1 and the output of layer i at i.
+    The dictionary has the embeddings at -1 and the output of layer i at i. A sequence longer than a scheduler step is
+    prefilled in chunks, so its forward passes are put together.
     """
     found: dict[int, Tensor] = {}
 
@@ -133,8 +134,9 @@ def recorded(model: VllmModule, tokens: int) -> Iterator[dict[int, Tensor]]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             # vLLM adds the residual in the next norm.
             hidden = output[0] + output[1] if isinstance(output, tuple) else output
-            if layer not in found and len(hidden) == tokens:
-                found[layer] = hidden.float().clone()
+            before = found.get(layer, hidden[:0].float())
+            if len(before) + len(hidden) <= tokens:
+                found[layer] = torch.cat([before, hidden.float()])
 
         return hook
 

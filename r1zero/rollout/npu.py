@@ -26,14 +26,8 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments for a model with latent attention; others need none. config: its config.json.
-
-    Where prompts are not cut into chunks, the prefill of vllm-ascend ignores a prefix that is in the cache
-    (attention/mla_v1.py builds the context of chunks only), and every sample of a prompt but the first would be
-    generated without most of the prompt. The prefix cache is therefore off. Without it vLLM's own block size of 16 is
-    not refined to one that the backend knows, and has to be given.
-    """
-    return {"enable_prefix_caching": False, "block_size": 128} if "kv_lora_rank" in config else {}
+    """Returns the arguments for a model; none are needed."""
+    return {}
 
 
 @contextmanager

@@ -96,6 +96,18 @@ def logprobs(
     folder: str, sequences: list[list[int]], temperature: float, forbidden_ids: list[int]
 ) -> list[list[float]]:
     """Of tokens 1.. of each sequence, by transformers in fp32."""
+    rows = distributions(folder, sequences, temperature, forbidden_ids)
+    return [
+        of_all.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist()
+        for tokens, of_all in zip(sequences, rows, strict=True)
+    ]
+
+
+@torch.no_grad()
+def distributions(
+    folder: str, sequences: list[list[int]], temperature: float, forbidden_ids: list[int]
+) -> list[Tensor]:
+    """Logprobs of all ids at tokens 1.. of each sequence, (T - 1, V), by transformers in fp32."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -103,5 +115,5 @@ def logprobs(
     for tokens in sequences:
         logits = model(torch.tensor([tokens])).logits[0, :-1] / temperature
         logits[:, forbidden_ids] = -torch.inf
-        of_each.append(logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist())
+        of_each.append(logits.log_softmax(-1))
     return of_each

@@ -3,7 +3,8 @@
 import glob
 import os
 import random
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -72,6 +73,10 @@ class Answer:
     owned_experts: range
     left_over: dict[str, Any]
     """What the engine changed in its process and on its host."""
+    longest_step: int = 0
+    """Largest number of tokens that a scheduler step had while generating."""
+    cached_tokens: int = 0
+    """Prompt tokens of all requests that were found in the prefix cache."""
 
 
 def prompts(lengths: list[int], first: int = 0) -> tuple[Prompt, ...]:
@@ -121,6 +126,37 @@ def _ask(rank: int, case: Case, lay: layout.Layout) -> Answer:
         engine.close()
 
 
+@contextmanager
+def engine_of(rank: int, case: Case) -> Iterator[Any]:
+    """An engine of one rank that has loaded the case's checkpoints."""
+    from r1zero.rollout.engine import Engine
+
+    device.start("cpu", 0)
+    ids = {"stop_token_ids": list(case.stop_token_ids), "forbidden_ids": list(case.forbidden_ids)}
+    engine = Engine(case.cfg, layout.carve(case.cfg.layout, 1), rank, **ids)
+    _load(engine, case)
+    yield engine
+    engine.close()
+
+
+def hidden(rank: int, case: Case, tokens: list[int]) -> dict[int, Any]:
+    """Hidden states of a sequence, as arrays."""
+    with engine_of(rank, case) as engine:
+        return {layer: states.numpy() for layer, states in engine.hidden(tokens).items()}
+
+
+def evaluate(rank: int, case: Case, temperatures: list[float]) -> list[list[Response]]:
+    """Responses of an engine of one rank to an evaluation at each temperature, with the seeds of `answer`."""
+    from r1zero.rollout.engine import Sampling, request_seed
+
+    def seed(p: int, sample: int) -> int:
+        return request_seed(case.cfg.run.seed, case.iteration, case.prompts[p].row, sample)
+
+    samplings = [Sampling(case.group_size, one, case.max_response_tokens, seed) for one in temperatures]
+    with engine_of(rank, case) as engine:
+        return [engine.evaluate(list(case.prompts), sampling, lambda response: None) for sampling in samplings]
+
+
 def copies(rank: int, case: Case) -> dict[str, bool]:
     """What an engine of one rank keeps of embedding and head after all loads of the case."""
     from r1zero.rollout.engine import Engine
@@ -154,6 +190,8 @@ def _use(engine: Any, case: Case) -> Answer:
     _load(engine, case)
     scheduler, preempted = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
     scheduler._preempt_request = _counting(scheduler._preempt_request, preempted)
+    steps: list[int] = []
+    scheduler.schedule = _measuring(scheduler.schedule, steps)
     seen: list[tuple[int, int]] = []
     decoding: list[int] = []
 
@@ -164,7 +202,7 @@ def _use(engine: Any, case: Case) -> Answer:
     responses = engine.generate(list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished)
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
-    given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {})
+    given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {}, max(steps))
     return replace(given, scores=engine.score(texts(case, given)))
 
 
@@ -174,6 +212,15 @@ def _counting(function: Any, calls: list[int]) -> Any:
         return function(*args, **kwargs)
 
     return counted
+
+
+def _measuring(schedule: Any, tokens: list[int]) -> Any:
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        tokens.append(output.total_num_scheduled_tokens)
+        return output
+
+    return measured
 
 
 def _leave_out(names: tuple[str, ...], stack: ExitStack) -> None:

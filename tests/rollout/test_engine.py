@@ -1,13 +1,16 @@
 """The engine in a world of one, against transformers in fp32."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from r1zero.rollout.engine import request_seed
-from tests.oracles.generation import TOLERANCE, expected, gap, worst
+from tests.oracles import tiny_models as models
+from tests.oracles.generation import TOLERANCE, expected, gap, redrawn, worst
 from tests.rollout import cases
 from tests.rollout.cases import Answer, Case, prompts
 
@@ -46,7 +49,7 @@ def test_the_engine_leaves_generators_threads_environment_and_shared_memory_as_t
 
 
 def test_forbidden_ids_are_never_sampled_and_have_no_share_of_the_probability(dense, ranks):
-    case = replace(dense[0], forbidden_ids=tuple(range(12, 512)), stop_token_ids=(3, 7))
+    case = replace(dense[0], forbidden_ids=tuple(range(12, 512)), stop_token_ids=(7,))
     (answer,) = ranks.run(cases.answer, case, size=1)
     assert {token for r in answer.responses for token in r.token_ids} <= set(range(12))
     theirs = [of_all[-len(r.token_ids) :] for r, of_all in zip(answer.responses, expected(case, answer), strict=True)]
@@ -79,6 +82,74 @@ def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(den
         (alone,) = ranks.run(cases.answer, part, size=1)
         same = [r for r in together.responses if first <= r.prompt < first + 3]
         assert [r.token_ids for r in alone.responses] == [r.token_ids for r in same]
+
+
+def test_the_sampled_tokens_are_those_of_the_draw_from_transformers_distributions(dense):
+    case, answer = dense
+    assert [r.token_ids for r in answer.responses] == redrawn(case, answer)
+
+
+def test_a_response_alone_equals_it_in_a_batch_of_256(dense, ranks):
+    case = replace(dense[0], prompts=dense[0].prompts[:4], group_size=64, max_num_seqs=256)
+    (together,) = ranks.run(cases.answer, replace(case, max_response_tokens=8), size=1)
+    assert len({tuple(r.token_ids) for r in together.responses}) > 250
+    for p in range(4):
+        alone = replace(case, prompts=case.prompts[p : p + 1], group_size=1, max_response_tokens=8, max_num_seqs=1)
+        (answer,) = ranks.run(cases.answer, alone, size=1)
+        assert answer.responses[0].token_ids == together.responses[64 * p].token_ids
+
+
+def test_first_tokens_have_the_distribution_of_the_model(dense, ranks):
+    """Chi-square over all ids that are expected more than five times, 8,000 draws with fixed seeds. The statistic of n
+    cells has mean n and standard deviation sqrt(2 n)."""
+    case = replace(dense[0], prompts=dense[0].prompts[:1], group_size=8000, max_response_tokens=1, max_num_seqs=256)
+    ((responses,),) = ranks.run(cases.evaluate, case, [case.temperature], size=1)
+    sequence, forbidden = [*case.prompts[0].token_ids, 0], list(case.forbidden_ids)
+    (row,) = models.distributions(case.path, [sequence], case.temperature, forbidden)
+    expected = row[-1].exp() * 8000
+    counts = torch.bincount(torch.tensor([r.token_ids[0] for r in responses]), minlength=len(expected))
+    common = expected > 5
+    cells = (counts - expected)[common] ** 2 / expected[common]
+    assert counts[forbidden].sum() == 0 and len(cells) > 50
+    assert cells.sum() < len(cells) + 5 * math.sqrt(2 * len(cells))
+
+
+def test_an_evaluation_draws_at_its_own_temperature_and_takes_the_likeliest_tokens_at_0(dense, ranks):
+    case = replace(dense[0], prompts=dense[0].prompts[:3])
+    found = ranks.run(cases.evaluate, case, [0.7, 0.0, 1.1, 0.7], size=1)[0]
+    same = [r for r in dense[1].responses if r.prompt < 3 and r.sample < case.group_size]
+    assert [r.token_ids for r in found[0]] == [r.token_ids for r in found[3]] == [r.token_ids for r in same]
+    at_1 = replace(case, temperature=1.1)
+    answer = replace(dense[1], responses=found[2])
+    assert [r.token_ids for r in found[2]] == redrawn(at_1, answer) != [r.token_ids for r in same]
+    greedy = replace(dense[1], responses=found[1])
+    rows = models.distributions(case.path, cases.texts(case, greedy), 1.0, list(case.forbidden_ids))
+    for response, of_all in zip(found[1], rows, strict=True):
+        assert response.token_ids == of_all[-len(response.token_ids) :].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["dense", "experts"])
+def test_prompts_longer_than_a_scheduler_step_are_prefilled_in_chunks_and_sample_the_same(checkpoint, ranks, kind):
+    """vLLM on a CPU raises the step to the longest sequence if the model has latent attention."""
+    path = checkpoint(kind, 1)
+    case = Case(path, (path,), prompts([100, 150, 20, 149]), max_prompt_tokens=150, max_num_batched_tokens=1024)
+    (whole,), (chunked,) = (
+        ranks.run(cases.answer, replace(case, max_num_batched_tokens=tokens), size=1) for tokens in (1024, 64)
+    )
+    assert [r.token_ids for r in chunked.responses] == [r.token_ids for r in whole.responses]
+    assert gap(case, chunked) < TOLERANCE
+    assert whole.longest_step > 300 and (chunked.longest_step <= 64) == (kind == "dense")
+
+
+def test_hidden_states_of_a_sequence_in_chunks_are_put_together(dense, ranks):
+    case, tokens = replace(dense[0], max_prompt_tokens=150), list(range(8, 158))
+    (whole,), (chunked,) = (
+        ranks.run(cases.hidden, replace(case, max_num_batched_tokens=budget), tokens, size=1) for budget in (512, 64)
+    )
+    assert whole.keys() == chunked.keys() == {-1, 0, 1, 2}
+    for layer, states in whole.items():
+        assert states.shape == chunked[layer].shape == (150, 128)
+        assert abs(states - chunked[layer]).max() < TOLERANCE
 
 
 def test_samples_iterations_and_prompts_differ(dense, ranks):

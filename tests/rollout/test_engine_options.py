@@ -39,7 +39,9 @@ def test_every_option_that_is_refused_or_set_here_is_one_of_vllm():
             ({name: "fp8"}, f"rollout.engine.{name} cannot be set: the engine would compute in another precision")
             for name in ("quantization", "kv_cache_dtype", "calculate_kv_scales")
         ),
-        ({"speculative_config": {}}, "sampled tokens would depend on batching"),
+        ({"speculative_config": {}}, "each token is drawn by its number in the response"),
+        ({"enable_chunked_prefill": False}, "latent attention ignores the prefix cache"),
+        ({"seed": 2}, "this project has its own key for it, run.seed; remove it"),
     ],
 )
 def test_an_option_that_would_break_correctness_is_refused_with_the_reason(options, sentence):

@@ -123,7 +123,9 @@ def test_experts_over_two_data_parallel_ranks_of_three(experts, ranks):
 
 def test_engines_that_share_experts_may_end_at_different_times(experts, ranks):
     """Prompts 0 and 1 can only stop at once, the others run to the limit: the first engine steps on for the second."""
-    case = replace(experts[0], grid=GRIDS["experts over DP2"], stop_token_ids=tuple(range(0, 512, 2)), group_size=4)
+    case = replace(
+        experts[0], grid=GRIDS["experts over DP2"], stop_token_ids=tuple(range(0, 512, 2)), group_size=4, iteration=1
+    )
     answers = ranks.run(cases.answer, case, size=2)
     lengths = [max(len(r.token_ids) for r in a.responses) for a in answers]
     assert lengths[0] != lengths[1]

@@ -85,7 +85,7 @@ ENGINE_ARGS = [
     "additional_config",
     "skip_tokenizer_init",
     "generation_config",
-    "block_size",
+    "logits_processors",
 ]
 SAMPLING = [
     "n",
@@ -102,6 +102,7 @@ SAMPLING = [
     "output_kind",
     "skip_clone",
     "prompt_logprobs",
+    "extra_args",
 ]
 
 ENVIRONMENT = {
@@ -241,10 +242,25 @@ def test_worker_has_no_reload_so_weights_go_through_load_weights() -> None:
     assert wheels.find(node(ASCEND, "vllm_ascend.worker.worker", "NPUWorker"), "reload_weights") is None
 
 
-def test_seeded_requests_cost_one_kernel_each_in_the_sampler() -> None:
-    """Why the plan has an assumption `seed_us`: per-request generators are drawn one by one."""
-    body = wheels.source(node(ASCEND, "vllm_ascend.sample.sampler", "random_sample"))
-    assert "for i, generator in generators.items():\n" in body and "q[i].exponential_(generator=generator)" in body
+def test_the_sampler_calls_our_logits_processor_for_greedy_requests_and_reports_the_logits_before_it() -> None:
+    """`rollout.draw`: vllm-ascend's sampler inherits these functions of vLLM and replaces neither."""
+    ascend = node(ASCEND, "vllm_ascend.sample.sampler", "AscendSampler")
+    assert [wheels.source(base) for base in ascend.bases] == ["Sampler"]
+    assert not {"forward", "sample", "apply_logits_processors"} & {n.name for n in ascend.body if hasattr(n, "name")}
+    forward = wheels.source(node(VLLM, "vllm.v1.sample.sampler", "Sampler.forward"))
+    raw, processed = forward.index("raw_logprobs = logits.clone()"), forward.index("self.apply_logits_processors(")
+    assert raw < processed < forward.index("self.sample(")
+    applied = wheels.source(node(VLLM, "vllm.v1.sample.sampler", "Sampler.apply_logits_processors"))
+    assert "for processor in sampling_metadata.logitsprocs.non_argmax_invariant" in applied
+    runner = wheels.source(wheels.tree(ASCEND, "vllm_ascend.worker.model_runner_v1"))
+    assert "logitsprocs=build_logitsprocs(" in runner and "self.vllm_config.model_config.logits_processors" in runner
+
+
+def test_an_npu_has_no_double_precision() -> None:
+    """`draw.SINGLE_PRECISION`: torch_npu replaces double by float."""
+    library = wheels.wheel(TORCH).read("torch_npu/lib/libtorch_npu.so")
+    assert b"Device do not support double dtype now, dtype cast replace with float." in library
+    assert b"[Cumsum] Dtype Double will be replaced with Float!" in library
 
 
 def test_replicas_are_the_outermost_axis_of_the_world() -> None:
@@ -415,10 +431,9 @@ def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> N
     constant = wheels.find(npu, "ARGUMENTS").value
     functions = [wheels.find(engine, "engine_arguments"), wheels.find(npu, "arguments")]
     returned = [n.value for function in functions for n in ast.walk(function) if isinstance(n, ast.Return)]
-    given = [value.body if isinstance(value, ast.IfExp) else value for value in returned]
-    names = {key.value for table in (constant, *given) for key in table.keys}
+    names = {key.value for table in (constant, *returned) for key in table.keys}
     assert len(names) > 15 and names <= set(ENGINE_ARGS), names - set(ENGINE_ARGS)
-    assert {"enable_sleep_mode", "block_size"} <= names
+    assert "enable_sleep_mode" in names
     config = wheels.source(node(ASCEND, "vllm_ascend.ascend_config", "AscendConfig"))
     assert all(f"'{name}'" in config for name in ast.literal_eval(constant)["additional_config"])
 

@@ -69,6 +69,20 @@ def preemptions(engine: Any) -> Iterator[list[Any]]:
         yield found
 
 
+@contextmanager
+def cached_tokens(engine: Any) -> Iterator[list[int]]:
+    """Number of prompt tokens that each finished request found in the prefix cache."""
+    found, plain = [], engine._outputs
+
+    def outputs() -> Iterator[Any]:
+        for output in plain():
+            found.append(output.num_cached_tokens)
+            yield output
+
+    with mock.patch.object(engine, "_outputs", outputs):
+        yield found
+
+
 @torch.no_grad()
 def hidden_states(path: str, tokens: list[int]) -> dict[int, Tensor]:
     """Of transformers, as the engine counts: -1 the embeddings, i what layer i gives to the next. (T, H)"""
@@ -201,6 +215,7 @@ __all__ = [
     "VllmGrid",
     "build_engine",
     "build_model",
+    "cached_tokens",
     "carve",
     "checkpoint_tensors",
     "config",

@@ -146,7 +146,11 @@ def test_engines_that_share_experts_may_end_at_different_times(
 ) -> None:
     """Prompts 0 and 1 can only stop at once, the others run to the limit: the first engine steps on for the second."""
     chosen = case(
-        "DeepSeek-V3", grid=GRIDS["experts over DP2"][1], stop_token_ids=tuple(range(0, 512, 2)), group_size=4
+        "DeepSeek-V3",
+        grid=GRIDS["experts over DP2"][1],
+        stop_token_ids=tuple(range(0, 512, 2)),
+        group_size=4,
+        iteration=1,
     )
     lives = live(chosen, 2)
     lengths = [max(len(r.token_ids) for r in life.answers[0].responses) for life in lives]
@@ -158,9 +162,9 @@ def test_engines_that_share_experts_may_end_at_different_times(
 def test_samples_of_one_prompt_all_see_the_whole_prompt(
     live: Callable[..., list[Life]], case: Callable[..., Case], family: str
 ) -> None:
-    """Prompts of more than a block, whose samples share a prefix in the cache. Where latent attention has such a prefix
-    and no chunks are allowed, vllm-ascend forgets it: from the second sample on most of the prompt is not seen, and
-    nothing is said of it."""
+    """Prompts of more than a block, whose samples share a prefix in the cache, in one scheduler step and in chunks of
+    100 tokens. vllm-ascend's latent attention would forget the prefix if chunked prefill were off: from the second
+    sample on most of the prompt would not be seen, without an error."""
     chosen = case(
         family,
         prompts=project.prompts([200, 300]),
@@ -169,7 +173,14 @@ def test_samples_of_one_prompt_all_see_the_whole_prompt(
         max_num_batched_tokens=1024,
         max_num_seqs=4,
     )
-    check(chosen, live(chosen))
+    chunked = replace(chosen, max_num_batched_tokens=100)
+    (whole,), (parts,) = live(chosen), live(chunked)
+    check(chosen, [whole])
+    check(chunked, [parts])
+    for one, other in zip(whole.answers, parts.answers, strict=True):
+        assert [r.token_ids for r in one.responses] == [r.token_ids for r in other.responses]
+        # Of the three samples of a prompt the second and third find its whole blocks: one, and two.
+        assert one.cached_tokens == other.cached_tokens == 128 * 2 * (1 + 2)
 
 
 @pytest.mark.parametrize("seats", [1, pytest.param(3, marks=pytest.mark.long)])
