@@ -1,7 +1,7 @@
 """The configuration: a tree of frozen dataclasses that mirrors the TOML file. Each default is defined once, here.
 
 Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line. The value is in TOML
-notation; a text field may omit the quotes. An unknown key is an error that names the closest known key.
+notation; a text field may omit the quotes. An unknown key is an error that names the nearest known key, or all of them.
 """
 
 from dataclasses import dataclass, field

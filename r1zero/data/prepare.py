@@ -1,7 +1,6 @@
 """What preprocess.py does: turns rows into examples, prompts and token ids, and replaces the output in one step."""
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from r1zero.config import LocalPath, OwnFunction, UserError
+from r1zero.config import LocalPath, OwnFunction, UserError, suggest
 from r1zero.data import encoders, handlers, records, selection, store, templates, tokenizer
 from r1zero.data.handlers import Example, MapKeys
 from r1zero.data.records import Record
@@ -179,8 +178,7 @@ class Examples:
         """Raises UserError about a configured column that no row has."""
         for name, columns in self.unseen.items():
             for column in sorted(columns) if self.rows else ():
-                nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)
-                hint = f"the nearest is {nearest[0]!r}" if nearest else "the rows have no columns"
+                hint = suggest(column, sorted(self.columns), "column")
                 raise UserError(f"{name}: no row of {self.cfg.input} has a column {column!r}; {hint}")
 
 
