@@ -7,7 +7,6 @@ samples.jsonl.
 import argparse
 import sys
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +59,10 @@ def choose(rows: Sequence[dict[str, Any]], worst: int, best: int) -> list[dict[s
     """
     if not worst and not best:
         return list(rows)
-    ordered = sorted(rows, key=lambda row: float("-inf") if (reward := number(row.get("reward"))) is None else reward)
+    ordered = sorted(
+        rows, key=lambda row: float("-inf") if (reward := recorder.number(row.get("reward"))) is None else reward
+    )
     return ordered[:worst] + ordered[::-1][:best]
-
-
-def number(value: Any) -> float | None:
-    """Returns a value from JSON as a float, or None if it is not a finite number that fits one."""
-    is_number = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
-    return float(value) if is_number and isfinite(value) else None
-
-
-def text(row: dict[str, Any], name: str) -> str:
-    """Returns a text of the row, or an empty text if the row has none under this name."""
-    value = row.get(name)
-    return value if isinstance(value, str) else ""
 
 
 def show(row: dict[str, Any], console: Console) -> None:
@@ -81,24 +70,13 @@ def show(row: dict[str, Any], console: Console) -> None:
 
     What the row lacks, as a line that another program wrote may, is left blank.
     """
-    reward, response = number(row.get("reward")), Text(text(row, "response"))
-    console.rule(Text(title(row, reward)), align="left")
-    console.print(Text(text(row, "prompt"), style="dim"))
+    reward, response = recorder.number(row.get("reward")), Text(recorder.text(row, "response"))
+    console.rule(Text(recorder.describe(row)), align="left")
+    console.print(Text(recorder.text(row, "prompt"), style="dim"))
     response.highlight_words(TAGS, "bold cyan")
     if box := last_box(response.plain):
         response.stylize("bold green" if (reward or 0) > 0 else "bold red", box.start, box.stop)
     console.print(response)
-
-
-def title(row: dict[str, Any], reward: float | None) -> str:
-    """Returns iteration, reward or outcome, the value of each rule, and the label, as far as the row has them."""
-    given = row.get("scores")
-    values = {rule: number(value) for rule, value in given.items()} if isinstance(given, dict) else {}
-    scores = ", ".join(f"{rule} {value:g}" for rule, value in values.items() if value is not None)
-    graded = (text(row, "outcome") or "no reward") if reward is None else f"reward {reward:g}"
-    return f"iteration {row.get('iteration', '')}, {graded}{f' ({scores})' if scores else ''}" + (
-        f", label {label}" if (label := text(row, "label")) else ""
-    )
 
 
 if __name__ == "__main__":

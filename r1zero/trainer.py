@@ -14,7 +14,7 @@ from r1zero import grpo
 from r1zero.batch import Batch, Response
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
-from r1zero.config import Config, dump
+from r1zero.config import Config
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
@@ -85,6 +85,8 @@ class Trainer:
         self.checkpoints = RunCheckpoints(
             self.folder, self.roles, self.schedule, order=self.order, skip_limit=self.skip_limit, best=self.best
         )
+        self.distributions: dict[str, Tensor] = {}
+        """The rewards and lengths of the last batch, for histograms."""
         self.done = 0
         """Number of finished iterations, including those before the checkpoint that this run resumed from."""
 
@@ -96,7 +98,7 @@ class Trainer:
         self.schedule.listen()
         self.done = self.checkpoints.resume()
         self.recorder.truncate_after(self.done)
-        writer = self._open_writer()
+        writer = RunWriter(self.folder, self.done, self.cfg, self.gate.tolerance) if self.rank == 0 else None
         if writer:
             self.watch.observers.append(self.progress.phase)
             self.progress.start()
@@ -118,7 +120,7 @@ class Trainer:
             is_best = self.best.see(iteration, values)
             with self.watch.phase("record"):
                 if writer:
-                    writer.write(iteration, values)
+                    writer.write(iteration, values, self.distributions)
             self.skip_limit.see(values)
             last = self.schedule.is_last(iteration)
             if writer and last:
@@ -198,8 +200,10 @@ class Trainer:
                 skipped.keep(self.folder, iteration, self.rank, roles.require_policy(), batch)
         parity = self.sync_and_check(iteration)
         with watch.phase("record"):
-            sums, peaks = self._reduce(samples, graded, update)
+            self.distributions = step_metrics.distributions(chosen.rewards, lengths)
+            # Before the reduction, so that rank 0 finds the samples of all iterations in samples.jsonl.
             self.recorder.record(iteration, samples, graded)
+            sums, peaks = self._reduce(samples, graded, update)
         return (
             step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
             | step_metrics.rounds(cfg, len(rounds), len(chosen.groups) / chosen.drawn)
@@ -219,13 +223,6 @@ class Trainer:
         with self.watch.phase("resharding_to_infer"):
             self.roles.offload_trainer()
         return parity
-
-    def _open_writer(self) -> RunWriter | None:
-        """Record the config of the run and open its metrics writer, on rank 0. Returns None on the other ranks."""
-        if self.rank != 0:
-            return None
-        (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
-        return RunWriter(self.folder, self.done, self.cfg, self.gate.tolerance)
 
     def _sample_and_grade(self, iteration: int) -> Round:
         """Run one round of rollout and grading.

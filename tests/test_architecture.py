@@ -55,7 +55,7 @@ DOORS = {
     "vllm": ("rollout",),
     "safetensors": ("checkpoint/hf_files",),
     "transformers": ("data/tokenizer", "miniature"),
-    "tensorboard": ("observability/writer",),
+    "tensorboard": ("observability/board",),
     "matplotlib": ("observability/plots", "report/charts"),
     "math_verify": ("reward/equality",),
     "latex2sympy2_extended": ("reward/equality",),

@@ -4,9 +4,11 @@ The names are those of MindSpeed-RL (docs/zh/features/log_metrics.md there).
 """
 
 import torch
+from torch import Tensor
 
 from r1zero import grpo
 from r1zero.config import Config
+from r1zero.distributed.exchange import BatchLengths, Rewards
 from r1zero.grading import OUTCOMES, Graded, Samples
 from r1zero.objective import SUMS
 from r1zero.observability.metrics import MetricReducer
@@ -63,6 +65,11 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
         if values:
             reducer.peak(f"{name}/max", max(values))
             reducer.peak(f"{name}/-min", -min(values))
+
+
+def distributions(rewards: Rewards, lengths: BatchLengths) -> dict[str, Tensor]:
+    """Returns the rewards, as the advantages use them, and the lengths of the responses of a batch."""
+    return {"grpo/rewards": rewards.rewards_B[rewards.scored_B], "response_length": lengths.response_lengths_B}
 
 
 def add_update(reducer: MetricReducer, update: dict[str, float]) -> None:

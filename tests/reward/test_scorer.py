@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from r1zero.reward import RewardError, Scorer
-from r1zero.reward.workers.supervisor import Supervisor
 from r1zero.reward.rules import RULES
+from r1zero.reward.workers.supervisor import Supervisor
 
 RIGHT = r"<think>x</think><answer>\boxed{\frac12}</answer>"
 WRONG = r"<think>x</think><answer>\boxed{3}</answer>"
