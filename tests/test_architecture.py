@@ -56,6 +56,7 @@ DOORS = {
     "safetensors": ("checkpoint/hf_files",),
     "transformers": ("data/tokenizer", "miniature"),
     "tensorboard": ("observability/board",),
+    "latex2mathml": ("report/formulas",),
     "matplotlib": ("observability/plots", "report/charts"),
     "math_verify": ("reward/equality",),
     "latex2sympy2_extended": ("reward/equality",),
