@@ -66,7 +66,8 @@ class Trainer:
             HfFolder(cfg.model.path, shape, weights(shape))
         self.grader = Grader(cfg, layout, launch.rank, scorer, model_tokenizer, stops)
         self.recorder = SampleRecorder(cfg, layout, launch.rank, self.folder, self.grader.text)
-        self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out)
+        self.watch, self.progress = metrics.Stopwatch(), Progress()
+        self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out, self.progress)
         self.best = Best(cfg.evaluation.best)
         self.roles = Roles(
             cfg,
@@ -80,7 +81,6 @@ class Trainer:
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = ParityGate(cfg, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
-        self.watch, self.progress = metrics.Stopwatch(), Progress()
         self.schedule = SaveSchedule(cfg.checkpoint, cfg.run.iterations, launch.rank)
         self.checkpoints = RunCheckpoints(
             self.folder, self.roles, self.schedule, order=self.order, skip_limit=self.skip_limit, best=self.best
@@ -99,9 +99,7 @@ class Trainer:
         self.done = self.checkpoints.resume()
         self.recorder.truncate_after(self.done)
         writer = RunWriter(self.folder, self.done, self.cfg, self.gate.tolerance) if self.rank == 0 else None
-        if writer:
-            self.watch.observers.append(self.progress.phase)
-            self.progress.start()
+        self._show_progress()
         self.sync_and_check(0)
         if not self.done and self.evaluator.due(0):
             before = self._evaluate("step_0")
@@ -149,12 +147,19 @@ class Trainer:
             self.done = self.checkpoints.load_newest()
         elif target.checkpoint:
             self.done = self.checkpoints.load(target.checkpoint)
+        self._show_progress()
         self.sync_and_check(0)
         name = f"step_{self.done}" if self.done else Path(self.cfg.model.path).resolve().name
         values = self._evaluate(name)
+        self.progress.close()
         if self.rank == 0:
             show_evaluation(values, f"responses and pass rates: {self.folder / 'eval' / name}")
         self.roles.close()
+
+    def _show_progress(self) -> None:
+        if self.rank == 0:
+            self.watch.observers.append(self.progress.phase)
+            self.progress.start()
 
     def _evaluate(self, name: str) -> dict[str, float]:
         """Evaluate all sets with the engines' current weights. Returns the metrics, and the seconds that it took."""

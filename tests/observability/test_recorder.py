@@ -171,6 +171,14 @@ def test_the_line_of_a_long_phase_has_counts_speed_and_time_left():
         "iteration 3: rollout, 20 s, 4 of 10 responses of this engine finished (50 tokens/s, the longest has "
         "400 tokens), about 30 s left"
     )
+    progress.begin("evaluation of math", 4)
+    now[0] = 24.0
+    progress.see(Response(0, 0, [0] * 80, [], "stop"))
+    assert progress.line() == (
+        "iteration 3: evaluation of math, 4 s, 1 of 4 responses of this engine finished (20 tokens/s, the longest has "
+        "80 tokens), about 12 s left"
+    )
+    now[0] = 20.0
     progress.phase("update", 3)
     now[0] = 52.0
     assert progress.line() == "iteration 3: update, 32 s"
