@@ -323,7 +323,7 @@ class Trainer:
         """
         reducer = metrics.MetricReducer()
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
-        step_metrics.add_samples(reducer, self.cfg, samples if first else None, graded)
+        step_metrics.add_samples(reducer, self.cfg, samples if first else None, graded, self.prompts.datasets)
         step_metrics.add_update(reducer, update)
         self.schedule.add_requests(reducer)
         sums, peaks = reducer.reduce(self.device)
