@@ -59,7 +59,7 @@ class Trainer:
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
         tokenizer.check_marks(model_tokenizer)
         stops = tokenizer.stop_ids(model_tokenizer, self.prompts.meta["stop_token_ids"])
-        shape = read_shape(cfg.model.path)
+        shape = read_shape(cfg.model.path, cfg.model.overrides)
         tokenizer.check_ids(model_tokenizer, stops, shape.vocab_size)
         if launch.local_rank == 0 and not cfg.model.checkpoint:
             # The weights are loaded last, so this reads their headers now to refuse an unusable folder early.

@@ -51,6 +51,9 @@ class Model:
     must agree."""
     checkpoint: LocalPath = ""
     """A folder written by `convert.py to-mcore`, loaded instead of the safetensors; empty: load from `path`."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Values of config.json that replace those of the file, such as rope_theta. Only fields that do not describe the
+    weights can be overridden; r1zero/model/overrides.py lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)

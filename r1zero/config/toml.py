@@ -168,6 +168,8 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
         return {
             _convert(args[0], k, source, names[k]): _convert(args[1], v, source, names[k]) for k, v in value.items()
         }
+    if hint is Any and isinstance(value, dict):
+        return {key: _convert(Any, inner, source, f"{name}.{_spelt(key)}") for key, inner in value.items()}
     if hint is float and type(value) is int:
         return float(value)
     if hint is Any or type(value) is (origin or hint):
