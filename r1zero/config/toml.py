@@ -127,7 +127,7 @@ def _build(cls: type[T], tree: dict[str, Any], source: _Source, prefix: str) -> 
             place = getattr(value, "source", source).place
             if prefix + key in _REPLACED:
                 raise UserError(f"{place}: {prefix}{key} no longer exists; {_REPLACED[prefix + key]}")
-            hint = suggest(key, fields, spell=(prefix + "{}").format)
+            hint = suggest(key, fields, spell=lambda known: prefix + known)
             raise UserError(f"{place}: unknown key {prefix}{_spelt(key)}; {hint}")
     values = {name: tree[name] if name in tree else _default(field, source, prefix) for name, field in fields.items()}
     return cls(**{name: _convert(hints[name], value, source, prefix + name) for name, value in values.items()})

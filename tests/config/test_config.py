@@ -67,6 +67,10 @@ def test_a_mistake_is_named_with_field_and_value(tmp_path, text, words):
         ("gro.kl_coef=0", "unknown key gro; the nearest known one is grpo"),
         ("plan.zzzzzz=0", "unknown key plan.zzzzzz; the only known one is plan.assume"),
         ("sync.zz=0", "unknown key sync.zz; the known ones are sync.staging_mib, sync.verify_every"),
+        (
+            "evaluation.sets.{.pth=0",
+            "unknown key evaluation.sets.{.pth; the nearest known one is evaluation.sets.{.path",
+        ),
         ("layout.trian.ranks=0", "unknown key layout.trian; the nearest known one is layout.train"),
         ("grpo.kl_coef=x", "grpo.kl_coef = 'x' is of type str; it must be float"),
         ("grpo=3", "grpo = 3 is a value; it must be a section"),
