@@ -171,6 +171,8 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
     if hint is Any and isinstance(value, dict):
         return {key: _convert(Any, inner, source, f"{name}.{_spelt(key)}") for key, inner in value.items()}
     if hint is float and type(value) is int:
+        if abs(value) >= 1 << 1023:
+            raise UserError(f"{source.place}: {name} = {_shown(value)} is too large; it must be less than 1e308")
         return float(value)
     if hint is Any or type(value) is (origin or hint):
         return value

@@ -72,6 +72,8 @@ def test_a_mistake_is_named_with_field_and_value(tmp_path, text, words):
             "unknown key evaluation.sets.{.pth; the nearest known one is evaluation.sets.{.path",
         ),
         ("layout.trian.ranks=0", "unknown key layout.trian; the nearest known one is layout.train"),
+        ("grpo.kl_coef=1" + "0" * 400, "grpo.kl_coef = 1" + "0" * 400 + " is too large; it must be less than 1e308"),
+        ("grpo.kl_coef=0x" + "f" * 5000, "grpo.kl_coef = a number too long to show is too large; it must be less th"),
         ("grpo.kl_coef=x", "grpo.kl_coef = 'x' is of type str; it must be float"),
         ("grpo=3", "grpo = 3 is a value; it must be a section"),
         ("grpo={kl_cof=1}", "unknown key grpo.kl_cof; the nearest known one is grpo.kl_coef"),
