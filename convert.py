@@ -78,7 +78,7 @@ def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Laun
         if options.command == "to-mcore":
             conversion.to_mcore(shape, Path(cfg.model.path), options.out, workers, progress)
         else:
-            conversion.to_hf(shape, Path(cfg.model.path), options.checkpoint, options.out, workers, progress)
+            conversion.to_hf(shape, cfg.model, options.checkpoint, options.out, workers, progress)
     console.print(f"wrote {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r1zero import config
-from r1zero.data import labels, prepare, tokenizer
+from r1zero.data import data_config, labels, prepare, tokenizer
 from r1zero.data.prompts import PromptSet
 from r1zero.reward import RewardError, check_labels
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        cfg = config.load(options.config, options.overrides, prepare.DataConfig)
+        cfg = config.load(options.config, options.overrides, data_config.DataConfig)
         report = _run(cfg, console)
         _show(cfg, report, console)
         if options.show > 0:
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
+def _run(cfg: data_config.DataConfig, console: Console) -> prepare.Report:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -73,7 +73,7 @@ def _run(cfg: prepare.DataConfig, console: Console) -> prepare.Report:
         return prepare.prepare(cfg, progress)
 
 
-def _check_labels(cfg: prepare.DataConfig, count: int, console: Console) -> None:
+def _check_labels(cfg: data_config.DataConfig, count: int, console: Console) -> None:
     with Progress(console=console, transient=True) as bar:
         rows = bar.track(labels.rows(cfg), total=count, description="labels")
         checked = check_labels(rows, workers=len(os.sched_getaffinity(0)), deadline_s=config.Reward().deadline_s)
@@ -83,7 +83,7 @@ def _check_labels(cfg: prepare.DataConfig, count: int, console: Console) -> None
         console.print(line, markup=False)
 
 
-def _show_prompts(cfg: prepare.DataConfig, count: int, console: Console) -> None:
+def _show_prompts(cfg: data_config.DataConfig, count: int, console: Console) -> None:
     """The first prompts as the model will see them, special tokens in colour and between the signs that they have."""
     prompts = PromptSet.open(cfg.output)
     special = tokenizer.control_tokens(tokenizer.load(cfg.tokenizer)).values()
@@ -97,7 +97,7 @@ def _show_prompts(cfg: prepare.DataConfig, count: int, console: Console) -> None
         console.print(f"label: {prompt.label}", markup=False)
 
 
-def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> None:
+def _show(cfg: data_config.DataConfig, report: prepare.Report, console: Console) -> None:
     counts = report.counts
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
@@ -113,6 +113,8 @@ def _show(cfg: prepare.DataConfig, report: prepare.Report, console: Console) -> 
     counted += [("left out by [selection]", counts.left_out)] if counts.left_out else []
     for name, count in counted:
         table.add_row(name, str(count), f"{count / counts.rows:.2%}")
+    for name, count in report.by_source.items() if len(cfg.sources) > 1 else ():
+        table.add_row(f"kept of {name}", str(count), f"{count / counts.kept:.2%}")
     for name, tokens in report.percentiles().items():
         table.add_row(f"tokens {name}", str(tokens))
     console.print(table)

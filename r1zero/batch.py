@@ -28,6 +28,8 @@ class Prompt:
     text: str
     additional: dict[str, str | None] = field(default_factory=dict, hash=False)
     """The columns of the row that dataset_additional_keys kept, for reward rules that the user wrote."""
+    dataset: str = ""
+    """The name of its source, if the data has several."""
 
 
 @dataclass(frozen=True)

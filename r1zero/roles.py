@@ -43,7 +43,7 @@ class Roles:
         forbidden_ids: list[int],
     ):
         self.cfg, self.layout, self.rank = cfg, layout, rank
-        self.shape = read_shape(cfg.model.path)
+        self.shape = read_shape(cfg.model.path, cfg.model.overrides)
         self.engine: Engine | None = None
         self.policy = self.reference = self.original = self.weight_offload = self.trained = None
         # The engine is built first, because vLLM checks at its start how much memory of the whole device is free.

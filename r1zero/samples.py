@@ -59,20 +59,23 @@ def choose(rows: Sequence[dict[str, Any]], worst: int, best: int) -> list[dict[s
     """
     if not worst and not best:
         return list(rows)
-    ordered = sorted(rows, key=lambda row: float("-inf") if row["reward"] is None else row["reward"])
+    ordered = sorted(
+        rows, key=lambda row: float("-inf") if (reward := recorder.number(row.get("reward"))) is None else reward
+    )
     return ordered[:worst] + ordered[::-1][:best]
 
 
 def show(row: dict[str, Any], console: Console) -> None:
-    """Print one sample: rewards, label, prompt, and the response with its tags and its last box in colour."""
-    reward = row["outcome"] if row["reward"] is None else f"reward {row['reward']:g}"
-    scores = ", ".join(f"{rule} {value:g}" for rule, value in (row["scores"] or {}).items() if value is not None)
-    console.rule(Text(f"iteration {row['iteration']}, {reward} ({scores}), label {row['label']}"), align="left")
-    console.print(Text(row["prompt"], style="dim"))
-    response = Text(row["response"])
+    """Print one sample: rewards, label, prompt, and the response with its tags and its last box in colour.
+
+    What the row lacks, as a line that another program wrote may, is left blank.
+    """
+    reward, response = recorder.number(row.get("reward")), Text(recorder.text(row, "response"))
+    console.rule(Text(recorder.describe(row)), align="left")
+    console.print(Text(recorder.text(row, "prompt"), style="dim"))
     response.highlight_words(TAGS, "bold cyan")
-    if box := last_box(row["response"]):
-        response.stylize("bold green" if (row["reward"] or 0) > 0 else "bold red", box.start, box.stop)
+    if box := last_box(response.plain):
+        response.stylize("bold green" if (reward or 0) > 0 else "bold red", box.start, box.stop)
     console.print(response)
 
 

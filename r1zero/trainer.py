@@ -14,7 +14,7 @@ from r1zero import grpo
 from r1zero.batch import Batch, Response
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.schedule import SaveSchedule
-from r1zero.config import Config, dump
+from r1zero.config import Config
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
@@ -59,14 +59,15 @@ class Trainer:
         self.order = PromptOrder(len(self.prompts), cfg.run.seed, cfg.data.shuffle)
         tokenizer.check_marks(model_tokenizer)
         stops = tokenizer.stop_ids(model_tokenizer, self.prompts.meta["stop_token_ids"])
-        shape = read_shape(cfg.model.path)
+        shape = read_shape(cfg.model.path, cfg.model.overrides)
         tokenizer.check_ids(model_tokenizer, stops, shape.vocab_size)
         if launch.local_rank == 0 and not cfg.model.checkpoint:
             # The weights are loaded last, so this reads their headers now to refuse an unusable folder early.
             HfFolder(cfg.model.path, shape, weights(shape))
         self.grader = Grader(cfg, layout, launch.rank, scorer, model_tokenizer, stops)
         self.recorder = SampleRecorder(cfg, layout, launch.rank, self.folder, self.grader.text)
-        self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out)
+        self.watch, self.progress = metrics.Stopwatch(), Progress()
+        self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out, self.progress)
         self.best = Best(cfg.evaluation.best)
         self.roles = Roles(
             cfg,
@@ -80,11 +81,12 @@ class Trainer:
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = ParityGate(cfg, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
-        self.watch, self.progress = metrics.Stopwatch(), Progress()
         self.schedule = SaveSchedule(cfg.checkpoint, cfg.run.iterations, launch.rank)
         self.checkpoints = RunCheckpoints(
             self.folder, self.roles, self.schedule, order=self.order, skip_limit=self.skip_limit, best=self.best
         )
+        self.distributions: dict[str, Tensor] = {}
+        """The rewards and lengths of the last batch, for histograms."""
         self.done = 0
         """Number of finished iterations, including those before the checkpoint that this run resumed from."""
 
@@ -96,10 +98,8 @@ class Trainer:
         self.schedule.listen()
         self.done = self.checkpoints.resume()
         self.recorder.truncate_after(self.done)
-        writer = self._open_writer()
-        if writer:
-            self.watch.observers.append(self.progress.phase)
-            self.progress.start()
+        writer = RunWriter(self.folder, self.done, self.cfg, self.gate.tolerance) if self.rank == 0 else None
+        self._show_progress()
         self.sync_and_check(0)
         if not self.done and self.evaluator.due(0):
             before = self._evaluate("step_0")
@@ -118,7 +118,7 @@ class Trainer:
             is_best = self.best.see(iteration, values)
             with self.watch.phase("record"):
                 if writer:
-                    writer.write(iteration, values)
+                    writer.write(iteration, values, self.distributions)
             self.skip_limit.see(values)
             last = self.schedule.is_last(iteration)
             if writer and last:
@@ -147,12 +147,19 @@ class Trainer:
             self.done = self.checkpoints.load_newest()
         elif target.checkpoint:
             self.done = self.checkpoints.load(target.checkpoint)
+        self._show_progress()
         self.sync_and_check(0)
         name = f"step_{self.done}" if self.done else Path(self.cfg.model.path).resolve().name
         values = self._evaluate(name)
+        self.progress.close()
         if self.rank == 0:
             show_evaluation(values, f"responses and pass rates: {self.folder / 'eval' / name}")
         self.roles.close()
+
+    def _show_progress(self) -> None:
+        if self.rank == 0:
+            self.watch.observers.append(self.progress.phase)
+            self.progress.start()
 
     def _evaluate(self, name: str) -> dict[str, float]:
         """Evaluate all sets with the engines' current weights. Returns the metrics, and the seconds that it took."""
@@ -198,8 +205,10 @@ class Trainer:
                 skipped.keep(self.folder, iteration, self.rank, roles.require_policy(), batch)
         parity = self.sync_and_check(iteration)
         with watch.phase("record"):
-            sums, peaks = self._reduce(samples, graded, update)
+            self.distributions = step_metrics.distributions(chosen.rewards, lengths)
+            # Before the reduction, so that rank 0 finds the samples of all iterations in samples.jsonl.
             self.recorder.record(iteration, samples, graded)
+            sums, peaks = self._reduce(samples, graded, update)
         return (
             step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
             | step_metrics.rounds(cfg, len(rounds), len(chosen.groups) / chosen.drawn)
@@ -219,13 +228,6 @@ class Trainer:
         with self.watch.phase("resharding_to_infer"):
             self.roles.offload_trainer()
         return parity
-
-    def _open_writer(self) -> RunWriter | None:
-        """Record the config of the run and open its metrics writer, on rank 0. Returns None on the other ranks."""
-        if self.rank != 0:
-            return None
-        (self.folder / "config.toml").write_text(dump(self.cfg), encoding="utf-8")
-        return RunWriter(self.folder, self.done, self.cfg, self.gate.tolerance)
 
     def _sample_and_grade(self, iteration: int) -> Round:
         """Run one round of rollout and grading.
@@ -321,7 +323,7 @@ class Trainer:
         """
         reducer = metrics.MetricReducer()
         first = samples is not None and self.layout.rollout.coordinate(self.rank, "tp") == 0
-        step_metrics.add_samples(reducer, self.cfg, samples if first else None, graded)
+        step_metrics.add_samples(reducer, self.cfg, samples if first else None, graded, self.prompts.datasets)
         step_metrics.add_update(reducer, update)
         self.schedule.add_requests(reducer)
         sums, peaks = reducer.reduce(self.device)

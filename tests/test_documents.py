@@ -135,7 +135,7 @@ def metric_names() -> frozenset[str]:
         reward=Reward(rules=dict.fromkeys(RULES, 1.0)), grpo=Grpo(dynamic_sampling=True, rollout_correction="truncate")
     )
     reducer = MetricReducer()
-    step_metrics.add_samples(reducer, cfg, None, None)
+    step_metrics.add_samples(reducer, cfg, None, None, datasets=("NAME",))
     step_metrics.add_update(reducer, {})
     sums = dict.fromkeys(reducer.sums, 1.0)
     sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "r1zero").rglob("*.py")))

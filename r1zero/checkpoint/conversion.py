@@ -19,7 +19,7 @@ from r1zero.checkpoint.dist_files import SUFFIX, Chunk, DistFolder, append, plac
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.manifest import CorruptError, HashedFile
 from r1zero.checkpoint.staging import StagingFolder
-from r1zero.config import UserError
+from r1zero.config import Model, UserError
 from r1zero.model.families import Weight, weights
 from r1zero.model.placement import Part, part
 from r1zero.model.shape import Shape
@@ -93,12 +93,13 @@ def to_mcore(shape: Shape, source: Path, out: Path, workers: Workers, progress: 
 
 
 def to_hf(
-    shape: Shape, source: Path, checkpoint: Path, out: Path, workers: Workers, progress: Callable[[int], Progress]
+    shape: Shape, model: Model, checkpoint: Path, out: Path, workers: Workers, progress: Callable[[int], Progress]
 ) -> None:
-    """Convert a checkpoint to Hugging Face's format, with the types, config and tokenizer of `source`.
+    """Convert a checkpoint to Hugging Face's format, with the types, config and tokenizer of model.path.
 
     Raises UserError in the cases of `to_mcore`.
     """
+    source = Path(model.path)
     every = weights(shape)
     folder = open_weights(checkpoint, shape)
     dtypes = HfFolder(source, shape, every).dtypes
@@ -122,7 +123,7 @@ def to_hf(
     stage.write(write, progress(sum(size for _, size in sizes)))
     if workers.rank == 0:
         with stage.writable():
-            hf_export.finish(stage.aside, files, source)
+            hf_export.finish(stage.aside, files, model)
         stage.publish()
     workers.barrier()
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from r1zero.checkpoint.hf_files import TYPES
 from r1zero.checkpoint.hf_folder import INDEX, SINGLE, weight_files
 from r1zero.checkpoint.manifest import HashedFile
-from r1zero.config import UserError
+from r1zero.config import Model, UserError
+from r1zero.model import overrides
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 COPIED = (".json", ".model", ".txt", ".jinja", ".py")
@@ -55,11 +56,12 @@ def file_name(number: int, count: int) -> str:
     return SINGLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def finish(folder: Path, files: dict[str, Tensors], source: Path) -> None:
-    """Write the index, and copy config and tokenizer from `source`.
+def finish(folder: Path, files: dict[str, Tensors], model: Model) -> None:
+    """Write the index, copy the tokenizer from model.path, and write its config with model.overrides.
 
     The config's FP8 settings are dropped, because what is written here is not FP8.
     """
+    source = Path(model.path)
     if len(files) > 1:
         total = sum(nbytes(dtype, shape) for tensors in files.values() for _, dtype, shape in tensors)
         index = {
@@ -70,8 +72,8 @@ def finish(folder: Path, files: dict[str, Tensors], source: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and path.suffix in COPIED and path.name != INDEX:
             shutil.copyfile(path, folder / path.name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    if config.pop("quantization_config", None) is not None:
+    config = overrides.stated_config(model)
+    if config.pop("quantization_config", None) is not None or model.overrides:
         (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 

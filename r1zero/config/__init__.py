@@ -23,6 +23,7 @@ from r1zero.config.schema import (
     Train,
     VllmGrid,
 )
+from r1zero.config.suggestions import suggest
 from r1zero.config.toml import LocalPath, OwnFunction, dump, load, plain, read_toml
 
 __all__ = [
@@ -62,4 +63,5 @@ __all__ = [
     "readable",
     "reason",
     "shared_error",
+    "suggest",
 ]

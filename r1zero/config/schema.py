@@ -1,7 +1,7 @@
 """The configuration: a tree of frozen dataclasses that mirrors the TOML file. Each default is defined once, here.
 
 Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line. The value is in TOML
-notation; a text field may omit the quotes. An unknown key is an error that names the closest known key.
+notation; a text field may omit the quotes. An unknown key is an error that names the nearest known key, or all of them.
 """
 
 from dataclasses import dataclass, field
@@ -51,6 +51,9 @@ class Model:
     must agree."""
     checkpoint: LocalPath = ""
     """A folder written by `convert.py to-mcore`, loaded instead of the safetensors; empty: load from `path`."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Values of config.json that replace those of the file, such as rope_theta. Only fields that do not describe the
+    weights can be overridden; r1zero/model/overrides.py lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)

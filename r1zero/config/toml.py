@@ -7,7 +7,6 @@ working directory. Fields that hold a path are annotated as `LocalPath`; those t
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import typing
@@ -18,6 +17,7 @@ import tomli_w
 
 from r1zero.config.errors import UserError
 from r1zero.config.files import check_utf8, read_text
+from r1zero.config.suggestions import suggest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -127,8 +127,8 @@ def _build(cls: type[T], tree: dict[str, Any], source: _Source, prefix: str) -> 
             place = getattr(value, "source", source).place
             if prefix + key in _REPLACED:
                 raise UserError(f"{place}: {prefix}{key} no longer exists; {_REPLACED[prefix + key]}")
-            nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-            raise UserError(f"{place}: unknown key {prefix}{_spelt(key)}; the nearest known one is {prefix}{nearest}")
+            hint = suggest(key, fields, spell=lambda known: prefix + known)
+            raise UserError(f"{place}: unknown key {prefix}{_spelt(key)}; {hint}")
     values = {name: tree[name] if name in tree else _default(field, source, prefix) for name, field in fields.items()}
     return cls(**{name: _convert(hints[name], value, source, prefix + name) for name, value in values.items()})
 
@@ -168,7 +168,11 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
         return {
             _convert(args[0], k, source, names[k]): _convert(args[1], v, source, names[k]) for k, v in value.items()
         }
+    if hint is Any and isinstance(value, dict):
+        return {key: _convert(Any, inner, source, f"{name}.{_spelt(key)}") for key, inner in value.items()}
     if hint is float and type(value) is int:
+        if abs(value) >= 1 << 1023:
+            raise UserError(f"{source.place}: {name} = {_shown(value)} is too large; it must be less than 1e308")
         return float(value)
     if hint is Any or type(value) is (origin or hint):
         return value

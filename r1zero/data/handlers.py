@@ -10,7 +10,6 @@ pairs of earlier questions and answers. `ValueError`, `LookupError` and `TypeErr
 any other exception ends the run.
 """
 
-import difflib
 import importlib.util
 import math
 import sys
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from r1zero.config import UserError, readable, reason
+from r1zero.config import UserError, readable, reason, suggest
 from r1zero.reward.rules import ALTERNATIVES
 
 
@@ -80,11 +79,8 @@ def text(record: dict[str, Any], column: str) -> str:
     """Returns a text, or a number as text. Raises ValueError if the row has neither, or only white space."""
     value = _reach(record, column)
     if value is _ABSENT:
-        nearest = difflib.get_close_matches(column, map(str, record), n=1, cutoff=0.0)
-        raise ValueError(
-            f"has no {column!r}"
-            + (f"; the nearest of its columns is {nearest[0]!r}" if nearest else "; the row is empty")
-        )
+        hint = suggest(column, map(str, record), "column") if record else "the row is empty"
+        raise ValueError(f"has no {column!r}; {hint}")
     if value is None:
         raise ValueError(f"{column!r} is null")
     found = as_text(value[0] if isinstance(value, list) and len(value) == 1 else value)
@@ -188,11 +184,8 @@ def find(name: str) -> Handler:
         return HANDLERS[name]
     path, colon, function = name.rpartition(":")
     if not colon:
-        nearest = difflib.get_close_matches(name, HANDLERS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"handler = {name!r}: is not known; the nearest is {nearest!r} of {', '.join(HANDLERS)}, "
-            "a handler of your own is written path.py:function"
-        )
+        hint = suggest(name, HANDLERS)
+        raise UserError(f"handler = {name!r}: is not known; {hint}; a handler of your own is written path.py:function")
     with readable(f"handler = {name!r}", "name an existing Python file"):
         if not Path(path).is_file():
             raise UserError(f"handler = {name!r}: there is no file {path!r}")

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from r1zero.data import handlers, records
-from r1zero.data.prepare import DataConfig, Examples
+from r1zero.data.data_config import DataConfig, parts
+from r1zero.data.prepare import Examples
 from r1zero.reward import LabelRow
 
 REPORT = "labels.txt"
@@ -12,11 +13,13 @@ REPORT = "labels.txt"
 
 def rows(cfg: DataConfig) -> Iterator[LabelRow]:
     """Yields every valid row, in order. Raises UserError if the files cannot be read."""
-    examples, column = Examples(cfg), cfg.map_keys.solution
-    for file in records.files(cfg.input):
-        for record in records.read(file):
-            example = examples.of(record)
-            if not isinstance(example, str):
-                solution = handlers.lookup(record.value, column) if column else None
-                worked = solution if isinstance(solution, str) and solution else None
-                yield LabelRow(str(file), record.line, example.label, worked)
+    for part in parts(cfg).values():
+        examples = Examples(part)
+        column = examples.keys.solution
+        for file in records.files(part.input):
+            for record in records.read(file):
+                example = examples.of(record)
+                if not isinstance(example, str):
+                    solution = handlers.lookup(record.value, column) if column else None
+                    worked = solution if isinstance(solution, str) and solution else None
+                    yield LabelRow(str(file), record.line, example.label, worked)

@@ -1,9 +1,9 @@
 """What preprocess.py does: turns rows into examples, prompts and token ids, and replaces the output in one step."""
 
 import dataclasses
-import difflib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from r1zero.config import LocalPath, OwnFunction, UserError
-from r1zero.data import encoders, handlers, records, selection, store, templates, tokenizer
-from r1zero.data.handlers import Example, MapKeys
+from r1zero.config import UserError, suggest
+from r1zero.data import encoders, handlers, records, selection, store, tokenizer
+from r1zero.data.data_config import DataConfig, parts
+from r1zero.data.handlers import Example
 from r1zero.data.records import Record
-from r1zero.data.selection import LeftOut, Selection
+from r1zero.data.selection import LeftOut
 
 PERCENTILES = (0, 50, 90, 99, 100)
 SHOWN = 10
@@ -25,38 +26,6 @@ _BATCH_ROWS = 1024
 
 Row = dict[str, Any]
 """Column of store.schema -> value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The configuration of preprocess.py, a file in configs/data/."""
-
-    input: LocalPath
-    """A .json, .jsonl or .parquet file, or a folder of them, which are read in order of name."""
-    tokenizer: LocalPath
-    """Folder of the model to train. The token ids are valid only for that model."""
-    output: LocalPath
-    """Folder to write. An earlier output of preprocess.py is replaced."""
-    template: str
-    """Name of an entry in `templates`, or "chat" for the tokenizer's own chat template."""
-    templates: LocalPath = str(templates.SHIPPED)
-    """A template file in MindSpeed-RL's format."""
-    enable_thinking: bool = False
-    """For reasoning templates such as qwen3. false: the prompt ends with an empty thought. A chat template receives
-    it as an argument."""
-    template_arguments: dict[str, Any] = field(default_factory=dict)
-    """Additional arguments for the tokenizer's own chat template."""
-    handler: OwnFunction = "columns"
-    """columns, gsm8k, messages, or a handler of your own as path.py:function (signature: r1zero/data/handlers.py)."""
-    map_keys: MapKeys
-    dataset_additional_keys: tuple[str, ...] = ()
-    """Additional columns to keep with each prompt."""
-    allow_special_tokens: bool = False
-    """true: a control token that the data spells, such as <|im_end|> in a question, becomes that token.
-    false: it is encoded as ordinary text."""
-    max_prompt_tokens: int = 1024
-    """Longer prompts are omitted and counted. At most rollout.max_prompt_tokens of the training config."""
-    selection: Selection = field(default_factory=Selection)
 
 
 @dataclass
@@ -81,6 +50,8 @@ class Report:
     complaints: list[str] = field(default_factory=list)
     """The first bad rows, with location and reason."""
     stop_token_ids: list[int] = field(default_factory=list)
+    by_source: Counter[str] = field(default_factory=Counter)
+    """Number of prompts kept of each of several sources."""
     notes: list[str] = field(default_factory=list)
     """Notes for the user about things that are not errors."""
 
@@ -98,18 +69,25 @@ def prepare(cfg: DataConfig, progress: Progress) -> Report:
     """Preprocess one data set. Raises UserError, in which case nothing was written."""
     if cfg.max_prompt_tokens < 1:
         raise UserError(f"max_prompt_tokens = {cfg.max_prompt_tokens}; it must be at least 1")
-    selection.check(cfg.selection)
-    files = records.files(cfg.input)
+    every = {name: Examples(part) for name, part in parts(cfg).items()}
+    weights = {name: one.weight for name, one in cfg.sources.items() if one.weight is not None}
+    selection.check(cfg.selection, weights)
+    files = {name: records.files(examples.cfg.input) for name, examples in every.items()}
     encoder = encoders.find(cfg.tokenizer, _how(cfg))
-    examples = Examples(cfg)
+    additional = next(iter(every.values())).additional
     with store.replaced(cfg.output) as folder:
         report = Report(stop_token_ids=encoder.stop_token_ids, notes=encoder.notes)
-        all_rows = ((record, _row(record, examples, encoder)) for record in _watched(files, report, progress))
-        rows = selection.select(all_rows, cfg.selection, cfg.max_prompt_tokens)
-        _write(folder, store.schema(examples.additional), cfg.max_prompt_tokens, rows, report)
-        examples.check_columns()
+        all_rows = (
+            (record, _row(record, examples, encoder, name))
+            for name, examples in every.items()
+            for record in _watched(files[name], report, progress)
+        )
+        rows = selection.select(all_rows, cfg.selection, cfg.max_prompt_tokens, weights)
+        schema = store.schema(additional, has_sources=len(every) > 1)
+        _write(folder, schema, cfg.max_prompt_tokens, rows, report)
+        _check_columns(list(every.values()))
         _check_kept(cfg, report)
-        _write_meta(folder, cfg, encoder, files, report)
+        _write_meta(folder, cfg, encoder, [file for some in files.values() for file in some], report)
     return report
 
 
@@ -119,9 +97,34 @@ def _how(cfg: DataConfig) -> encoders.How:
     )
 
 
+def _check_columns(every: list["Examples"]) -> None:
+    """Raises UserError about a configured column that no row has. An additional column may be in any of the sources."""
+    additional = "dataset_additional_keys"
+    nowhere = set.intersection(*(examples.unseen[additional] for examples in every))
+    _refuse_columns(additional, nowhere, every)
+    for examples in every:
+        for name, columns in examples.unseen.items():
+            if name != additional:
+                _refuse_columns(name, columns, [examples])
+
+
+def _refuse_columns(name: str, missing: set[str], where: list["Examples"]) -> None:
+    if missing and any(examples.rows for examples in where):
+        inputs = " or ".join(examples.cfg.input for examples in where)
+        column = min(missing)
+        hint = suggest(column, sorted(set[str]().union(*(examples.columns for examples in where))), "column")
+        raise UserError(f"{name}: no row of {inputs} has a column {column!r}; {hint}")
+
+
 def _check_kept(cfg: DataConfig, report: Report) -> None:
-    """Raises UserError if no row was kept."""
+    """Raises UserError if no row was kept, or none of a source."""
     if report.counts.kept:
+        for name, one in cfg.sources.items():
+            if len(cfg.sources) > 1 and not report.by_source[name]:
+                raise UserError(
+                    f"sources.{name}.input = {one.input!r}: none of its rows is kept; preprocess it alone to see "
+                    "why, or remove it"
+                )
         return
     why = "; the files are empty"
     if report.counts.left_out:
@@ -130,7 +133,8 @@ def _check_kept(cfg: DataConfig, report: Report) -> None:
         why = f", the first because {report.complaints[0]}"
     elif report.lengths:
         why = f", all over max_prompt_tokens = {cfg.max_prompt_tokens}; the shortest has {min(report.lengths)}"
-    raise UserError(f"input = {cfg.input!r}: none of its {report.counts.rows} rows is kept{why}")
+    field, rows = (f"input = {cfg.input!r}", "its") if cfg.input else ("sources", "their")
+    raise UserError(f"{field}: none of {rows} {report.counts.rows} rows is kept{why}")
 
 
 class Examples:
@@ -141,7 +145,9 @@ class Examples:
         self.handler = handlers.find(cfg.handler)
         # "labels" is the reference's name for the label, which is always kept.
         self.additional = tuple(key for key in cfg.dataset_additional_keys if key != "labels")
-        keys = cfg.map_keys
+        if cfg.map_keys is None:
+            raise UserError(f"map_keys is missing and has no default (it says which columns of {cfg.input} to read)")
+        self.keys = keys = cfg.map_keys
         self.unseen = {
             "dataset_additional_keys": set(self.additional),
             "map_keys.solution": {keys.solution} - {""},
@@ -159,7 +165,7 @@ class Examples:
         self.columns.update(map(str, record.value) if isinstance(record.value, dict) else ())
         for wanted in self.unseen.values():
             wanted -= {column for column in wanted if self._has(record.value, column)}
-        return handlers.apply(self.handler, record.value, self.cfg.map_keys)
+        return handlers.apply(self.handler, record.value, self.keys)
 
     def _has(self, value: Any, column: str) -> bool:
         try:
@@ -174,14 +180,6 @@ class Examples:
         for value in texts.values():
             (value or "").encode("utf-8")
         return texts
-
-    def check_columns(self) -> None:
-        """Raises UserError about a configured column that no row has."""
-        for name, columns in self.unseen.items():
-            for column in sorted(columns) if self.rows else ():
-                nearest = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.0)
-                hint = f"the nearest is {nearest[0]!r}" if nearest else "the rows have no columns"
-                raise UserError(f"{name}: no row of {self.cfg.input} has a column {column!r}; {hint}")
 
 
 def _spelt(value: Any) -> str | None:
@@ -221,6 +219,7 @@ def _write(
                 reason = f"its prompt has {len(row['token_ids'])} tokens, over max_prompt_tokens = {max_prompt_tokens}"
             else:
                 counts.kept += 1
+                report.by_source[row.get("dataset", "")] += 1
                 batch.append(row)
             if reason:
                 rejected.write(json.dumps({"source": record.source, "reason": reason}) + "\n")
@@ -233,7 +232,7 @@ def _write(
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
 
 
-def _row(record: Record, examples: Examples, encoder: encoders.Encoder) -> Row | str:
+def _row(record: Record, examples: Examples, encoder: encoders.Encoder, dataset: str) -> Row | str:
     example = examples.of(record)
     if isinstance(example, str):
         return example
@@ -245,7 +244,7 @@ def _row(record: Record, examples: Examples, encoder: encoders.Encoder) -> Row |
         token_ids, text = encoder.encode(example)
     except ValueError as error:  # a chat template may refuse what others take
         return str(error)
-    row = {"token_ids": token_ids, "text": text, "label": example.label, "source": record.source}
+    row = {"token_ids": token_ids, "text": text, "label": example.label, "source": record.source, "dataset": dataset}
     return row | {"additional": additional} if additional else row
 
 
@@ -263,6 +262,7 @@ def _write_meta(folder: Path, cfg: DataConfig, encoder: encoders.Encoder, files:
         "template": {"path": os.path.abspath(encoder.path), "name": cfg.template, "digest": encoder.digest},
         "stop_words": list(encoder.stop_words),
         "stop_token_ids": report.stop_token_ids,
+        "datasets": dict(report.by_source) if len(cfg.sources) > 1 else {},
         "sources": [{"path": os.path.abspath(file), "sha256": store.file_digest(file)} for file in files],
         "config": dataclasses.asdict(cfg),
         "bytes": prompts.stat().st_size,

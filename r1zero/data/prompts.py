@@ -16,6 +16,9 @@ class PromptSet:
 
     def __init__(self, path: str, meta: dict[str, Any], table: pa.Table):
         self.path, self.meta, self._table = path, meta, table
+        has_several = "dataset" in table.column_names
+        self.datasets: tuple[str, ...] = tuple(sorted(table["dataset"].unique().to_pylist())) if has_several else ()
+        """The names of the sources, if there are several."""
 
     @classmethod
     def open(cls, path: str, field: str = "data.path") -> "PromptSet":
@@ -31,7 +34,9 @@ class PromptSet:
 
     def __getitem__(self, index: int) -> Prompt:
         token_ids, label, text = (self._table[name][index].as_py() for name in ("token_ids", "label", "text"))
-        return Prompt(row=index, token_ids=tuple(token_ids), label=label, text=text, additional=self.additional(index))
+        dataset = self._table["dataset"][index].as_py() if self.datasets else ""
+        additional = self.additional(index)
+        return Prompt(index, tuple(token_ids), label, text, additional, dataset)
 
     def source(self, index: int) -> str:
         """Returns the origin of the row, as file:line."""

@@ -1,8 +1,12 @@
-"""Reads the rows of JSON, JSONL and Parquet files with their location. An unreadable row is reported and skipped."""
+"""Reads the rows of JSON, JSONL, Parquet and Arrow files with their location.
+
+An unreadable row is reported and skipped. A folder that `save_to_disk` of the library datasets wrote is read with
+pyarrow alone.
+"""
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +14,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet
 
-from r1zero.config import UserError, check_utf8, read_text, readable, reason
+from r1zero.config import UserError, check_utf8, read_json, read_text, readable, reason
+
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class Record(NamedTuple):
@@ -18,7 +24,7 @@ class Record(NamedTuple):
 
     file: Path
     line: int
-    """Line number, from 1; in a Parquet file the row number."""
+    """Line number, from 1; in a Parquet or Arrow file the row number."""
     value: Any
     """The row, usually an object; None if it cannot be read."""
     problem: str
@@ -36,21 +42,38 @@ class Record(NamedTuple):
 def files(path: str) -> list[Path]:
     """Returns a data file, or all data files of a folder sorted by name, without hidden ones.
 
-    Raises UserError if there is none.
+    Of a saved data set of the library datasets, these are the files that it consists of, in its order. Raises UserError
+    if there is none.
     """
     root, kinds = Path(path), ", ".join(READERS)
     with readable(f"input = {path!r}", "name the data to read"):
         if not root.is_dir():
             return [_data_file(path)]
+        if all((root / name).is_file() for name in ("state.json", "dataset_info.json")):
+            return _saved_files(root)
         inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
         found = [p for p in inside if p.suffix in READERS and not p.is_dir()]
         folders = ", ".join(repr(p.name) for p in inside if p.is_dir())
-    if not found:
+    if not found or (root / "dataset_dict.json").is_file():  # the latter has a folder for each split
         cure = f"name one of its folders: {folders}" if folders else "name the data to read"
         raise UserError(f"input = {path!r}: is a folder without {kinds} files of its own; {cure}")
     for file in found:
         check_utf8(str(file), repr(str(file)))
     return found
+
+
+def _saved_files(root: Path) -> list[Path]:
+    """Returns the files of a saved data set. Raises UserError if they are not all there."""
+    cure = "save the data set again with save_to_disk"
+    state = read_json(root / "state.json", cure)
+    entries = state.get("_data_files") if isinstance(state, dict) else None
+    listed = [one.get("filename") for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    names = [name for name in listed if isinstance(name, str) and (root / name).is_file()]
+    if not names or len(names) < len(listed):
+        raise UserError(f"{root / 'state.json'}: lists no files, or files that are missing; {cure}")
+    if state.get("_indices_data_files"):  # written by versions of datasets before 2.0
+        raise UserError(f"{root}: selects rows by an index; call flatten_indices() and {cure}")
+    return [root / name for name in names]
 
 
 def _data_file(path: str) -> Path:
@@ -190,13 +213,44 @@ def _skip_space(text: str, at: int) -> int:
 def _parquet(path: Path) -> Iterator[Record]:
     try:
         with pa.parquet.ParquetFile(path) as file:
-            number, total = 0, max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=1024):
-                for i in range(batch.num_rows):
-                    number += 1
-                    yield Record(path, number, *_row(batch, i), number / total)
+            total = max(file.metadata.num_rows, 1)
+            for number, (value, problem) in enumerate(_rows(file.iter_batches(batch_size=1024)), 1):
+                yield Record(path, number, value, problem, number / total)
     except (pa.ArrowException, ValueError, OverflowError) as error:  # even the names in a corrupt file may not be UTF-8
         raise UserError(f"{path}: is corrupt or not Parquet ({reason(error)}); copy it again") from None
+
+
+def _arrow(path: Path) -> Iterator[Record]:
+    """Reads Arrow's stream format, which the library datasets writes, or its file format."""
+    size, number, done = max(path.stat().st_size, 1), 0, 0.0
+    try:
+        with pa.OSFile(str(path)) as file:
+            for batch in _batches(file):
+                batch.validate(full=True)  # otherwise a damaged offset would crash the process
+                before, done = done, file.tell() / size
+                for i, (value, problem) in enumerate(_rows([batch]), 1):
+                    yield Record(path, number + i, value, problem, before + (done - before) * i / batch.num_rows)
+                number += batch.num_rows
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: is corrupt or not Arrow ({reason(error)}); copy it again") from None
+
+
+def _batches(file: pa.OSFile) -> Iterator[pa.RecordBatch]:
+    """Yields the batches of an Arrow file. Raises ValueError if it is a stream without an end, as one cut short is."""
+    if file.read(6) == b"ARROW1":
+        table = pa.ipc.open_file(file)
+        yield from (table.get_batch(i) for i in range(table.num_record_batches))
+        return
+    file.seek(max(file.size() - len(_END_OF_STREAM), 0))
+    if file.read() != _END_OF_STREAM:
+        raise ValueError("it does not end as a stream does")
+    file.seek(0)
+    yield from pa.ipc.open_stream(file)
+
+
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Any, str]]:
+    for batch in batches:
+        yield from (_row(batch, i) for i in range(batch.num_rows))
 
 
 def _row(batch: pa.RecordBatch, i: int) -> tuple[Any, str]:
@@ -206,4 +260,9 @@ def _row(batch: pa.RecordBatch, i: int) -> tuple[Any, str]:
         return None, f"cannot be read: {error}"
 
 
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {".json": _json, ".jsonl": _lines, ".parquet": _parquet}
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".json": _json,
+    ".jsonl": _lines,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}

@@ -1,12 +1,13 @@
 """Selects and orders the good rows that become prompts: the section `[selection]` of the files in configs/data/."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from r1zero.config import LocalPath, UserError
-from r1zero.data import pass_rates
+from r1zero.data import mixture, pass_rates
 from r1zero.data.records import Record
 
 
@@ -27,7 +28,8 @@ class Selection:
     max_pass_rate: float = 1.0
     """Keep the rows whose pass rate is between these two values, both included."""
     sample: int = 0
-    """Number of rows to keep, chosen by a hash of the prompt and `seed`. They stay in the order of the file. 0: all."""
+    """Number of rows to keep, chosen by a hash of the prompt and `seed`. They stay in the order of the file. 0: all,
+    or, if the sources have weights, as many as these permit."""
     seed: int = 0
     limit: int = 0
     """Number of rows to keep, counted from the first. 0: all."""
@@ -44,8 +46,16 @@ Row = dict[str, Any]
 Rows = Iterable[tuple[Record, Row | str]]
 
 
-def check(cfg: Selection) -> None:
-    """Raises UserError if a field has an impossible value, or if two fields contradict each other."""
+def check(cfg: Selection, weights: Mapping[str, float]) -> None:
+    """Raises UserError if a field has an impossible value, or if two fields contradict each other.
+
+    weights: those of the sources; empty if they have none.
+    """
+    if cfg.limit and weights:
+        raise UserError(
+            f"selection.limit = {cfg.limit} would keep the first rows, whatever the weights of the sources are; set "
+            "selection.sample instead"
+        )
     for name in ("held_out_share", "min_pass_rate", "max_pass_rate"):
         if not 0 <= getattr(cfg, name) <= 1:
             raise UserError(f"selection.{name} = {getattr(cfg, name)}; it must be between 0 and 1")
@@ -70,16 +80,19 @@ def check(cfg: Selection) -> None:
         raise UserError(f"selection.{by_rate[0]} needs selection.pass_rates; {pass_rates.CURE}")
 
 
-def select(rows: Rows, cfg: Selection, max_prompt_tokens: int) -> Iterator[tuple[Record, Row | str]]:
+def select(
+    rows: Rows, cfg: Selection, max_prompt_tokens: int, weights: Mapping[str, float]
+) -> Iterator[tuple[Record, Row | str]]:
     """Yields every row, with a LeftOut in place of each row that is not selected.
 
     rows: a record and its prompt, or the reason why it has none. Bad rows, and rows whose prompt is longer than
-    max_prompt_tokens, are passed through unchanged. Raises UserError if cfg.pass_rates cannot be read as a file of
-    pass rates, or if it contains none of these prompts.
+    max_prompt_tokens, are passed through unchanged. weights: source of a row -> its weight; empty: no source has one.
+    Raises UserError if cfg.pass_rates cannot be read as a file of pass rates, or if it contains none of these prompts,
+    or if the weights cannot be met.
     """
     rates = pass_rates.read(cfg.pass_rates) if cfg.pass_rates else None
     judge = _Judge(cfg, rates)
-    waits = bool(cfg.sample or cfg.limit) or cfg.order != "file"
+    waits = bool(cfg.sample or cfg.limit or weights) or cfg.order != "file"
     held: list[tuple[Record, Row]] = []
     for record, row in rows:
         if isinstance(row, str) or len(row["token_ids"]) > max_prompt_tokens:
@@ -95,24 +108,40 @@ def select(rows: Rows, cfg: Selection, max_prompt_tokens: int) -> Iterator[tuple
             f"selection.pass_rates = {cfg.pass_rates!r}: contains none of these prompts; evaluate prompts that were "
             "made with the same tokenizer and template"
         )
-    yield from _chosen(held, cfg, rates or {})
+    yield from _chosen(held, cfg, rates or {}, weights)
 
 
 def _chosen(
-    held: list[tuple[Record, Row]], cfg: Selection, rates: pass_rates.Rates
+    held: list[tuple[Record, Row]], cfg: Selection, rates: pass_rates.Rates, weights: Mapping[str, float]
 ) -> Iterator[tuple[Record, Row | str]]:
-    """Applies `sample`, `limit` and `order`, which need all rows."""
+    """Applies `sample`, the weights, `limit` and `order`, which need all rows."""
     kept = list(range(len(held)))
-    if cfg.sample:
+    if cfg.sample or weights:
         hashes = [_share(row["text"], f"sample {cfg.seed}") for _, row in held]
-        kept = sorted(sorted(kept, key=hashes.__getitem__)[: cfg.sample])
+        kept.sort(key=hashes.__getitem__)
+        kept = sorted(_of_each(kept, held, cfg, weights) if weights else kept[: cfg.sample])
     kept = kept[: cfg.limit or None]
     left_out = set(range(len(held))) - set(kept)
     if cfg.order == "pass_rate":
         kept.sort(key=lambda i: -rates[held[i][1]["text"], held[i][1]["label"]])
     yield from (held[i] for i in kept)
     for i in sorted(left_out):
-        yield held[i][0], LeftOut(f"is not among the rows kept by sample = {cfg.sample} and limit = {cfg.limit}")
+        by = "the weights of the sources and " if weights else ""
+        yield held[i][0], LeftOut(f"is not among the rows kept by {by}sample = {cfg.sample} and limit = {cfg.limit}")
+
+
+def _of_each(
+    order: list[int], held: list[tuple[Record, Row]], cfg: Selection, weights: Mapping[str, float]
+) -> list[int]:
+    """Returns the first rows in `order` of each source, as many as its weight permits."""
+    source = [row["dataset"] for _, row in held]
+    left = mixture.quotas(Counter(source), weights, cfg.sample)
+    kept = []
+    for i in order:
+        if left[source[i]]:
+            left[source[i]] -= 1
+            kept.append(i)
+    return kept
 
 
 class _Judge:

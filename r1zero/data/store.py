@@ -1,6 +1,7 @@
 """The folder that preprocess.py writes and train.py reads: a memory-mapped prompts.arrow and a readable meta.json.
 
-prompts.arrow   Arrow IPC: token_ids, text, label, source (file:line), additional (the kept columns, as texts)
+prompts.arrow   Arrow IPC: token_ids, text, label, source (file:line), additional (the kept columns, as texts),
+                dataset (the name of one of several sources)
 meta.json       counts, percentiles of tokens, digests of tokenizer, template and sources, stop_token_ids
 rejected.jsonl  one line for each row that was invalid or too long, with its location and the reason
 """
@@ -35,8 +36,12 @@ META_TYPES = {
 """The entries that readers use. The rest of meta.json is for people."""
 
 
-def schema(additional: tuple[str, ...]) -> pa.Schema:
-    """Returns the Arrow schema of prompts.arrow. additional: names of the kept columns."""
+def schema(additional: tuple[str, ...], *, has_sources: bool) -> pa.Schema:
+    """Returns the Arrow schema of prompts.arrow.
+
+    additional: names of the kept columns. has_sources: whether the prompts are from several sources.
+    """
+    dataset = [("dataset", pa.string())] if has_sources else []
     kept = [("additional", pa.struct([(key, pa.string()) for key in additional]))] if additional else []
     return pa.schema(
         [
@@ -45,6 +50,7 @@ def schema(additional: tuple[str, ...]) -> pa.Schema:
             ("label", pa.string()),
             ("source", pa.string()),
             *kept,
+            *dataset,
         ]
     )
 

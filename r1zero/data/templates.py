@@ -6,7 +6,6 @@ The file is a list of entries. An entry has a `name` and optionally `format_user
 `["eos_token"]`, or `{"token": "<name>"}`. Semantics: mindspeed_rl/datasets/templates.py and formatter.py.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from r1zero.config import UserError, read_json
+from r1zero.config import UserError, read_json, suggest
 
 _INSTALLED = Path(__file__).resolve().parents[1] / "templates" / "templates.json"
 """Where pyproject.toml puts the file when the package is installed; absent in the repository."""
@@ -91,8 +90,7 @@ def load(path: str, name: str) -> Template:
     if names.count(name) > 1:
         raise UserError(f"{path}: has {names.count(name)} templates named {name!r}; rename all but one")
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        hint = f"the nearest is {nearest[0]!r} of {', '.join(names)}" if nearest else "the file is empty"
+        hint = suggest(name, names, "template") if names else "the file is empty"
         raise UserError(f"{path}: has no template {name!r}; {hint}")
     number = names.index(name)
     return _template(entries[number], f"{path}: entry {number + 1} ({name})")
@@ -111,8 +109,7 @@ def _entries(path: str) -> list[dict[str, Any]]:
 def _template(entry: dict[str, Any], where: str) -> Template:
     for key in entry:
         if key not in FIELDS + UNUSED_FIELDS:
-            nearest = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)[0]
-            raise UserError(f"{where}: unknown field {key!r}; the nearest known one is {nearest!r}")
+            raise UserError(f"{where}: unknown field {key!r}; {suggest(key, FIELDS)}")
     try:
         json.dumps(entry, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -21,6 +21,7 @@ from r1zero.evaluation import figures
 from r1zero.evaluation.figures import NO_VOTE, Outcomes
 from r1zero.grading import Grader
 from r1zero.observability import tables
+from r1zero.observability.progress import Progress
 from r1zero.reward import Score
 from r1zero.reward.boxes import last_box
 from r1zero.reward.rules import has_base_format
@@ -34,8 +35,11 @@ COLUMNS = ("correct", "equal", "in_format", "truncated", "unscored", "length", "
 class Evaluator:
     """Evaluates the weights that the engines currently have."""
 
-    def __init__(self, cfg: Config, layout: Layout, rank: int, grader: Grader, sets: dict[str, PromptSet]):
+    def __init__(
+        self, cfg: Config, layout: Layout, rank: int, grader: Grader, sets: dict[str, PromptSet], progress: Progress
+    ):
         self.cfg, self.layout, self.rank, self.grader, self.sets = cfg, layout, rank, grader, sets
+        self.progress = progress
 
     def due(self, iteration: int) -> bool:
         """Returns whether to evaluate after this iteration. Iteration 0 stands for the model before the first one."""
@@ -100,7 +104,10 @@ class Evaluator:
             lambda p, sample: request_seed(seed, "evaluation", name, share[p].row, sample),
         )
 
+        self.progress.begin(f"evaluation of {name}", len(share) * one.samples)
+
         def grade(response: Response) -> None:
+            self.progress.see(response)
             if (response.prompt * one.samples + response.sample) % self.grader.peers == self.grader.turn:
                 prompt, key = share[response.prompt], (response.prompt, response.sample)
                 text = self.grader.text(response)

@@ -11,13 +11,14 @@ projection of attention.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from r1zero.config import Model, UserError
+from r1zero.model import overrides
 from r1zero.model.config_fields import Config, Fields, shown
 from r1zero.model.family_fields import DEEPSEEK_V3, FP8, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
 from r1zero.model.shape import Shape, read_deepseek, read_llama, read_mistral, read_qwen2, read_qwen3, read_qwen3_moe
@@ -193,15 +194,17 @@ FAMILIES = {
 }
 
 
-def read_shape(hf_dir: str | Path) -> Shape:
+def read_shape(hf_dir: str | Path, changes: Mapping[str, Any] | None = None) -> Shape:
     """Read the shape from `hf_dir`/config.json, or from a file in configs/model/.
 
-    Raises UserError if the file is missing, contradicts itself, or has an unknown field or an unsupported value.
+    changes: model.overrides. Raises UserError if the file is missing, contradicts itself, or has an unknown field or an
+    unsupported value, or if a field cannot be overridden.
     """
     file = Config.load(Path(hf_dir) if Path(hf_dir).suffix == ".toml" else Path(hf_dir) / "config.json")
     architecture = _architecture(file)
     family = FAMILIES[architecture]
-    config = file.checked(family.fields, architecture)
+    overrides.check(changes or {}, family.fields, architecture)
+    config = overrides.merge(file, changes or {}).checked(family.fields, architecture)
     _fp8_block(config)
     return Shape(
         family=architecture,
@@ -241,10 +244,10 @@ def _fp8_block(config: Config) -> tuple[int, int] | None:
 def model_shape(model: Model) -> Shape:
     """Read the shape from model.path's config.json or from model.shape. Raises UserError if both exist and differ."""
     if not model.shape:
-        return read_shape(model.path)
-    stated = read_shape(model.shape)
+        return read_shape(model.path, model.overrides)
+    stated = read_shape(model.shape, model.overrides)
     if model.path and (Path(model.path) / "config.json").exists():
-        found = read_shape(model.path)
+        found = read_shape(model.path, model.overrides)
         for field in dataclasses.fields(Shape):
             ours, theirs = getattr(stated, field.name), getattr(found, field.name)
             if ours != theirs:

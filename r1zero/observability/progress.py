@@ -53,6 +53,11 @@ class Progress:
             self.name, self.iteration, self.began = name, iteration, self.clock()
             self.total = self.finished = self.tokens = self.longest = 0
 
+    def begin(self, name: str, responses: int) -> None:
+        """Record that the phase goes on with a part of this name, for which the engine gets this many requests."""
+        self.phase(name, self.iteration)
+        self.expect(responses)
+
     def expect(self, responses: int) -> None:
         """Record that this many more responses are requested from the engine in this phase."""
         self.total += responses

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,26 @@ def read(folder: Path, iteration: int | None) -> Sequence[dict[str, Any]]:
     chosen = known[-1] if iteration is None else iteration
     parts = sorted((folder / FOLDER / f"iteration_{chosen}").glob("engine_*.parquet"))
     return tables.read(parts) if parts else [row for row in rows if row["iteration"] == chosen]
+
+
+def number(value: Any) -> float | None:
+    """Returns a value from JSON as a float, or None if it is not a finite number that fits one."""
+    is_number = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+    return float(value) if is_number and isfinite(value) else None
+
+
+def text(row: dict[str, Any], name: str) -> str:
+    """Returns a text of the row, or an empty text if the row has none under this name."""
+    value = row.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def describe(row: dict[str, Any]) -> str:
+    """Returns iteration, reward or outcome, the value of each rule, and the label, as far as the row has them."""
+    reward, given = number(row.get("reward")), row.get("scores")
+    values = {rule: number(value) for rule, value in given.items()} if isinstance(given, dict) else {}
+    scores = ", ".join(f"{rule} {value:g}" for rule, value in values.items() if value is not None)
+    graded = (text(row, "outcome") or "no reward") if reward is None else f"reward {reward:g}"
+    return f"iteration {row.get('iteration', '')}, {graded}{f' ({scores})' if scores else ''}" + (
+        f", label {label}" if (label := text(row, "label")) else ""
+    )

@@ -3,21 +3,33 @@
 The names are those of MindSpeed-RL (docs/zh/features/log_metrics.md there).
 """
 
+from collections.abc import Sequence
+from math import nan
+
 import torch
+from torch import Tensor
 
 from r1zero import grpo
 from r1zero.config import Config
+from r1zero.distributed.exchange import BatchLengths, Rewards
 from r1zero.grading import OUTCOMES, Graded, Samples
 from r1zero.objective import SUMS
 from r1zero.observability.metrics import MetricReducer
 
+SOURCE_REWARD, SOURCE_SCORED = "source_reward", "source_scored"
+"""Sums over the graded responses of each source."""
 RANGES = ("rewards", "response_length", "prompt_length")
 """Quantities that are reported with mean, minimum and maximum."""
 
 
-def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, graded: Graded | None) -> None:
+def add_samples(
+    reducer: MetricReducer, cfg: Config, samples: Samples | None, graded: Graded | None, datasets: Sequence[str] = ()
+) -> None:
     """Add the samples of an engine, on its first rank. Other ranks pass None, which adds the same names without
-    content."""
+    content.
+
+    datasets: the sources of the prompts, if there are several.
+    """
     rules = list(cfg.reward.rules)
     for name in (
         "samples",
@@ -32,6 +44,7 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
         "prompt_tokens",
         "response_tokens",
         *(f"rule/{rule}" for rule in rules),
+        *(f"{what}/{name}" for name in datasets for what in (SOURCE_REWARD, SOURCE_SCORED)),
     ):
         reducer.add(name, 0.0)
     for name in RANGES:
@@ -59,10 +72,20 @@ def add_samples(reducer: MetricReducer, cfg: Config, samples: Samples | None, gr
     }
     for name, value in sums.items():
         reducer.add(name, float(value))
+    for response, reward, scored in zip(samples.responses, graded.rewards_B.tolist(), graded.scored_B, strict=True):
+        if datasets and scored:
+            name = samples.prompts[response.prompt].dataset
+            reducer.add(f"{SOURCE_REWARD}/{name}", reward)
+            reducer.add(f"{SOURCE_SCORED}/{name}", 1.0)
     for name, values in zip(RANGES, (rewards.tolist(), lengths, prompts), strict=True):
         if values:
             reducer.peak(f"{name}/max", max(values))
             reducer.peak(f"{name}/-min", -min(values))
+
+
+def distributions(rewards: Rewards, lengths: BatchLengths) -> dict[str, Tensor]:
+    """Returns the rewards, as the advantages use them, and the lengths of the responses of a batch."""
+    return {"grpo/rewards": rewards.rewards_B[rewards.scored_B], "response_length": lengths.response_lengths_B}
 
 
 def add_update(reducer: MetricReducer, update: dict[str, float]) -> None:
@@ -95,6 +118,7 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
         }
     for rule in cfg.reward.rules:
         metrics[f"{rule}_rewards/mean"] = sums[f"rule/{rule}"] / scored
+    metrics |= source_rewards(sums)
     return metrics | {
         "frac_reward_zero_std": sums["constant_groups"] / sums["groups"],
         "response_length/clip_ratio": sums["clipped_responses"] / sums["samples"],
@@ -114,6 +138,19 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
         "rollout_gap/mean": sums["actor/gap"] / max(sums["actor/gap_tokens"], 1.0),
         "rollout_gap/max": peaks["gap_max"],
         **_correction(cfg, sums, tokens),
+    }
+
+
+def source_rewards(sums: dict[str, float]) -> dict[str, float]:
+    """Returns the mean reward of each of several sources; NaN for one without graded responses in this iteration."""
+    counts = {
+        name.removeprefix(f"{SOURCE_SCORED}/"): count
+        for name, count in sums.items()
+        if name.startswith(f"{SOURCE_SCORED}/")
+    }
+    return {
+        f"reward/source/{name}": sums[f"{SOURCE_REWARD}/{name}"] / count if count else nan
+        for name, count in counts.items()
     }
 
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from r1zero.config import CollectiveError, Config, plain
 
 log = logging.getLogger(__name__)
 
 PROJECT = "r1zero"
+T = TypeVar("T")
 Log = Callable[[dict[str, float], int], None]
 Close = Callable[[], None]
 
@@ -65,32 +66,23 @@ def check(names: tuple[str, ...]) -> None:
             )
 
 
-class Tracker:
-    """One tracker of a run, on rank 0."""
+class Background:
+    """A thread that makes the calls of one tracker, in order. The first error is reported, and the run continues."""
 
-    def __init__(self, name: str, cfg: Config, folder: Path):
+    def __init__(self, name: str):
         self.name = name
         self._thread = ThreadPoolExecutor(1, name)
-        self._opened = self._thread.submit(lambda: OPENERS[name](importlib.import_module(name), cfg, folder))
         self._is_broken = False
-        self._watch(self._opened)
 
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the values of an iteration that are finite numbers."""
-        finite = {key: value for key, value in values.items() if isfinite(value)}
-        self._watch(self._thread.submit(lambda: self._opened.result()[0](finite, iteration)))
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Have the thread make a call."""
+        future = self._thread.submit(call)
+        future.add_done_callback(self._say)
+        return future
 
     def close(self) -> None:
-        """Wait until everything is logged, and close the tracker."""
-
-        def finish() -> None:
-            self._opened.result()[1]()
-
-        self._watch(self._thread.submit(finish))
+        """Wait until all calls are made."""
         self._thread.shutdown()
-
-    def _watch(self, future: Future[Any]) -> None:
-        future.add_done_callback(self._say)
 
     def _say(self, future: Future[Any]) -> None:
         error = future.exception()
@@ -102,3 +94,25 @@ class Tracker:
                 type(error).__name__,
                 str(error).strip().partition("\n")[0],
             )
+
+
+class Tracker:
+    """One tracker of a run, on rank 0."""
+
+    def __init__(self, name: str, cfg: Config, folder: Path):
+        self._thread = Background(name)
+        self._opened = self._thread.submit(lambda: OPENERS[name](importlib.import_module(name), cfg, folder))
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the values of an iteration that are finite numbers."""
+        finite = {key: value for key, value in values.items() if isfinite(value)}
+        self._thread.submit(lambda: self._opened.result()[0](finite, iteration))
+
+    def close(self) -> None:
+        """Wait until everything is logged, and close the tracker."""
+
+        def finish() -> None:
+            self._opened.result()[1]()
+
+        self._thread.submit(finish)
+        self._thread.close()

@@ -3,56 +3,45 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
+from torch import Tensor
 
-from r1zero.config import Config
+from r1zero.config import Config, dump
 from r1zero.observability import metrics
 from r1zero.observability.alarms import AlarmMonitor
+from r1zero.observability.board import Board
 from r1zero.observability.console import Terminal
 from r1zero.observability.plots import draw
 from r1zero.observability.trackers import Tracker
 
-LAYOUT = {
-    "Is it learning?": {
-        "reward": ["Multiline", ["train/grpo/rewards/mean"]],
-        "response length": ["Multiline", ["train/response_length/mean"]],
-        "evaluation": ["Multiline", ["eval/[^/]+/pass@1$"]],
-        "in format": ["Multiline", ["train/response_format/mean", "eval/[^/]+/format$"]],
-    },
-    "Is it sound?": {
-        "gap of engine and trainer": ["Multiline", ["train/rollout_gap/mean"]],
-        "KL to the reference": ["Multiline", ["train/actor/kl_loss"]],
-        "entropy": ["Multiline", ["train/actor/entropy"]],
-        "gradient norm": ["Multiline", ["train/grad_norm"]],
-    },
-}
-"""The charts of TensorBoard's custom scalars: tags as regular expressions."""
-
 
 class RunWriter:
-    """Writes the metrics of a run. On resume, records written after the checkpoint are removed."""
+    """Writes the config and the metrics of a run. On resume, records written after the checkpoint are removed."""
 
     def __init__(self, folder: Path, done: int, cfg: Config, tolerance: float):
         """done: number of iterations in the checkpoint from which this run continues. tolerance: of the parity gate."""
         self.folder, self.iterations = folder, cfg.run.iterations
+        (folder / "config.toml").write_text(dump(cfg), encoding="utf-8")
         alarms = replace(cfg.alarms, highest_gap=cfg.alarms.highest_gap or tolerance)
         # A run without a checkpoint repeats the evaluation before its first iteration, recorded as iteration 0.
         first = done + 1 if done else 0
         metrics.truncate_after(folder / "metrics.jsonl", first - 1)
         self.alarms = AlarmMonitor(alarms, [line for line in metrics.read(folder) if line["iteration"]] if done else [])
         names = cfg.metrics.trackers
-        self.board = _board(folder, first) if "tensorboard" in names else None
+        self.board = Board(folder, first, cfg) if "tensorboard" in names else None
         self.trackers = [Tracker(name, cfg, folder) for name in names if name != "tensorboard"]
         self.terminal = Terminal()
 
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Record and show the metrics of an iteration."""
+    def write(self, iteration: int, values: Mapping[str, float], distributions: Mapping[str, Tensor]) -> None:
+        """Record and show the metrics of an iteration.
+
+        distributions: name of a metric -> its value for each sample of the batch. TensorBoard shows their histograms.
+        """
         alarms, messages = self.alarms.see(iteration, values)
         values = {**values, **alarms}
         metrics.append(self.folder / "metrics.jsonl", iteration, [values])
-        self._log(iteration, values)
+        self._log(iteration, values, distributions)
         self.terminal.print(self._line(iteration, values))
         self._show_evaluation(values)
         for message in messages:
@@ -61,14 +50,13 @@ class RunWriter:
     def write_evaluation(self, iteration: int, values: Mapping[str, float]) -> None:
         """Record and show an evaluation before the first iteration."""
         metrics.append(self.folder / "metrics.jsonl", iteration, [dict(values)])
-        self._log(iteration, values)
+        self._log(iteration, values, {})
         self._show_evaluation(values)
 
-    def _log(self, iteration: int, values: Mapping[str, float]) -> None:
+    def _log(self, iteration: int, values: Mapping[str, float], distributions: Mapping[str, Tensor]) -> None:
         named = {name if name.startswith("eval/") else f"train/{name}": value for name, value in values.items()}
         if self.board:
-            for name, value in named.items():
-                self.board.add_scalar(name, value, iteration)
+            self.board.write(iteration, named, {f"train/{name}": values for name, values in distributions.items()})
         for tracker in self.trackers:
             tracker.write(iteration, named)
 
@@ -102,15 +90,6 @@ class RunWriter:
             f"{m['timing/all']:.2f} s"
         )
         return line
-
-
-def _board(folder: Path, first: int) -> Any:
-    """Returns TensorBoard's writer. Records of an earlier process from iteration `first` on are hidden."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    board = SummaryWriter(str(folder), purge_step=first)
-    board.add_custom_scalars(LAYOUT)
-    return board
 
 
 def evaluation_lines(values: Mapping[str, float]) -> list[str]:

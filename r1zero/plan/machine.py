@@ -1,9 +1,8 @@
 """What the plan assumes of a machine: one row per kind of device. `[plan] assume` overrides any value by name."""
 
-import difflib
 from dataclasses import dataclass, fields, replace
 
-from r1zero.config import Config, UserError
+from r1zero.config import Config, UserError, suggest
 from r1zero.distributed import host
 
 GIB = 1 << 30
@@ -152,10 +151,7 @@ def machine_for(cfg: Config, size: int, rates: str = "expected") -> Machine:
     names = [f.name for f in fields(Machine)]
     for name in cfg.plan.assume:
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"plan.assume has no {name}; the nearest known one is {nearest}, and all are {', '.join(names)}"
-            )
+            raise UserError(f"plan.assume has no {name}; {suggest(name, names, spell=str)}")
         if cfg.plan.assume[name] < 0:
             raise UserError(f"plan.assume.{name} = {cfg.plan.assume[name]:g}; it cannot be negative")
     row = MACHINES[cfg.run.device]

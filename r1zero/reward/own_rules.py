@@ -1,7 +1,6 @@
 """Rules of the user, `path.py:function`: checks the file, loads the function, and passes the arguments it declares."""
 
 import ast
-import difflib
 import importlib.util
 import inspect
 import sys
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from r1zero.config.errors import RewardError
+from r1zero.config.suggestions import suggest
 
 OFFERED = ("prompt", "additional", "equal")
 """Keyword arguments that a rule may declare in addition to response and label."""
@@ -39,9 +39,8 @@ def check_rule(name: str) -> None:
         raise RewardError(f'reward rule "{name}": {where} is not Python: {getattr(error, "msg", error)}') from error
     defined = set(_bound(tree.body))
     if function not in defined and "*" not in defined:
-        nearest = difflib.get_close_matches(function, defined, n=1, cutoff=0.0)
-        hint = f'; the nearest is "{nearest[0]}"' if nearest else ""
-        raise RewardError(f'reward rule "{name}": {path} defines no function "{function}"{hint}')
+        hint = suggest(function, sorted(defined), "defined name", '"{}"'.format)
+        raise RewardError(f'reward rule "{name}": {path} defines no function "{function}"; {hint}')
 
 
 def _parts(name: str) -> tuple[Path, str]:

@@ -1,6 +1,5 @@
 """Scores responses by the rules named in the config, in killable processes beside the trainer."""
 
-import difflib
 import math
 import os
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from r1zero.config.errors import RewardError
+from r1zero.config.suggestions import suggest
 from r1zero.reward.own_rules import check_rule
 from r1zero.reward.rules import RULES
 from r1zero.reward.workers.protocol import Frames, frame, receive
@@ -58,10 +58,9 @@ def check_rules(names: Iterable[str]) -> None:
             continue
         path, colon, function = name.rpartition(":")
         if not (colon and path.endswith(".py") and function):
-            nearest = difflib.get_close_matches(name, RULES, n=1, cutoff=0.0)[0]
+            hint = suggest(name, RULES, spell='"{}"'.format)
             raise RewardError(
-                f'there is no reward rule "{name}"; the nearest is "{nearest}" '
-                f"(all: {', '.join(RULES)}; a rule of your own is written path.py:function)"
+                f'there is no reward rule "{name}"; {hint}; a rule of your own is written path.py:function'
             )
         check_rule(name)
 

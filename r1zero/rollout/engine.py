@@ -6,11 +6,11 @@ The tensor-parallel ranks of an engine receive the same requests and sample the 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from r1zero import config
 from r1zero.batch import Prompt, Response
 from r1zero.distributed import device
 from r1zero.distributed.layout import Layout
+from r1zero.model import overrides
 from r1zero.patches import patched
 from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, npu
 from r1zero.rollout.arguments import engine_arguments
@@ -59,10 +60,15 @@ class Engine:
         self._cfg, self._stop_token_ids, self._adapter = cfg, stop_token_ids, ADAPTERS[cfg.run.device]
         self._asleep = self._cache_asleep = False
         self._stack = ExitStack()
-        model_config = json.loads((Path(cfg.model.path) / "config.json").read_text(encoding="utf-8"))
+        model_config = overrides.stated_config(cfg.model)
         arguments = (
             engine_arguments(cfg, model_config) | self._adapter.ARGUMENTS | self._adapter.arguments(model_config)
         )
+        if cfg.model.overrides:
+            # As a file, so that vLLM treats them exactly as if config.json had stated them.
+            folder = self._stack.enter_context(TemporaryDirectory())
+            overrides.write(cfg.model, Path(folder))
+            arguments["hf_config_path"] = folder
         with device.quiet_imports():
             from vllm import LLM, SamplingParams
             from vllm.engine.arg_utils import EngineArgs

@@ -3,11 +3,10 @@
 This module imports neither torch nor vLLM, so that a config can be checked without them.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from r1zero.config import UserError
+from r1zero.config import UserError, suggest
 
 _SAMPLING = "the engine's logprobs would no longer be those of the distribution that it samples from"
 _PRECISION = "the engine would compute in another precision than the trainer, so their logprobs would differ"
@@ -80,6 +79,5 @@ def check_known(options: Mapping[str, Any], known: Iterable[str]) -> None:
     names = sorted(set(known) - set(REFUSED))
     for name in options:
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1)
-            hint = f"; the nearest one is rollout.engine.{nearest[0]}" if nearest else ""
-            raise UserError(f"rollout.engine.{name}: the installed vLLM has no such option{hint}")
+            hint = suggest(name, names, "option", "rollout.engine.{}".format)
+            raise UserError(f"rollout.engine.{name}: the installed vLLM has no such option; {hint}")

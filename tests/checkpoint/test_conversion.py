@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from r1zero.checkpoint import conversion
 from r1zero.checkpoint.conversion import Workers
-from r1zero.config import Checkpoint, UserError
+from r1zero.config import Checkpoint, Model, UserError
 from r1zero.model.families import read_shape
 from tests.model import cases
 from tests.model.cases import grid
@@ -46,7 +46,7 @@ def to_mcore(source, out, workers=ALONE, progress=quiet):
 
 
 def to_hf(source, checkpoint, out, workers=ALONE, progress=quiet):
-    conversion.to_hf(read_shape(source), Path(source), checkpoint, out, workers, progress)
+    conversion.to_hf(read_shape(source), Model(path=str(source)), checkpoint, out, workers, progress)
     return out
 
 

@@ -79,9 +79,9 @@ def test_a_number_or_a_list_of_one_is_a_label(label: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"problem": "q"}, "has no 'answer'; the nearest of its columns is 'problem'"),
+        ({"problem": "q"}, "has no 'answer'; the only column is 'problem'"),
         ({}, "has no 'problem'; the row is empty"),
-        ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest of its columns is 'answr'"),
+        ({"problem": "q", "answr": "2"}, "has no 'answer'; the nearest column is 'answr'"),
         ({"problem": "q", "answer": None}, "'answer' is null"),
         ({"problem": "q", "answer": Decimal("NaN")}, "'answer' is Decimal('NaN') and must be a text or a number"),
         (
@@ -229,10 +229,8 @@ def test_a_bug_in_an_own_handler_is_not_taken_for_a_bad_row(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "gsm8",
-            "the nearest is 'gsm8k' of columns, gsm8k, messages, a handler of your own is written path.py:function",
-        ),
+        ("gsm8", "the nearest known one is 'gsm8k'; a handler of your own is written path.py:function"),
+        ("verl", "the known ones are 'columns', 'gsm8k', 'messages'; a handler of your own is written"),
         ("none.py:take", "there is no file 'none.py'"),
         ("{}/own.py:tke", "defines no function 'tke'"),
         ("{}/own.txt:take", "must end in .py"),

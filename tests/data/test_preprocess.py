@@ -88,7 +88,7 @@ def test_bad_rows_are_named_with_file_and_line_and_cost_only_themselves(run, tmp
         ("2", f"{file}:1"),
         ("5", f"{file}:5"),
     ]
-    assert f"bad row: {file}:2 has no 'answer'; the nearest of its columns is 'problem'" in words
+    assert f"bad row: {file}:2 has no 'answer'; the only column is 'problem'" in words
     assert f"bad row: {file}:3 is not JSON: Unterminated string" in words and f"bad row: {file}:4 is not UTF-8" in words
     rejected = [json.loads(line)["source"] for line in (output / store.REJECTED).read_bytes().splitlines()]
     assert rejected == [f"{file}:{n}" for n in (2, 3, 4)]
@@ -170,13 +170,13 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("template=qwen_r2", "configs/model/templates.json: has no template 'qwen_r2'; the nearest is 'qwen_r1'"),
+        ("template=qwen_r2", "templates.json: has no template 'qwen_r2'; the nearest template is 'qwen_r1'"),
         ("templates=none.json", "none.json: cannot be read (No such file or directory)"),
         ("template=llama3", ""),
         ("tokenizer=none", "tokenizer 'none': has none of tokenizer.json"),
         ("input=none.jsonl", "input = 'none.jsonl': there is no such file"),
         ("input=pyproject.toml", "input = 'pyproject.toml': "),
-        ("handler=gsm8q", "handler = 'gsm8q': is not known; the nearest is 'gsm8k'"),
+        ("handler=gsm8q", "handler = 'gsm8q': is not known; the nearest known one is 'gsm8k'"),
         (
             "handler=gsm8k",
             (
@@ -186,10 +186,7 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
         ),
         (
             "map_keys.prompt=problm",
-            (
-                "the first because tests/inputs/prompts/math.jsonl:1 has no 'problm'; the nearest of its columns is "
-                "'problem'"
-            ),
+            ("the first because tests/inputs/prompts/math.jsonl:1 has no 'problm'; the nearest column is 'problem'"),
         ),
         (
             "map_keys.promt=problem",
@@ -201,17 +198,17 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path: Path) -> No
         ("max_prompt_tokens=many", "max_prompt_tokens = 'many' is of type str; it must be int"),
         (
             "map_keys.system=sytem",
-            "map_keys.system: no row of tests/inputs/prompts/math.jsonl has a column 'sytem'; the nearest is ",
+            "map_keys.system: no row of tests/inputs/prompts/math.jsonl has a column 'sytem'; the columns are 'answer'",
         ),
         (
             "map_keys.query=inputs",
-            "map_keys.query: no row of tests/inputs/prompts/math.jsonl has a column 'inputs'; the nearest is ",
+            "map_keys.query: no row of tests/inputs/prompts/math.jsonl has a column 'inputs'; the columns are 'answer'",
         ),
         (
             'dataset_additional_keys=["labels", "levl"]',
             (
                 "dataset_additional_keys: no row of tests/inputs/prompts/math.jsonl has a column 'levl'; "
-                "the nearest is 'level'"
+                "the nearest column is 'level'"
             ),
         ),
         (
@@ -310,7 +307,7 @@ def test_rows_of_any_kind_reach_an_own_handler(run, tmp_path: Path) -> None:
     assert (
         status == 2
         and "dataset_additional_keys: no row of" in words
-        and "has a column 'level'; the nearest is 'a'" in words
+        and "has a column 'level'; the only column is 'a'" in words
     )
 
 

@@ -1,6 +1,7 @@
 """pytest tests/data/test_records.py"""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +29,10 @@ def write(file: Path, rows: list[dict]) -> Path:
         file.write_text(
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline=""
         )
+    elif file.suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2 if len(rows) < 7 else None)
     else:
         file.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8", newline="")
     return file
@@ -39,7 +44,7 @@ def read(file: Path) -> list[records.Record]:
 
 @settings(deadline=None)
 @given(rows=ROWS)
-def test_the_three_formats_give_back_what_was_written(rows: list[dict], folder: Path) -> None:
+def test_every_format_gives_back_what_was_written(rows: list[dict], folder: Path) -> None:
     for suffix in records.READERS:
         assert [r.value for r in read(write(folder / f"rows{suffix}", rows))] == rows
 
@@ -184,7 +189,7 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
 @given(
     rows=ROWS,
     cut=st.floats(0, 1, exclude_max=True),
-    suffix=st.sampled_from([".json", ".parquet"]),
+    suffix=st.sampled_from([".json", ".parquet", ".arrow"]),
     inside=st.booleans(),
 )
 def test_a_file_cut_short_is_never_read_as_a_shorter_one(
@@ -286,3 +291,57 @@ def test_a_file_name_that_is_not_utf_8_is_a_sentence(tmp_path: Path) -> None:
     open(bytes(tmp_path) + b"/\xff.json", "w").close()
     with pytest.raises(UserError, match="has bytes that are not UTF-8"):
         records.files(str(tmp_path))
+
+
+SAVED = Path("tests/inputs/prompts/saved")
+"""Written by Dataset.save_to_disk of datasets 5.2.0, with two files."""
+
+
+def test_a_saved_data_set_is_read_in_its_own_order(tmp_path: Path) -> None:
+    shutil.copytree(SAVED, tmp_path / "saved")
+    (tmp_path / "saved" / "cache-1.arrow").write_bytes(b"no data of this set")
+    rows = [row for file in records.files(str(tmp_path / "saved")) for row in read(file)]
+    assert [row.value["reward_model"]["ground_truth"] for row in rows] == ["0", "2", "4", "6", "8"]
+    assert rows[3].source == f"{tmp_path}/saved/data-00001-of-00002.arrow:1" and not any(row.problem for row in rows)
+    assert rows[0].value["prompt"][1] == {"role": "user", "content": "What is 0+0?"}
+
+
+def test_arrows_file_format_is_read_too(tmp_path: Path) -> None:
+    table = pa.table({"a": [1, 2, 3]})
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert [(r.line, r.value) for r in read(tmp_path / "rows.arrow")] == [(1, A), (2, B), (3, {"a": 3})]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state.json": "{"}, "state.json: is corrupt or not JSON"),
+        ({"state.json": "{}"}, "state.json: lists no files, or files that are missing; save the data set again"),
+        ({"state.json": '{"_data_files": [{"filename": "none.arrow"}]}'}, "or files that are missing"),
+        ({"state.json": '{"_data_files": [1, {}]}'}, "or files that are missing"),
+        (
+            {"state.json": '{"_data_files": [{"filename": "data-00000-of-00002.arrow"}], "_indices_data_files": [1]}'},
+            "selects rows by an index; call flatten_indices()",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_whole_data_set_is_one_sentence(
+    change: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "saved"
+    shutil.copytree(SAVED, folder)
+    for name, content in change.items():
+        (folder / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        records.files(str(folder))
+    assert message.replace("{}", str(folder)) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_of_a_saved_data_set_with_splits_one_must_be_named(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(SAVED, tmp_path / split)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(UserError, match="files of its own; name one of its folders: 'test', 'train'"):
+        records.files(str(tmp_path))
+    assert len(records.files(str(tmp_path / "test"))) == 2

@@ -215,7 +215,8 @@ def test_a_wrong_entry_is_named_with_its_field(entry: dict, message: str, tmp_pa
         (b'[{"name": "a"}, {"name": 2}]', "entry 2 has no name"),
         (b"[" * 100_000, "is corrupt or not JSON"),
         (b"[]", "has no template 't'; the file is empty"),
-        (b'[{"name": "tt"}, {"name": "x"}]', "has no template 't'; the nearest is 'tt' of tt, x"),
+        (b'[{"name": "tt"}, {"name": "x"}]', "has no template 't'; the nearest template is 'tt'"),
+        (b'[{"name": "a"}, {"name": "b"}, {"name": "b"}]', "has no template 't'; the templates are 'a', 'b'"),
         (b'[{"name": "t"}, {"name": "t"}]', "has 2 templates named 't'"),
     ],
 )

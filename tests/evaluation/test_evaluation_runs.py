@@ -4,16 +4,20 @@ python -m pytest tests/evaluation/test_evaluation_runs.py
 """
 
 import json
+import re
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r1zero import config
 from r1zero.data import pass_rates
 from r1zero.data.prompts import PromptSet
 from r1zero.reward.boxes import last_box
 from r1zero.reward.equality.answers import equal
+from tests import jobs
 from tests.checkpoint.runs import entries, figures
 
 SETS = [
@@ -170,3 +174,44 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(ranks, base, tmp_path,
     said = [line for line in log.splitlines() if line.strip()]
     assert statuses == [2] and sentence in said[-1] and len(said) == 1, log
     assert not list(tmp_path.glob("bad/metrics.jsonl")) and not list(tmp_path.glob("bad/eval"))
+
+
+def progress_of_an_evaluation(rank, cfg):
+    """Returns the line that the terminal would show after each response, and after the evaluation."""
+
+    def use(trainer):
+        lines, see = [], trainer.progress.see
+
+        def see_and_read(response):
+            see(response)
+            lines.append(trainer.progress.line())
+
+        trainer.progress.see = see_and_read
+        trainer._show_progress()
+        trainer.sync_and_check(0)
+        trainer._evaluate("here")
+        trainer.progress.close()
+        return [*lines, trainer.progress.line()]
+
+    return jobs.with_trainer(rank, cfg, use)
+
+
+def test_the_terminal_shows_how_far_the_evaluation_of_a_set_is(ranks, base, tmp_path):
+    sets = {
+        name: config.EvaluationSet(path=str(base / "data"), samples=samples, temperature=float(samples > 1))
+        for name, samples in (("greedy", 1), ("sampled", 3))
+    }
+    cfg = jobs.job_config(base, config.Layout(), run={"dir": str(tmp_path)})
+    cfg = replace(cfg, evaluation=config.Evaluation(sets=sets))
+    prompts = len(PromptSet.open(str(base / "data")))
+    first, other = ranks.run(progress_of_an_evaluation, cfg, size=2)
+    share = -(-prompts // 2)
+    expected = [
+        f"evaluation of {name}, {k} of {share * samples} responses"
+        for name, samples in (("greedy", 1), ("sampled", 3))
+        for k in range(1, share * samples + 1)
+    ]
+    pattern = re.compile(r"(evaluation of \w+), \d+ s, (\d+ of \d+ responses) of this engine finished( \(.*)?")
+    found = [pattern.fullmatch(line) for line in first[:-1]]
+    assert [f"{match[1]}, {match[2]}" for match in found if match] == expected and len(found) == len(expected)
+    assert first[-1] == "" and len(other) == 4 * (prompts // 2) + 1

@@ -308,6 +308,7 @@ def test_the_npu_set_is_what_vllm_ascend_asks_for_save_transformers() -> None:
 @pytest.mark.parametrize("name", ["requirements-npu.txt", "requirements-cuda.txt"])
 def test_our_own_packages_have_one_version_on_every_device(name: str) -> None:
     ours = [
+        "latex2mathml",
         "math-verify",
         "mpi4py",
         "pyarrow",

@@ -86,6 +86,22 @@ def test_the_worst_and_the_best_are_shown_in_the_terminal(tmp_path, capsys):
     assert places == sorted(places) and shown.count("iteration 10") == 3 and r"\boxed{2}" in shown
 
 
+def test_what_a_line_lacks_is_left_blank(tmp_path, capsys):
+    lines = [
+        {},
+        {"reward": "1.0", "scores": [1], "label": 2, "prompt": None, "response": "of text"},
+        {"reward": 10**400, "scores": {"acc": "much", "format": 0.5}, "outcome": "failed"},
+        {"reward": 1, "scores": None, "label": "7", "response": r"\boxed{7}"},
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps({"iteration": 1, **line}) + "\n" for line in lines))
+    assert samples.main([str(tmp_path), "--best", "4"]) == 0
+    shown = capsys.readouterr()
+    titles = [line.split(" ─")[0] for line in shown.out.splitlines() if line.startswith("iteration")]
+    expected = ["reward 1, label 7", "failed (format 0.5)", "no reward", "no reward"]
+    assert titles == [f"iteration 1, {title}" for title in expected] and not shown.err
+    assert "of text" in shown.out and r"\boxed{7}" in shown.out
+
+
 @pytest.mark.parametrize("option", ["--worst", "--best"])
 def test_a_negative_number_of_samples_is_one_sentence(tmp_path, capsys, option):
     one = made(tmp_path, "few")
@@ -155,6 +171,14 @@ def test_the_line_of_a_long_phase_has_counts_speed_and_time_left():
         "iteration 3: rollout, 20 s, 4 of 10 responses of this engine finished (50 tokens/s, the longest has "
         "400 tokens), about 30 s left"
     )
+    progress.begin("evaluation of math", 4)
+    now[0] = 24.0
+    progress.see(Response(0, 0, [0] * 80, [], "stop"))
+    assert progress.line() == (
+        "iteration 3: evaluation of math, 4 s, 1 of 4 responses of this engine finished (20 tokens/s, the longest has "
+        "80 tokens), about 12 s left"
+    )
+    now[0] = 20.0
     progress.phase("update", 3)
     now[0] = 52.0
     assert progress.line() == "iteration 3: update, 32 s"

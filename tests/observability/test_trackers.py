@@ -1,4 +1,4 @@
-"""Trackers are used only if named, imported only then, and never stop a run; TensorBoard has a first screen.
+"""Trackers are used only if named, imported only then, and never stop a run.
 
 python -m pytest tests/observability/test_trackers.py
 """
@@ -56,7 +56,7 @@ def run(folder, *names):
     cfg = config.Config(run=config.Run(iterations=4), metrics=config.Metrics(trackers=names))
     writer = RunWriter(folder, 0, cfg, 1e-5)
     for iteration in range(1, 5):
-        writer.write(iteration, VALUES | EVALUATED if iteration == 2 else VALUES)
+        writer.write(iteration, VALUES | EVALUATED if iteration == 2 else VALUES, {})
     writer.close()
 
 
@@ -75,17 +75,9 @@ def test_a_tracker_logs_finite_values_and_one_that_fails_is_named_once(tmp_path,
     assert not list(tmp_path.glob("events.*"))
 
 
-def test_tensorboard_has_a_layout_and_no_other_tracker_is_imported(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+def test_no_tracker_is_imported_that_is_not_named(tmp_path):
     run(tmp_path, "tensorboard")
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert "custom_scalars__config__" in events.Tags()["tensors"]
-    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    for tag in (b"train/grpo/rewards/mean", b"train/response_length/mean", b"eval/[^/]+/pass@1$"):
-        assert tag in layout
-    assert not {"wandb", "swanlab", "mlflow"} & set(sys.modules)
+    assert list(tmp_path.glob("events.*")) and not {"wandb", "swanlab", "mlflow"} & set(sys.modules)
 
 
 def test_a_tracker_that_is_not_installed_is_one_sentence():

@@ -111,9 +111,9 @@ def test_a_rule_that_cannot_be_used_stops_the_start_with_one_sentence(written, c
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("def rul(response, label): pass", 'defines no function "rule"; the nearest is "rul"'),
-        ("x = 1", 'defines no function "rule"; the nearest is "x"'),
-        ("", r'mine\.py defines no function "rule"$'),
+        ("def rul(response, label): pass", 'defines no function "rule"; the nearest defined name is "rul"'),
+        ("x = 1", 'defines no function "rule"; the only defined name is "x"'),
+        ("", r'mine\.py defines no function "rule"; there is no defined name$'),
         ("def rule(:", r"mine\.py:1 is not Python"),
         ("rule = '\0'", r"mine\.py.* is not Python"),
     ],

@@ -56,7 +56,7 @@ def test_each_line_gets_one_line_of_json_in_order(responses, tmp_path):
 @pytest.mark.parametrize(
     "rows, arguments, sentence",
     [
-        (["{}"], ["--rules", "base_ac"], 'there is no reward rule "base_ac"; the nearest is "base_acc"'),
+        (["{}"], ["--rules", "base_ac"], 'there is no reward rule "base_ac"; the nearest known one is "base_acc"'),
         ([{"response": "x"}], [], ':1: the line must have the text or number "label"'),
         ([{"response": 5, "label": "5"}], [], ':1: the line must have the text "response"'),
         ([{"response": GOOD, "label": True}], [], ':1: the line must have the text or number "label"'),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from r1zero.reward import RewardError, Scorer
+from r1zero.reward.rules import RULES
 from r1zero.reward.workers.supervisor import Supervisor
 
 RIGHT = r"<think>x</think><answer>\boxed{\frac12}</answer>"
@@ -154,11 +155,12 @@ def test_no_worker_is_left_as_a_zombie_or_beyond_the_pool(slow_scorer):
 def test_a_misspelt_rule_is_refused_and_the_nearest_named(name, nearest):
     with pytest.raises(RewardError, match=f'no reward rule "{name}"') as error:
         Scorer(rules={name: 1.0}, workers=1, deadline_s=1.0)
-    assert nearest is None or f'nearest is "{nearest}"' in str(error.value)
+    every = "the known ones are " + ", ".join(map('"{}"'.format, RULES)) + ";"
+    assert (f'nearest known one is "{nearest}"' if nearest else every) in str(error.value)
 
 
 def test_a_misspelt_function_of_the_users_own_is_refused_unrun(rule_file):
-    with pytest.raises(RewardError, match='defines no function "slwo"; the nearest is "slow"'):
+    with pytest.raises(RewardError, match='defines no function "slwo"; the nearest defined name is "slow"'):
         Scorer(rules={f"{rule_file}:slwo": 1.0}, workers=1, deadline_s=1.0)
     with pytest.raises(RewardError, match="there is no file"):
         Scorer(rules={f"{rule_file}x.py:slow": 1.0}, workers=1, deadline_s=1.0)
