@@ -158,7 +158,6 @@ def test_eval_takes_a_hugging_face_folder_or_one_checkpoint(ranks, base, evaluat
         (["evaluation.sets.greedy.pth=x"], "unknown key evaluation.sets.greedy.pth; the nearest known one is"),
         (["evaluation.sets.new.samples=1"], "evaluation.sets.new.path is missing and has no default"),
         (["evaluation.correct=acc"], "evaluation.correct = 'acc'; it must be 'answer' or one of reward.rules"),
-        (["evaluation.sets.sampled.max_response_tokens=9999"], "raise it to at least 10031"),
         (
             ["evaluation.sets.greedy.path=nowhere"],
             "evaluation.sets.greedy.path must be a folder that preprocess.py wrote",
