@@ -178,6 +178,14 @@ PATCHES = {
         _MEGATRON_TEST,
         "multi-latent attention works with local modules",
     ),
+    "megatron packed rotary": Patch(
+        *_MEGATRON,
+        "megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd",
+        "the only other implementation that the library can call is transformer-engine's; this one is a device's own "
+        "operator (model/kernels)",
+        "tests/twin/test_kernels.py",
+        "the library takes the function that rotates from its spec",
+    ),
     "megatron router gemm": Patch(
         *_MEGATRON,
         "megatron.core.transformer.moe.moe_utils:te_general_gemm",
