@@ -174,8 +174,7 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: K
     if cfg.train.recompute == "full":
         common |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
     if shape.moe:
-        common |= _moe_settings(shape)
-    common |= kernels.settings
+        common |= _moe_settings(shape, kernels)
     return MLATransformerConfig(**common, **_mla_settings(shape)) if shape.mla else TransformerConfig(**common)
 
 
@@ -186,7 +185,7 @@ def _pipeline_layout(shape: Shape, grids: MegatronGrids) -> list[list[str]]:
     return rows
 
 
-def _moe_settings(shape: Shape) -> dict[str, Any]:
+def _moe_settings(shape: Shape, kernels: Kernels) -> dict[str, Any]:
     moe = shape.require_moe()
     # If all groups are eligible there is no choice of groups, but megatron-core would still score them.
     limited = moe.topk_groups < moe.groups
@@ -195,6 +194,7 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
         moe_ffn_hidden_size=moe.ffn_hidden_size,
         moe_router_topk=moe.topk,
         moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
+        moe_shared_expert_overlap=moe.shared_experts > 0 and kernels.shared_expert_overlap,
         moe_layer_freq=[int(shape.is_moe(layer)) for layer in range(shape.layers)],
         moe_router_num_groups=moe.groups if limited else None,
         moe_router_group_topk=moe.topk_groups if limited else None,
@@ -209,7 +209,7 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
         moe_router_bias_update_rate=0.0,
         moe_router_load_balancing_type="none",
         moe_aux_loss_coeff=0.0,
-        moe_grouped_gemm=False,
+        moe_grouped_gemm=False,  # the layer spec's experts need no transformer-engine
     )
 
 

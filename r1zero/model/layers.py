@@ -9,6 +9,7 @@ import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -17,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from r1zero import patches
-from r1zero.model.kernels.interface import Kernels
+from r1zero.model.kernels.interface import GroupedLinear, Kernels
 from r1zero.model.packing import PackedSequences, attend
 from r1zero.model.shape import Llama3Rope
 
@@ -113,18 +114,36 @@ class PackedRotary(torch.nn.Module):
         return (packed.frequencies, *mscale) if mscale else packed.frequencies
 
 
+LINEARS = ("linear_fc1", "linear_fc2")
+
+
+class GroupedExperts(SequentialMLP):
+    """The experts of a rank, multiplied together. Their parameters have the names that they have one after another."""
+
+    def __init__(self, *args: Any, linear: GroupedLinear, swiglu: Callable[[Tensor], Tensor], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.linear, self.swiglu = linear, swiglu
+
+    def forward(
+        self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
+    ) -> tuple[Tensor, None]:
+        """(R, H) and the rows' probabilities (R,) to (R, H), weighted by them. R: rows, sorted by expert."""
+        rows = permuted_local_hidden_states
+        first, second = ([getattr(expert, name).weight for expert in self.local_experts] for name in LINEARS)
+        inner = self.swiglu(self.linear(rows, first, tokens_per_expert))
+        weighted = (inner * permuted_probs.unsqueeze(-1)).to(rows.dtype)
+        return self.linear(weighted, second, tokens_per_expert), None
+
+
 def layer_spec(config: TransformerConfig, kernels: Kernels) -> TransformerBlockSubmodules:
     """Returns the spec of this pipeline stage's layers: megatron-core's, with the modules above and these kernels."""
-    patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
-    if kernels.rotate:
-        rotate = partial(_rotate_packed, kernels.rotate)
-        patches.apply({"megatron packed rotary": lambda _: rotate})
+    _patch(kernels)
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     norm = block.layer_norm = ModuleSpec(module=RmsNorm, params={"kernels": kernels})
     for layer in block.layer_specs:
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
         layer.submodules.sharded_state_dict_keys_map = {}
-        _use_swiglu(layer.submodules.mlp.submodules, kernels)
+        _use_kernels(layer.submodules.mlp.submodules, kernels)
         attention = layer.submodules.self_attention.submodules
         attention.core_attention = PackedAttention
         if isinstance(attention, MLASelfAttentionSubmodules):
@@ -136,11 +155,29 @@ def layer_spec(config: TransformerConfig, kernels: Kernels) -> TransformerBlockS
     return block
 
 
-def _use_swiglu(mlp: MLPSubmodules | MoESubmodules, kernels: Kernels) -> None:
+def _patch(kernels: Kernels) -> None:
+    """Replace the functions of megatron-core for which its specs have no place."""
+    patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
+    if kernels.rotate:
+        rotate = partial(_rotate_packed, kernels.rotate)
+        patches.apply({"megatron packed rotary": lambda _: rotate})
+    if kernels.permute:
+        patches.apply(
+            {
+                "megatron token permute": lambda _: kernels.permute,
+                "megatron token unpermute": lambda _: kernels.unpermute,
+            }
+        )
+
+
+def _use_kernels(mlp: MLPSubmodules | MoESubmodules, kernels: Kernels) -> None:
     if isinstance(mlp, MLPSubmodules):
         mlp.activation_func = kernels.swiglu
-    else:
-        mlp.experts.submodules.activation_func = mlp.shared_experts.submodules.activation_func = kernels.swiglu
+        return
+    mlp.experts.submodules.activation_func = mlp.shared_experts.submodules.activation_func = kernels.swiglu
+    if kernels.grouped_linear:
+        functions = {"linear": kernels.grouped_linear, "swiglu": kernels.swiglu}
+        mlp.experts = ModuleSpec(module=GroupedExperts, submodules=mlp.experts.submodules, params=functions)
 
 
 def _rotate_packed(

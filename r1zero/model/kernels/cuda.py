@@ -18,4 +18,10 @@ def swiglu(x: Tensor) -> Tensor:
     return bias_swiglu_impl(x, None)
 
 
-KERNELS = Kernels(rms_norm=rms_norm, swiglu=swiglu)
+def grouped_linear(rows: Tensor, weights: list[Tensor], counts: Tensor) -> Tensor:
+    """torch's function takes the weights as one tensor, so they are copied."""
+    ends = counts.to(rows.device).cumsum(0).to(torch.int32)
+    return torch.nn.functional.grouped_mm(rows, torch.stack(weights).transpose(1, 2), offs=ends)
+
+
+KERNELS = Kernels(rms_norm=rms_norm, swiglu=swiglu, grouped_linear=grouped_linear, shared_expert_overlap=True)

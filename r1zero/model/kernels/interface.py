@@ -1,14 +1,18 @@
 """What the model's layers ask of a device. The functions of kernels/cpu.py are the reference: those of the other
 devices are tested against them.
 
-Shapes: T tokens of packed sequences, h query heads, g key and value heads, d width of a query, e width of a value.
+Shapes: T tokens of packed sequences, h query heads, g key and value heads, d width of a query, e width of a value;
+R rows, one for each token and each of its experts, sorted by expert; X experts of a rank.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
+
+GroupedLinear = Callable[[Tensor, list[Tensor], Tensor], Tensor]
+"""(rows (R, in), X weights (out, in), counts (X,)) to (R, out): the first counts[0] rows times the transposed first
+weight, and so on. counts: int64, on the host or the device; their sum is R, which may be 0."""
 
 
 @dataclass(frozen=True)
@@ -23,5 +27,10 @@ class Kernels:
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     """(x, cosines, sines) to x * cosines + r(x) * sines, where r swaps the halves of the last axis and negates the new
     first half. x (T, h, d); cosines and sines (T, 1, d), of the same type."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of megatron-core's TransformerConfig that differ from those of the CPU."""
+    grouped_linear: GroupedLinear | None = None
+    permute: Callable[..., tuple[Tensor, Tensor | None, Tensor]] | None = None
+    unpermute: Callable[..., Tensor] | None = None
+    """megatron-core's functions of these names in moe_utils, without tokens that are dropped or padded. What permute
+    returns last is for unpermute only."""
+    shared_expert_overlap: bool = False
+    """Whether shared experts are computed on a stream of their own while tokens travel to the routed ones."""

@@ -24,4 +24,76 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.ops.npu.npu_rotary_mul(x, cosines, sines, "half")
 
 
-KERNELS = Kernels(rms_norm=rms_norm, swiglu=swiglu, rotate=rotate)
+MATRICES = 128
+"""Number of matrices that npu_grouped_matmul takes in a list."""
+
+
+def grouped_linear(rows: Tensor, weights: list[Tensor], counts: Tensor) -> Tensor:
+    return _GroupedLinear.apply(rows, counts.to(rows.device), *weights)
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """torch_npu has no derivative of npu_grouped_matmul."""
+
+    @staticmethod
+    def forward(ctx, rows, counts, *weights):
+        ctx.save_for_backward(rows, counts, *weights)
+        return _multiply(rows, [weight.t() for weight in weights], counts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows, counts, *weights = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_rows = _multiply(grad, weights, counts) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[2:]):
+            return grad_rows, None, *[None] * len(weights)
+        if not len(rows):
+            return grad_rows, None, *map(torch.zeros_like, weights)
+        options = dict(group_list=counts, group_list_type=1, group_type=2, split_item=3)
+        (grad_weights,) = torch.ops.npu.npu_grouped_matmul(
+            [grad.t()], [rows], **options
+        )  # along the rows: (X, out, in)
+        return grad_rows, None, *grad_weights.unbind()
+
+
+def _multiply(rows: Tensor, matrices: list[Tensor], counts: Tensor) -> Tensor:
+    """Rows times the matrix of their group. The operator takes a list of matrices in 16-bit types only."""
+    if not len(rows):  # the page says nothing about empty tensors
+        return rows.new_empty((0, matrices[0].shape[1]))
+    if rows.dtype == torch.float32 or len(matrices) > MATRICES:
+        matrices = [torch.stack(matrices)]
+    options = dict(group_list=counts, group_list_type=1, group_type=0, split_item=2)
+    return torch.ops.npu.npu_grouped_matmul([rows], matrices, **options)[0]
+
+
+def permute(
+    tokens: Tensor,
+    routing_map: Tensor,
+    probs: Tensor | None = None,
+    num_out_tokens: int | None = None,
+    fused: bool = False,
+    drop_and_pad: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Each row of the map must have the same number of experts, which is so without capacity limits."""
+    operator = torch.ops.npu.npu_moe_token_permute_with_routing_map
+    rows, row_probs, order = operator(tokens, routing_map, probs=probs, num_out_tokens=num_out_tokens)
+    return rows, None if probs is None else row_probs, order
+
+
+def unpermute(
+    permuted_tokens: Tensor, sorted_indices: Tensor, restore_shape: torch.Size, **others: Tensor | bool | None
+) -> Tensor:
+    """The sum of each token's rows, by gathering; megatron-core's own scatters with an index for each number."""
+    operator = torch.ops.npu.npu_moe_token_unpermute_with_routing_map
+    return operator(permuted_tokens, sorted_indices, list(restore_shape))
+
+
+KERNELS = Kernels(
+    rms_norm=rms_norm,
+    swiglu=swiglu,
+    rotate=rotate,
+    grouped_linear=grouped_linear,
+    permute=permute,
+    unpermute=unpermute,
+    shared_expert_overlap=True,
+)
