@@ -19,7 +19,7 @@ from torch import Tensor
 
 from r1zero import patches
 from r1zero.model.kernels.interface import GroupedLinear, Kernels
-from r1zero.model.packing import PackedSequences, attend
+from r1zero.model.packing import PackedSequences
 from r1zero.model.shape import Llama3Rope
 
 
@@ -72,9 +72,11 @@ class PackedAttention(MegatronModule):
         *,
         softmax_scale: float | None = None,
         k_channels: int | None = None,
+        kernels: Kernels,
         **kwargs: Any,
     ):
         super().__init__(config)
+        self.attend = kernels.attend
         self.scale = softmax_scale or (k_channels or config.kv_channels) ** -0.5
 
     def forward(
@@ -87,7 +89,7 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedSequences,
         **kwargs: Any,
     ) -> Tensor:
-        return attend(query, key, value, self.scale, packed_seq_params).unsqueeze(1)
+        return self.attend(query, key, value, self.scale, packed_seq_params).unsqueeze(1)
 
 
 class PackedRotary(torch.nn.Module):
@@ -145,7 +147,7 @@ def layer_spec(config: TransformerConfig, kernels: Kernels) -> TransformerBlockS
         layer.submodules.sharded_state_dict_keys_map = {}
         _use_kernels(layer.submodules.mlp.submodules, kernels)
         attention = layer.submodules.self_attention.submodules
-        attention.core_attention = PackedAttention
+        attention.core_attention = ModuleSpec(module=PackedAttention, params={"kernels": kernels})
         if isinstance(attention, MLASelfAttentionSubmodules):
             attention.linear_q_down_proj = attention.linear_kv_down_proj = ReplicatedLinear
             latent_norm = ModuleSpec(module=LatentNorm, params={"kernels": kernels})

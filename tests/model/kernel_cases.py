@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1zero.model import packing
 from r1zero.model.kernels.choice import kernels_of
 from r1zero.model.kernels.interface import Kernels
 
@@ -37,6 +38,17 @@ def norm_of_heads(kernels: Kernels) -> Case:
 
 def swiglu(kernels: Kernels, *axes: int) -> Case:
     return Case(kernels.swiglu, CPU.swiglu, [values(37, *axes, 2 * 24)])
+
+
+def attention(kernels: Kernels, heads: tuple[int, int, int, int], lengths: list[int], shared: list[int]) -> Case:
+    """heads: query heads, key heads, width of a query, width of a value. The pack is padded to a multiple of 4."""
+    h, g, d, e = heads
+    tokens = -(-sum(lengths) // 4) * 4
+
+    def of(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda q, k, v: attend(q, k, v, 0.1, packing.pack(lengths, 4, q.device, shared))
+
+    return Case(of(kernels.attend), of(CPU.attend), [values(tokens, *x, seed=x[1]) for x in ((h, d), (g, d), (g, e))])
 
 
 def rotary(kernels: Kernels) -> Case:
@@ -95,6 +107,11 @@ CASES: dict[str, Callable[[Kernels], Case]] = {
     "norm of heads": norm_of_heads,
     "swiglu": swiglu,
     "swiglu of three axes": lambda kernels: swiglu(kernels, 1),
+    "attention": partial(attention, heads=(4, 2, 16, 16), lengths=[5, 9, 1, 7], shared=[0, 0, 0, 0]),
+    "attention over shared prompts": partial(
+        attention, heads=(3, 3, 24, 16), lengths=[7, 1, 9, 5, 2, 1], shared=[0, 3, 3, 0, 0, 1]
+    ),
+    "attention over many sequences": partial(attention, heads=(1, 1, 8, 8), lengths=[1, 2] * 520, shared=[0, 1] * 520),
     "rotary": rotary,
     "experts": partial(experts, counts=[5, 0, 11, 7]),
     "experts without rows": partial(experts, counts=[0, 0]),

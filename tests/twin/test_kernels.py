@@ -20,6 +20,9 @@ KERNELS = {
     "norm of heads": {"npu_rms_norm": 1},
     "swiglu": {"npu_swiglu": 1},
     "swiglu of three axes": {"npu_swiglu": 1},
+    "attention": {"npu_fusion_attention": 1},
+    "attention over shared prompts": {"npu_fusion_attention": 1},
+    "attention over many sequences": {"npu_fusion_attention": 2},
     "rotary": {"npu_rotary_mul": 1},
     "experts": {"npu_grouped_matmul": 3},
     "experts without rows": {},
@@ -37,7 +40,7 @@ def test_values_and_gradients_are_those_of_the_cpu(twin: Twin, name: str, dtype:
 
 
 # name: (model, ranks, grid, operators that it calls)
-DENSE = ("npu_rms_norm", "npu_swiglu", "npu_rotary_mul")
+DENSE = ("npu_rms_norm", "npu_swiglu", "npu_rotary_mul", "npu_fusion_attention")
 EXPERTS = (*DENSE, "npu_grouped_matmul", PERMUTE, UNPERMUTE)
 MODELS = {
     "Qwen2": ("qwen2", 1, MegatronGrid(), DENSE),

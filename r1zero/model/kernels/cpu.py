@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from r1zero.model.kernels.interface import Kernels
+from r1zero.model.packing import attend
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -21,4 +22,4 @@ def swiglu(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-KERNELS = Kernels(rms_norm=rms_norm, swiglu=swiglu)
+KERNELS = Kernels(rms_norm=rms_norm, swiglu=swiglu, attend=attend)

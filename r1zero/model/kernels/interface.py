@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from r1zero.model.packing import PackedSequences
+
 GroupedLinear = Callable[[Tensor, list[Tensor], Tensor], Tensor]
 """(rows (R, in), X weights (out, in), counts (X,)) to (R, out): the first counts[0] rows times the transposed first
 weight, and so on. counts: int64, on the host or the device; their sum is R, which may be 0."""
@@ -24,6 +26,9 @@ class Kernels:
     swiglu: Callable[[Tensor], Tensor]
     """(..., 2 F), the gate's half first, to (..., F): silu(gate) * up. A plain function, which megatron-core's
     build_module returns as it is."""
+    attend: Callable[[Tensor, Tensor, Tensor, float, PackedSequences], Tensor]
+    """(q (T, h, d), k (T, g, d), v (T, g, e), scale of the scores, the pack) to (T, h * e): causal attention within
+    each sequence and the tokens that it continues. g divides h, and e is at most d."""
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     """(x, cosines, sines) to x * cosines + r(x) * sines, where r swaps the halves of the last axis and negates the new
     first half. x (T, h, d); cosines and sines (T, 1, d), of the same type."""

@@ -4,10 +4,14 @@ torch.ops.npu exists once torch_npu is imported (distributed/device.py). Limits 
 Ascend's op-plugin repository state (docs/zh/custom_APIs/torch_npu) for Atlas A2 and A3.
 """
 
+from functools import cache
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from r1zero.model.kernels.interface import Kernels
+from r1zero.model.packing import PackedSequences, attended_keys
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -22,6 +26,49 @@ def swiglu(x: Tensor) -> Tensor:
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """The operator takes values in [-1, 1] as cosines and sines, and a width that is even and below 896."""
     return torch.ops.npu.npu_rotary_mul(x, cosines, sines, "half")
+
+
+SEQUENCES = 1024
+"""Number of sequences that npu_fusion_attention takes in a call."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: PackedSequences) -> Tensor:
+    """Layout TND has sequences end to end: there is no padding. The operator computes with the lengths on the host."""
+    lengths, attended = (
+        [numbers[first : first + SEQUENCES] for first in range(0, len(numbers), SEQUENCES)]
+        for numbers in (list(packed.lengths), packed.attended)
+    )
+    queries = q.split([sum(part) for part in lengths])
+    keys, values = (attended_keys(x, packed).split([sum(part) for part in attended]) for x in (k, v))
+    parts = zip(queries, keys, values, map(_ends, lengths), map(_ends, attended), strict=True)
+    outs = [_attend(*part, scale) for part in parts]
+    return (torch.cat(outs) if len(outs) > 1 else outs[0]).flatten(1)
+
+
+def _ends(lengths: list[int]) -> list[int]:
+    return list(accumulate(lengths))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, ends_q: list[int], ends_k: list[int], scale: float) -> Tensor:
+    """sparse_mode 3: the causal mask ends at the last query and the last key of a sequence."""
+    return torch.ops.npu.npu_fusion_attention(
+        q,
+        k,
+        v,
+        q.shape[1],
+        "TND",
+        atten_mask=_compressed_mask(q.device),
+        scale=scale,
+        actual_seq_qlen=ends_q,
+        actual_seq_kvlen=ends_k,
+        sparse_mode=3,
+    )[0]
+
+
+@cache
+def _compressed_mask(device: torch.device) -> Tensor:
+    """The operator's form of a causal mask for sequences of any length; true where a key is hidden."""
+    return torch.ones((2048, 2048), dtype=torch.bool, device=device).triu(1)
 
 
 MATRICES = 128
@@ -91,6 +138,7 @@ def unpermute(
 KERNELS = Kernels(
     rms_norm=rms_norm,
     swiglu=swiglu,
+    attend=attend,
     rotate=rotate,
     grouped_linear=grouped_linear,
     permute=permute,
