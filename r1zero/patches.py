@@ -178,6 +178,25 @@ PATCHES = {
         _MEGATRON_TEST,
         "multi-latent attention works with local modules",
     ),
+    "megatron packed rotary": Patch(
+        *_MEGATRON,
+        "megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd",
+        "the only other implementation that the library can call is transformer-engine's; this one is a device's own "
+        "operator (model/kernels)",
+        "tests/twin/test_kernels.py",
+        "the library takes the function that rotates from its spec",
+    ),
+    **{
+        f"megatron token {name}": Patch(
+            *_MEGATRON,
+            f"megatron.core.transformer.moe.token_dispatcher:{name}",
+            "the only other implementation that the library can call is transformer-engine's; this one is a device's "
+            "own operator (model/kernels)",
+            "tests/twin/test_kernels.py",
+            "the library takes the functions that permute from its spec",
+        )
+        for name in ("permute", "unpermute")
+    },
     "megatron router gemm": Patch(
         *_MEGATRON,
         "megatron.core.transformer.moe.moe_utils:te_general_gemm",

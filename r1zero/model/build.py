@@ -28,6 +28,8 @@ from r1zero.distributed import device
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.distributed.subworld import subworld
 from r1zero.model import cpu_megatron, mapping, placement
+from r1zero.model.kernels.choice import kernels_of
+from r1zero.model.kernels.interface import Kernels
 from r1zero.model.layers import layer_spec, use_packed_rotary
 from r1zero.model.packing import PackedSequences
 from r1zero.model.shape import Shape
@@ -87,10 +89,11 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     gradients. Raises UserError if the degrees do not divide the model evenly.
     """
     placement.check(shape, grids)
-    settings = _settings(shape, cfg, grids)
+    kernels = kernels_of(cfg.run.device)
+    settings = _settings(shape, cfg, grids, kernels)
     model = Model(
         settings,
-        layer_spec(settings),
+        layer_spec(settings, kernels),
         vocab_size=shape.vocab_size,
         max_sequence_length=shape.max_positions,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -123,7 +126,7 @@ def _mark_what_is_cut(model: torch.nn.Module, shape: Shape, grids: MegatronGrids
         parameter.tensor_model_parallel = local.weight.cut is not None or local.weight.expert is not None
 
 
-def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> TransformerConfig:
+def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: Kernels) -> TransformerConfig:
     dtype, on_cpu = DTYPES[cfg.run.dtype], cfg.run.device == "cpu"
     tp, pp = grids.dense.size("tp"), grids.dense.size("pp")
     common: dict[str, Any] = dict(
@@ -156,6 +159,7 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> Transfo
         # Weights are always loaded. Initialising them on a CPU would need memory for the full, unsplit tensor.
         use_cpu_initialization=on_cpu,
         perform_initialization=False,
+        use_te_activation_func=True,  # the layer spec's activation, which need not be transformer-engine's
         # These fusions need kernels of apex or transformer-engine.
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
@@ -170,7 +174,7 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> Transfo
     if cfg.train.recompute == "full":
         common |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
     if shape.moe:
-        common |= _moe_settings(shape)
+        common |= _moe_settings(shape, kernels)
     return MLATransformerConfig(**common, **_mla_settings(shape)) if shape.mla else TransformerConfig(**common)
 
 
@@ -181,7 +185,7 @@ def _pipeline_layout(shape: Shape, grids: MegatronGrids) -> list[list[str]]:
     return rows
 
 
-def _moe_settings(shape: Shape) -> dict[str, Any]:
+def _moe_settings(shape: Shape, kernels: Kernels) -> dict[str, Any]:
     moe = shape.require_moe()
     # If all groups are eligible there is no choice of groups, but megatron-core would still score them.
     limited = moe.topk_groups < moe.groups
@@ -190,6 +194,7 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
         moe_ffn_hidden_size=moe.ffn_hidden_size,
         moe_router_topk=moe.topk,
         moe_shared_expert_intermediate_size=moe.shared_experts * moe.ffn_hidden_size or None,
+        moe_shared_expert_overlap=moe.shared_experts > 0 and kernels.shared_expert_overlap,
         moe_layer_freq=[int(shape.is_moe(layer)) for layer in range(shape.layers)],
         moe_router_num_groups=moe.groups if limited else None,
         moe_router_group_topk=moe.topk_groups if limited else None,
@@ -204,7 +209,7 @@ def _moe_settings(shape: Shape) -> dict[str, Any]:
         moe_router_bias_update_rate=0.0,
         moe_router_load_balancing_type="none",
         moe_aux_loss_coeff=0.0,
-        moe_grouped_gemm=False,
+        moe_grouped_gemm=False,  # the layer spec's experts need no transformer-engine
     )
 
 

@@ -1,30 +1,34 @@
 """The modules for which megatron-core uses transformer-engine: norm, replicated linear layer, attention and rotary
 positions of packed sequences."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from r1zero import patches
-from r1zero.model.packing import PackedSequences, attend
+from r1zero.model.kernels.interface import GroupedLinear, Kernels
+from r1zero.model.packing import PackedSequences
 from r1zero.model.shape import Llama3Rope
 
 
 class RmsNorm(torch.nn.Module):
-    """RMSNorm, computed in fp32 and scaled in the activations' own type, as Hugging Face and vLLM do.
+    """The weight of an RMSNorm, which `kernels` computes."""
 
-    Zhang and Sennrich, arXiv 1910.07467.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, *, kernels: Kernels, **kwargs: Any):
         super().__init__()
-        self.eps = eps
+        self.eps, self.rms_norm = eps, kernels.rms_norm
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         # With sequence parallelism each tensor rank has only its tokens' part of the gradient. megatron sums the
         # gradients of weights that are marked like this.
@@ -32,15 +36,14 @@ class RmsNorm(torch.nn.Module):
         weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return self.rms_norm(x, self.weight, self.eps)
 
 
 class LatentNorm(RmsNorm):
     """A norm inside latent attention. Its epsilon is 1e-6 in DeepSeek's code and in Hugging Face, not rms_norm_eps."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any):
-        super().__init__(config, hidden_size, 1e-6)
+        super().__init__(config, hidden_size, 1e-6, **kwargs)
 
 
 class ReplicatedLinear(MegatronModule):
@@ -69,9 +72,11 @@ class PackedAttention(MegatronModule):
         *,
         softmax_scale: float | None = None,
         k_channels: int | None = None,
+        kernels: Kernels,
         **kwargs: Any,
     ):
         super().__init__(config)
+        self.attend = kernels.attend
         self.scale = softmax_scale or (k_channels or config.kv_channels) ** -0.5
 
     def forward(
@@ -84,7 +89,7 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedSequences,
         **kwargs: Any,
     ) -> Tensor:
-        return attend(query, key, value, self.scale, packed_seq_params).unsqueeze(1)
+        return self.attend(query, key, value, self.scale, packed_seq_params).unsqueeze(1)
 
 
 class PackedRotary(torch.nn.Module):
@@ -111,22 +116,96 @@ class PackedRotary(torch.nn.Module):
         return (packed.frequencies, *mscale) if mscale else packed.frequencies
 
 
-def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """Returns the spec of this pipeline stage's layers: megatron-core's, with the modules above."""
-    patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
+LINEARS = ("linear_fc1", "linear_fc2")
+
+
+class GroupedExperts(SequentialMLP):
+    """The experts of a rank, multiplied together. Their parameters have the names that they have one after another."""
+
+    def __init__(self, *args: Any, linear: GroupedLinear, swiglu: Callable[[Tensor], Tensor], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.linear, self.swiglu = linear, swiglu
+
+    def forward(
+        self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
+    ) -> tuple[Tensor, None]:
+        """(R, H) and the rows' probabilities (R,) to (R, H), weighted by them. R: rows, sorted by expert."""
+        rows = permuted_local_hidden_states
+        first, second = ([getattr(expert, name).weight for expert in self.local_experts] for name in LINEARS)
+        inner = self.swiglu(self.linear(rows, first, tokens_per_expert))
+        weighted = (inner * permuted_probs.unsqueeze(-1)).to(rows.dtype)
+        return self.linear(weighted, second, tokens_per_expert), None
+
+
+def layer_spec(config: TransformerConfig, kernels: Kernels) -> TransformerBlockSubmodules:
+    """Returns the spec of this pipeline stage's layers: megatron-core's, with the modules above and these kernels."""
+    _patch(kernels)
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
-    block.layer_norm = RmsNorm
+    norm = block.layer_norm = ModuleSpec(module=RmsNorm, params={"kernels": kernels})
     for layer in block.layer_specs:
-        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RmsNorm
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
         layer.submodules.sharded_state_dict_keys_map = {}
+        _use_kernels(layer.submodules.mlp.submodules, kernels)
         attention = layer.submodules.self_attention.submodules
-        attention.core_attention = PackedAttention
+        attention.core_attention = ModuleSpec(module=PackedAttention, params={"kernels": kernels})
         if isinstance(attention, MLASelfAttentionSubmodules):
             attention.linear_q_down_proj = attention.linear_kv_down_proj = ReplicatedLinear
-            attention.q_layernorm = attention.kv_layernorm = LatentNorm
+            latent_norm = ModuleSpec(module=LatentNorm, params={"kernels": kernels})
+            attention.q_layernorm = attention.kv_layernorm = latent_norm
         elif config.qk_layernorm:
-            attention.q_layernorm = attention.k_layernorm = RmsNorm
+            attention.q_layernorm = attention.k_layernorm = norm
     return block
+
+
+def _patch(kernels: Kernels) -> None:
+    """Replace the functions of megatron-core for which its specs have no place."""
+    patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
+    if kernels.rotate:
+        rotate = partial(_rotate_packed, kernels.rotate)
+        patches.apply({"megatron packed rotary": lambda _: rotate})
+    if kernels.permute:
+        patches.apply(
+            {
+                "megatron token permute": lambda _: kernels.permute,
+                "megatron token unpermute": lambda _: kernels.unpermute,
+            }
+        )
+
+
+def _use_kernels(mlp: MLPSubmodules | MoESubmodules, kernels: Kernels) -> None:
+    if isinstance(mlp, MLPSubmodules):
+        mlp.activation_func = kernels.swiglu
+        return
+    mlp.experts.submodules.activation_func = mlp.shared_experts.submodules.activation_func = kernels.swiglu
+    if kernels.grouped_linear:
+        functions = {"linear": kernels.grouped_linear, "swiglu": kernels.swiglu}
+        mlp.experts = ModuleSpec(module=GroupedExperts, submodules=mlp.experts.submodules, params=functions)
+
+
+def _rotate_packed(
+    rotate: Callable[[Tensor, Tensor, Tensor], Tensor],
+    t: Tensor,
+    cu_seqlens: Tensor,
+    freqs: Tensor,
+    *,
+    multi_latent_attention: bool,
+    mscale: float,
+    **kwargs: Any,
+) -> Tensor:
+    """megatron-core's `_apply_rotary_pos_emb_thd` for the frequencies of PackedRotary, which are those of each token.
+
+    t: (T, h, d), of which the first elements are rotated. freqs: (T, 1, 1, width). mscale is yarn's factor for cosines
+    and sines; the rotated vector is scaled instead, because kernels may demand values in [-1, 1].
+    """
+    width = freqs.shape[-1]
+    turned, kept = t[..., :width], t[..., width:]
+    if multi_latent_attention:  # pairs are neighbours
+        turned = torch.cat((turned[..., 0::2], turned[..., 1::2]), -1)
+    angles = freqs.squeeze(1)
+    turned = rotate(turned.contiguous(), angles.cos().to(t.dtype), angles.sin().to(t.dtype))
+    if mscale != 1.0:
+        turned = turned * mscale
+    return torch.cat((turned, kept), -1) if kept.shape[-1] else turned
 
 
 def use_packed_rotary(model: torch.nn.Module, scaling: Llama3Rope | None) -> None:

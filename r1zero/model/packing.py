@@ -84,11 +84,19 @@ class PackedSequences(PackedSeqParams):
     @cached_property
     def slots(self) -> "Slots | None":
         """Where the tokens are in the padded views; None if the tokens are a padded view without padding."""
-        return None if len(set(self.lengths)) == 1 and not any(self.shared) else self._slots()
+        if len(set(self.lengths)) == 1 and not any(self.shared):
+            return None
+        return self._slots(self.order, [view.longest for view in self.views for _ in range(view.rows)])
 
-    def _slots(self) -> "Slots":
-        lengths, shared, order = (torch.tensor(x) for x in (self.lengths, self.shared, self.order))
-        widths = torch.tensor([view.longest for view in self.views for _ in range(view.rows)])
+    @cached_property
+    def key_slots(self) -> "Slots | None":
+        """Where the tokens are if each sequence has those that it continues before its own, without padding; None if no
+        sequence continues another."""
+        return self._slots(list(range(len(self.lengths))), self.attended) if any(self.shared) else None
+
+    def _slots(self, order_N: list[int], widths_N: list[int]) -> "Slots":
+        """order_N: the sequences in the order of their slots. widths_N: the number of slots of each, in that order."""
+        lengths, shared, order, widths = (torch.tensor(x) for x in (self.lengths, self.shared, order_N, widths_N))
         begins = torch.zeros_like(lengths).index_copy(0, order, widths.cumsum(0) - widths)  # first slot of a sequence
         starts = lengths.cumsum(0) - lengths
         origins = starts.masked_fill(shared > 0, 0).cummax(0).values  # of the sequence whose tokens are continued
@@ -111,7 +119,7 @@ class PackedSequences(PackedSeqParams):
 
 
 class Slots(NamedTuple):
-    """The positions of tokens in the padded views, int64."""
+    """The positions of tokens in a layout that has slots for them, int64."""
 
     tokens_S: Tensor
     """The token in each slot."""
@@ -180,6 +188,12 @@ class _FromSlots(torch.autograd.Function):
     def backward(ctx, grad):
         slots = ctx.saved_tensors[0]
         return grad.new_zeros((ctx.size, *grad.shape[1:])).index_copy_(0, slots, grad), None
+
+
+def attended_keys(x: Tensor, packed: PackedSequences) -> Tensor:
+    """Keys or values (T, ...) to (S, ...): each sequence's own after those that it continues, as `cu_seqlens_kv` counts
+    them. Gradients of repeated tokens are added in fp32."""
+    return x if packed.key_slots is None else _ToSlots.apply(x, packed.key_slots)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: PackedSequences) -> Tensor:

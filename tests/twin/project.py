@@ -169,6 +169,23 @@ def forward(chunk: torch.nn.Module, sequences: list[Tensor], multiple: int, devi
     return build.forward(chunk, torch.cat(sequences), packing.pack([len(s) for s in sequences], multiple, device))
 
 
+def compare_kernels(case: str, dtype: torch.dtype) -> Any:
+    """Errors of this device's kernel against plain torch on the CPU."""
+    from r1zero.model.kernels.choice import kernels_of
+    from tests.model import kernel_cases
+
+    return kernel_cases.compare(kernels_of(KIND), case, KIND, dtype)
+
+
+@contextmanager
+def without_kernels(*names: str) -> Iterator[None]:
+    """Build models meanwhile with megatron-core's own functions in the place of these kernels."""
+    from r1zero.model.kernels.choice import KERNELS
+
+    with mock.patch.dict(KERNELS, {KIND: dataclasses.replace(KERNELS[KIND], **dict.fromkeys(names))}):
+        yield
+
+
 def checkpoint_tensors(folder: Path, step: int, model: Path) -> dict[str, Tensor]:
     """All that a training checkpoint holds: weights, master weights and moments, each whole."""
     from r1zero.checkpoint import conversion
@@ -218,6 +235,7 @@ __all__ = [
     "cached_tokens",
     "carve",
     "checkpoint_tensors",
+    "compare_kernels",
     "config",
     "expected",
     "forward",
@@ -235,5 +253,6 @@ __all__ = [
     "short_job",
     "texts",
     "weights_for",
+    "without_kernels",
     "worker_of",
 ]

@@ -227,22 +227,40 @@ def npu_fusion_attention(
     value: Tensor,
     head_num: int,
     input_layout: str,
-    *,
+    pse: Tensor | None = None,
+    padding_mask: Tensor | None = None,
     atten_mask: Tensor | None = None,
     scale: float = 1.0,
     keep_prob: float = 1.0,
+    pre_tockens: int = 2147483647,
+    next_tockens: int = 2147483647,
+    inner_precise: int = 0,
+    prefix: list[int] | None = None,
     actual_seq_qlen: list[int] | None = None,
     actual_seq_kvlen: list[int] | None = None,
     sparse_mode: int = 0,
+    gen_mask_parallel: bool = True,
+    sync: bool = False,
+    softmax_layout: str = "",
+    sink: Tensor | None = None,
     **others: Any,
 ) -> tuple[Any, ...]:
-    """For training. Layout TND alone: the results of the others can be had from it."""
+    """For training. Layout TND alone: the results of the others can be had from it. The page's limits: at most 1,024
+    sequences, one type for all, and keys at least as wide as values."""
     refuse(
         "npu_fusion_attention",
+        pse=pse,
+        padding_mask=padding_mask,
         dropout=1.0 - keep_prob,
+        prefix=prefix,
+        sink=sink,
         input_layout="" if input_layout == "TND" else input_layout,
-        **{name: others.get(name) for name in ("pse", "padding_mask", "prefix", "sink")},
     )
+    ends = actual_seq_qlen[-1], actual_seq_kvlen[-1]
+    if len(actual_seq_qlen) > 1024 or ends != (len(query), len(key)):
+        raise RuntimeError(f"{len(actual_seq_qlen)} sequences that end at {ends}")
+    if len({query.dtype, key.dtype, value.dtype}) > 1 or value.shape[2] > key.shape[2] or head_num != query.shape[1]:
+        raise RuntimeError(f"{head_num} heads of {[(x.dtype, tuple(x.shape)) for x in (query, key, value)]}")
     spans = zip([0, *actual_seq_qlen[:-1]], actual_seq_qlen, [0, *actual_seq_kvlen[:-1]], actual_seq_kvlen, strict=True)
     out = torch.cat(
         [

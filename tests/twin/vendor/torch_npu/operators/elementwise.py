@@ -7,7 +7,7 @@ layernorm.py) and the models' own formulas."""
 import torch
 from torch import Tensor
 
-from torch_npu.operators.registry import stand_in
+from torch_npu.operators.registry import refuse, stand_in
 
 
 @stand_in("npu")
@@ -56,6 +56,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, mode: str = "half") -> Tensor:
 def npu_rotary_mul(
     self: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate_matrix: Tensor | None = None
 ) -> Tensor:
+    """The page's limits: (T, N, D) or four axes, an even width below 896, and factors in [-1, 1]."""
+    refuse("npu_rotary_mul", rotate=rotate_matrix)
+    if self.dim() not in (3, 4) or self.shape[-1] % 2 or self.shape[-1] >= 896 or self.dtype != r1.dtype:
+        raise RuntimeError(
+            f"npu_rotary_mul was given {self.dtype} {tuple(self.shape)} and {r1.dtype} {tuple(r1.shape)}"
+        )
+    if max(float(r1.abs().max()), float(r2.abs().max())) > 1:
+        raise RuntimeError("npu_rotary_mul takes cosines and sines in [-1, 1]")
     return rotate(self, r1, r2, rotary_mode)
 
 

@@ -1,6 +1,7 @@
 """Matrix products by expert, and the ways of tokens to experts and back.
 
-Read in op-plugin's pages of npu_grouped_matmul, npu_moe_init_routing_v2, npu_moe_distribute_dispatch_v2,
+Read in op-plugin's pages of npu_grouped_matmul, npu_moe_token_permute_with_routing_map (and
+_unpermute_), npu_moe_init_routing_v2, npu_moe_distribute_dispatch_v2,
 npu_moe_distribute_combine_v2, npu_moe_gating_top_k and npu_transpose_batchmatmul. Those of vllm-ascend's own library
 are the same under other names. Of npu_moe_token_permute and _unpermute, which have no page, the meaning is that of
 megatron-core's permute (moe_utils.py)."""
@@ -45,26 +46,39 @@ def npu_grouped_matmul(
     **others: object,
 ) -> list[Tensor]:
     """Rows of one x times the matrix of their expert. group_list: where each expert's rows end (type 0), or how many
-    they are (1). group_type 2: along the rows, which gives an expert's gradient. Rows of no expert are written by
-    nobody."""
+    they are (1). group_type 2: along the second axis of x, which must be a transposed tensor, and the first of weight;
+    that gives an expert's gradient. Rows of no expert are written by nobody. torch_npu has no derivative of it."""
     refuse(
         "npu_grouped_matmul",
         bias=bias,
         scale=scale,
         **{name: value for name, value in others.items() if name != "output_dtype"},
     )
+    (rows,) = x
+    _check_matrices(rows, weight, group_list, split_item)
     counts = group_list.tolist() if isinstance(group_list, Tensor) else list(group_list)
     if group_list_type == 0:
         counts = [end - begin for begin, end in zip([0, *counts[:-1]], counts, strict=True)]
-    (rows,) = x
+    if group_type == 2:
+        if rows.stride(0) != 1 or rows.shape[1] != sum(counts) or len(weight[0]) != sum(counts):
+            raise RuntimeError(f"group_type 2 takes a transposed x and {sum(counts)} rows, not {tuple(rows.shape)}")
+        parts = zip(rows.split(counts, 1), weight[0].split(counts), strict=True)
+        return [torch.stack([a @ b for a, b in parts]).detach()]
     if sum(counts) > len(rows):
         raise RuntimeError(f"group_list ends at {sum(counts)}, and x has {len(rows)} rows")
-    parts = rows[: sum(counts)].split(counts)
-    if group_type == 2:
-        return [torch.stack([a.t() @ b for a, b in zip(parts, weight[0][: sum(counts)].split(counts), strict=True)])]
     matrices = list(weight[0]) if len(weight) == 1 else weight
-    out = torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])
-    return [torch.cat((out, out.new_empty((len(rows) - len(out), out.shape[1]))))]
+    out = torch.cat([part @ matrix for part, matrix in zip(rows[: sum(counts)].split(counts), matrices, strict=True)])
+    return [torch.cat((out, out.new_empty((len(rows) - len(out), out.shape[1])))).detach()]
+
+
+def _check_matrices(rows: Tensor, weight: list[Tensor], group_list: Tensor | list[int], split_item: int) -> None:
+    """The page's limits for a group_list that is a tensor."""
+    if split_item not in (2, 3):
+        raise RuntimeError(f"split_item {split_item} gives several results")
+    if not isinstance(group_list, Tensor):
+        raise NotImplementedError("the twin's npu_grouped_matmul takes a group_list that is a tensor")
+    if len(weight) > 128 or (len(weight) > 1 and rows.dtype == torch.float32):
+        raise RuntimeError(f"npu_grouped_matmul takes no list of {len(weight)} matrices of {rows.dtype}")
 
 
 # ---- which experts
@@ -169,6 +183,45 @@ def npu_moe_token_unpermute(
     if probs is None:
         return rows
     return (rows.view(*probs.shape, -1).float() * probs.float().unsqueeze(-1)).sum(1).to(permuted_tokens.dtype)
+
+
+@stand_in("npu")
+def npu_moe_token_permute_with_routing_map(
+    tokens: Tensor,
+    routing_map: Tensor,
+    *,
+    probs: Tensor | None = None,
+    num_out_tokens: int | None = None,
+    drop_and_pad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens once for each expert of their row of the map, sorted by expert; the probabilities of these; and where each
+    token's rows are, token by token. All tokens must have the same number of experts."""
+    refuse("npu_moe_token_permute_with_routing_map", drop_and_pad=drop_and_pad)
+    choices = (num_out_tokens or len(tokens)) // len(tokens)
+    if (routing_map.sum(1) != choices).any():
+        raise RuntimeError(f"every row of routing_map must have {choices} experts")
+    if probs is not None and probs.dtype not in (tokens.dtype, torch.float32):
+        raise RuntimeError(f"npu_moe_token_permute_with_routing_map was given {tokens.dtype} and {probs.dtype}")
+    token, expert = routing_map.bool().nonzero(as_tuple=True)
+    order = expert.argsort(stable=True)
+    chosen = tokens.new_empty(0) if probs is None else probs.t().masked_select(routing_map.bool().t())
+    return tokens[token[order]], chosen, order.argsort(stable=True).to(torch.int32)
+
+
+@stand_in("npu")
+def npu_moe_token_unpermute_with_routing_map(
+    permuted_tokens: Tensor,
+    sorted_indices: Tensor,
+    restore_shape: list[int],
+    *,
+    probs: Tensor | None = None,
+    routing_map: Tensor | None = None,
+    drop_and_pad: bool = False,
+) -> Tensor:
+    """The sum of each token's rows."""
+    refuse("npu_moe_token_unpermute_with_routing_map", drop_and_pad=drop_and_pad, probs=probs, routing_map=routing_map)
+    rows = permuted_tokens[sorted_indices.long()].view(restore_shape[0], -1, restore_shape[1])
+    return rows.float().sum(1).to(permuted_tokens.dtype)
 
 
 # ---- over the ranks of a group

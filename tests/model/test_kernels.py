@@ -1,0 +1,95 @@
+"""What of model/kernels/cuda.py runs on a CPU: values and gradients against plain torch. The kernels of the NPU are
+tested in tests/twin/test_kernels.py.
+
+    python -m pytest tests/model/test_kernels.py
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from r1zero.model.kernels.choice import kernels_of
+from tests.model import kernel_cases
+
+CUDA = ("norm", "norm of heads", "swiglu", "swiglu of three axes", "experts", "experts without rows")
+ATTENTION = ("attention", "attention over shared prompts", "attention over many sequences")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CUDA)
+def test_a_function_for_cuda_computes_what_plain_torch_does(name: str, dtype: torch.dtype) -> None:
+    assert kernel_cases.compare(kernels_of("cuda"), name, "cpu", dtype).are_of_rounding(dtype)
+
+
+class Ragged:
+    """Ragged attention in fp32 whose causal mask ends at the last query and the last key of a sequence."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, scale: float):
+        self.q, self.k, self.v, self.scale, self.repeat = q, k, v, scale, q.shape[1] // k.shape[1]
+        self.spans = list(zip(pairwise(ends_q.tolist()), pairwise(ends_k.tolist()), strict=True))
+
+    def weights(self, i: int) -> tuple[Tensor, ...]:
+        """Of sequence i: queries, keys and values in fp32, one key head for each query head; weights (h, Q, K)."""
+        (a, b), (c, d) = self.spans[i]
+        q, k, v = self.q[a:b].float(), *(x[c:d].float().repeat_interleave(self.repeat, 1) for x in (self.k, self.v))
+        hidden = torch.ones(b - a, d - c, dtype=torch.bool).triu(1 + d - c - (b - a))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * self.scale
+        return q, k, v, scores.masked_fill(hidden, -torch.inf).softmax(-1)
+
+    def forward(self) -> Tensor:
+        parts = map(self.weights, range(len(self.spans)))
+        return torch.cat([torch.einsum("hqk,khd->qhd", p, v) for _, _, v, p in parts]).to(self.q.dtype)
+
+    def backward(self, grad: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[list[Tensor], ...] = ([], [], [])
+        for i, ((a, b), _) in enumerate(self.spans):
+            q, k, v, p = self.weights(i)
+            grad_out = grad[a:b].float()
+            grad_p = torch.einsum("qhd,khd->hqk", grad_out, v)
+            grad_scores = p * (grad_p - (grad_p * p).sum(-1, keepdim=True)) * self.scale
+            found[0].append(torch.einsum("hqk,khd->qhd", grad_scores, k))
+            found[1].append(torch.einsum("hqk,qhd->khd", grad_scores, q).unflatten(1, (-1, self.repeat)).sum(2))
+            found[2].append(torch.einsum("hqk,qhd->khd", p, grad_out).unflatten(1, (-1, self.repeat)).sum(2))
+        return tuple(torch.cat(rows).to(self.q.dtype) for rows in found)
+
+
+@pytest.fixture
+def flash_attention() -> Iterator[list[str]]:
+    """aten's FlashAttention, which is compiled for CUDA only, written out for the CPU, where torch's own code calls it.
+    Yields the names of the calls."""
+    calls: list[str] = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, *given: Any, scale: float, **window: Any) -> tuple[Tensor, ...]:
+        ends_q, ends_k, max_q, max_k, dropout, is_causal, _ = given
+        assert is_causal and not dropout and (window["window_size_left"], window["window_size_right"]) == (-1, 0)
+        assert q.shape[2] == k.shape[2] == v.shape[2] and q.shape[2] % 8 == 0 and q.dtype == torch.bfloat16
+        assert (max_q, max_k) == (int(ends_q.diff().max()), int(ends_k.diff().max()))
+        assert ends_q.dtype == ends_k.dtype == torch.int32
+        calls.append("forward")
+        out, nothing = Ragged(q, k, v, ends_q, ends_k, scale).forward(), torch.empty(0)
+        return out, torch.empty(q.shape[1], len(q)), torch.zeros(2, dtype=torch.int64), nothing, nothing
+
+    def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *given: Any, scale: float, **window: Any) -> Any:
+        calls.append("backward")
+        return Ragged(q, k, v, *given[2:4], scale).backward(grad)
+
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_flash_attention_forward", forward, "CPU")
+        library.impl("_flash_attention_backward", backward, "CPU")
+        yield calls
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_for_cuda_is_flash_attention_in_16_bits(flash_attention: list[str], name: str) -> None:
+    errors = kernel_cases.compare(kernels_of("cuda"), name, "cpu", torch.bfloat16)
+    assert errors.are_of_rounding(torch.bfloat16), errors
+    assert flash_attention == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_for_cuda_is_that_of_plain_torch_in_fp32(name: str) -> None:
+    assert kernel_cases.compare(kernels_of("cuda"), name, "cpu", torch.float32).are_of_rounding(torch.float32)

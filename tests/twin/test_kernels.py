@@ -1,0 +1,81 @@
+"""model/kernels/npu.py on the twin: values and gradients of each kernel against plain torch on the CPU, and which of
+the vendor's operators a step of a model calls.
+
+    python -m pytest tests/twin/test_kernels.py
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.twin import kernels
+from tests.twin.client import Twin
+from tests.twin.project import MegatronGrid, Oracle
+
+PERMUTE, UNPERMUTE = "npu_moe_token_permute_with_routing_map", "npu_moe_token_unpermute_with_routing_map"
+# case of tests/twin/kernels.py: the operators that it must call, and how often
+KERNELS = {
+    "norm": {"npu_rms_norm": 1},
+    "norm of heads": {"npu_rms_norm": 1},
+    "swiglu": {"npu_swiglu": 1},
+    "swiglu of three axes": {"npu_swiglu": 1},
+    "attention": {"npu_fusion_attention": 1},
+    "attention over shared prompts": {"npu_fusion_attention": 1},
+    "attention over many sequences": {"npu_fusion_attention": 2},
+    "rotary": {"npu_rotary_mul": 1},
+    "experts": {"npu_grouped_matmul": 3},
+    "experts without rows": {},
+    "more experts than a list takes": {"npu_grouped_matmul": 3},
+    "permutation": {PERMUTE: 1, UNPERMUTE: 1},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_values_and_gradients_are_those_of_the_cpu(twin: Twin, name: str, dtype: torch.dtype) -> None:
+    ((errors, calls),) = twin.run(kernels.compare, name, dtype)
+    assert calls == {f"npu::{operator}": times for operator, times in KERNELS[name].items()}
+    assert errors.are_of_rounding(dtype), errors
+
+
+# name: (model, ranks, grid, operators that it calls)
+DENSE = ("npu_rms_norm", "npu_swiglu", "npu_rotary_mul", "npu_fusion_attention")
+EXPERTS = (*DENSE, "npu_grouped_matmul", PERMUTE, UNPERMUTE)
+MODELS = {
+    "Qwen2": ("qwen2", 1, MegatronGrid(), DENSE),
+    "Qwen3 over TP2": ("qwen3", 2, MegatronGrid(tensor_model_parallel_size=2), DENSE),
+    "DeepSeek-V3 over EP2": ("deepseek", 2, MegatronGrid(expert_model_parallel_size=2), EXPERTS),
+    "DeepSeek-V3 over TP2": ("deepseek", 2, MegatronGrid(tensor_model_parallel_size=2), EXPERTS),
+    "DeepSeek-V3 with YaRN": ("deepseek_yarn_half", 1, MegatronGrid(), EXPERTS),
+    "Qwen3-MoE": ("qwen3_moe", 1, MegatronGrid(), EXPERTS),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_the_kernels_equals_transformers(twin: Twin, models: Callable[[str], Oracle], name: str) -> None:
+    """YaRN with two different factors scales cosines and sines above 1, which npu_rotary_mul refuses."""
+    model, size, place, operators = MODELS[name]
+    for found, calls in twin.run(kernels.gradients, models(model), place, size=size):
+        assert found.logits <= 1e-5
+        assert found.worst <= 1e-4, found.name
+        assert found.norm == pytest.approx(found.expected_norm, rel=1e-5)
+        assert [operator for operator in operators if not calls.get(f"npu::{operator}")] == []
+        assert (kernels.OVERLAP in calls) == model.startswith("deepseek"), "the family with shared experts"
+
+
+# patch: (kernel of the device that it puts into megatron-core, operator)
+PATCHED = {
+    "megatron packed rotary": (("rotate",), "npu_rotary_mul"),
+    "megatron token permute": (("permute", "unpermute"), PERMUTE),
+    "megatron token unpermute": (("permute", "unpermute"), UNPERMUTE),
+}
+
+
+@pytest.mark.parametrize("patch", PATCHED)
+def test_without_its_patch_an_operator_is_not_called(twin: Twin, models: Callable[[str], Oracle], patch: str) -> None:
+    """A patch is applied for devices whose kernels have a function for it."""
+    without, operator = PATCHED[patch]
+    ((found, calls),) = twin.run(kernels.gradients, models("deepseek"), MegatronGrid(), without)
+    assert found.worst <= 1e-4
+    assert "npu::npu_swiglu" in calls and f"npu::{operator}" not in calls
