@@ -52,14 +52,18 @@ def make_base(folder: Path, family: str, seed: int = 0) -> Path:
 
 def model_config(family: str, end: int):
     """The miniature's config of the family, or for other families one as small, with the same vocabulary."""
-    from transformers import LlamaConfig, Qwen3MoeConfig
+    from transformers import DeepseekV2Config, LlamaConfig, Qwen3MoeConfig
 
     from r1zero.miniature import base
-    from tests.oracles.tiny_models import LLAMA, ROUTED
+    from tests.oracles.tiny_models import GROUPED, LLAMA, ROUTED
 
     configs = {name: recipe.config for name, recipe in base.recipes(end).items()}
     same = dict(vocab_size=configs["qwen2"].vocab_size, bos_token_id=None, eos_token_id=end, pad_token_id=end)
-    configs |= {"llama": LlamaConfig(**{**LLAMA, **same}), "qwen3_moe": Qwen3MoeConfig(**{**ROUTED, **same})}
+    configs |= {
+        "llama": LlamaConfig(**{**LLAMA, **same}),
+        "qwen3_moe": Qwen3MoeConfig(**{**ROUTED, **same}),
+        "deepseek_v2": DeepseekV2Config(**{**GROUPED, **same}),
+    }
     return configs[family]
 
 

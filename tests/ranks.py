@@ -122,7 +122,9 @@ def serve(address: str) -> None:
     gc.freeze()
     gc.unfreeze = lambda: None  # vLLM calls it at its end, and then searches everything for garbage
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are not waited for
-    with Listener(address) as listener:
+    # A Listener makes the file before it listens, and the tests connect as soon as there is one at the address.
+    with Listener(f"{address}.early") as listener:
+        os.rename(f"{address}.early", address)
         while True:
             connection = listener.accept()
             if os.fork() == 0:

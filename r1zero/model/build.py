@@ -187,7 +187,7 @@ def _pipeline_layout(shape: Shape, grids: MegatronGrids) -> list[list[str]]:
 
 def _moe_settings(shape: Shape, kernels: Kernels) -> dict[str, Any]:
     moe = shape.require_moe()
-    # If all groups are eligible there is no choice of groups, but megatron-core would still score them.
+    # If all groups are eligible there is no choice of groups. Otherwise layers.GroupLimitedRouter makes it.
     limited = moe.topk_groups < moe.groups
     return dict(
         num_moe_experts=moe.experts,

@@ -20,8 +20,17 @@ from typing import Any, Literal, NamedTuple
 from r1zero.config import Model, UserError
 from r1zero.model import overrides
 from r1zero.model.config_fields import Config, Fields, shown
-from r1zero.model.family_fields import DEEPSEEK_V3, FP8, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
-from r1zero.model.shape import Shape, read_deepseek, read_llama, read_mistral, read_qwen2, read_qwen3, read_qwen3_moe
+from r1zero.model.family_fields import DEEPSEEK_V2, DEEPSEEK_V3, FP8, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE
+from r1zero.model.shape import (
+    Shape,
+    read_deepseek_v2,
+    read_deepseek_v3,
+    read_llama,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
+    read_qwen3_moe,
+)
 
 Holder = Literal["first", "layer", "last", "both ends"]
 
@@ -164,8 +173,11 @@ def _dense_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
 
 
 def _deepseek_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
-    queries = _MLA_Q_LORA if shape.require_mla().q_lora_rank else _MLA_Q
-    return _NORMS + queries + _MLA + (_ROUTER + _ROUTER_BIAS + _EXPERT + _SHARED if shape.is_moe(layer) else _MLP)
+    attention = _NORMS + (_MLA_Q_LORA if shape.require_mla().q_lora_rank else _MLA_Q) + _MLA
+    if not shape.is_moe(layer):
+        return attention + _MLP
+    bias = _ROUTER_BIAS if shape.require_moe().score_function == "sigmoid" else ()
+    return attention + _ROUTER + bias + _EXPERT + _SHARED
 
 
 def _qwen3_moe_layer(shape: Shape, layer: int) -> tuple[WeightRule, ...]:
@@ -187,10 +199,11 @@ class Family:
 FAMILIES = {
     "Qwen2ForCausalLM": Family(QWEN2, read_qwen2, _dense_layer),
     "Qwen3ForCausalLM": Family(QWEN3, read_qwen3, _dense_layer),
-    "DeepseekV3ForCausalLM": Family(DEEPSEEK_V3, read_deepseek, _deepseek_layer),
+    "DeepseekV3ForCausalLM": Family(DEEPSEEK_V3, read_deepseek_v3, _deepseek_layer),
     "LlamaForCausalLM": Family(LLAMA, read_llama, _dense_layer),
     "MistralForCausalLM": Family(MISTRAL, read_mistral, _dense_layer),
     "Qwen3MoeForCausalLM": Family(QWEN3_MOE, read_qwen3_moe, _qwen3_moe_layer),
+    "DeepseekV2ForCausalLM": Family(DEEPSEEK_V2, read_deepseek_v2, _deepseek_layer),
 }
 
 

@@ -1,8 +1,8 @@
 """One table per family with every field that its config.json may have, and how it is treated. See config_fields.
 
 Names and defaults are those of Hugging Face's config classes and of the config.json files published for Qwen2.5, Qwen3,
-DeepSeek-V3, Moonlight, Llama 3, Mistral and Qwen3-MoE. tests/model/test_config_fields.py compares every entry with
-Hugging Face.
+DeepSeek-V2, DeepSeek-V3, Moonlight, Llama 3, Mistral and Qwen3-MoE. tests/model/test_config_fields.py compares every
+entry with Hugging Face.
 """
 
 from r1zero.model.config_fields import (
@@ -155,8 +155,8 @@ QWEN3: Fields = DENSE | {
     "attention_bias": only(False, why="Hugging Face adds a bias to the output projection as well, which vLLM lacks"),
 }
 
-DEEPSEEK_V3: Fields = COMMON | {
-    "model_type": only("deepseek_v3", default=REQUIRED),
+# What DeepSeek-V2 and DeepSeek-V3 share: latent attention and experts.
+LATENT: Fields = COMMON | {
     "tie_word_embeddings": only(False, why="vLLM always gives this family a separate output layer"),
     "attention_bias": only(False),
     "q_lora_rank": read(optional(whole())),
@@ -164,31 +164,51 @@ DEEPSEEK_V3: Fields = COMMON | {
     "qk_nope_head_dim": read(whole()),
     "qk_rope_head_dim": read(whole(2)),
     "v_head_dim": read(whole()),
-    "rope_interleave": only(True, why="vLLM always rotates pairs of neighbouring elements"),
-    # Implied by other fields. If head_dim or num_local_experts contradict those, Hugging Face uses these two.
+    # Implied by other fields.
     "head_dim": read(whole(), None),
     "qk_head_dim": read(whole(), None),
-    "num_local_experts": read(whole(), None),
     "n_routed_experts": read(whole(2)),
-    "num_experts_per_tok": read(whole(2)),
-    "n_group": read(whole()),
-    "topk_group": read(whole()),
     "moe_intermediate_size": read(whole()),
     "n_shared_experts": read(whole()),
     "first_k_dense_replace": read(whole(0)),
     "routed_scaling_factor": read(positive(real())),
-    "norm_topk_prob": only(True),
-    "moe_layer_freq": only(1),
-    # Files written by transformers 5 have neither, so rollout/engine.py passes them to the engine.
-    "scoring_func": only("sigmoid"),
-    "topk_method": only("noaux_tc"),
-    "num_nextn_predict_layers": no_effect(whole(0)),
-    "num_mtp_layers": no_effect(whole(0)),
+    "moe_layer_freq": only(1, why="every layer after the first dense ones must have experts"),
     "aux_loss_alpha": no_effect(number()),
     "seq_aux": no_effect(FLAG),
     "ep_size": no_effect(whole()),
     "output_router_logits": no_effect(FLAG),
     "pretraining_tp": no_effect(optional(whole())),
+}
+
+DEEPSEEK_V3: Fields = LATENT | {
+    "model_type": only("deepseek_v3", default=REQUIRED),
+    "rope_interleave": only(True, why="vLLM always rotates pairs of neighbouring elements"),
+    # Must equal n_routed_experts. If it contradicts that, Hugging Face uses this one.
+    "num_local_experts": read(whole(), None),
+    "num_experts_per_tok": read(whole(2)),
+    "n_group": read(whole()),
+    "topk_group": read(whole()),
+    "norm_topk_prob": only(True),
+    # Files written by transformers 5 have neither, so rollout/arguments.py passes them to the engine.
+    "scoring_func": only("sigmoid"),
+    "topk_method": only("noaux_tc"),
+    "num_nextn_predict_layers": no_effect(whole(0)),
+    "num_mtp_layers": no_effect(whole(0)),
+}
+
+DEEPSEEK_V2: Fields = LATENT | {
+    "model_type": only("deepseek_v2", default=REQUIRED),
+    "mlp_bias": only(False),
+    "attention_dropout": no_effect(optional(real())),
+    # Must equal n_routed_experts. If it contradicts that, Hugging Face uses this one.
+    "num_experts": read(whole(), None),
+    "num_experts_per_tok": read(whole()),
+    # With "greedy" Hugging Face ignores the groups, so rollout/arguments.py gives the engine a single group.
+    "topk_method": read(one_of("greedy", "group_limited_greedy"), "greedy"),
+    "n_group": read(optional(whole()), None),
+    "topk_group": read(optional(whole()), None),
+    "norm_topk_prob": only(False, why="vLLM divides the scores by their sum, and Hugging Face does not"),
+    "scoring_func": only("softmax"),
 }
 
 LLAMA: Fields = COMMON | {

@@ -4,12 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from r1zero.config import UserError
-from r1zero.model.config_fields import Config, shown
-from r1zero.model.family_fields import ROPE
-
-ROPE_THETA = 10000.0
-"""Hugging Face's default for a file that states none."""
-
+from r1zero.model.config_fields import Config
+from r1zero.model.rope import Llama3Rope, Yarn, read_rope
 
 DENSE_TOKENS = 128
 """On a CPU, attention over sequences of up to this many tokens uses explicit matrix products, whose scores are kept for
@@ -38,44 +34,19 @@ class Moe:
 
     score_function: Literal["sigmoid", "softmax"] = "sigmoid"
     """sigmoid: with a bias that affects only the choice of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
-    softmax: over all experts, without a bias."""
+    softmax: over all experts, without a bias. A group of experts is scored by its two best experts with sigmoid, and by
+    its best expert with softmax (DeepSeek-V2, arXiv 2405.04434, section 2.2.2)."""
     norm_topk_prob: bool = True
     """Whether the scores of the chosen experts are divided by their sum."""
     experts: int
     topk: int
     groups: int
     topk_groups: int
+    """A token's experts come from this many of the groups, those with the highest scores."""
     ffn_hidden_size: int
     shared_experts: int
     first_dense_layers: int
     routed_scaling_factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Yarn:
-    """YaRN: a longer context by interpolated rotary frequencies (arXiv 2309.00071). `mscale_all_dim` 0: absent."""
-
-    factor: float
-    original_max_positions: int
-    beta_fast: float
-    beta_slow: float
-    mscale: float
-    mscale_all_dim: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Rope:
-    """The scaling of rotary frequencies in Llama 3.1 and later, which Hugging Face names rope_type "llama3".
-
-    A frequency whose wavelength is less than original_max_positions / high_freq_factor tokens stays as it is. One whose
-    wavelength is more than original_max_positions / low_freq_factor is divided by `factor`. Between the two, the
-    divisor changes gradually.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +167,27 @@ def _read_dense(config: Config, head_dim: int, rope_types: tuple[str, ...] = ("d
     return dict(kv_heads=kv_heads, head_dim=head_dim, **read_rope(config, rope_types))
 
 
-def read_deepseek(config: Config) -> dict[str, Any]:
+def read_deepseek_v2(config: Config) -> dict[str, Any]:
+    """Read the fields of Shape that are specific to DeepSeek-V2. Raises UserError."""
+    _hidden_size_per_head(config)
+    if config["topk_method"] == "greedy":
+        groups = topk_groups = 1
+    elif None in (config["n_group"], config["topk_group"]):
+        raise config.refusal("topk_method", "n_group and topk_group must then be whole numbers of at least 1")
+    else:
+        groups, topk_groups = config["n_group"], config["topk_group"]
+    moe = _read_moe(config, score_function="softmax", norm_topk_prob=False, groups=groups, topk_groups=topk_groups)
+    return _read_latent(config, "num_experts", moe)
+
+
+def read_deepseek_v3(config: Config) -> dict[str, Any]:
     """Read the fields of Shape that are specific to DeepSeek-V3. Raises UserError."""
+    moe = _read_moe(config, score_function="sigmoid", groups=config["n_group"], topk_groups=config["topk_group"])
+    return _read_latent(config, "num_local_experts", moe)
+
+
+def _read_latent(config: Config, experts: str, moe: Moe) -> dict[str, Any]:
+    """experts: the other name of n_routed_experts."""
     heads = config["num_attention_heads"]
     mla = Mla(
         **{
@@ -210,7 +200,7 @@ def read_deepseek(config: Config) -> dict[str, Any]:
     for name, implied in {
         "num_key_value_heads": heads,
         "head_dim": mla.qk_rope_head_dim,
-        "num_local_experts": config["n_routed_experts"],
+        experts: config["n_routed_experts"],
         "qk_head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim,
     }.items():
         if config[name] not in (None, implied):
@@ -219,17 +209,16 @@ def read_deepseek(config: Config) -> dict[str, Any]:
         kv_heads=heads,
         head_dim=mla.qk_nope_head_dim + mla.qk_rope_head_dim,
         mla=mla,
-        moe=_read_moe(config),
+        moe=moe,
         **read_rope(config, ("default", "yarn")),
     )
 
 
-def _read_moe(config: Config) -> Moe:
+def _read_moe(config: Config, **routing: Any) -> Moe:
     moe = Moe(
+        **routing,
         experts=config["n_routed_experts"],
         topk=config["num_experts_per_tok"],
-        groups=config["n_group"],
-        topk_groups=config["topk_group"],
         ffn_hidden_size=config["moe_intermediate_size"],
         shared_experts=config["n_shared_experts"],
         first_dense_layers=config["first_k_dense_replace"],
@@ -247,80 +236,11 @@ def _read_moe(config: Config) -> Moe:
         )
     if moe.topk_groups > moe.groups:
         raise config.refusal("topk_group", f"it must be at most n_group = {moe.groups}")
+    if moe.topk > moe.experts:
+        raise config.refusal("num_experts_per_tok", f"it must be at most n_routed_experts = {moe.experts}")
     if moe.topk > (eligible := moe.topk_groups * moe.experts // moe.groups):
         raise config.refusal(
             "num_experts_per_tok",
             f"topk_group = {moe.topk_groups} of n_group = {moe.groups} groups have {eligible} experts",
         )
-    # HF scores a group by its two best experts, megatron-core by its best topk / topk_groups.
-    if moe.topk_groups < moe.groups and moe.topk != 2 * moe.topk_groups:
-        raise config.refusal(
-            "num_experts_per_tok",
-            f"with topk_group = {moe.topk_groups}, trainer and engine score groups alike only if "
-            "num_experts_per_tok = 2 x topk_group",
-        )
     return moe
-
-
-def read_rope(config: Config, rope_types: tuple[str, ...]) -> dict[str, Any]:
-    """Read the fields of Shape for rotary positions: the base of the frequencies, and their scaling if there is one.
-
-    A file may state them in three places. rope_types: the family's supported values of rope_type. Raises UserError.
-    """
-    stated = [_read_rope(config, name, rope_types) for name in ("rope_scaling", "rope_parameters") if config[name]]
-    if len(stated) == 2 and stated[0] != stated[1]:
-        raise UserError(
-            f"{config.path}: rope_scaling and rope_parameters contradict each other; Hugging Face uses rope_scaling: "
-            "remove one of the two"
-        )
-    return stated[0] if stated else {"rope_theta": float(config["rope_theta"] or ROPE_THETA)}
-
-
-def _read_rope(config: Config, name: str, rope_types: tuple[str, ...]) -> dict[str, Any]:
-    section = Config(config[name], config.path, f"{name}.")
-    key = "rope_type" if "rope_type" in section else "type"
-    kind = section.get(key, "default")
-    if kind not in rope_types:
-        hint = "" if len(rope_types) > 1 else f": remove {name}, and train on sequences of the original length"
-        raise section.refusal(key, f"for this family only {' and '.join(map(shown, rope_types))} is supported{hint}")
-    if section.get("type", kind) != kind:
-        raise section.refusal("type", f"rope_type is {shown(kind)}: remove one of the two")
-    rope, beside = section.checked(ROPE[kind], f'the rope_type "{kind}"'), config["rope_theta"]
-    if None not in (rope["rope_theta"], beside) and rope["rope_theta"] != beside:
-        raise rope.refusal("rope_theta", f"rope_theta beside {name} is {shown(beside)}: remove one of the two")
-    scaling: dict[str, Any] = {}
-    if kind == "yarn":
-        scaling = {"yarn": _read_yarn(rope, config)}
-    elif kind == "llama3":
-        scaling = {"llama3_rope": _read_llama3_rope(rope)}
-    return {"rope_theta": float(rope["rope_theta"] or beside or ROPE_THETA), **scaling}
-
-
-def _read_llama3_rope(rope: Config) -> Llama3Rope:
-    if rope["high_freq_factor"] <= rope["low_freq_factor"]:
-        raise rope.refusal(
-            "high_freq_factor", f"it must be greater than low_freq_factor = {shown(rope['low_freq_factor'])}"
-        )
-    return Llama3Rope(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_positions=rope["original_max_position_embeddings"],
-    )
-
-
-def _read_yarn(rope: Config, config: Config) -> Yarn:
-    if (rope["mscale"] is None) != (rope["mscale_all_dim"] is None):
-        raise UserError(
-            f"{rope.path}: {rope.prefix}mscale = {shown(rope['mscale'])} and mscale_all_dim = "
-            f"{shown(rope['mscale_all_dim'])}; "
-            "engines disagree on the meaning of one without the other: state both or neither"
-        )
-    return Yarn(
-        factor=float(rope["factor"]),
-        beta_fast=float(rope["beta_fast"]),
-        beta_slow=float(rope["beta_slow"]),
-        original_max_positions=rope["original_max_position_embeddings"] or config["max_position_embeddings"],
-        mscale=float(rope["mscale"] or 1.0),
-        mscale_all_dim=float(rope["mscale_all_dim"] or 0.0),
-    )

@@ -9,10 +9,19 @@ def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of config.json that vLLM must see with other values than the file has."""
     # The weights come from the trainer unquantised, even if the model was published in FP8.
     plain = {"quantization_config": None} if "quantization_config" in model_config else {}
-    # transformers 5 leaves both fields out, because it supports only this routing. Without them vLLM would use a
-    # softmax without the bias.
-    routing = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} if "n_routed_experts" in model_config else {}
-    return plain | routing
+    return plain | _routing(model_config)
+
+
+def _routing(model_config: dict[str, Any]) -> dict[str, Any]:
+    kind = model_config.get("model_type")
+    if kind == "deepseek_v3":
+        # transformers 5 leaves both fields out, because it supports only this routing. Without them vLLM would use a
+        # softmax without the bias.
+        return {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+    if kind == "deepseek_v2" and model_config.get("topk_method", "greedy") == "greedy":
+        # vLLM does not read topk_method, and limits the choice to the best groups in any case.
+        return {"n_group": 1, "topk_group": 1}
+    return {}
 
 
 def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any]:

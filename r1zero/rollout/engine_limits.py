@@ -51,6 +51,8 @@ def check(cfg: Config, shape: Shape, layout: Layout) -> None:
         )
     if cfg.run.device == "cpu":
         _check_cpu(shape, file)
+    if cfg.run.device == "npu":
+        _check_npu(shape, file)
 
 
 def _check_cpu(shape: Shape, file: str) -> None:
@@ -68,6 +70,15 @@ def _check_cpu(shape: Shape, file: str) -> None:
         raise UserError(
             f"{file}: hidden_size = {shape.hidden_size}; vLLM on a CPU supports only multiples of "
             f"{CPU_EXPERT_MULTIPLE} with experts: run this model on another device"
+        )
+
+
+def _check_npu(shape: Shape, file: str) -> None:
+    # In vllm-ascend 0.23.0 _select_experts_with_fusion_ops (ops/fused_moe/experts_selector.py) fixes group_select_mode.
+    if shape.moe and shape.moe.score_function == "softmax" and shape.moe.topk_groups < shape.moe.groups:
+        raise UserError(
+            f'{file}: topk_method = "group_limited_greedy"; vllm-ascend scores a group by the sum of its two best '
+            "experts, and this family by its best expert: run this model on another device"
         )
 
 

@@ -74,7 +74,20 @@ def in_bf16(source, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen2", "qwen2_tied", "qwen3", "llama", "mistral", "qwen3_moe", "deepseek", "deepseek_no_q_lora"]
+    "name",
+    [
+        "qwen2",
+        "qwen2_tied",
+        "qwen3",
+        "llama",
+        "mistral",
+        "qwen3_moe",
+        "deepseek",
+        "deepseek_no_q_lora",
+        "deepseek_v2",
+        "deepseek_v2_lite",
+        "moonlight",
+    ],
 )
 def test_a_round_trip_is_bit_exact_and_plain_transformers_loads_it(models, tmp_path, name):
     source = in_bf16(models(name).folder, tmp_path / "source")
@@ -140,6 +153,7 @@ def by_megatron_and_by_slices(rank, model, place, path):
         ("qwen3_moe", 2, grid(ep=2)),
         ("deepseek", 2, grid(ep=2)),
         ("deepseek", 2, grid(tp=2)),
+        ("deepseek_v2", 2, grid(ep=2)),
     ],
 )
 def test_megatrons_own_loader_and_ours_read_it_on_any_grid(ranks, models, tmp_path, name, size, place):

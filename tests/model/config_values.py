@@ -3,9 +3,9 @@
 from typing import Any
 
 from r1zero.model.families import FAMILIES
-from tests.oracles.transformers_model import DENSE, LATENT, LLAMA3, ROUTED
+from tests.oracles.transformers_model import DENSE, LATENT, LATENT_V2, LLAMA3, ROUTED
 
-QWEN2, QWEN3, DEEPSEEK, LLAMA, MISTRAL, QWEN3_MOE = FAMILIES
+QWEN2, QWEN3, DEEPSEEK, LLAMA, MISTRAL, QWEN3_MOE, DEEPSEEK_V2 = FAMILIES
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=8)
 
 # Every field that a file must state, and no other.
@@ -24,6 +24,15 @@ MINIMAL: dict[str, dict[str, Any]] = {
         {key: value for key, value in ROUTED.items() if key not in ("rope_theta", "head_dim")},
         architectures=[QWEN3_MOE],
         model_type="qwen3_moe",
+    ),
+    DEEPSEEK_V2: dict(
+        {
+            key: value
+            for key, value in LATENT_V2.items()
+            if key not in ("rope_theta", "norm_topk_prob", "topk_method", "n_group", "topk_group")
+        },
+        architectures=[DEEPSEEK_V2],
+        model_type="deepseek_v2",
     ),
 }
 
@@ -98,19 +107,17 @@ HARMLESS: dict[str, list[Any]] = {
     "top_p": [0.1],
     "typical_p": [0.1],
 }
+_HARMLESS_LATENT = HARMLESS | {
+    "aux_loss_alpha": [0.1],
+    "seq_aux": [False],
+    "ep_size": [4],
+    "output_router_logits": [True],
+    "pretraining_tp": [2, None],
+}
 HARMLESS_OF: dict[str, dict[str, list[Any]]] = {
     QWEN2: HARMLESS | {"sliding_window": [4, None], "max_window_layers": [1]},
     QWEN3: HARMLESS | {"sliding_window": [4, None], "max_window_layers": [1]},
-    DEEPSEEK: HARMLESS
-    | {
-        "num_nextn_predict_layers": [1],
-        "num_mtp_layers": [2],
-        "aux_loss_alpha": [0.1],
-        "seq_aux": [False],
-        "ep_size": [4],
-        "output_router_logits": [True],
-        "pretraining_tp": [2, None],
-    },
+    DEEPSEEK: _HARMLESS_LATENT | {"num_nextn_predict_layers": [1], "num_mtp_layers": [2]},
     LLAMA: HARMLESS | {"pretraining_tp": [2, None]},
     MISTRAL: HARMLESS,
     QWEN3_MOE: HARMLESS
@@ -120,6 +127,7 @@ HARMLESS_OF: dict[str, dict[str, list[Any]]] = {
         "output_router_logits": [True],
         "router_aux_loss_coef": [0.1],
     },
+    DEEPSEEK_V2: _HARMLESS_LATENT | {"attention_dropout": [0.3, None]},
 }
 
 # Read: values that change the shape.
@@ -147,39 +155,36 @@ _READ_DENSE = _READ | {
     "tie_word_embeddings": [True],
     "layer_types": [None, ["full_attention"] * 4],
 }
+_READ_LATENT = _READ | {
+    "num_attention_heads": [],
+    "num_key_value_heads": [None],
+    "q_lora_rank": [None, 24],
+    "kv_lora_rank": [24],
+    "qk_nope_head_dim": [24],
+    "qk_rope_head_dim": [8],
+    "v_head_dim": [16, 40],
+    "head_dim": [16],
+    "qk_head_dim": [32],
+    "n_routed_experts": [16],
+    "moe_intermediate_size": [48],
+    "n_shared_experts": [1],
+    "first_k_dense_replace": [0, 3],
+    "routed_scaling_factor": [1.0, 0.7],
+    "rope_scaling": [
+        *_ROPES,
+        YARN,
+        dict(YARN, beta_fast=16, beta_slow=2.5),
+        dict(YARN, factor=1.0),
+        dict(YARN, factor=3),
+        dict(YARN, mscale=0.7, mscale_all_dim=1.3, attention_factor=None, truncate=True),
+        {"type": "yarn", "factor": 4.0},
+    ],
+}
 READ: dict[str, dict[str, list[Any]]] = {
     QWEN2: _READ_DENSE | {"head_dim": [16]},
     QWEN3: _READ_DENSE | {"head_dim": [24]},
-    DEEPSEEK: _READ
-    | {
-        "num_attention_heads": [],
-        "num_key_value_heads": [None],
-        "q_lora_rank": [None, 24],
-        "kv_lora_rank": [24],
-        "qk_nope_head_dim": [24],
-        "qk_rope_head_dim": [8],
-        "v_head_dim": [16, 40],
-        "head_dim": [16],
-        "qk_head_dim": [32],
-        "num_local_experts": [8],
-        "n_routed_experts": [16],
-        "num_experts_per_tok": [],
-        "n_group": [2],
-        "topk_group": [4],
-        "moe_intermediate_size": [48],
-        "n_shared_experts": [1],
-        "first_k_dense_replace": [0, 3],
-        "routed_scaling_factor": [1.0, 0.7],
-        "rope_scaling": [
-            *_ROPES,
-            YARN,
-            dict(YARN, beta_fast=16, beta_slow=2.5),
-            dict(YARN, factor=1.0),
-            dict(YARN, factor=3),
-            dict(YARN, mscale=0.7, mscale_all_dim=1.3, attention_factor=None, truncate=True),
-            {"type": "yarn", "factor": 4.0},
-        ],
-    },
+    DEEPSEEK: _READ_LATENT
+    | {"num_local_experts": [8], "num_experts_per_tok": [2, 3], "n_group": [2], "topk_group": [3, 4]},
     LLAMA: {key: value for key, value in _READ_DENSE.items() if key != "layer_types"}
     | {
         "head_dim": [24, 16, None],
@@ -203,9 +208,37 @@ READ: dict[str, dict[str, list[Any]]] = {
         "moe_intermediate_size": [48],
         "norm_topk_prob": [True],
     },
+    DEEPSEEK_V2: _READ_LATENT
+    | {"num_experts": [8], "num_experts_per_tok": [1, 3], "n_group": [4], "topk_group": [2], "topk_method": []},
 }
-SAME_SHAPE = ("layer_types", "quantization_config", "architectures", "head_dim", "qk_head_dim", "num_local_experts")
-"""Read to be compared with other fields, or by those who read the weights: the shape is the same."""
+TOGETHER: dict[str, list[dict[str, Any]]] = {
+    DEEPSEEK: [
+        dict(num_attention_heads=8, num_key_value_heads=8),
+        dict(num_experts_per_tok=2, topk_group=1),
+        dict(n_group=1, topk_group=1, num_experts_per_tok=3),
+    ],
+    DEEPSEEK_V2: [
+        dict(num_attention_heads=8, num_key_value_heads=8),
+        *(
+            dict(topk_method="group_limited_greedy", n_group=groups, topk_group=chosen, num_experts_per_tok=topk)
+            for groups, chosen, topk in [(4, 2, 4), (4, 2, 1), (2, 1, 3), (4, 3, 5)]
+        ),
+    ],
+}
+"""Values that are read, of fields that must go together."""
+SAME_SHAPE = (
+    "layer_types",
+    "quantization_config",
+    "architectures",
+    "head_dim",
+    "qk_head_dim",
+    "num_local_experts",
+    "num_experts",
+    "n_group",
+    "topk_group",
+)
+"""Read to be compared with other fields, or by those who read the weights, or without effect at the default of another
+field: the shape is the same."""
 
 _REFUSED = {
     "architectures": [["GemmaForCausalLM"], [QWEN2, QWEN3], []],
@@ -251,46 +284,48 @@ _REFUSED_DENSE = _REFUSED | {
     "rope_scaling": [*_REFUSED["rope_scaling"], YARN, LLAMA3],
     "dual_chunk_attention_config": [{"chunk_size": 8}],
 }
+_REFUSED_LATENT = _REFUSED | {
+    "tie_word_embeddings": [True],
+    "attention_bias": [True],
+    "moe_layer_freq": [2],
+    "num_key_value_heads": [2],
+    "head_dim": [32],
+    "qk_head_dim": [40],
+    "qk_rope_head_dim": [7],
+    "n_shared_experts": [0, None],
+    "first_k_dense_replace": [4],
+    "q_lora_rank": [0],
+    "routed_scaling_factor": [0.0, 2],
+    "v_head_dim": [None],
+    "moe_router_dtype": ["float32"],
+    "rope_scaling": [
+        *_REFUSED["rope_scaling"],
+        LLAMA3,
+        dict(YARN, attention_factor=1.0),
+        dict(YARN, truncate=False),
+        dict(YARN, mscale=1.0),
+        dict(YARN, mscale=0.0, mscale_all_dim=0.0),
+        dict(YARN, factor=None),
+        dict(YARN, factor=0.5),
+        dict(YARN, beta_fast=None),
+        dict(YARN, apply_yarn_scaling=False),
+        dict(YARN, original_max_position_embeddings=None),
+    ],
+}
 REFUSED: dict[str, dict[str, list[Any]]] = {
     QWEN2: _REFUSED_DENSE | {"head_dim": [24], "num_attention_heads": [5], "attention_bias": [True]},
     QWEN3: _REFUSED_DENSE | {"head_dim": [15], "attention_bias": [True]},
-    DEEPSEEK: _REFUSED
+    DEEPSEEK: _REFUSED_LATENT
     | {
-        "tie_word_embeddings": [True],
-        "attention_bias": [True],
         "rope_interleave": [False, None],
         "norm_topk_prob": [False],
-        "moe_layer_freq": [2],
         "scoring_func": ["softmax"],
         "topk_method": ["greedy"],
-        "num_key_value_heads": [2],
-        "head_dim": [32],
-        "qk_head_dim": [40],
         "num_local_experts": [16],
-        "qk_rope_head_dim": [7],
         "n_group": [3, 8, None],
-        "topk_group": [5, 1],
-        "num_experts_per_tok": [1, 3, 6],
+        "topk_group": [5, 1, None],
+        "num_experts_per_tok": [1, 6],
         "n_routed_experts": [6],
-        "n_shared_experts": [0, None],
-        "first_k_dense_replace": [4],
-        "q_lora_rank": [0],
-        "routed_scaling_factor": [0.0, 2],
-        "v_head_dim": [None],
-        "moe_router_dtype": ["float32"],
-        "rope_scaling": [
-            *_REFUSED["rope_scaling"],
-            LLAMA3,
-            dict(YARN, attention_factor=1.0),
-            dict(YARN, truncate=False),
-            dict(YARN, mscale=1.0),
-            dict(YARN, mscale=0.0, mscale_all_dim=0.0),
-            dict(YARN, factor=None),
-            dict(YARN, factor=0.5),
-            dict(YARN, beta_fast=None),
-            dict(YARN, apply_yarn_scaling=False),
-            dict(YARN, original_max_position_embeddings=None),
-        ],
     },
     LLAMA: _REFUSED_DENSE
     | {
@@ -338,4 +373,21 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "mlp_only_layers": [[0]],
         "shared_expert_intermediate_size": [32],
     },
+    DEEPSEEK_V2: _REFUSED_LATENT
+    | {
+        "num_attention_heads": [6],
+        "mlp_bias": [True],
+        "attention_dropout": [1],
+        "norm_topk_prob": [True, None],
+        "scoring_func": ["sigmoid"],
+        "topk_method": ["noaux_tc", None, "group_limited_greedy"],
+        "num_experts": [16],
+        "n_group": [0],
+        "topk_group": [0],
+        "num_experts_per_tok": [9, None],
+        "n_routed_experts": [1, 3],
+        "rope_interleave": [True],
+        "num_nextn_predict_layers": [1],
+    },
 }
+"""Beside MINIMAL."""

@@ -18,7 +18,19 @@ from r1zero.model.families import FAMILIES, read_shape
 from tests.fuzz.strategies import damaged, replaced
 from tests.model import cases
 from tests.model.cases import grid
-from tests.model.config_values import DEEPSEEK, HARMLESS_OF, LLAMA, MINIMAL, QWEN2, READ, REFUSED, SAME_SHAPE, YARN
+from tests.model.config_values import (
+    DEEPSEEK,
+    DEEPSEEK_V2,
+    HARMLESS_OF,
+    LLAMA,
+    MINIMAL,
+    QWEN2,
+    READ,
+    REFUSED,
+    SAME_SHAPE,
+    TOGETHER,
+    YARN,
+)
 from tests.oracles.published import PUBLISHED
 from tests.oracles.transformers_model import LENGTHS, LLAMA3, Oracle
 
@@ -124,26 +136,26 @@ def test_every_field_is_tried_below_with_the_treatment_that_the_table_says(famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_are_read_give_hugging_faces_logits(ranks, tmp_path, family):
-    values = [(name, value) for name, some in READ[family].items() for value in some if name != "quantization_config"]
-    base, configs = shape_of(tmp_path, MINIMAL[family]), [{**MINIMAL[family], name: value} for name, value in values]
-    if family == DEEPSEEK:  # those that go together
-        values += [("num_attention_heads", 8), ("num_experts_per_tok", 2)]
-        configs += [
-            dict(MINIMAL[family], num_attention_heads=8, num_key_value_heads=8),
-            dict(MINIMAL[family], num_experts_per_tok=2, topk_group=1),
-        ]
-    for (name, value), config in zip(values, configs, strict=True):
-        changes = shape_of(tmp_path, config) != base
+    base = shape_of(tmp_path, MINIMAL[family])
+    alone = [{name: value} for name, some in READ[family].items() for value in some if name != "quantization_config"]
+    for change in alone:
+        ((name, value),) = change.items()
+        changes = shape_of(tmp_path, MINIMAL[family] | change) != base
         assert changes or value is None or name in SAME_SHAPE, f"{name} is not read"
-    (found,) = ranks.run(differences, tmp_path, configs, size=1)
+    together = TOGETHER.get(family, [])
+    assert all(shape_of(tmp_path, MINIMAL[family] | change) != base for change in together)
+    (found,) = ranks.run(differences, tmp_path, [MINIMAL[family] | change for change in alone + together], size=1)
     assert {
-        f"{name} = {value}": worst for (name, value), worst in zip(values, found, strict=True) if not worst <= TOLERANCE
+        str(change): worst for change, worst in zip(alone + together, found, strict=True) if not worst <= TOLERANCE
     } == {}
 
 
 @pytest.mark.parametrize(
     "family, more",
-    [*((family, {}) for family in FAMILIES), (DEEPSEEK, dict(rope_scaling={"type": "yarn", "factor": 4.0}))],
+    [
+        *((family, {}) for family in FAMILIES),
+        *((family, dict(rope_scaling={"type": "yarn", "factor": 4.0})) for family in (DEEPSEEK, DEEPSEEK_V2)),
+    ],
 )
 def test_what_a_file_does_not_state_is_what_hugging_face_takes(ranks, tmp_path, family, more):
     config = MINIMAL[family] | more
@@ -180,7 +192,7 @@ def sections(family):
     """Top-level fields, and those of rotary positions and FP8, each with a config that has it at the value."""
     base = MINIMAL[family]
     yield from ((name, lambda value, name=name: {**base, name: value}) for name in FAMILIES[family].fields)
-    rope = {DEEPSEEK: YARN, LLAMA: LLAMA3}.get(family, {"rope_type": "default"})
+    rope = {DEEPSEEK: YARN, DEEPSEEK_V2: YARN, LLAMA: LLAMA3}.get(family, {"rope_type": "default"})
     for name in (
         "rope_type",
         "type",

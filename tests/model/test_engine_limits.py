@@ -13,7 +13,7 @@ from r1zero.config import UserError
 from r1zero.distributed import layout
 from r1zero.model.families import read_shape
 from r1zero.rollout import engine_limits
-from tests.model.config_values import DEEPSEEK, MINIMAL, QWEN3, YARN
+from tests.model.config_values import DEEPSEEK, DEEPSEEK_V2, MINIMAL, QWEN3, YARN
 
 ROLLOUT = config.Rollout(max_prompt_tokens=100, max_response_tokens=27, kv_cache_gib=0.0625)
 DENSE = dict(MINIMAL[QWEN3], head_dim=32, max_position_embeddings=128)
@@ -68,6 +68,23 @@ def test_what_it_cannot_do_is_a_sentence(tmp_path, model, rollout, words):
     with pytest.raises(UserError) as caught:
         check(tmp_path, model, **rollout)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "routing, refused",
+    [
+        (dict(topk_method="group_limited_greedy", n_group=4, topk_group=2), True),
+        (dict(topk_method="group_limited_greedy", n_group=4, topk_group=4), False),
+        (dict(topk_method="greedy", n_group=4, topk_group=2), False),
+    ],
+)
+def test_the_kernel_of_the_npu_chooses_groups_as_deepseek_v3_does(tmp_path, routing, refused):
+    model = dict(MINIMAL[DEEPSEEK_V2], kv_lora_rank=256, qk_rope_head_dim=64, **routing)
+    check(tmp_path, model)
+    if not refused:
+        return check(tmp_path, model, device="npu")
+    with pytest.raises(UserError, match='config.json: topk_method = "group_limited_greedy"; vllm-ascend scores'):
+        check(tmp_path, model, device="npu")
 
 
 def test_the_kernels_of_the_cpu_bind_no_other_device(tmp_path):

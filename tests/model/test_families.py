@@ -33,7 +33,13 @@ def test_deepseek_v3_has_671_billion_parameters_without_multi_token_prediction(t
 
 @pytest.mark.parametrize(
     "name, parameters",
-    [("Llama-3.2-1B", 1_235_814_400), ("Mistral-Nemo-Base-2407", 12_247_782_400), ("Qwen3-30B-A3B", 30_532_122_624)],
+    [
+        ("Llama-3.2-1B", 1_235_814_400),
+        ("Mistral-Nemo-Base-2407", 12_247_782_400),
+        ("Qwen3-30B-A3B", 30_532_122_624),
+        ("DeepSeek-V2-Lite", 15_706_484_224),
+        ("DeepSeek-V2.5", 235_741_434_880),
+    ],
 )
 def test_the_parameters_of_a_published_file_are_as_many_as_published(tmp_path, name, parameters):
     assert sum(w.size for w in weights(shape_of(tmp_path, PUBLISHED[name]))) == parameters

@@ -46,10 +46,49 @@ EXPERTS = dict(
     n_group=2,
     topk_group=1,
 )
+# As in DeepSeek-V2, DeepSeek-V2-Lite and Moonlight.
+GROUPED = dict(
+    EXPERTS,
+    n_group=4,
+    topk_group=2,
+    num_experts_per_tok=4,
+    topk_method="group_limited_greedy",
+    routed_scaling_factor=2.0,
+)
+LITE = dict(
+    EXPERTS,
+    q_lora_rank=None,
+    topk_method="greedy",
+    num_experts_per_tok=3,
+    n_shared_experts=2,
+    rope_parameters=dict(
+        rope_type="yarn",
+        rope_theta=10000.0,
+        factor=40.0,
+        original_max_position_embeddings=8,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        mscale=0.707,
+        mscale_all_dim=0.707,
+    ),
+    max_position_embeddings=320,
+)
+MOONLIGHT = dict(
+    EXPERTS,
+    q_lora_rank=None,
+    n_group=1,
+    topk_group=1,
+    num_experts_per_tok=3,
+    n_shared_experts=2,
+    rms_norm_eps=1e-5,
+    routed_scaling_factor=2.446,
+    rope_parameters=dict(rope_type="default", rope_theta=50000.0),
+)
 
 
 def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
-    """A checkpoint of kind "dense" (Qwen2), "qwen3", "llama", "mistral", "qwen3_moe" or "experts" (DeepSeek-V3).
+    """A checkpoint of kind "dense" (Qwen2), "qwen3", "llama", "mistral", "qwen3_moe", "deepseek_v2",
+    "deepseek_v2_lite", "moonlight" or "experts" (DeepSeek-V3).
 
     The weights are wide enough to tell apart.
     """
@@ -68,6 +107,11 @@ def write(folder: Path, kind: str, seed: int, **changes: Any) -> str:
         )
     elif kind == "qwen3_moe":
         model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**{**ROUTED, **changes}))
+    elif kind in ("deepseek_v2", "deepseek_v2_lite"):
+        shape = GROUPED if kind == "deepseek_v2" else LITE
+        model = transformers.DeepseekV2ForCausalLM(transformers.DeepseekV2Config(**{**shape, **changes}))
+    elif kind == "moonlight":
+        model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**MOONLIGHT, **changes}))
     else:
         model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**{**EXPERTS, **changes}))
     with torch.no_grad():

@@ -39,6 +39,31 @@ LATENT = dict(
     norm_topk_prob=True,
     rope_interleave=True,
 )
+LATENT_V2 = dict(
+    {key: value for key, value in LATENT.items() if key != "rope_interleave"},
+    norm_topk_prob=False,
+    topk_method="group_limited_greedy",
+)
+# As in the published DeepSeek-V2-Lite and Moonlight, but small.
+LITE = dict(
+    LATENT_V2,
+    q_lora_rank=None,
+    topk_method="greedy",
+    n_group=1,
+    topk_group=1,
+    num_experts_per_tok=3,
+    max_position_embeddings=320,
+)
+MOONLIGHT = dict(
+    LATENT,
+    q_lora_rank=None,
+    n_group=1,
+    topk_group=1,
+    num_experts_per_tok=3,
+    rms_norm_eps=1e-5,
+    rope_theta=50000.0,
+    routed_scaling_factor=2.446,
+)
 ROUTED = dict(DENSE, head_dim=24, num_experts=8, num_experts_per_tok=4, moe_intermediate_size=32)
 FAR = dict(LATENT, max_position_embeddings=320)
 YARN = dict(
@@ -65,6 +90,9 @@ MODELS = {
     "qwen3_moe_plain": ("Qwen3Moe", dict(ROUTED, norm_topk_prob=False, tie_word_embeddings=True)),
     "deepseek": ("DeepseekV3", LATENT),
     "deepseek_no_q_lora": ("DeepseekV3", dict(LATENT, q_lora_rank=None)),
+    "deepseek_v2": ("DeepseekV2", LATENT_V2),
+    "deepseek_v2_lite": ("DeepseekV2", dict(LITE, rope_parameters=dict(YARN, mscale=0.707, mscale_all_dim=0.707))),
+    "moonlight": ("DeepseekV3", MOONLIGHT),
     "deepseek_yarn": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),
     "deepseek_yarn_half": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.5))),
     "deepseek_yarn_plain": ("DeepseekV3", dict(FAR, rope_parameters=dict(YARN))),

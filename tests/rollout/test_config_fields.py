@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.model.config_values import DEEPSEEK, HARMLESS_OF, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, YARN
+from tests.model.config_values import DEEPSEEK, DEEPSEEK_V2, HARMLESS_OF, LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, YARN
 from tests.oracles import tiny_models as models
 from tests.oracles.generation import TOLERANCE, gap
 from tests.oracles.transformers_model import LLAMA3
@@ -66,7 +66,32 @@ FILES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "DeepSeek-V3 with yarn": (
         DEEPSEEK,
         "experts",
-        dict(n_group=4, topk_group=2, num_experts_per_tok=4),
+        dict(n_group=4, topk_group=2, num_experts_per_tok=3),
+        dict(
+            rms_norm_eps=1e-5,
+            routed_scaling_factor=1.3,
+            rope_scaling=dict(YARN, beta_fast=16, beta_slow=2.5, mscale=0.7, mscale_all_dim=1.3),
+        ),
+    ),
+    # "greedy" ignores the groups.
+    "DeepSeek-V2": (
+        DEEPSEEK_V2,
+        "deepseek_v2_lite",
+        dict(qk_nope_head_dim=24, v_head_dim=48, first_k_dense_replace=0, moe_intermediate_size=48),
+        dict(
+            rms_norm_eps=0.01,
+            rope_theta=500.0,
+            routed_scaling_factor=0.7,
+            num_key_value_heads=None,
+            n_group=4,
+            topk_group=1,
+            scoring_func="softmax",
+        ),
+    ),
+    "DeepSeek-V2 with groups": (
+        DEEPSEEK_V2,
+        "deepseek_v2",
+        dict(n_group=4, topk_group=3, num_experts_per_tok=5),
         dict(
             rms_norm_eps=1e-5,
             routed_scaling_factor=1.3,

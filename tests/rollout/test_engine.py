@@ -192,9 +192,23 @@ def test_responses_that_a_full_cache_puts_off_are_sampled_the_same(checkpoint, r
         ("llama", {}),
         ("mistral", {}),
         ("qwen3_moe", {}),
+        ("deepseek_v2", {}),
+        ("deepseek_v2_lite", {}),
+        ("moonlight", {}),
         ("experts", {}),
     ],
-    ids=["untied", "tied", "Qwen3", "Llama", "Mistral", "Qwen3-MoE", "experts"],
+    ids=[
+        "untied",
+        "tied",
+        "Qwen3",
+        "Llama",
+        "Mistral",
+        "Qwen3-MoE",
+        "DeepSeek-V2",
+        "DeepSeek-V2-Lite",
+        "Moonlight",
+        "experts",
+    ],
 )
 def test_after_a_reload_the_engine_is_a_fresh_engine_of_the_new_weights(checkpoint, ranks, kind, changes):
     old, new = checkpoint(kind, 1, **changes), checkpoint(kind, 2, **changes)

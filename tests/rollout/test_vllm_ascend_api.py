@@ -341,6 +341,12 @@ def test_processing_keeps_linear_weights_in_plain_format_where_they_are() -> Non
     assert keep.index("return weight") < keep.index("npu_format_cast")
 
 
+def test_groups_of_experts_are_scored_by_their_two_best_experts() -> None:
+    """Whatever the score function is. engine_limits therefore refuses DeepSeek-V2 with a choice of groups."""
+    body = wheels.source(node(ASCEND, "vllm_ascend.ops.fused_moe.experts_selector", "_select_experts_with_fusion_ops"))
+    assert body.count("group_select_mode=1") == 2 and "norm_type = 0 if scoring_func == 'softmax' else 1" in body
+
+
 def test_buffers_of_groups_are_set_as_vllm_ascend_sets_its_own() -> None:
     from r1zero.plan import communicators
 

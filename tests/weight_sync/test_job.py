@@ -48,6 +48,12 @@ ALL = {
         dict(tensor_model_parallel_size=2, expert_model_parallel_size=2),
         dict(tensor_parallel_size=2, enable_expert_parallel=True),
     ),
+    "DeepSeek-V2, TP2 EP2 to experts over TP2": (
+        "deepseek_v2",
+        2,
+        dict(tensor_model_parallel_size=2, expert_model_parallel_size=2),
+        dict(tensor_parallel_size=2, enable_expert_parallel=True),
+    ),
     # The algebra of configs/a3.toml, shrunk: stages of four ranks with experts over all of each, engines of TP x DP
     # with experts over both, two replicas, each replica as large as a stage but cut otherwise.
     "rehearsal of 384 dies: TP2 PP2 EP4 to TP2 x DP2 x 2": (
