@@ -8,6 +8,7 @@ Contract for callers of the pipeline schedules (`megatron.core.pipeline_parallel
  * The schedule divides a loss in place only if a pair is returned. Report `loss.detach().clone()` nevertheless.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ from r1zero.model.layers import layer_spec, use_packed_rotary
 from r1zero.model.packing import PackedSequences
 from r1zero.model.shape import Shape
 from r1zero.patches import patched
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -90,6 +93,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     """
     placement.check(shape, grids)
     kernels = kernels_of(cfg.run.device)
+    log.info("kernels for %s in %s: %s", cfg.run.device, cfg.run.dtype, kernels.described())
     settings = _settings(shape, cfg, grids, kernels)
     model = Model(
         settings,

@@ -25,6 +25,12 @@ def test_a_function_for_cuda_computes_what_plain_torch_does(name: str, dtype: to
     assert kernel_cases.compare(kernels_of("cuda"), name, "cpu", dtype).are_of_rounding(dtype)
 
 
+def test_the_log_names_the_module_of_each_function() -> None:
+    said = kernels_of("npu").described()
+    assert "attend from r1zero.model.kernels.npu" in said and "rms_norm from r1zero.model.kernels.npu" in said
+    assert "rotate from megatron-core" in kernels_of("cuda").described()
+
+
 class Ragged:
     """Ragged attention in fp32 whose causal mask ends at the last query and the last key of a sequence."""
 

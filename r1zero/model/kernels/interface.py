@@ -6,7 +6,7 @@ R rows, one for each token and each of its experts, sorted by expert; X experts 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -39,3 +39,9 @@ class Kernels:
     returns last is for unpermute only."""
     shared_expert_overlap: bool = False
     """Whether shared experts are computed on a stream of their own while tokens travel to the routed ones."""
+
+    def described(self) -> str:
+        """Returns each function with the module that it is from."""
+        functions = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "shared_expert_overlap"}
+        modules = {name: function.__module__ if function else "megatron-core" for name, function in functions.items()}
+        return ", ".join(f"{name} from {module}" for name, module in modules.items())
