@@ -52,10 +52,10 @@ def make_base(folder: Path, family: str, seed: int = 0) -> Path:
 
 def model_config(family: str, end: int):
     """The miniature's config of the family, or for other families one as small, with the same vocabulary."""
-    from transformers import DeepseekV2Config, LlamaConfig, Qwen3MoeConfig
+    from transformers import DeepseekV2Config, DeepseekV3Config, LlamaConfig, Qwen3MoeConfig
 
     from r1zero.miniature import base
-    from tests.oracles.tiny_models import GROUPED, LLAMA, ROUTED
+    from tests.oracles.tiny_models import GROUPED, LITE, LLAMA, MOONLIGHT, ROUTED
 
     configs = {name: recipe.config for name, recipe in base.recipes(end).items()}
     same = dict(vocab_size=configs["qwen2"].vocab_size, bos_token_id=None, eos_token_id=end, pad_token_id=end)
@@ -63,6 +63,8 @@ def model_config(family: str, end: int):
         "llama": LlamaConfig(**{**LLAMA, **same}),
         "qwen3_moe": Qwen3MoeConfig(**{**ROUTED, **same}),
         "deepseek_v2": DeepseekV2Config(**{**GROUPED, **same}),
+        "deepseek_v2_lite": DeepseekV2Config(**{**LITE, **same}),
+        "moonlight": DeepseekV3Config(**{**MOONLIGHT, **same}),
     }
     return configs[family]
 

@@ -54,6 +54,18 @@ ALL = {
         dict(tensor_model_parallel_size=2, expert_model_parallel_size=2),
         dict(tensor_parallel_size=2, enable_expert_parallel=True),
     ),
+    "DeepSeek-V2-Lite, PP2 to TP2": (
+        "deepseek_v2_lite",
+        2,
+        dict(pipeline_model_parallel_size=2, pipeline_layers=(2, 1)),
+        dict(tensor_parallel_size=2),
+    ),
+    "Moonlight, TP2 EP2 to TP2": (
+        "moonlight",
+        2,
+        dict(tensor_model_parallel_size=2, expert_model_parallel_size=2),
+        dict(tensor_parallel_size=2),
+    ),
     # The algebra of configs/a3.toml, shrunk: stages of four ranks with experts over all of each, engines of TP x DP
     # with experts over both, two replicas, each replica as large as a stage but cut otherwise.
     "rehearsal of 384 dies: TP2 PP2 EP4 to TP2 x DP2 x 2": (
