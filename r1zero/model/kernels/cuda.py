@@ -6,6 +6,7 @@ from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 from torch import Tensor
 
 from r1zero.model.kernels import cpu
+from r1zero.model.kernels.grouped import GroupedLinear, Products
 from r1zero.model.kernels.interface import Kernels
 from r1zero.model.packing import PackedSequences, attended_keys
 
@@ -53,10 +54,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: PackedSequence
 
 
 def grouped_linear(rows: Tensor, weights: list[Tensor], counts: Tensor) -> Tensor:
-    """torch's function takes the weights as one tensor, so they are copied."""
-    ends = counts.to(rows.device).cumsum(0).to(torch.int32)
-    return torch.nn.functional.grouped_mm(rows, torch.stack(weights).transpose(1, 2), offs=ends)
+    """torch's function takes the weights as one tensor, so they are copied, forward and backward; its own derivative
+    would keep the copy of every layer until the backward pass."""
+    return GroupedLinear.apply(PRODUCTS, rows, counts.to(rows.device), *weights)
 
+
+def _multiply(rows: Tensor, matrices: list[Tensor], counts: Tensor) -> Tensor:
+    if matrices[0].is_contiguous():
+        stacked = torch.stack(matrices)
+    else:  # transposed weights: a copy in their own order is the faster one
+        stacked = torch.stack([matrix.t() for matrix in matrices]).transpose(1, 2)
+    return torch.nn.functional.grouped_mm(rows, stacked, offs=_ends(counts))
+
+
+def _sum_outer(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
+    return torch.nn.functional.grouped_mm(left.t(), right, offs=_ends(counts))
+
+
+def _ends(counts: Tensor) -> Tensor:
+    return counts.cumsum(0).to(torch.int32)
+
+
+PRODUCTS = Products(_multiply, _sum_outer)
 
 KERNELS = Kernels(
     rms_norm=rms_norm, swiglu=swiglu, attend=attend, grouped_linear=grouped_linear, shared_expert_overlap=True

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from r1zero.model.kernels.grouped import GroupedLinear, Products
 from r1zero.model.kernels.interface import Kernels
 from r1zero.model.packing import PackedSequences, attended_keys
 
@@ -76,41 +77,25 @@ MATRICES = 128
 
 
 def grouped_linear(rows: Tensor, weights: list[Tensor], counts: Tensor) -> Tensor:
-    return _GroupedLinear.apply(rows, counts.to(rows.device), *weights)
-
-
-class _GroupedLinear(torch.autograd.Function):
-    """torch_npu has no derivative of npu_grouped_matmul."""
-
-    @staticmethod
-    def forward(ctx, rows, counts, *weights):
-        ctx.save_for_backward(rows, counts, *weights)
-        return _multiply(rows, [weight.t() for weight in weights], counts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        rows, counts, *weights = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_rows = _multiply(grad, weights, counts) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[2:]):
-            return grad_rows, None, *[None] * len(weights)
-        if not len(rows):
-            return grad_rows, None, *map(torch.zeros_like, weights)
-        options = dict(group_list=counts, group_list_type=1, group_type=2, split_item=3)
-        (grad_weights,) = torch.ops.npu.npu_grouped_matmul(
-            [grad.t()], [rows], **options
-        )  # along the rows: (X, out, in)
-        return grad_rows, None, *grad_weights.unbind()
+    """torch_npu has no derivative of npu_grouped_matmul; this one has."""
+    return GroupedLinear.apply(PRODUCTS, rows, counts.to(rows.device), *weights)
 
 
 def _multiply(rows: Tensor, matrices: list[Tensor], counts: Tensor) -> Tensor:
-    """Rows times the matrix of their group. The operator takes a list of matrices in 16-bit types only."""
-    if not len(rows):  # the page says nothing about empty tensors
-        return rows.new_empty((0, matrices[0].shape[1]))
+    """The operator takes a list of matrices in 16-bit types only."""
     if rows.dtype == torch.float32 or len(matrices) > MATRICES:
         matrices = [torch.stack(matrices)]
     options = dict(group_list=counts, group_list_type=1, group_type=0, split_item=2)
     return torch.ops.npu.npu_grouped_matmul([rows], matrices, **options)[0]
+
+
+def _sum_outer(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
+    """The first matrix must be a transposed tensor."""
+    options = dict(group_list=counts, group_list_type=1, group_type=2, split_item=3)
+    return torch.ops.npu.npu_grouped_matmul([left.t()], [right], **options)[0]
+
+
+PRODUCTS = Products(_multiply, _sum_outer)
 
 
 def permute(
