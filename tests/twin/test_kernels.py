@@ -49,6 +49,7 @@ MODELS = {
     "DeepSeek-V3 over TP2": ("deepseek", 2, MegatronGrid(tensor_model_parallel_size=2), EXPERTS),
     "DeepSeek-V3 with YaRN": ("deepseek_yarn_half", 1, MegatronGrid(), EXPERTS),
     "Qwen3-MoE": ("qwen3_moe", 1, MegatronGrid(), EXPERTS),
+    "DeepSeek-V2-Lite": ("deepseek_v2_lite", 1, MegatronGrid(), EXPERTS),
 }
 
 
