@@ -120,6 +120,7 @@ def serve(address: str) -> None:
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
     torch.set_num_threads(1)
     gc.freeze()
+    gc.thaw = gc.unfreeze  # for tests that list all objects
     gc.unfreeze = lambda: None  # vLLM calls it at its end, and then searches everything for garbage
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are not waited for
     # A Listener makes the file before it listens, and the tests connect as soon as there is one at the address.

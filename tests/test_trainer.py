@@ -83,7 +83,7 @@ class Seen:
 
 
 def tensor_bytes():
-    gc.unfreeze()  # what the imports froze is not listed otherwise
+    gc.thaw()  # what the imports froze is not listed otherwise; see tests/ranks.py
     gc.collect()
     storages = {}
     for o in gc.get_objects():
