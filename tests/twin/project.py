@@ -142,7 +142,7 @@ class Model:
         training.load(step_folders.newest(folder), self.trained)
 
 
-def build_model(folder: Path, place: MegatronGrid, size: int, dtype: str = "float32") -> Model:
+def build_model(folder: Path, place: MegatronGrid, size: int, dtype: str = "float32", recompute: str = "none") -> Model:
     """A checkpoint's model with an optimizer, on the grid's ranks."""
     from r1zero.checkpoint.base_weights import load_base_weights
     from r1zero.checkpoint.training import TrainedModel
@@ -151,6 +151,7 @@ def build_model(folder: Path, place: MegatronGrid, size: int, dtype: str = "floa
 
     cfg = Config(
         run=config.Run(dtype=dtype, device=KIND),
+        train=config.Train(recompute=recompute),
         layout=Layout(train=place),
         optimizer=config.Optimizer(lr=1e-2, clip_grad=1e4),
     )

@@ -65,6 +65,16 @@ def test_a_model_with_the_kernels_equals_transformers(twin: Twin, models: Callab
         assert (kernels.OVERLAP in calls) == model.startswith("deepseek"), "the family with shared experts"
 
 
+def test_layers_that_are_recomputed_have_the_same_gradients(twin: Twin, models: Callable[[str], Oracle]) -> None:
+    """Every operator of a layer is called once more."""
+    ((kept, once),), ((found, calls),) = (
+        twin.run(kernels.gradients, models("deepseek"), MegatronGrid(), (), recompute) for recompute in ("none", "full")
+    )
+    assert (found.logits, found.worst, found.norm) == (kept.logits, kept.worst, kept.norm)
+    assert calls["npu::npu_fusion_attention"] == 2 * once["npu::npu_fusion_attention"]
+    assert calls[kernels.OVERLAP] == 2 * once[kernels.OVERLAP]
+
+
 # patch: (kernel of the device that it puts into megatron-core, operator)
 PATCHED = {
     "megatron packed rotary": (("rotate",), "npu_rotary_mul"),

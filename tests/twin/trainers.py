@@ -40,8 +40,8 @@ class TrainedModel:
     """The optimizer's own counts."""
 
 
-def gradients(rank: int, oracle: Oracle, place: MegatronGrid, packs: int) -> Gradients:
-    model = project.build_model(oracle.folder, place, dist.get_world_size())
+def gradients(rank: int, oracle: Oracle, place: MegatronGrid, packs: int, recompute: str = "none") -> Gradients:
+    model = project.build_model(oracle.folder, place, dist.get_world_size(), recompute=recompute)
     numbers = _mine(model)
     logits = _passes(model, oracle, numbers, packs)
     errors = {}
