@@ -129,8 +129,8 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
     """Returns the activations of a megatron-core layer with our norm and attention, under sequence parallelism.
 
     Activation functions are not fused. A norm saves its input in fp32, the normalised input, and its output, which is
-    the input of the next linear layer. A gated linear unit saves its two inputs, the activated gate, the other half a
-    second time, and the product; an expert also saves the product times its probability.
+    the input of the next linear layer. A gated linear unit saves its two inputs, the activated gate, and the product; an
+    expert also saves the product times its probability.
     tests/plan/test_plan_against_run.py compares this with the storages of a run.
     """
     h, heads, wide = shape.hidden_size, shape.heads, 4 / on.itemsize
@@ -144,10 +144,10 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
     feed = whole = 0.0
     if shape.is_moe(layer):
         moe = shape.require_moe()
-        feed = 6 * moe.topk * on.imbalance * moe.ffn_hidden_size + 5 * moe.shared_experts * moe.ffn_hidden_size
+        feed = 5 * moe.topk * on.imbalance * moe.ffn_hidden_size + 4 * moe.shared_experts * moe.ffn_hidden_size
         whole = moe.topk * on.imbalance * h * (on.tp if on.experts_cut > 1 else 1)
     else:
-        feed = 5 * shape.ffn_hidden_size
+        feed = 4 * shape.ffn_hidden_size
     feed += whole
     norms = 2 * (2 + wide) * h
     return LayerSize(
