@@ -129,8 +129,8 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
     """Returns the activations of a megatron-core layer with our norm and attention, under sequence parallelism.
 
     Activation functions are not fused. A norm saves its input in fp32, the normalised input, and its output, which is
-    the input of the next linear layer. A gated linear unit saves its two inputs, the activated gate, and the product; an
-    expert also saves the product times its probability.
+    the input of the next linear layer. A gated linear unit saves its two inputs, the activated gate, and the product.
+    An expert also saves the product times its probability.
     tests/plan/test_plan_against_run.py compares this with the storages of a run.
     """
     h, heads, wide = shape.hidden_size, shape.heads, 4 / on.itemsize
