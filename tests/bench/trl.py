@@ -73,7 +73,7 @@ def peer(python: Path, cfg: Config, steps: int) -> list[dict[str, float]]:
     prompts = PromptSet.open(cfg.data.path)
     with tempfile.TemporaryDirectory() as folder:
         task: dict[str, Any] = {
-            "model": cfg.model.path,
+            "model": str(Path(cfg.model.path).resolve()),
             "prompts": [{"prompt": prompts[i].text, "label": prompts[i].label} for i in range(min(512, len(prompts)))],
             "prompts_per_step": cfg.grpo.prompts_per_iteration,
             "group_size": cfg.grpo.group_size,
@@ -88,7 +88,9 @@ def peer(python: Path, cfg: Config, steps: int) -> list[dict[str, float]]:
         }
         script = Path(__file__).with_name("trl_peer.py")
         cores = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        command = [str(python), "-W", "ignore", str(script), json.dumps(task)]
+        (Path(folder) / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        # -P: otherwise `import trl` would find this file.
+        command = [str(python), "-P", "-W", "ignore", str(script), f"{folder}/task.json"]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=cores, cwd=folder).stdout
     lines = [json.loads(line.removeprefix("STEP ")) for line in said.splitlines() if line.startswith("STEP ")]
     return lines[WARM_UP:]

@@ -1,6 +1,6 @@
 """TRL's GRPOTrainer on the same model, prompts, lengths and type, one JSON line per step. Run by tests/bench/trl.py.
 
-    python trl_peer.py '{"model": ..., "prompts": [...], ...}'      the keys are read below
+    python -P trl_peer.py TASK.json      its keys are read below
 
 It runs in a virtual environment of its own, so it imports nothing of this project. The phases are separated by wrapping
 two methods of the trainer. The reward asks for the last box, as the miniature's own rule does for numbers.
@@ -12,7 +12,8 @@ import re
 import sys
 import time
 
-TASK = json.loads(sys.argv[1])
+with open(sys.argv[1], encoding="utf-8") as file:
+    TASK = json.load(file)
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS=str(TASK["threads"]))
 
 import torch
