@@ -161,8 +161,8 @@ class MicroBatch:
     tokens: Tensor
     """(t,) token ids. int64."""
     rows: Tensor
-    """(r,) rows of the logits that predict the response tokens. Each is the row before its token, or the last row of
-    the prompt, which predicts the first token of every response of its piece."""
+    """(r,) rows of the hidden states that predict the response tokens. Each is the row before its token, or the last
+    row of the prompt, which predicts the first token of every response of its piece."""
     targets: Tensor
     """(r,) ids of the response tokens."""
     response_index: Tensor

@@ -1,8 +1,8 @@
 """Logprobs of chosen tokens, and the entropy, from hidden states and an output layer whose vocabulary is split over
 tensor-parallel ranks.
 
-The logits of a pack are never in memory as a whole: they are computed for ROWS target tokens at a time, and again in
-the backward pass, unless they are few. Rows of the pack that predict no target are not computed at all.
+Logits are computed for ROWS target tokens at a time. If those of the whole pack take more than KEPT_BYTES, they are
+computed again in the backward pass. Rows of the pack that predict no target are not computed at all.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def token_stats(hidden_TH: Tensor, rows_R: Tensor, targets_R: Tensor, layer: Out
 
     rows_R: the row of the hidden states that predicts each target; a row may occur several times. targets_R: token ids.
     Collective over `layer.group`. The gradient of the hidden states covers only this rank's part of the vocabulary, and
-    that of the weight is added to its `main_grad` if it has one, as by megatron-core's own layers.
+    that of the weight is added to its `main_grad` if it has one, as megatron-core does.
     """
     return TokenStats(*_TokenStats.apply(hidden_TH, layer.weight_VH, rows_R, targets_R, layer))
 

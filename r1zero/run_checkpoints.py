@@ -38,8 +38,7 @@ class RunCheckpoints:
         self.iteration = 0
         """Of the save that `begin` has started and `finish` has not completed; 0 if there is none."""
         self._pending: PendingSave | None = None
-        layout = roles.layout
-        self._speaks = roles.rank == layout.train.dense.ranks[0]
+        self._speaks = roles.rank == roles.layout.train.dense.ranks[0]
         """Whether this rank reports for all ranks that train."""
 
     def begin(self, iteration: int) -> None:
