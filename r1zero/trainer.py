@@ -29,7 +29,8 @@ from r1zero.grading import Graded, Grader, Samples
 from r1zero.groups import Round, choose_groups, is_enough, merge_rounds, own_batch, updates
 from r1zero.guard import skipped
 from r1zero.guard.parity import ParityGate
-from r1zero.model.families import read_shape, weights
+from r1zero.model.families import read_shape
+from r1zero.model.weights import weights
 from r1zero.observability import metrics, step_metrics, trackers
 from r1zero.observability.progress import Progress
 from r1zero.observability.recorder import SampleRecorder

@@ -4,9 +4,9 @@ import torch
 
 from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.distributed.layout import MegatronGrids
-from r1zero.model.families import weights
 from r1zero.model.mapping import local_tensors
 from r1zero.model.shape import Shape
+from r1zero.model.weights import weights
 
 
 @torch.no_grad()

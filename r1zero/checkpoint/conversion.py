@@ -20,9 +20,9 @@ from r1zero.checkpoint.hf_files import HfFolder
 from r1zero.checkpoint.manifest import CorruptError, HashedFile
 from r1zero.checkpoint.staging import StagingFolder
 from r1zero.config import Model, UserError
-from r1zero.model.families import Weight, weights
 from r1zero.model.placement import Part, part
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight, weights
 
 SMALLEST, LARGEST, ABOUT = 256 << 20, 4 << 30, 32
 """Smallest and largest size of a file in bytes; between these limits there are about ABOUT files."""

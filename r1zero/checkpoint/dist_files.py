@@ -30,9 +30,9 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from r1zero.checkpoint import manifest
 from r1zero.checkpoint.manifest import CorruptError, HashedFile
-from r1zero.model.families import FusedRows, Weight
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
+from r1zero.model.weights import FusedRows, Weight
 
 SUFFIX = ".distcp"
 

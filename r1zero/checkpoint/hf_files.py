@@ -14,9 +14,10 @@ from torch import Tensor
 from r1zero.checkpoint import hf_folder
 from r1zero.checkpoint.hf_folder import some
 from r1zero.config import UserError
-from r1zero.model.families import Weight, fp8_block
+from r1zero.model.families import fp8_block
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight
 
 FP8 = "F8_E4M3"
 TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, FP8: torch.float8_e4m3fn}

@@ -10,7 +10,7 @@ from r1zero.batch import Batch
 from r1zero.config import Config
 from r1zero.distributed.layout import Layout
 from r1zero.model import hidden, mapping, placement
-from r1zero.model.families import Weight, weights
+from r1zero.model.weights import Weight, weights
 from r1zero.roles import Roles
 from r1zero.weight_sync import transfer
 from r1zero.weight_sync.routes import Span, axis, required_span

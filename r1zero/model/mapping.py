@@ -1,7 +1,7 @@
 """Maps each rank's megatron-core parameters to the rectangles of HF tensors that they hold.
 
-The pairs of names come from the tables of model/families.py (`WeightRule`), and `placement.parameter_name` completes
-megatron's name with the number of the layer on its pipeline stage.
+The pairs of names come from the tables of model/weight_rules.py (`WeightRule`), and `placement.parameter_name`
+completes megatron's name with the number of the layer on its pipeline stage.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import placement
-from r1zero.model.families import Weight, weights
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight, weights
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Every rank computes the same result, so loading, export, sync and planning need 
 
 from r1zero.config import UserError
 from r1zero.distributed.layout import Grid, MegatronGrids
-from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight
 
 Part = tuple[slice, ...]
 """A rectangle of a full HF tensor."""

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from r1zero.distributed.layout import Layout
 from r1zero.model import placement
-from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight
 from r1zero.weight_sync.routes import Routes, axis, required_span
 
 

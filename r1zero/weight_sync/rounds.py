@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1zero.model.families import Weight
+from r1zero.model.weights import Weight
 from r1zero.weight_sync.routes import Hop, Route, Routes, axis
 
 

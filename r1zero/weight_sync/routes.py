@@ -13,8 +13,8 @@ from typing import NamedTuple
 from r1zero.config import UserError
 from r1zero.distributed.layout import Grid, Layout
 from r1zero.model import placement
-from r1zero.model.families import Weight, weights
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight, weights
 
 VOCABULARY_MULTIPLE = 64
 """vLLM pads the vocabulary to a multiple of this before it splits it (VocabParallelEmbedding)."""

@@ -11,8 +11,8 @@ import torch
 from r1zero.config import Config
 from r1zero.distributed.layout import Layout
 from r1zero.model import build, mapping
-from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight
 from r1zero.rollout import loader_trace
 from r1zero.rollout.engine import Engine
 from r1zero.weight_sync import transfer

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.model.families import Weight
+from r1zero.model.weights import Weight
 from r1zero.weight_sync.rounds import Task, Transfer, compile_for, schedule
 from r1zero.weight_sync.routes import Routes, Span, axis, required_span
 

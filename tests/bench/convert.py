@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from r1zero.model.families import read_shape, weights
+from r1zero.model.families import read_shape
+from r1zero.model.weights import weights
 
 HIDDEN, MLP, VOCABULARY = 2048, 8192, 32768
 

@@ -10,7 +10,8 @@ import torch
 
 from r1zero.checkpoint import hf_files
 from r1zero.config import UserError
-from r1zero.model.families import read_shape, weights
+from r1zero.model.families import read_shape
+from r1zero.model.weights import weights
 from tests.model.folders import opened, rewrite
 
 

@@ -121,7 +121,7 @@ def outcomes(rank, cfg, cases, left_out=()):
         )
 
     from r1zero.guard.localizer import FaultLocalizer
-    from r1zero.model.families import weights
+    from r1zero.model.weights import weights
 
     with without(*left_out):
         return jobs.with_trainer(rank, cfg, use)

@@ -3,7 +3,8 @@
 from safetensors.torch import load_file, save_file
 
 from r1zero.checkpoint.hf_files import HfFolder
-from r1zero.model.families import read_shape, weights
+from r1zero.model.families import read_shape
+from r1zero.model.weights import weights
 
 
 def opened(folder):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from r1zero.config import Model, UserError
-from r1zero.model.families import model_shape, read_shape, weights
+from r1zero.model.families import model_shape, read_shape
+from r1zero.model.weights import weights
 from tests.model.config_values import MINIMAL, QWEN2
 from tests.oracles.published import PUBLISHED
 from tests.oracles.transformers_model import MODELS

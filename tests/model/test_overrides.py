@@ -13,6 +13,7 @@ from r1zero import config
 from r1zero.checkpoint import hf_export
 from r1zero.config import UserError
 from r1zero.model import families, overrides
+from r1zero.model.weights import weights
 from tests import jobs
 from tests.oracles import published
 
@@ -45,7 +46,7 @@ def test_the_shape_has_the_values_and_is_otherwise_the_same(tmp_path, family, gi
             one = getattr(one, name)
         return one
 
-    assert read(shape) == value != read(plain) and families.weights(shape) == families.weights(plain)
+    assert read(shape) == value != read(plain) and weights(shape) == weights(plain)
     assert families.model_shape(config.Model(path=str(folder), overrides={})) == plain
 
 

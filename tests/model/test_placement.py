@@ -12,7 +12,8 @@ from r1zero import config
 from r1zero.config import UserError
 from r1zero.distributed import layout
 from r1zero.model import placement
-from r1zero.model.families import read_shape, weights
+from r1zero.model.families import read_shape
+from r1zero.model.weights import weights
 from tests.model.config_values import DEEPSEEK, MINIMAL, QWEN2
 from tests.oracles.published import PUBLISHED
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from r1zero.distributed.layout import Grid, MegatronGrids
 from r1zero.model import placement
-from r1zero.model.families import Weight, weights
 from r1zero.model.mapping import Local
 from r1zero.model.placement import Part
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight, weights
 
 BUCKET_BYTES = 32 << 20
 """Of full tensors, made and sent together."""

@@ -18,6 +18,7 @@ from r1zero import config, plan
 from r1zero.config import Config, UserError, limits
 from r1zero.distributed import layout
 from r1zero.model import families
+from r1zero.model.weights import weights
 from r1zero.plan import communicators, machine, memory
 from r1zero.plan.machine import machine_for
 from r1zero.rollout import engine_limits
@@ -82,10 +83,7 @@ def recipe() -> plan.Plan:
     }.items(),
 )
 def test_parameters_are_the_published_ones(model: str, parameters: int) -> None:
-    assert (
-        sum(w.size for w in families.weights(families.read_shape(ROOT / "configs" / "model" / f"{model}.toml")))
-        == parameters
-    )
+    assert sum(w.size for w in weights(families.read_shape(ROOT / "configs" / "model" / f"{model}.toml"))) == parameters
 
 
 PLANNED = [

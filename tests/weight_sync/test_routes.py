@@ -11,8 +11,9 @@ import pytest
 from r1zero import config
 from r1zero.config import UserError
 from r1zero.distributed import layout
-from r1zero.model.families import Weight, read_shape
+from r1zero.model.families import read_shape
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight
 from r1zero.weight_sync import rounds as planned
 from r1zero.weight_sync.routes import Routes, Span, axis, match
 from tests.weight_sync.shapes import CASES, DEEPSEEK, QWEN, carve

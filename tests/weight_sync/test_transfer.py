@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1zero.distributed.layout import Layout
-from r1zero.model.families import Weight
 from r1zero.model.shape import Shape
+from r1zero.model.weights import Weight
 from r1zero.weight_sync import transfer
 from r1zero.weight_sync.routes import Routes, axis, required_span
 from tests.oracles import gathered_weights as generic
