@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import patience
+from tests import patience, shared_memory
 
 SLOWNESS = ceil(patience.slowness())
 DEADLINE_S, SILENCE_S, PROMISE_S = 10 * SLOWNESS, 8 * SLOWNESS, 15 * SLOWNESS
@@ -20,12 +20,8 @@ GRIDS = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_par
 PHASES = ("rollout", "non_overlap_rule_reward", "reference_model", "update", "resharding_to_infer", "save")
 
 
-def shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").glob("*r1zero*"))
-
-
 def check(ranks, base: Path, folder: Path, kind: str, rank: int, phase: str) -> None:
-    before = shared_memory()
+    before = shared_memory.left_behind()
     log = folder / "log"
     arguments = [
         str(base / "job.toml"),
@@ -55,7 +51,7 @@ def check(ranks, base: Path, folder: Path, kind: str, rank: int, phase: str) -> 
     assert ended["ended"] - float(re.search(r"ACCIDENT (\S+)", out)[1]) < promise
     assert not ended["left"]
     time.sleep(0.1)
-    assert shared_memory() <= before
+    assert shared_memory.left_behind() <= before
 
 
 @pytest.mark.slow

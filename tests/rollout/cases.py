@@ -1,6 +1,5 @@
 """What the ranks of a test world run. Each function is `f(rank, ...)` and returns plain data."""
 
-import glob
 import os
 import random
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from r1zero import config
 from r1zero.batch import Prompt, Response
 from r1zero.distributed import device, layout
 from r1zero.patches import PATCHES
+from tests import shared_memory
 from tests.oracles import tiny_models as models
 from tests.without import without
 
@@ -253,5 +253,5 @@ def _process() -> dict[str, Any]:
         "numpy": str(np.random.get_state()),
         "threads": (torch.get_num_threads(), torch.set_num_threads.__name__),
         "world": dist.get_world_size(),
-        "shared memory": sorted(glob.glob("/dev/shm/*r1zero*") + glob.glob("/dev/shm/*cpushm*")),
+        "shared memory": sorted(shared_memory.left_behind()),
     }

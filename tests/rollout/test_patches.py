@@ -87,10 +87,15 @@ def no_shared_memory_of_vllms_own():
     remove()
 
 
-@pytest.mark.parametrize(
-    "left_out, trace", [("vllm thread count", "threads"), ("vllm shared memory name", "shared memory")]
-)
-def test_without_it_the_engine_leaves_traces(checkpoint, ranks, no_shared_memory_of_vllms_own, left_out, trace):
+def test_without_it_the_engine_leaves_another_number_of_threads(checkpoint, ranks):
+    check_trace(checkpoint, ranks, "vllm thread count", "threads")
+
+
+def test_without_it_the_engine_leaves_shared_memory(checkpoint, ranks, no_shared_memory_of_vllms_own):
+    check_trace(checkpoint, ranks, "vllm shared memory name", "shared memory")
+
+
+def check_trace(checkpoint, ranks, left_out, trace):
     path, grid = checkpoint("dense", 1), VllmGrid(tensor_parallel_size=2)
     case = Case(path, (path,), prompts([5, 9]), grid=grid)
     assert ranks.run(cases.answer, case, size=2)[0].left_over == {}
