@@ -134,6 +134,7 @@ def test_every_field_is_tried_below_with_the_treatment_that_the_table_says(famil
     assert {name for name, field in table.items() if field.only is not None} <= refused.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_are_read_give_hugging_faces_logits(ranks, tmp_path, family):
     base = shape_of(tmp_path, MINIMAL[family])

@@ -103,6 +103,7 @@ def steps(rank, cfg):
     return jobs.with_trainer(rank, cfg, use)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, given",
     [

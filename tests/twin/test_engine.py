@@ -39,6 +39,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepSeek-V3": ("experts", {}),
     "DeepSeek-V3 with YaRN": ("experts", YARN),
 }
+IN_FAST = ("Qwen2", "DeepSeek-V3 with YaRN")
+"""The families that tests without the slow ones load."""
 GRIDS = {
     "dense over TP2": ("Qwen2", VllmGrid(tensor_parallel_size=2)),
     "experts cut by TP2": ("DeepSeek-V3", VllmGrid(tensor_parallel_size=2)),
@@ -107,7 +109,9 @@ def check(case: Case, lives: list[Life], tolerance: float = TOLERANCE) -> None:
         ] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in IN_FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_load_generate_sleep_wake_and_reload(
     live: Callable[..., list[Life]], case: Callable[..., Case], family: str
 ) -> None:
@@ -130,6 +134,7 @@ def test_what_sleeping_loses_is_found(
     assert {name for found in life.unregistered if found.tag == "weights" for name in found.names} == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS)
 def test_over_two_ranks(live: Callable[..., list[Life]], case: Callable[..., Case], grid: str) -> None:
     family, degrees = GRIDS[grid]
@@ -141,6 +146,7 @@ def test_over_two_ranks(live: Callable[..., list[Life]], case: Callable[..., Cas
         assert all(life.calls.get(f"npu::{way}") for life in lives for way in WAYS)
 
 
+@pytest.mark.slow
 def test_engines_that_share_experts_may_end_at_different_times(
     live: Callable[..., list[Life]], case: Callable[..., Case]
 ) -> None:
@@ -158,6 +164,7 @@ def test_engines_that_share_experts_may_end_at_different_times(
     check(chosen, lives)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["Qwen2", "DeepSeek-V3 with YaRN"])
 def test_samples_of_one_prompt_all_see_the_whole_prompt(
     live: Callable[..., list[Life]], case: Callable[..., Case], family: str
@@ -183,6 +190,7 @@ def test_samples_of_one_prompt_all_see_the_whole_prompt(
         assert one.cached_tokens == other.cached_tokens == 128 * 2 * (1 + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seats", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(
     live: Callable[..., list[Life]], case: Callable[..., Case], seats: int
@@ -193,6 +201,7 @@ def test_tokens_depend_on_seed_and_prompt_not_on_what_is_decoded_beside_them(
     assert len({tuple(r.token_ids) for r in together.answers[0].responses}) == len(together.answers[0].responses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [pytest.param("Qwen2", marks=pytest.mark.long), "DeepSeek-V3 with YaRN"])
 def test_bfloat16_is_near_fp32(live: Callable[..., list[Life]], case: Callable[..., Case], family: str) -> None:
     chosen = case(family, dtype="bfloat16")
@@ -216,6 +225,7 @@ def test_what_the_engine_computes_with_can_be_asked_for(twin: Twin, case: Callab
     assert max(float((found.hidden[layer] - states).abs().max()) for layer, states in theirs.items()) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, block_bytes", [("Qwen2", 196608), ("DeepSeek-V3 with YaRN", 491520)])
 def test_responses_that_a_full_cache_puts_off_are_sampled_the_same(
     live: Callable[..., list[Life]], case: Callable[..., Case], family: str, block_bytes: int
