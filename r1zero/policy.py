@@ -6,7 +6,7 @@ Both run megatron-core's pipeline schedules over packed micro-batches. The resul
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from math import inf, isfinite
+from math import inf, isfinite, log2
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,9 @@ from r1zero.logprobs import OutputLayer, TokenStats, token_stats
 from r1zero.model import build, packing
 from r1zero.objective import SUMS, Inputs, objective
 
+SCALE_STEP = 32.0
+"""By what the factor of the loss is divided when a gradient is too large."""
+
 
 class _Update(NamedTuple):
     """The result of one optimizer step."""
@@ -30,6 +33,17 @@ class _Update(NamedTuple):
     grad_norm: float
     skipped: bool
     computed_tokens: int
+
+
+def loss_scale(dtype: str, size: LossSize) -> float:
+    """Returns the power of two by which the loss is multiplied before its gradient is computed.
+
+    The loss is divided by about the number of tokens, so the gradients of a token's activations are below what float16
+    can represent (6e-8) as soon as there are many. This undoes that division. It depends on the batch alone, so that a
+    resumed run takes the same steps. If a gradient is still too large for float16, the update is computed again with a
+    smaller factor.
+    """
+    return 2.0 ** round(log2(max(1.0, size.tokens))) if dtype == "float16" else 1.0
 
 
 class Policy:
@@ -129,17 +143,14 @@ class Policy:
 
     def _update(self, batch: Batch, size: LossSize) -> _Update:
         micro = self._micro_batches(batch)
-        chunk: Any  # megatron-core's wrapper; torch.nn.Module does not declare its methods
-        for chunk in self.chunks:
-            chunk.train()
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        results = self._schedule(micro, partial(self._loss, batch, size), forward_only=False)
-        # Check the gradient before anything is changed: without a loss scaler, megatron's optimizer steps on any
-        # gradient, finite or not.
-        self.optimizer.prepare_grads()
-        grad_norm = float(self.optimizer.get_grad_norm())
-        skipped = not self._is_finite(grad_norm, results)
+        scale = loss_scale(self.cfg.run.dtype, size)
+        while True:
+            results, grad_norm = self._gradient(partial(self._loss, batch, size, scale), micro, scale)
+            # Check the gradient before anything is changed: megatron's optimizer steps on any gradient, finite or not.
+            skipped = not self._is_finite(grad_norm, results)
+            if not skipped or scale == 1.0:
+                break
+            scale = max(1.0, scale / SCALE_STEP)
         if not skipped:
             with self.optimizer_on_device():
                 self.optimizer.step()
@@ -149,6 +160,25 @@ class Policy:
         tokens = sum(len(p.tokens) for p in micro if len(p.indices))
         return _Update(sums, max(float(r["gap_max"]) for r in results), grad_norm, skipped, tokens)
 
+    def _gradient(
+        self, loss: Callable[..., Any], micro: list[MicroBatch], scale: float
+    ) -> tuple[list[dict[str, Tensor]], float]:
+        """Compute the gradient of the loss, which `loss` multiplies by `scale`.
+
+        Returns what `loss` reports for each micro-batch, and the norm of the whole model's gradient.
+        """
+        chunk: Any  # megatron-core's wrapper; torch.nn.Module does not declare its methods
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        results = self._schedule(micro, loss, forward_only=False)
+        if scale != 1.0:
+            for chunk in self.chunks:
+                chunk.scale_gradients(1.0 / scale)
+        self.optimizer.prepare_grads()
+        return results, float(self.optimizer.get_grad_norm())
+
     def _is_finite(self, grad_norm: float, results: list[dict[str, Tensor]]) -> bool:
         """Whether the loss and the gradient are finite on all ranks. grad_norm is that of the whole model."""
         loss = sum(r["sums"][: SUMS.index("entropy")].abs().sum() for r in results) if self.is_reporting_rank else 0.0
@@ -157,7 +187,7 @@ class Policy:
         return not broken
 
     def _loss(
-        self, batch: Batch, size: LossSize, p: MicroBatch, hidden: Tensor
+        self, batch: Batch, size: LossSize, scale: float, p: MicroBatch, hidden: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns what megatron's schedule expects: the loss, a number of tokens, and the values to report.
 
@@ -182,7 +212,7 @@ class Policy:
             ),
             size,
         )
-        return result.loss, torch.tensor(0, dtype=torch.int), {"sums": result.sums, "gap_max": result.gap_max}
+        return result.loss * scale, torch.tensor(0, dtype=torch.int), {"sums": result.sums, "gap_max": result.gap_max}
 
     def _stats(self, p: MicroBatch, hidden: Tensor) -> TokenStats:
         layer = OutputLayer(

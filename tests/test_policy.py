@@ -86,7 +86,7 @@ def passes(rank, oracle, place, budget):
         size = LossSize(float(every.response_lengths_B.sum()), float(len(every)), 20)
         micro = model._micro_batches(mine)
         with mock.patch.object(policy, "get_forward_backward_func", lambda: run):
-            model._schedule(micro, partial(model._loss, mine, size), forward_only=False)
+            model._schedule(micro, partial(model._loss, mine, size, 1.0), forward_only=False)
         gradients = cases.gathered(built, oracle, lambda parameter: parameter.main_grad)
         tokens = [len(p.tokens) for p in micro if len(p.indices)]
         found.append((dict(zip(mine.ids_B.tolist(), rows, strict=bool(rows))), gradients, tokens))
@@ -116,3 +116,39 @@ def test_the_smaller_micro_batches_divide_a_group():
     sizes = samples(True).sizes
     groups = [{sizes[i].group for i in found} for found in micro_batches(sizes, 165)]
     assert any(a & b for k, a in enumerate(groups) for b in groups[:k])
+
+
+def update_in(rank, oracle, dtype, first):
+    """The factors of the loss that an update tries, and its gradients by HF name. first: the first factor, or None."""
+    from r1zero import policy
+    from r1zero.batch import LossSize
+
+    built = cases.build_on(oracle, grid(), dtype)
+    cfg = replace(built.cfg, grpo=config.Grpo(kl_coef=0.1))
+    model = policy.Policy(cfg, built.chunks, VOCABULARY, [], built.optimizer, built.scheduler)
+    tried, gradient = [], model._gradient
+
+    def recorded(loss, micro, scale):
+        tried.append(scale)
+        return gradient(loss, micro, scale)
+
+    model._gradient = recorded
+    size = LossSize(2.0**22, 2.0**12, 2**10)  # of a large batch, of which these samples are a part
+    with mock.patch.object(policy, "loss_scale", (lambda *_: first) if first else policy.loss_scale):
+        assert not model._update(samples(True), size).skipped
+    return tried, cases.gathered(built, oracle, lambda parameter: parameter.main_grad)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "deepseek"])
+def test_in_float16_the_loss_is_scaled_until_no_gradient_is_too_small_or_too_large(ranks, models, name):
+    def error(found):
+        return max(float((found[k] - g).norm() / g.norm()) for k, g in exact.items() if g.norm() > 1e-3 * largest)
+
+    (_, exact), *_ = ranks.run(update_in, models(name), "float32", None, size=1)
+    largest = max(g.norm() for g in exact.values())
+    ((tried, scaled),) = ranks.run(update_in, models(name), "float16", None, size=1)
+    assert tried == [2.0**22] and error(scaled) < 0.05
+    ((tried, lowered),) = ranks.run(update_in, models(name), "float16", 2.0**45, size=1)
+    assert tried[0] == 2.0**45 > tried[-1] > 1 and len(tried) > 1 and error(lowered) < 0.05
+    ((tried, plain),) = ranks.run(update_in, models(name), "float16", 1.0, size=1)
+    assert tried == [1.0] and error(plain) > 0.2

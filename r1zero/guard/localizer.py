@@ -15,7 +15,7 @@ from r1zero.roles import Roles
 from r1zero.weight_sync import transfer
 from r1zero.weight_sync.routes import Span, axis, required_span
 
-DIFFERS = {"float32": 1e-4, "bfloat16": 0.05}
+DIFFERS = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.05}
 """Relative 2-norm of the difference of a hidden state that rounding does not explain."""
 EXACT = 2.0**-22
 """Relative to a tensor's largest element. Weights are copied, not computed; only reading them by an fp32 product with

@@ -38,7 +38,7 @@ from r1zero.patches import patched
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class Model(GPTModel):
@@ -157,6 +157,7 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: K
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
         pipeline_model_parallel_layout=_pipeline_layout(shape, grids) if pp > 1 else None,

@@ -22,7 +22,7 @@ ATTENDED = 2
 """Equal to r1zero.batch.ATTENDED, which cannot be imported here without torch."""
 GIB = 1 << 30
 MIB = 1 << 20
-ITEMSIZES = {"bfloat16": 2, "float32": 4}
+ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class RankRoles(NamedTuple):

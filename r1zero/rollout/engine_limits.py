@@ -14,7 +14,7 @@ CPU_EXPERT_MULTIPLE = 32
 """The kernel for experts needs a hidden size that is a multiple of this."""
 
 
-BYTES = {"bfloat16": 2, "float32": 4}
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def cache_elements(shape: Shape, layout: Layout) -> int:

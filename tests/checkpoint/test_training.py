@@ -13,6 +13,7 @@ SAME = [
     ("qwen2", "float32", 1, grid()),
     ("qwen2", "bfloat16", 2, grid(tp=2)),
     ("qwen2", "float32", 2, grid()),
+    ("qwen2", "float16", 2, grid()),
     ("qwen2_tied", "float32", 2, grid(pp=2)),
     ("deepseek", "bfloat16", 2, grid(ep=2)),
     ("deepseek", "float32", 4, grid(ranks="1,3", tp=2, ep=2)),
@@ -26,13 +27,17 @@ OTHER = [
 ]
 
 
+def after_the_first_slow(cases):
+    return [cases[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in cases[1:])]
+
+
 def both(ranks, oracle, dtype, folder, saved, loaded):
     before = [r for r in ranks.run(cases.save_then_continue, oracle, saved[1], dtype, folder, size=saved[0]) if r]
     after = [r for r in ranks.run(cases.load_then_continue, oracle, loaded[1], dtype, folder, size=loaded[0]) if r]
     return before, after
 
 
-@pytest.mark.parametrize("name, dtype, size, place", SAME)
+@pytest.mark.parametrize("name, dtype, size, place", after_the_first_slow(SAME))
 def test_resume_in_the_same_layout_is_bit_equal(ranks, models, tmp_path, name, dtype, size, place):
     before, after = both(ranks, models(name), dtype, tmp_path, (size, place), (size, place))
     assert len(before) == len(after) > 0
@@ -44,7 +49,7 @@ def test_resume_in_the_same_layout_is_bit_equal(ranks, models, tmp_path, name, d
         ] == []
 
 
-@pytest.mark.parametrize("name, dtype, saved, loaded", OTHER)
+@pytest.mark.parametrize("name, dtype, saved, loaded", after_the_first_slow(OTHER))
 def test_a_checkpoint_loads_into_another_layout(ranks, models, tmp_path, name, dtype, saved, loaded):
     before, after = both(ranks, models(name), dtype, tmp_path, saved, loaded)
     for key, value in before[0].items():

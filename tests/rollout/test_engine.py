@@ -220,10 +220,11 @@ def test_after_a_reload_the_engine_is_a_fresh_engine_of_the_new_weights(checkpoi
     assert gap(case, reloaded, old) > 100 * TOLERANCE
 
 
-def test_bfloat16_is_near_fp32(dense, ranks):
-    case = replace(dense[0], dtype="bfloat16", prompts=dense[0].prompts[:2])
+@pytest.mark.parametrize("dtype, bound", [("bfloat16", 0.1), ("float16", 0.0125)])  # three bits more
+def test_sixteen_bits_are_near_fp32(dense, ranks, dtype, bound):
+    case = replace(dense[0], dtype=dtype, prompts=dense[0].prompts[:2])
     (answer,) = ranks.run(cases.answer, case, size=1)
-    assert TOLERANCE < worst(answer.scores, expected(case, answer)) < 0.1
+    assert TOLERANCE < worst(answer.scores, expected(case, answer)) < bound
 
 
 def test_request_seeds_fit_63_bits_and_tell_all_four_numbers_apart():
