@@ -112,9 +112,9 @@ def _show(cfg: data_config.DataConfig, report: prepare.Report, console: Console)
     counted = [("kept", counts.kept), ("too long", counts.too_long), ("bad", counts.bad)]
     counted += [("left out by [selection]", counts.left_out)] if counts.left_out else []
     for name, count in counted:
-        table.add_row(name, str(count), f"{count / counts.rows:.2%}")
+        table.add_row(escape(name), str(count), f"{count / counts.rows:.2%}")
     for name, count in report.by_source.items() if len(cfg.sources) > 1 else ():
-        table.add_row(f"kept of {name}", str(count), f"{count / counts.kept:.2%}")
+        table.add_row(escape(f"kept of {name}"), str(count), f"{count / counts.kept:.2%}")
     for name, tokens in report.percentiles().items():
         table.add_row(f"tokens {name}", str(tokens))
     console.print(table)

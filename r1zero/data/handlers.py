@@ -75,17 +75,34 @@ def _reach(record: dict[str, Any], column: str) -> Any:
     return _reach(inner, rest)
 
 
-def text(record: dict[str, Any], column: str) -> str:
-    """Returns a text, or a number as text. Raises ValueError if the row has neither, or only white space."""
+def _present(record: dict[str, Any], column: str) -> Any:
+    """Returns the value of a column. Raises ValueError if the row lacks it or it is null."""
     value = _reach(record, column)
     if value is _ABSENT:
-        hint = suggest(column, map(str, record), "column") if record else "the row is empty"
-        raise ValueError(f"has no {column!r}; {hint}")
+        raise ValueError(f"has no {column!r}; {_missing(record, column)}")
     if value is None:
         raise ValueError(f"{column!r} is null")
+    return value
+
+
+def _missing(record: dict[str, Any], column: str, outer: str = "") -> str:
+    """Returns the hint about a column that the row lacks. Of `a.b`, it names the keys of the object `a` if there is
+    one."""
+    head, _, rest = column.partition(".")
+    inner = record.get(head)
+    if rest and isinstance(inner, dict) and inner:
+        return _missing(inner, rest, f"{outer}{head}.")
+    spell = (lambda name: repr(f"{outer}{name}")) if outer else repr
+    return suggest(column, map(str, record), "column", spell) if record else "the row is empty"
+
+
+def text(record: dict[str, Any], column: str) -> str:
+    """Returns a text, or a number as text. Raises ValueError if the row has neither, or only white space."""
+    value = _present(record, column)
     found = as_text(value[0] if isinstance(value, list) and len(value) == 1 else value)
     if found is None:
-        raise ValueError(f"{column!r} is {_short(value)} and must be a text or a number")
+        hint = '; handler = "messages" reads chat messages' if _is_chat(value) else ""
+        raise ValueError(f"{column!r} is {_short(value)} and must be a text or a number{hint}")
     if not found.strip():
         raise ValueError(f"{column!r} is empty")
     return found
@@ -153,12 +170,8 @@ def gsm8k(record: dict[str, Any], keys: MapKeys) -> Example:
 
 def messages(record: dict[str, Any], keys: MapKeys) -> Example:
     """The prompt is a chat [{role, content}, ..] that ends with the user's question, as in verl's and DAPO's files."""
-    turns = lookup(record, keys.prompt)
-    if (
-        not isinstance(turns, list)
-        or not turns
-        or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns)
-    ):
+    turns = _present(record, keys.prompt)
+    if not _is_chat(turns):
         raise ValueError(f"{keys.prompt!r} is {_short(turns)} and must be a list of {{role, content}} messages")
     system = turns[0]["content"] if turns[0].get("role") == "system" else ""
     said = turns[1:] if turns[0].get("role") == "system" else turns
@@ -242,6 +255,14 @@ def _example(returned: Any) -> Example:
             f"the handler returned {_short(returned[3])} as its history; it must be a list of (question, answer) pairs"
         )
     return Example(*returned[:3], *(tuple((asked, answered) for asked, answered in turns) for turns in returned[3:]))
+
+
+def _is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in value)
+    )
 
 
 def _are_pairs(value: Any) -> bool:

@@ -122,6 +122,29 @@ def test_a_null_inside_an_object_is_told_from_a_column_that_is_missing() -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("column", "hint"),
+    [
+        ("reward_model.ground_trut", "the nearest column is 'reward_model.ground_truth'"),
+        ("reward_model.x", "the columns are 'reward_model.style', 'reward_model.ground_truth'"),
+        ("reward_modl.ground_truth", "the nearest column is 'reward_model'"),
+    ],
+)
+def test_the_hint_about_a_dotted_name_lists_what_the_object_has(column: str, hint: str) -> None:
+    row = {"prompt": "q", "reward_model": {"style": "rule", "ground_truth": "34"}}
+    assert outcome("columns", row, MapKeys(prompt="prompt", response=column)) == f"has no {column!r}; {hint}"
+
+
+def test_a_wrong_column_of_messages_and_a_wrong_handler_are_told() -> None:
+    row = {"prompt": [{"role": "user", "content": "q"}], "answer": "2"}
+    keys = MapKeys(prompt="prompt", response="answer")
+    assert outcome("messages", row, MapKeys(prompt="promt", response="answer")) == (
+        "has no 'promt'; the nearest column is 'prompt'"
+    )
+    assert outcome("messages", row | {"prompt": None}, keys) == "'prompt' is null"
+    assert str(outcome("columns", row, keys)).endswith('; handler = "messages" reads chat messages')
+
+
 def test_gsm8k_takes_the_label_from_after_the_marks() -> None:
     keys = MapKeys(prompt="question", response="answer")
     row = {"question": "How much?", "answer": "20 * 61 = <<20*61=1220>>1220\n#### 1,220"}

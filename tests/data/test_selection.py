@@ -4,6 +4,7 @@ python -m pytest tests/data/test_selection.py
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def test_without_a_selection_every_row_is_kept(made):
 
 def test_duplicates_limit_and_sample(made, tmp_path):
     assert made("selection.deduplicate=true")[2] == [str(2 * i) for i in range(20)]
-    assert made("selection.limit=3")[2] == ["0", "2", "4"]
+    _, words, labels = made("selection.limit=3")
+    assert labels == ["0", "2", "4"] and re.search(r"left out by \[selection\] *│ 18 ", words)
     once = made("selection.sample=5")[2]
     assert made("selection.sample=5")[2] == once and len(once) == 5 and once == sorted(once, key=int)
     assert made("selection.sample=5", "selection.seed=1")[2] != once
