@@ -45,7 +45,7 @@ class Chart:
     logarithmic: bool = False
     """Whether the y-axis is logarithmic if the values are positive and span more than a factor of ten."""
     from_zero: bool = False
-    """Whether the y-axis begins at 0."""
+    """Whether the y-axis begins at 0, unless a value is negative."""
     marks: list[tuple[float, str]] = field(default_factory=list)
     """Events that are drawn as vertical lines: (iteration, "save" or "alarm")."""
 
@@ -65,8 +65,8 @@ def lines(chart: Chart) -> str:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter("")
         if chart.logarithmic:
-            axes.yaxis.set_major_formatter("{x:.1e}")
-        if chart.from_zero:
+            axes.yaxis.set_major_formatter("{x:.3g}")
+        if chart.from_zero and min(values) >= 0:
             axes.set_ylim(bottom=0)
         if len(chart.series) > 1:
             _legend(axes)
@@ -75,7 +75,7 @@ def lines(chart: Chart) -> str:
 
 
 def _curve(axes: Any, one: Series) -> None:
-    style = {"color": one.colour, "linewidth": 1.6}
+    style = {"color": one.colour, "linewidth": 1.6, "clip_on": False, "zorder": 3}  # visible on the axis, too
     if one.band:
         axes.fill_between(one.x, *one.band, color=one.colour, alpha=0.15, linewidth=0)
     if one.faint:

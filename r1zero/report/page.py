@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from r1zero.config import Config, plain, read_json
 from r1zero.report import charts, samples
@@ -24,7 +24,7 @@ RATE_EDGES = tuple(np.linspace(0, 1, 11).tolist())
 # Title, note, pattern of the names of metrics, whether the y-axis begins at 0, whether it is logarithmic.
 FIGURES: tuple[tuple[str, str, str, bool, bool], ...] = (
     ("Reward", "mean over the responses of an iteration", r"grpo/rewards/mean", True, False),
-    ("Response length", "mean tokens; the band is minimum to maximum", r"response_length/mean", True, False),
+    ("Response length", "mean tokens", r"response_length/mean", True, False),
     ("Reward by rule", "mean over responses, for each rule", r"(?!grpo/).*_rewards/mean", False, False),
     ("KL to the reference", "mean per token", r"actor/kl_loss", False, False),
     ("Entropy", "nats per token", r"actor/entropy", True, False),
@@ -44,6 +44,7 @@ def render(runs: list[RunData], published: bool) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template("page.html.j2").render(
         title=", ".join(run.name for run in runs),
         runs=[
@@ -58,6 +59,11 @@ def render(runs: list[RunData], published: bool) -> str:
     )
 
 
+def _breakable(name: str) -> Markup:
+    """Returns the name of a key or a path as HTML that may be broken into lines after its separators."""
+    return Markup(re.sub(r"([._/:])", r"\1<wbr>", str(escape(name))))
+
+
 def _colour(number: int) -> str:
     return PALETTE[number % len(PALETTE)]
 
@@ -67,9 +73,10 @@ def _tiles(run: RunData) -> list[tuple[str, str]]:
     reward, length, speed = (run.curve(n)[1] for n in ("grpo/rewards/mean", "response_length/mean", "e2e_tps"))
     found = [("iterations", str(int(run.lines[-1]["iteration"])))]
     if reward:
-        found.append(("reward, first → mean of last 10", f"{reward[0]:.3f} → {mean(reward[-10:]):.3f}"))
+        found.append((f"reward, {_first_and_last(reward)}", f"{reward[0]:.3f} → {mean(reward[-10:]):.3f}"))
     if length:
-        found.append(("response length, first → mean of last 10", f"{length[0]:.0f} → {mean(length[-10:]):.0f} tokens"))
+        name = f"response length, {_first_and_last(length)}"
+        found.append((name, f"{length[0]:.0f} → {mean(length[-10:]):.0f} tokens"))
     if speed:
         found.append(("tokens/s per rank", f"{mean(speed):,.0f}"))
     for name in run.names(r"eval/[^/]+/pass@1"):
@@ -77,6 +84,10 @@ def _tiles(run: RunData) -> list[tuple[str, str]]:
         best = max(range(len(y)), key=y.__getitem__)
         found.append((f"best {name.removeprefix('eval/')}", f"{y[best]:.3f} after iteration {x[best]:.0f}"))
     return found
+
+
+def _first_and_last(values: list[float]) -> str:
+    return f"first → mean of {'last 10' if len(values) > 10 else 'all'}"
 
 
 def _curves(runs: list[RunData], published: bool) -> list[dict[str, Any]]:
@@ -89,11 +100,12 @@ def _curves(runs: list[RunData], published: bool) -> list[dict[str, Any]]:
         only_one_rule = title == "Reward by rule" and len(series) <= len(runs)
         if only_one_rule or not any(len(one.x) for one in series):
             continue
+        explained = f"{note}; the band is minimum to maximum" if any(one.band for one in series) else note
         if published and title in keys:
             y = behind[keys[title]]
             series.append(Series("671B, published", range(len(y)), y, FAINT, faint=True))
-        chart = Chart(title, note, series, logarithmic, from_zero, _marks(runs))
-        found.append({"title": title, "note": note, "svg": Markup(charts.lines(chart))})
+        chart = Chart(title, explained, series, logarithmic, from_zero, _marks(runs))
+        found.append({"title": title, "note": explained, "svg": Markup(charts.lines(chart))})
     return found
 
 
@@ -145,7 +157,8 @@ def _evaluations(runs: list[RunData]) -> list[dict[str, Any]]:
             for k, key in enumerate(extra, 1):
                 colour = _colour(i + k * len(runs))
                 series.append(Series(prefix + key.rpartition("/")[2], *run.curve(key), colour))
-        note = "share of prompts; the band is the 95 % bootstrap interval of pass@1"
+        explained = "; the band is the 95 % bootstrap interval of pass@1" if any(one.band for one in series) else ""
+        note = f"share of prompts{explained}"
         chart = Chart(f"Evaluation: {name}", note, series, from_zero=True)
         found.append({"title": chart.title, "note": note, "svg": Markup(charts.lines(chart))})
     return found
@@ -168,7 +181,7 @@ def _own_charts(runs: list[RunData]) -> list[dict[str, Any]]:
             found.append({"title": title, "note": note, "svg": Markup(svg)})
         if run.lengths:
             title, note = f"Lengths of responses{of_run}", "tokens; darker: a larger share of the responses"
-            edges = np.linspace(0, max(map(max, run.lengths.values())) + 1, LENGTH_BINS + 1).tolist()
+            edges = _length_edges(max(map(max, run.lengths.values())))
             columns = [np.histogram(lengths, edges)[0].tolist() for lengths in run.lengths.values()]
             svg = charts.heatmap(title, list(run.lengths), columns, edges)
             found.append({"title": title, "note": note, "svg": Markup(svg)})
@@ -180,13 +193,21 @@ def _own_charts(runs: list[RunData]) -> list[dict[str, Any]]:
     return found
 
 
+def _length_edges(longest: int) -> list[float]:
+    """Returns the boundaries of at most LENGTH_BINS bins that hold equally many lengths from 0 to `longest`."""
+    width = longest // LENGTH_BINS + 1
+    return [float(width * i) for i in range(longest // width + 2)]
+
+
 def differences(runs: list[RunData]) -> list[tuple[str, str, list[str]]]:
     """Returns (key, default value, value of each run) for each config key that differs from its default in any run.
 
-    The defaults are those of the published recipe. A missing value is shown as a dash.
+    The defaults are those of the published recipe. A missing value is shown as a dash. Keys in which the runs differ
+    from each other come first.
     """
     recipe = flat_config(plain(Config()))
     configs = [run.config for run in runs]
     keys = sorted({key for config in configs for key in config} | set(recipe if all(configs) else ()))
     rows = [(key, recipe.get(key, "—"), [config.get(key, "—") for config in configs]) for key in keys]
-    return [row for row in rows if any(value != row[1] for value in row[2])]
+    changed = [row for row in rows if any(value != row[1] for value in row[2])]
+    return sorted(changed, key=lambda row: len(set(row[2])) == 1)

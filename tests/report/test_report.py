@@ -3,6 +3,7 @@
 python -m pytest tests/report/test_report.py
 """
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -11,9 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
-from r1zero.report import page, runs, samples
+from r1zero.report import charts, page, runs, samples
 from r1zero.report.__main__ import main
+from r1zero.report.charts import Chart, Series
 
 RESPONSE = r"<think>2 < 3 & so</think><answer>\boxed{\frac{1}{2}}</answer>"
 
@@ -60,7 +63,7 @@ def write_run(folder: Path, iterations: int = 40, **figures: float) -> Path:
 class Checker(HTMLParser):
     """Whether every element that must be closed is, and nothing is fetched."""
 
-    VOID = ("meta", "br", "hr", "img", "input", "link", "path", "use", "rect", "circle", "line")
+    VOID = ("meta", "br", "wbr", "hr", "img", "input", "link", "path", "use", "rect", "circle", "line")
 
     def __init__(self):
         super().__init__()
@@ -101,7 +104,7 @@ def test_one_run_has_every_chart_table_and_sample(made, capsys):
     assert {"Reward", "Reward by rule", "Response length", "Evaluation: math", "Seconds of an iteration"} <= set(titles)
     assert {"Pass rates of prompts, math", "Lengths of responses"} <= set(titles) and len(titles) == len(set(titles))
     text = (made / "one" / "report.html").read_text()
-    assert "grpo.group_size" in text and "<code>8</code>" in text and "train.py x" in text
+    assert "grpo.<wbr>group_<wbr>size" in text and "<code>8</code>" in text and "train.py x" in text
     assert "Q &lt;b&gt;" in text and "2 &lt; 3 &amp; so" in text
     assert "alarms began at iteration 20 (loss_spike)" in text and "saved after iterations 10" in text
     assert text.count("671B, published") >= 2 and len(text) < 2_000_000
@@ -113,9 +116,46 @@ def test_several_runs_are_on_the_same_axes_and_their_configs_side_by_side(made):
     assert main([str(made / "one"), str(made / "two"), "-o", str(output)]) == 0
     check(output)
     found = page.differences([runs.read(made / "one"), runs.read(made / "two")])
+    assert [key for key, _, _ in found][:3] == ["grpo.group_size", "optimizer.lr", "run.name"]
     by_key = {key: (recipe, values) for key, recipe, values in found}
     assert by_key["grpo.group_size"] == ("32", ["8", "16"]) and by_key["run.name"][1] == ['"x"', "—"]
     assert "671B, published" not in output.read_text()
+
+
+def test_keys_in_which_runs_differ_come_first_and_bands_are_named_if_they_are_drawn(made):
+    (made / "two" / "config.toml").write_text('[grpo]\ngroup_size = 8\n[run]\nname = "y"\n')
+    both = [runs.read(made / name) for name in ("one", "two")]
+    keys = [key for key, _, _ in page.differences(both)]
+    assert keys[0] == "run.name" and keys[1:] == sorted(keys[1:]) and "grpo.group_size" in keys
+    pages = [page.render(both[:1], False), page.render(both, False)]
+    assert ["the band is minimum to maximum" in text for text in pages] == [True, False]
+    assert [text.count('class="differs"') for text in pages] == [0, 1]
+
+
+def test_a_bin_of_lengths_has_a_whole_number_of_them():
+    assert page._length_edges(3) == [0, 1, 2, 3, 4]
+    for longest in (1, 23, 24, 29, 100, 8192):
+        edges = page._length_edges(longest)
+        widths = {b - a for a, b in itertools.pairwise(edges)}
+        assert len(widths) == 1 and widths.pop().is_integer() and edges[-2] <= longest < edges[-1]
+        assert len(edges) <= page.LENGTH_BINS + 1
+
+
+@pytest.mark.parametrize(("values", "low"), [((0.2, 0.4), 0), ((-0.5, 0.4), -0.5), ((0, 0), 0)])
+def test_the_whole_curve_is_inside_the_axes_also_below_zero(monkeypatch, values, low):
+    """A negative reward is not cut off by an axis that begins at 0."""
+    drawn = []
+    monkeypatch.setattr(charts, "_svg", lambda draw, title: drawn.append(draw) or "")
+    charts.lines(Chart("t", "", [Series("r", [1, 2], list(values), "#000000")], from_zero=True))
+    axes = Figure().subplots()
+    drawn[0](axes)
+    assert axes.get_ylim()[0] == low if low == 0 else axes.get_ylim()[0] <= low
+
+
+def test_the_ticks_of_a_narrow_range_differ():
+    text = charts.lines(Chart("t", "", [Series("r", [1, 2], [3.21e-7, 3.44e-7], "#000000")], logarithmic=True))
+    ticks = re.findall(r">(\d[^<]*e[^<]*)<", text)
+    assert len(ticks) > 2 and len(ticks) == len(set(ticks))
 
 
 def test_a_run_with_nothing_but_metrics_has_a_page(tmp_path):
