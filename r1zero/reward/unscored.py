@@ -32,7 +32,6 @@ def refuse_share(timeouts: int, failures: int, samples: int, max_share: float) -
     if share > max_share:
         raise RewardError(
             f"{timeouts + failures} of {samples} samples ({share:.1%}) could not be graded, more than the "
-            f"{max_share:.1%} "
-            f"allowed: {timeouts} ran past the deadline, {failures} ended their worker; their texts are in "
-            "unscored.jsonl in the run folder"
+            f"{max_share:.1%} allowed: {timeouts} ran past the deadline, {failures} failed in a rule, for the reasons "
+            "written above, or have a reward that is not finite; their texts are in unscored.jsonl in the run folder"
         )

@@ -143,6 +143,18 @@ def test_a_rule_that_fails_says_where_and_what_the_limit_is(written, capfd, body
     assert sentence in err and err.count("\n") == 1, err
 
 
+def test_a_reason_is_written_once_and_twenty_reasons_at_most(written, capfd):
+    path = written("def rule(response, label):\n    return {}[response if label == 'own' else 'same']\n")
+    with Scorer({f"{path}:rule": 1.0}, 2, 5.0) as scorer:
+        for label, count in (("same", 6), ("own", 30)):
+            for number in range(count):
+                scorer.submit((label, number), str(number), label)
+        assert {score.outcome for score in scorer.collect().values()} == {"failed"}
+    lines = capfd.readouterr().err.splitlines()
+    assert sum("KeyError: 'same'" in line for line in lines) == 1 and len(lines) == len(set(lines)) == 21
+    assert lines[-1] == "why other responses were not graded is not shown"
+
+
 def test_the_limit_of_memory_can_be_set(written):
     path = written("def rule(response, label): return float(len(bytearray(300 << 20)) >> 20)")
     assert grade(path, memory_mib=600).reward == 300.0

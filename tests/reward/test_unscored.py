@@ -33,5 +33,5 @@ def test_nothing_is_written_when_all_are_scored(tmp_path):
 def test_a_run_with_too_many_ungraded_samples_is_stopped_with_a_sentence():
     refuse_share(timeouts=1, failures=1, samples=20, max_share=0.1)
     refuse_share(timeouts=0, failures=0, samples=0, max_share=0.0)
-    with pytest.raises(RewardError, match=r"3 of 20 samples \(15.0%\).*more than the 10.0% allowed: 2 ran.*1 ended"):
+    with pytest.raises(RewardError, match=r"3 of 20 samples \(15.0%\).*more than the 10.0% allowed: 2 ran.*1 failed"):
         refuse_share(timeouts=2, failures=1, samples=20, max_share=0.1)

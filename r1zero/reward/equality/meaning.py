@@ -11,7 +11,7 @@ from typing import NamedTuple
 import sympy
 
 from r1zero.reward.equality import realsets
-from r1zero.reward.equality.splitting import enclosed, split
+from r1zero.reward.equality.splitting import enclosed, split, tokens
 
 
 class Leaf(NamedTuple):
@@ -69,6 +69,7 @@ _COMMAS = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])")
 _AND = re.compile(r"(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:land|wedge)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
+_TIGHT_COMMA, _LEADING_ZERO = re.compile("[0-9],[0-9]"), re.compile(",0[0-9]")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|in|notin|equiv)(?![A-Za-z])")
 _FLIPPED = {">": "<", r"\ge": r"\le"}
@@ -145,10 +146,29 @@ def _joined(meanings: list[Meaning], join: type[sympy.Set]) -> Region | None:
     return Region(regions[0].name, join(*(region.points for region in regions)))
 
 
-def _elements(text: str) -> list[str]:
-    """Returns the parts of a list, with 1,000 as one number."""
-    guarded = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
-    return [part for part in split(guarded, _COMMAS) if part]
+def _elements(text: str, bracketed: bool = False) -> list[str]:
+    """Returns the parts of a list. bracketed: whether the text was in brackets."""
+    return [part for part in split(_ungrouped(text, bracketed), _COMMAS) if part]
+
+
+def _ungrouped(text: str, bracketed: bool) -> str:
+    """Remove the commas between thousands, outside of the brackets that are in the text.
+
+    All commas separate if some that cannot be between thousands have no space: 1,7,103. In brackets they also do if
+    none has a space: (100,200) is a pair. A part that would begin with 0, as in (1,000), shows thousands.
+    """
+    if not _THOUSANDS.search(text):
+        return text
+    outside = {place for _, place, depth in tokens(text) if depth == 0}
+    grouped = _THOUSANDS.sub(lambda match: match[0].replace(",", "") if match.start() in outside else match[0], text)
+    if _TIGHT_COMMA.search(_outer(grouped)) or (bracketed and ", " not in text):
+        return grouped if _LEADING_ZERO.search(_outer(text)) else text
+    return grouped
+
+
+def _outer(text: str) -> str:
+    """Returns what is outside of all brackets."""
+    return "".join(token for token, _, depth in tokens(text) if depth == 0)
 
 
 def _listing(parts: list[str], braces: bool) -> Listing:
@@ -209,19 +229,14 @@ def _in_brackets(text: str) -> Meaning | None:
     opening, inside, closing = brackets
     if (opening, closing) == (r"\{", r"\}") or ((opening, closing) == ("{", "}") and len(_elements(inside)) > 1):
         return _in_braces(inside)
-    if (opening, closing) in (("{", "}"), ("(", ")")) and len(_elements(inside)) < 2:
+    if (opening, closing) in (("{", "}"), ("(", ")")) and len(_elements(inside, opening == "(")) < 2:
         return read(inside) if inside else None
     if opening in "([" and closing in ")]":
-        parts = split(_ungrouped(inside), _COMMAS)
+        parts = split(_ungrouped(inside, bracketed=True), _COMMAS)
         if 1 < len(parts) <= MAX_PARTS and all(parts):
             varied = _PLUS_MINUS.search(inside)
             return _listing([text], braces=False) if varied else Ordered(opening, tuple(parts), closing)
     return None
-
-
-def _ungrouped(inside: str) -> str:
-    """Remove commas between thousands: (100,200) is a pair, but in (1,000, 2) the other commas have a space."""
-    return _THOUSANDS.sub(lambda match: match.group().replace(",", ""), inside) if ", " in inside else inside
 
 
 def _in_braces(inside: str) -> Meaning | None:
@@ -230,7 +245,7 @@ def _in_braces(inside: str) -> Meaning | None:
     such = split(inside, _SUCH_THAT)
     if len(such) == 2:
         return _condition(*such)
-    return _listing([part for part in split(_ungrouped(inside), _COMMAS) if part], braces=True)
+    return _listing(_elements(inside, bracketed=True), braces=True)
 
 
 def _condition(element: str, condition: str) -> Meaning | None:

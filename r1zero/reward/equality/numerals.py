@@ -22,7 +22,7 @@ _REPEATING = (
 _FRACTION = (
     rf"(?:\\[dtc]?frac\s*(?:\{{\s*(?P<p>-?{_WHOLE})\s*\}}\s*\{{\s*(?P<q>-?{_WHOLE})\s*\}}"
     r"|(?P<p1>[0-9])\s*(?P<q1>[0-9])|\{\s*(?P<p2>[0-9]+)\s*\}\s*(?P<q2>[0-9])|\s*(?P<p3>[0-9])\s*\{\s*(?P<q3>[0-9]+)\s*\})"
-    rf"|(?P<p4>{_WHOLE})\s*/\s*(?P<q4>{_WHOLE}))"
+    rf"|(?P<p4>{_WHOLE})\.?\s*/\s*(?P<q4>{_WHOLE})\.?)"  # 1./3, as in programs
 )
 _POWER_OF_TEN = r"\s*(?:\\times|\\cdot|×|·|\*)\s*10\s*\^\s*(?:\{\s*(?P<n>-?[0-9]{1,4})\s*\}|(?P<n1>[0-9]))"
 _NUMERAL = re.compile(

@@ -43,7 +43,6 @@ _POWER_OF_LETTER = re.compile(
     r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
     r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
 )
-_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}(?![0-9])")
 _LONG_EXPONENT = re.compile("[eE][-+]?[0-9]{5}")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)$")
 # Nodes that may remain unevaluated in a tree.
@@ -163,8 +162,7 @@ def parse(text: str) -> Tree | None:
     marked = applied(text)
     if marked is None:
         return None
-    text = _SHORT_SUBSCRIPT.sub(r"_\1", marked)
-    text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
+    text = _POWER_OF_LETTER.sub(r"{\g<0>}", marked)
     tree, _ = extract_latex(_WHOLE.match(text), _AS_WRITTEN)
     if not isinstance(tree, sympy.Basic | MatrixBase) or tree in (sympy.nan, sympy.zoo):
         return None

@@ -32,6 +32,7 @@ _BLACKBOARD = re.compile(
     r"|\\(?:mathbf|bm|boldsymbol)\s*(?:\{\s*(?P<b>[RZNQ])\s*\}|(?P<c>[RZNQ]))"
     r"|\\in\s*(?:\\[a-z]+\s*\{\s*)?(?P<d>[RZNQ])(?![A-Za-z])(?:\s*\})?"
 )
+_SHORT_SUBSCRIPT = re.compile(r"_\{([0-9A-Za-z])\}(?![0-9])")
 _SIGN_IN_BRACES = re.compile(r"\{\s*([-+:;])\s*\}")
 _POWER_IN_TEXT = re.compile(r"(\\text\{[^{}]*\^)\{(-?[0-9])\}(?=[^{}]*\})")
 # ]1, 2[ is the French notation for (1, 2). U between brackets is a union.
@@ -87,7 +88,8 @@ def plain(text: str) -> str:
     text = _INFINITY.sub(r"\\infty ", text)
     text = _COMBINATIONS.sub(r"\\binom{\1}{\2}", _UNION.sub(r" \\cup ", _OUTWARD.sub(_inward, text)))
     text = _ASCII_RELATIONS.sub(lambda match: r"\le " if "<" in match.group() else r"\ge ", text)
-    return braced(_SIGN_IN_BRACES.sub(r"\1", text)).strip()
+    text = _SHORT_SUBSCRIPT.sub(r"_\1", _SIGN_IN_BRACES.sub(r"\1", text))
+    return braced(text).strip()
 
 
 def _space(match: re.Match[str]) -> str:

@@ -29,6 +29,7 @@ PATIENCE_WALL_S = 1.0  # the same in wall time, for a sample that sleeps; at mos
 LOOK_S = 0.1  # seconds between two checks of a worker whose patience may be exceeded
 ASIDE = 3  # largest number of samples set aside, per worker of the pool
 PARENT_CHECK_S = 1.0
+REASONS = 20  # largest number of different reasons that are written
 BOX = "\\boxed"  # a response without it has no answer to compare
 
 
@@ -60,6 +61,7 @@ class Supervisor:
         self.frames, self.outbox = Frames(), bytearray()
         self.queue: deque[Task] = deque()
         self.workers: list[Worker] = []
+        self.told: set[str] = set()
         self.selector = selectors.DefaultSelector()
         self.selector.register(trainer, selectors.EVENT_READ)
 
@@ -164,10 +166,11 @@ class Supervisor:
             serve(there, self.work, self.deadline_s, self.memory_mib << 20)
         finally:
             _, error, trace = sys.exc_info()
-            if error is not None:
-                sys.stderr.write(failure(error, trace, self.memory_mib))
-                sys.stderr.flush()
-            os._exit(0 if error is None else 1)
+            try:
+                if error is not None:
+                    there.sendall(frame([None, failure(error, trace, self.memory_mib), 0.0]))
+            finally:  # whatever happens, this process must not go on in the supervisor's code
+                os._exit(0 if error is None else 1)
 
     def _receive_result(self, worker: Worker) -> None:
         answers = receive(worker.sock, worker.frames)
@@ -177,12 +180,21 @@ class Supervisor:
                 self._report(worker.task[0], "failed", None, 1000 * elapsed)
             status = self._end(worker)
             if os.WIFSIGNALED(status) and worker.task is not None:
-                sys.stderr.write(killed(os.WTERMSIG(status), self.memory_mib))
+                self._tell(killed(os.WTERMSIG(status), self.memory_mib))
             return
         for number, result, ms in answers:
+            if number is None:  # the last words of a worker, whose end the next read shows
+                self._tell(result)
+                continue
             self._report(number, "scored", result, ms)
             worker.task, worker.aside = None, False
         self._retire()
+
+    def _tell(self, why: str) -> None:
+        """Write why a response was not graded, each reason once: a faulty rule fails for every response."""
+        if why not in self.told and len(self.told) <= REASONS:
+            sys.stderr.write(why if len(self.told) < REASONS else "why other responses were not graded is not shown\n")
+            self.told.add(why)
 
     def _retire(self) -> None:
         """End idle workers beyond the pool's size, the youngest first, as older ones have learnt more of the
