@@ -15,6 +15,8 @@ _INK = "#010203"
 """Placeholder colour, which is replaced by currentColor in the finished SVG."""
 _SIZE_IN = (4.6, 2.9)
 """Size of a chart in inches. It is small so that the text is readable on a page that is 400 pixels wide."""
+STYLES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+"""Line styles: solid, dashed, dotted, dash-dotted."""
 SMOOTHED = 25
 """A curve with more points than this is drawn faint, with its running mean on top."""
 
@@ -30,6 +32,8 @@ class Series:
     colour: str
     faint: bool = False
     """Whether the curve is dashed and pale, because it is only for comparison."""
+    style: int = 0
+    """Number of the line style, which tells apart curves of one colour."""
     band: tuple[Sequence[float], Sequence[float]] | None = None
     """Lower and upper bounds of a shaded band, one value per point of the curve."""
 
@@ -75,18 +79,20 @@ def lines(chart: Chart) -> str:
 
 
 def _curve(axes: Any, one: Series) -> None:
-    style = {"color": one.colour, "linewidth": 1.6, "clip_on": False, "zorder": 3}  # visible on the axis, too
+    style: dict[str, Any] = {"color": one.colour, "linewidth": 1.6}
+    style |= {"clip_on": False, "zorder": 3}  # visible on the axis, too
+    own_line = {"linestyle": STYLES[one.style % len(STYLES)]}
     if one.band:
         axes.fill_between(one.x, *one.band, color=one.colour, alpha=0.15, linewidth=0)
     if one.faint:
         axes.plot(one.x, one.y, label=one.name, alpha=0.6, linestyle=(0, (4, 2)), **style)
     elif len(one.x) <= SMOOTHED:
-        axes.plot(one.x, one.y, label=one.name, marker="o", markersize=2.5, **style)
+        axes.plot(one.x, one.y, label=one.name, marker="o", markersize=2.5, **own_line, **style)
     else:
         width = max(3, len(one.x) // 20)
         mean = np.convolve(one.y, np.ones(width) / width, mode="valid")
         axes.plot(one.x, one.y, alpha=0.3, color=one.colour, linewidth=0.9)
-        axes.plot(np.asarray(one.x)[width // 2 : width // 2 + len(mean)], mean, label=one.name, **style)
+        axes.plot(np.asarray(one.x)[width // 2 : width // 2 + len(mean)], mean, label=one.name, **own_line, **style)
 
 
 def stacked(title: str, x: Sequence[float], parts: Mapping[str, Sequence[float]]) -> str:

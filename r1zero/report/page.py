@@ -118,20 +118,21 @@ def _marks(runs: list[RunData]) -> list[tuple[float, str]]:
 def _series(runs: list[RunData], pattern: str, *, band: bool = False) -> list[Series]:
     """Returns one curve for each run and each metric that matches the pattern.
 
-    If a run has several such metrics, each curve has its own colour and the name of its metric.
+    If a run has several such metrics, each curve has the name of its metric. Colours tell apart runs, and line styles
+    the metrics; of a single run, colours tell apart the metrics.
     """
     found: list[Series] = []
     several = max(len(run.names(pattern)) for run in runs) > 1
     for i, run in enumerate(runs):
-        for name in run.names(pattern):
+        for number, name in enumerate(run.names(pattern)):
             x, y = run.curve(name)
             short = name.removesuffix("_rewards/mean").rpartition("/")[2]
             label = (f"{run.name} {short}" if len(runs) > 1 else short) if several else run.name
             edges = None
             if band and len(runs) == 1:
                 edges = _band(run, x, "response_length/min", "response_length/max")
-            colour = _colour(len(found)) if several else _colour(i)
-            found.append(Series(label, x, y, colour, band=edges))
+            colour, style = (_colour(i), number) if len(runs) > 1 else (_colour(number), 0)
+            found.append(Series(label, x, y, colour, style=style, band=edges))
     return found
 
 
@@ -155,8 +156,8 @@ def _evaluations(runs: list[RunData]) -> list[dict[str, Any]]:
             of_set = f"eval/{re.escape(name)}"
             extra = [*run.names(rf"{of_set}/pass@\d+")[1:][-1:], *run.names(rf"{of_set}/maj@\d+")]
             for k, key in enumerate(extra, 1):
-                colour = _colour(i + k * len(runs))
-                series.append(Series(prefix + key.rpartition("/")[2], *run.curve(key), colour))
+                colour, style = (_colour(i), k) if len(runs) > 1 else (_colour(k), 0)
+                series.append(Series(prefix + key.rpartition("/")[2], *run.curve(key), colour, style=style))
         explained = "; the band is the 95 % bootstrap interval of pass@1" if any(one.band for one in series) else ""
         note = f"share of prompts{explained}"
         chart = Chart(f"Evaluation: {name}", note, series, from_zero=True)

@@ -158,6 +158,16 @@ def test_the_ticks_of_a_narrow_range_differ():
     assert len(ticks) > 2 and len(ticks) == len(set(ticks))
 
 
+def test_of_several_runs_each_has_one_colour_and_each_metric_one_line_style(tmp_path, monkeypatch):
+    values = {f"eval/math/{metric}": 0.5 for metric in ("pass@1", "pass@4", "maj@4")}
+    both = [runs.read(write_run(tmp_path / name, 2, **values)) for name in ("one", "two")]
+    for title in ("Reward by rule", "Evaluation: math"):
+        alone, together = (charts_of(some, monkeypatch)[title] for some in (both[:1], both))
+        assert len({one.colour for one in alone}) == len(alone) > 1 and {one.style for one in alone} == {0}
+        assert [one.colour for one in together] == [charts.PALETTE[0]] * len(alone) + [charts.PALETTE[1]] * len(alone)
+        assert [one.style for one in together] == [*range(len(alone))] * 2
+
+
 def test_a_run_with_nothing_but_metrics_has_a_page(tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "metrics.jsonl").write_text('{"iteration": 1, "grpo/rewards/mean": 0.5}\n')
