@@ -70,6 +70,7 @@ def main() -> None:
         shape = families.model_shape(cfg.model)
         for role in filter(None, (grids.train, grids.reference)):
             placement.check(shape, role)
+        placement.recomputed_layers(cfg.train, shape, grids.train)
         engine_limits.check(cfg, shape, grids)
         check_rules(cfg.reward.rules)
     except (UserError, RewardError) as error:

@@ -171,8 +171,12 @@ class Train:
     share_prompts: bool = True
     """Compute a prompt once for all of its responses in a micro-batch, instead of once for each response. The results
     are the same up to rounding."""
-    recompute: Literal["none", "full"] = "none"
-    """full: keep only the inputs of the layers for the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes a second time, so that less is kept for it. full: layers, of which only the
+    inputs are kept; selective: the feed-forward part of each layer, dense or with experts."""
+    recompute_layers: tuple[int, ...] = ()
+    """With recompute = "full": how many layers of each pipeline stage are recomputed, one number per stage; empty: all.
+    Later stages keep fewer micro-batches at a time, so they need to recompute less; --plan proposes numbers."""
     offload: bool = False
     """While the engine on the same ranks generates, hold the trainer's weights on the host and free its gradients."""
 

@@ -94,7 +94,8 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     placement.check(shape, grids)
     kernels = kernels_of(cfg.run.device)
     log.info("kernels for %s in %s: %s", cfg.run.device, cfg.run.dtype, kernels.described())
-    settings = _settings(shape, cfg, grids, kernels)
+    training = _recomputation(shape, cfg, grids) if trainable else {}
+    settings = _settings(shape, cfg, grids, kernels, training)
     model = Model(
         settings,
         layer_spec(settings, kernels),
@@ -130,7 +131,9 @@ def _mark_what_is_cut(model: torch.nn.Module, shape: Shape, grids: MegatronGrids
         parameter.tensor_model_parallel = local.weight.cut is not None or local.weight.expert is not None
 
 
-def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: Kernels) -> TransformerConfig:
+def _settings(
+    shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: Kernels, training: dict[str, Any]
+) -> TransformerConfig:
     dtype, on_cpu = DTYPES[cfg.run.dtype], cfg.run.device == "cpu"
     tp, pp = grids.dense.size("tp"), grids.dense.size("pp")
     common: dict[str, Any] = dict(
@@ -176,11 +179,20 @@ def _settings(shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: K
         calculate_per_token_loss=True,
         finalize_model_grads_func=_finalize,
     )
-    if cfg.train.recompute == "full":
-        common |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    common |= training
     if shape.moe:
         common |= _moe_settings(shape, kernels)
     return MLATransformerConfig(**common, **_mla_settings(shape)) if shape.mla else TransformerConfig(**common)
+
+
+def _recomputation(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> dict[str, Any]:
+    """Returns the settings of recomputation for this rank's pipeline stage."""
+    if cfg.train.recompute == "selective":
+        return dict(recompute_granularity="selective", recompute_modules=["mlp", "moe"])
+    layers = placement.recomputed_layers(cfg.train, shape, grids)[parallel_state.get_pipeline_model_parallel_rank()]
+    if not layers:
+        return {}
+    return dict(recompute_granularity="full", recompute_method="block", recompute_num_layers=layers)
 
 
 def _pipeline_layout(shape: Shape, grids: MegatronGrids) -> list[list[str]]:

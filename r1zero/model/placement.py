@@ -3,7 +3,7 @@
 Every rank computes the same result, so loading, export, sync and planning need no communication for it.
 """
 
-from r1zero.config import UserError
+from r1zero.config import Train, UserError
 from r1zero.distributed.layout import Grid, MegatronGrids
 from r1zero.model.shape import Shape
 from r1zero.model.weights import Weight
@@ -27,6 +27,28 @@ def stages(shape: Shape, grids: MegatronGrids) -> list[range]:
         )
     starts = [sum(counts[:i]) for i in range(pp)]
     return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+
+def recomputed_layers(train: Train, shape: Shape, grids: MegatronGrids) -> list[int]:
+    """Returns the number of layers of each pipeline stage of the trainer that are recomputed as a whole.
+
+    Raises UserError if train.recompute_layers does not fit the stages.
+    """
+    layers = [len(stage) for stage in stages(shape, grids)]
+    chosen = list(train.recompute_layers)
+    if not chosen:
+        return layers if train.recompute == "full" else [0] * len(layers)
+    if train.recompute != "full":
+        raise UserError(
+            f'train.recompute_layers = {chosen}, but train.recompute = "{train.recompute}"; set it to "full", or '
+            "remove recompute_layers"
+        )
+    if len(chosen) != len(layers) or any(n > most for n, most in zip(chosen, layers, strict=True)):
+        raise UserError(
+            f"train.recompute_layers = {chosen}, but the pipeline stages have {layers} layers; give one number for "
+            "each stage, at most that of its layers"
+        )
+    return chosen
 
 
 def check(shape: Shape, grids: MegatronGrids) -> None:

@@ -167,12 +167,31 @@ def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
             f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
             f"({cache / memory.GIB:.1f} GiB): if responses become that long, vLLM queues or recomputes some"
         )
+    found += _less_recomputation(inputs, layout)
     slow = [
         f"{group.kind.name} groups span {group.nodes} nodes"
         for group in communicator_groups(inputs)
         if group.kind.name in ("train tp", "engine tp") and group.nodes > 1
     ]
     return found + [f"{text}: tensor parallelism between nodes is slow; keep tp within the node" for text in slow]
+
+
+MARGIN = 0.1
+"""Share of the memory that a proposal to recompute less leaves free."""
+
+
+def _less_recomputation(inputs: MemoryInputs, layout: Layout) -> list[str]:
+    """Returns a sentence with the fewest recomputed layers for which the memory suffices, if the config has more."""
+    chosen = placement.recomputed_layers(inputs.cfg.train, inputs.routes.shape, layout.train)
+    places = {memory.roles_of(layout, rank, bool(inputs.reference)) for rank in range(layout.size)}
+    limit = (1 - MARGIN) * inputs.machine.memory_gib * memory.GIB
+    fewest = fixes.fewest_recomputed(inputs, list(places), limit)
+    if fewest is None or sum(fewest) >= sum(chosen):
+        return []
+    advice = f"train.recompute_layers = {fewest}" if any(fewest) else 'train.recompute = "none"'
+    return [
+        f"{advice} recomputes {sum(fewest)} layers instead of {sum(chosen)} and leaves {MARGIN:.0%} of the memory free"
+    ]
 
 
 def communicator_groups(inputs: MemoryInputs) -> list[Group]:

@@ -1,6 +1,7 @@
 """Estimate of the seconds of one iteration by phase, from the assumed rates of the machine."""
 
 from r1zero.distributed.layout import MegatronGrids
+from r1zero.model import placement
 from r1zero.plan.memory import (
     MemoryInputs,
     cache_need,
@@ -70,17 +71,26 @@ def weight_operations(inputs: MemoryInputs) -> float:
 
 def _passes(inputs: MemoryInputs, model: list[Stage], grids: MegatronGrids, forward: bool) -> float:
     """Returns the seconds for all samples in a pipeline that its slowest stage limits. A backward pass counts as two
-    forward passes, recomputation as one more. Attention is computed for each sample with its prompt, everything else
-    once for a shared prompt."""
+    forward passes, recomputation as its share of one more. Attention is computed for each sample with its prompt,
+    everything else once for a shared prompt."""
     m = inputs.machine
     ranks, pp = len(grids.dense.ranks), grids.dense.size("pp")
-    slowest = max(stage.work for stage in model) * pp / sum(stage.work for stage in model)
-    bubble = 1 + (pp - 1) / micro_batches(inputs)
-    times, mfu = (1, m.mfu_forward) if forward else (3 + (inputs.cfg.train.recompute == "full"), m.mfu_update)
+    times = [1.0] * pp if forward else [3 + share for share in _recomputed(inputs)]
+    slowest = max(stage.work * n for stage, n in zip(model, times, strict=True)) * pp
+    slowest /= sum(stage.work for stage in model)
+    bubble, mfu = 1 + (pp - 1) / micro_batches(inputs), m.mfu_forward if forward else m.mfu_update
     length = mean_tokens(inputs)
     attention = length * attention_operations(inputs.routes.shape, length / 2)
-    work = samples(inputs) * (computed_tokens(inputs, grids) * weight_operations(inputs) + attention) * times
+    work = samples(inputs) * (computed_tokens(inputs, grids) * weight_operations(inputs) + attention)
     return work * slowest * bubble / (ranks * m.tflops * 1e12 * mfu)
+
+
+def _recomputed(inputs: MemoryInputs) -> list[float]:
+    """Returns the share of each pipeline stage's forward pass that the backward pass computes again."""
+    if inputs.cfg.train.recompute == "selective":
+        return [stage.feed / stage.work for stage in inputs.train]
+    layers = placement.recomputed_layers(inputs.cfg.train, inputs.routes.shape, inputs.layout.train)
+    return [count / stage.layers for count, stage in zip(layers, inputs.train, strict=True)]
 
 
 def _gradients(inputs: MemoryInputs) -> float:

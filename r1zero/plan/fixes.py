@@ -72,7 +72,11 @@ def _find_fix(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> st
     if cfg.run.dtype == "float32":
         changes['run.dtype = "bfloat16"'] = lambda c: replace(c, run=replace(c.run, dtype="bfloat16"))
     if cfg.train.recompute == "none":
+        changes['train.recompute = "selective"'] = lambda c: replace(c, train=replace(c.train, recompute="selective"))
+    if cfg.train.recompute != "full":
         changes['train.recompute = "full"'] = lambda c: replace(c, train=replace(c.train, recompute="full"))
+    elif cfg.train.recompute_layers:
+        changes["train.recompute_layers = []"] = lambda c: replace(c, train=replace(c.train, recompute_layers=()))
     if cfg.train.micro_batch_tokens > longest:
         changes[f"train.micro_batch_tokens = {longest}"] = lambda c: replace(
             c, train=replace(c.train, micro_batch_tokens=longest)
@@ -81,6 +85,8 @@ def _find_fix(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> st
         changes["grpo.kl_coef = 0"] = lambda c: replace(c, grpo=replace(c.grpo, kl_coef=0.0))
     for count in range(len(changes) + 1):
         for names in combinations(changes, count):
+            if sum(name.startswith("train.recompute") for name in names) > 1:
+                continue
             changed = cfg
             for name in names:
                 changed = changes[name](changed)
@@ -89,6 +95,7 @@ def _find_fix(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> st
                 if worst <= limit and (names or extra):
                     said = " and ".join([*names, extra] if extra else names)
                     return f"With {said} it would need {worst / GB:.1f} GB"
+    changes.pop('train.recompute = "selective"', None)
     for names in ((), tuple(changes)) if inputs.on_cpu else ():
         changed = reduce(lambda c, name: changes[name](c), names, cfg)
         if fewer := _fewer_ranks(replace(inputs, cfg=changed)):
@@ -98,6 +105,25 @@ def _find_fix(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> st
         "higher degrees of "
         "parallelism" + (", on more machines" if inputs.on_cpu else "")
     )
+
+
+def fewest_recomputed(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> list[int] | None:
+    """Returns the smallest numbers of layers, one per pipeline stage, that have to be recomputed as a whole so that
+    every phase of the ranks that train fits; None if it does not fit in any case."""
+    layers = [stage.layers for stage in inputs.train]
+    found = [0] * len(layers)
+    for stage in range(len(layers)):
+        mine = [place for place in places if place.train == stage]
+        while _worst(_recomputing(inputs, found), mine) > limit:
+            if found[stage] == layers[stage]:
+                return None
+            found[stage] += 1
+    return found
+
+
+def _recomputing(inputs: MemoryInputs, layers: list[int]) -> MemoryInputs:
+    train = replace(inputs.cfg.train, recompute="full", recompute_layers=tuple(layers))
+    return replace(inputs, cfg=replace(inputs.cfg, train=train))
 
 
 def _fewer_ranks(inputs: MemoryInputs) -> int:

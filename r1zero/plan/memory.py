@@ -1,5 +1,6 @@
 """Bytes on a rank's device in each phase, by kind, and bytes in its host memory."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,9 +8,9 @@ from r1zero.config import Config
 from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import placement
 from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
-from r1zero.plan import communicators
+from r1zero.plan import communicators, engine_memory
 from r1zero.plan.machine import Machine
-from r1zero.plan.sizes import LayerSize, Pass, Stage, absorbed_elements, engine_elements, layer_size, stages
+from r1zero.plan.sizes import LayerSize, Pass, Stage, engine_elements, layer_size, stages
 from r1zero.plan.traffic import Traffic, sync_traffic
 from r1zero.rollout.engine_limits import cache_elements
 from r1zero.weight_sync.routes import Routes
@@ -97,7 +98,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
     """Returns the memory of a rank with these roles, by phase. On a CPU nothing is ever offloaded."""
     shared = place.train is not None and place.rollout
     weights, gradients, optimizer, host = _trainer(inputs, place)
-    engine, cache = _engine(inputs) if place.rollout else (0, 0)
+    engine, cache = engine_memory.weights_and_cache(inputs) if place.rollout else (0, 0)
     asleep = shared and not inputs.on_cpu  # an engine that shares its device drops weights and cache between rollouts
     away = shared and inputs.cfg.train.offload and not inputs.on_cpu
     second = _reference_copy(inputs, place)
@@ -115,7 +116,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
             **rollout_trainer,
             "engine weights": engine,
             "KV cache": cache,
-            "workspace": _workspace(inputs) if place.rollout else 0,
+            "workspace": engine_memory.workspace(inputs) if place.rollout else 0,
         },
         "reference": {**trainer, "gradients": 0 if away else gradients, **kept, **_passes(inputs, place, False)},
         "update": {**trainer, **kept, **_passes(inputs, place, True)},
@@ -205,43 +206,11 @@ def _reference_copy(inputs: MemoryInputs, place: RankRoles) -> int:
     return weight_bytes(inputs.reference[place.reference], inputs.itemsize)
 
 
-def _engine(inputs: MemoryInputs) -> tuple[int, int]:
-    plain, fp32 = inputs.engine
-    if inputs.cfg.run.device == "npu":
-        plain += absorbed_elements(inputs.routes.shape, inputs.layout)
-    if inputs.on_cpu and inputs.routes.shape.tied:  # the head is packed for its kernel, in addition to the embedding
-        plain += _head_elements(inputs)
-    return plain * inputs.itemsize + 4 * fp32, int(inputs.cfg.rollout.kv_cache_gib * GIB)
-
-
-def _head_elements(inputs: MemoryInputs) -> int:  # of the output layer on a rank of the engine
-    return inputs.routes.shape.vocab_size * inputs.routes.shape.hidden_size // inputs.layout.rollout.size("tp")
-
-
 def _sync_buffers(inputs: MemoryInputs, place: RankRoles) -> dict[str, int]:
     """Returns the bytes staged for sending and receiving, and on a CPU those of the weight that vLLM is packing."""
     staging = min(inputs.cfg.sync.staging_mib * MIB, inputs.traffic.most_sent + inputs.traffic.most_received)
-    head = 0 if inputs.routes.shape.tied else _head_elements(inputs) * inputs.itemsize
+    head = 0 if inputs.routes.shape.tied else engine_memory.head_elements(inputs) * inputs.itemsize
     return {"staging": staging, "loading": head if inputs.on_cpu and place.rollout else 0}
-
-
-def _workspace(inputs: MemoryInputs) -> int:
-    """Returns the bytes of one layer's forward pass over a scheduler step and of the sampler's fp32 logits."""
-    shape, rollout, grid = inputs.routes.shape, inputs.cfg.rollout, inputs.layout.rollout
-    tp = grid.size("tp")
-    spread = inputs.routes.expert_parallel and tp * grid.size("dp") > 1
-    on = Pass(
-        tp,
-        1 if inputs.routes.expert_parallel else tp,
-        inputs.machine.expert_imbalance if spread else 1.0,
-        inputs.itemsize,
-        0,
-        1.0,
-    )
-    layer = max(layer_size(shape, i, on).forward for i in (0, shape.layers - 1))
-    return (
-        int(rollout.max_num_batched_tokens * layer * inputs.itemsize) + 3 * 4 * rollout.max_num_seqs * shape.vocab_size
-    )
 
 
 def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> LayerSize:
@@ -274,19 +243,37 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
         return {}
     grids = inputs.layout.train if training else inputs.layout.reference or inputs.layout.train
     shape, tp, pp = inputs.routes.shape, grids.dense.size("tp"), grids.dense.size("pp")
-    tokens, size, full = inputs.cfg.train.micro_batch_tokens, inputs.itemsize, inputs.cfg.train.recompute == "full"
+    tokens, size = inputs.cfg.train.micro_batch_tokens, inputs.itemsize
     each = [trainer_layer(inputs, grids, i) for i in placement.stages(shape, grids)[stage]]
     if not training:
         kept, live = 0.0, max(layer.forward for layer in each)
     else:
         in_flight = min(pp - stage, micro_batches(inputs))  # 1F1B schedule: micro-batches in flight at this stage
-        kept = in_flight * (len(each) * shape.hidden_size / tp if full else sum(layer.kept for layer in each))
-        live = max(layer.backward + (layer.kept if full else 0) for layer in each)  # full: recomputed activations
+        saved, again = zip(*_saved_and_recomputed(inputs, each, stage), strict=True)
+        kept = in_flight * sum(saved)
+        # When a recomputed layer runs backward, what the later layers saved for this micro-batch is free.
+        live = max(
+            layer.backward + (again[i] - sum(saved[i + 1 :]) if again[i] else 0.0) for i, layer in enumerate(each)
+        )
     found = {"activations": int(tokens * size * (kept + live))}
     if stage == pp - 1:
         beyond = _head_bytes(inputs, shape.vocab_size // tp, training) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
     return found
+
+
+def _saved_and_recomputed(inputs: MemoryInputs, layers: list[LayerSize], stage: int) -> Iterator[tuple[float, float]]:
+    """Yields the elements per token that each layer of a stage of the trainer saves for its backward pass, and those
+    that it computes again then."""
+    train, grids = inputs.cfg.train, inputs.layout.train
+    first = placement.recomputed_layers(train, inputs.routes.shape, grids)[stage]
+    for i, layer in enumerate(layers):
+        if i < first:
+            yield inputs.routes.shape.hidden_size / grids.dense.size("tp"), layer.kept  # it saves its input
+        elif train.recompute == "selective":
+            yield layer.kept - layer.feed, layer.feed
+        else:
+            yield layer.kept, 0.0
 
 
 def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:

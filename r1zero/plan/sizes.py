@@ -23,6 +23,8 @@ class Stage:
     """fp32 tensors that are not trained: the routers' biases."""
     work: float
     """Parameters used per token, on all tensor ranks together and without the embedding."""
+    feed: float
+    """The part of `work` in the feed-forward parts of the layers, dense or with experts."""
 
     @property
     def elements(self) -> int:
@@ -35,7 +37,7 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
     shape, tp, etp, ep = routes.shape, grids.dense.size("tp"), grids.experts.size("etp"), grids.experts.size("ep")
     layers = placement.stages(shape, grids)
     where = [s for s, run in enumerate(layers) for _ in run]
-    sums, work = [[0, 0, 0] for _ in layers], [0.0 for _ in layers]
+    sums, work, feed = [[0, 0, 0] for _ in layers], [0.0 for _ in layers], [0.0 for _ in layers]
     for weight in routes.weights:
         last = len(layers) - 1
         homes = {"first": [0], "last": [last], "both ends": sorted({0, last})}.get(weight.place) or [
@@ -49,10 +51,12 @@ def stages(routes: Routes, grids: placement.MegatronGrids) -> list[Stage]:
                 sums[stage][0] += weight.size // degree
             else:
                 sums[stage][1] += weight.size // degree  # of all experts; divided by ep below
-            work[stage] += active_params(weight, shape) if stage == homes[-1] else 0
+            used = active_params(weight, shape) if stage == homes[-1] else 0.0
+            work[stage] += used
+            feed[stage] += used if ".mlp." in f".{weight.parameter}" else 0.0
     return [
-        Stage(len(run), dense, experts // ep, buffers, used)
-        for run, (dense, experts, buffers), used in zip(layers, sums, work, strict=True)
+        Stage(len(run), dense, experts // ep, buffers, *of_work)
+        for run, (dense, experts, buffers), *of_work in zip(layers, sums, work, feed, strict=True)
     ]
 
 
@@ -103,6 +107,8 @@ class LayerSize(NamedTuple):
 
     kept: float
     """Saved for the backward pass."""
+    feed: float
+    """The part of `kept` that the feed-forward part saves."""
     forward: float
     """Alive at the same time in a pass that saves nothing."""
     backward: float
@@ -152,6 +158,7 @@ def layer_size(shape: Shape, layer: int, on: Pass) -> LayerSize:
     norms = 2 * (2 + wide) * h
     return LayerSize(
         (norms + attention + feed) / on.tp,
+        feed / on.tp,
         (5 * h + max(attention + q + 2 * scores * on.attended, feed)) / on.tp,
         (h + max(attention, feed)) / on.tp,
     )

@@ -54,6 +54,7 @@ def build_on(
     trainable: bool = True,
     lr: float = 1e-2,
     clip_grad: float = 1e4,
+    recompute_layers: tuple[int, ...] = (),
 ) -> Built | None:
     """The model with its weights on the grid's ranks; None on others."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,7 +66,7 @@ def build_on(
     parallel_state.destroy_model_parallel()
     cfg = config.Config(
         run=config.Run(dtype=dtype),
-        train=config.Train(recompute=recompute),
+        train=config.Train(recompute=recompute, recompute_layers=recompute_layers),
         optimizer=config.Optimizer(lr=lr, clip_grad=clip_grad),
     )
     grids = layout._megatron("layout.train", place, dist.get_world_size())
@@ -299,10 +300,15 @@ def logits_of_packs(rank: int, oracle: Oracle, place: config.MegatronGrid, dense
 
 
 def trained(
-    rank: int, oracle: Oracle, place: config.MegatronGrid, recompute: str, packs: int
+    rank: int,
+    oracle: Oracle,
+    place: config.MegatronGrid,
+    recompute: str,
+    packs: int,
+    recompute_layers: tuple[int, ...] = (),
 ) -> dict[str, torch.Tensor] | None:
     """Weights and fp32 buffers after two updates."""
-    built = build_on(oracle, place, recompute=recompute)
+    built = build_on(oracle, place, recompute=recompute, recompute_layers=recompute_layers)
     if built is None:
         return None
     _, samples = my_samples(built, oracle)

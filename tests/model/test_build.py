@@ -30,13 +30,22 @@ def test_a_sequence_has_the_same_logits_in_any_company(ranks, models, name, size
 
 
 @pytest.mark.parametrize(
-    "name, size, place", [("qwen2", 1, grid()), ("deepseek", 1, grid()), ("deepseek", 2, grid(tp=2, ep=2))]
+    "name, size, place, ways",
+    [
+        ("qwen2", 1, grid(), [("full", ()), ("selective", ())]),
+        ("deepseek", 1, grid(), [("full", ()), ("full", (2,)), ("selective", ())]),
+        ("deepseek", 2, grid(tp=2, ep=2), [("full", ())]),
+        ("deepseek", 2, grid(pp=2, layers=(2, 2)), [("full", (1, 0))]),
+    ],
 )
-def test_recomputation_changes_no_bit_of_the_trained_weights(ranks, models, name, size, place):
-    plain, recomputed = (
-        ranks.run(cases.trained, models(name), place, recompute, 2, size=size)[0] for recompute in ("none", "full")
-    )
-    assert [key for key, value in plain.items() if not torch.equal(recomputed[key], value)] == []
+def test_recomputation_changes_no_bit_of_the_trained_weights(ranks, models, name, size, place, ways):
+    def trained(recompute, layers=()):
+        return ranks.run(cases.trained, models(name), place, recompute, 2, layers, size=size)[0]
+
+    plain = trained("none")
+    for way in ways:
+        recomputed = trained(*way)
+        assert [key for key, value in plain.items() if not torch.equal(recomputed[key], value)] == []
 
 
 def test_answering_for_cuda_leaves_torch_whole_for_transformers(ranks, models):

@@ -326,6 +326,9 @@ def test_ranks_on_a_cpu_share_this_machines_memory_and_the_cure_names_type_refer
         ),
         (("layout.train.expert_model_parallel_size=128",), 384, ["ep 128 x pp 6", "64 ranks of a stage"]),
         (("grpo.prompts_per_iteration=100",), 384, ["not a multiple of the 96 rollout engines", "use 192"]),
+        (("train.recompute_layers=[9,9]",), 384, ["= [9, 9]", "have [11, 11, 10, 10, 10, 9]"]),
+        (("train.recompute_layers=[11,11,10,10,10,10]",), 384, ["have [11, 11, 10, 10, 10, 9]", "at most"]),
+        (("train.recompute=none", "train.recompute_layers=[1,0,0,0,0,0]"), 384, ['recompute = "none"', "remove"]),
         (("plan.assume.mfu=0.3",), 384, ["no mfu", "mfu_update"]),
         (("plan.assume.tflops=-1",), 384, ["cannot be negative"]),
         ((), 0, ["at least 1"]),
@@ -335,6 +338,36 @@ def test_what_does_not_divide_is_one_sentence(overrides: tuple[str, ...], world:
     with pytest.raises(UserError) as refused:
         plan.plan(load("a3", *overrides), world)
     assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value), refused.value
+
+
+def test_the_fewest_recomputed_layers_leave_a_tenth_of_the_memory_and_save_time(recipe: plan.Plan) -> None:
+    """Later stages keep fewer micro-batches, so they need fewer; one layer less in any stage does not fit."""
+    (note,) = [text for text in recipe.notes if "recompute_layers" in text]
+    layers = json.loads(note.partition(" = ")[2].partition("]")[0] + "]")
+    assert layers == sorted(layers, reverse=True) and layers[0] > layers[-1]
+
+    def made(counts: list[int]) -> plan.Plan:
+        return plan.plan(load("a3", f"train.recompute_layers={counts}"), 384)
+
+    def fullest(found: plan.Plan, stage: int) -> int:
+        return max(p.phase_memory.total("update") for p in found.places if p.place.train == stage)
+
+    limit = 0.9 * recipe.machine.memory_gib * memory.GIB
+    fewest = made(layers)
+    assert not fewest.problems and not [text for text in fewest.notes if "recompute_layers" in text]
+    for stage, count in enumerate(layers):
+        assert fullest(fewest, stage) <= limit
+        if count:
+            assert fullest(made([*layers[:stage], count - 1, *layers[stage + 1 :]]), stage) > limit
+    none, full = (plan.plan(load("a3", f"train.recompute={way}"), 384).seconds["update"] for way in ("none", "full"))
+    assert none < fewest.seconds["update"] < full
+
+
+def test_selective_recomputation_lies_between_none_and_full() -> None:
+    ways = [plan.plan(load("a3", f"train.recompute={way}"), 384) for way in ("none", "selective", "full")]
+    stored = [max(p.phase_memory.total("update") for p in made.places) for made in ways]
+    assert stored[0] > stored[1] > stored[2]
+    assert ways[0].seconds["update"] < ways[1].seconds["update"] < ways[2].seconds["update"]
 
 
 def test_a_shape_file_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -22,18 +22,13 @@ from tests.plan import live
 
 TOKENS, PROMPT, LENGTH, GROUP = 896, 32, 56, 4  # of a micro-batch; of every sample; samples of a prompt
 TP2 = {"tensor_model_parallel_size": 2}
-CASES = {  # name: (family, ranks, train, rollout, recompute)
+PP2 = {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)}
+CASES = {  # name: (family, ranks, train, rollout, recompute, or the layers of each stage that are recomputed)
     "dense, TP2, engine TP2": ("qwen2", 2, TP2, {"tensor_parallel_size": 2}, "full"),
-    "dense, PP2": ("qwen2", 2, {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)}, {}, "none"),
-    "experts, EP2": ("deepseek_v3", 2, {"expert_model_parallel_size": 2}, {}, "none"),
+    "dense, PP2, recomputed in part": ("qwen2", 2, PP2, {}, (1, 0)),
+    "experts, EP2, feed-forward recomputed": ("deepseek_v3", 2, {"expert_model_parallel_size": 2}, {}, "selective"),
     "experts, TP2, engine TP2": ("deepseek_v3", 2, TP2, {"tensor_parallel_size": 2}, "none"),
-    "dense, PP2, shared prompts": (
-        "qwen2",
-        2,
-        {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)},
-        {},
-        "none",
-    ),
+    "dense, PP2, shared prompts": ("qwen2", 2, PP2, {}, "none"),
     "dense, TP2, shared prompts": ("qwen2", 2, TP2, {}, "full"),
     "experts, EP2, shared prompts": ("deepseek_v3", 2, {"expert_model_parallel_size": 2}, {}, "none"),
 }
@@ -42,6 +37,10 @@ CASES = {  # name: (family, ranks, train, rollout, recompute)
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     return {family: jobs.make_base(tmp_path_factory.mktemp(family), family) for family in ("qwen2", "deepseek_v3")}
+
+
+def partly(layers: tuple[int, ...]) -> dict:
+    return {"recompute": "full", "recompute_layers": layers}
 
 
 def batch(packs: int, shared: bool = False) -> Batch:
@@ -134,7 +133,11 @@ def test_a_runs_bytes_are_the_plans(ranks, bases, name, capsys):
     cfg = jobs.job_config(
         bases[family],
         place,
-        train=dict(micro_batch_tokens=TOKENS, recompute=recompute, share_prompts="shared" in name),
+        train=dict(
+            micro_batch_tokens=TOKENS,
+            share_prompts="shared" in name,
+            **({"recompute": recompute} if isinstance(recompute, str) else partly(recompute)),
+        ),
         grpo=dict(prompts_per_iteration=64, group_size=GROUP),
     )
     shape = families.read_shape(cfg.model.path)
