@@ -41,6 +41,9 @@ class OutputLayer:
     temperature: float
     group: dist.ProcessGroup | None
     """The tensor-parallel ranks, in the order of their parts of the vocabulary; None if the vocabulary is not split."""
+    reports: bool = False
+    """Give autograd a gradient of zeros for a weight whose gradient is added to its `main_grad`. If megatron-core
+    reduces gradients during the backward pass, it learns from it that the weight is ready."""
 
     def owned(self, targets_R: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the columns of the targets, and whether this rank owns each; columns of others are meaningless."""
@@ -101,7 +104,7 @@ class _TokenStats(torch.autograd.Function):
         grad_R, grad_entropy_R = grads
         scale_R = (torch.zeros_like(entropy_R) if grad_R is None else grad_R) / layer.temperature
         grad_hidden_TH = torch.zeros_like(hidden_TH, dtype=wide)  # a row is the sum over all its targets
-        grad_weight = _WeightGradient(weight_VH)
+        grad_weight = _WeightGradient(weight_VH, layer.reports and ctx.needs_input_grad[1])
         for number, rows in enumerate(_chunks(rows_R)):
             hidden = hidden_TH[rows_R[rows]]
             logits = ctx.kept[number] if ctx.kept else hidden @ weight_VH.T
@@ -120,9 +123,9 @@ class _TokenStats(torch.autograd.Function):
 class _WeightGradient:
     """Sums the parts of a weight's gradient in fp32: in the weight's `main_grad`, or in a tensor of its own."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, reports: bool):
         self.main: Tensor | None = getattr(weight, "main_grad", None)
-        self.total: Tensor | None = None
+        self.total: Tensor | None = weight.new_zeros(()).expand_as(weight) if reports else None
 
     def add(self, part: Tensor) -> None:
         if self.main is not None:

@@ -216,7 +216,11 @@ class Policy:
 
     def _stats(self, p: MicroBatch, hidden: Tensor) -> TokenStats:
         layer = OutputLayer(
-            build.output_weight(self.chunks[-1]), self.forbidden_V, self.cfg.rollout.temperature, self.tp_group
+            build.output_weight(self.chunks[-1]),
+            self.forbidden_V,
+            self.cfg.rollout.temperature,
+            self.tp_group,
+            build.reduces_during_backward(self.chunks[-1]),
         )
         return token_stats(hidden, p.rows.to(self.device), p.targets.to(self.device), layer)
 

@@ -177,6 +177,9 @@ class Train:
     recompute_layers: tuple[int, ...] = ()
     """With recompute = "full": how many layers of each pipeline stage are recomputed, one number per stage; empty: all.
     Later stages keep fewer micro-batches at a time, so they need to recompute less; --plan proposes numbers."""
+    overlap_grad_reduce: bool = True
+    """Reduce the gradients of some layers while the backward pass of others runs. Not on a CPU, which has no time
+    left for it."""
     offload: bool = False
     """While the engine on the same ranks generates, hold the trainer's weights on the host and free its gradients."""
 

@@ -38,6 +38,11 @@ from r1zero.patches import patched
 
 log = logging.getLogger(__name__)
 
+OVERLAPPING = ("cuda", "npu")
+"""Devices that communicate while they compute."""
+BUCKET_ELEMENTS: int | None = None
+"""Number of gradients that are reduced together while the backward pass goes on; None: megatron-core's choice."""
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -58,6 +63,11 @@ def output_weight(chunk: torch.nn.Module) -> Tensor:
     model = unwrap_model(chunk)
     tied = model.share_embeddings_and_output_weights
     return model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
+
+
+def reduces_during_backward(chunk: torch.nn.Module) -> bool:
+    """Whether the chunk is trained, and its gradients are reduced during the backward pass."""
+    return isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_grad_reduce
 
 
 def initialize(grids: MegatronGrids, kind: str, seed: int) -> torch.distributed.ProcessGroup:
@@ -114,10 +124,17 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
         cpu_megatron.look_like_cuda(model)
     if not trainable:
         return [model.requires_grad_(False).eval()]
+    overlap = cfg.train.overlap_grad_reduce and cfg.run.device in OVERLAPPING
     ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=overlap,
+        bucket_size=BUCKET_ELEMENTS,
     )
-    return [DistributedDataParallel(settings, ddp, model)]
+    chunk = DistributedDataParallel(settings, ddp, model)
+    if overlap:
+        settings.no_sync_func = chunk.no_sync  # the schedules reduce in the backward pass of the last micro-batch only
+    return [chunk]
 
 
 def _mark_what_is_cut(model: torch.nn.Module, shape: Shape, grids: MegatronGrids) -> None:
