@@ -197,6 +197,20 @@ PATCHES = {
         )
         for name in ("permute", "unpermute")
     },
+    **{
+        f"megatron {name}": Patch(
+            *_MEGATRON,
+            f"megatron.core.tensor_parallel.layers:{symbol}",
+            "the linear layers add the gradients of their weights by a function of apex, which is not installed; this "
+            "one is a device's own operator (model/kernels)",
+            "tests/twin/test_kernels.py",
+            "the linear layers take the function from their spec",
+        )
+        for name, symbol in (
+            ("weight gradient", "fused_weight_gradient_mlp_cuda"),
+            ("has weight gradient", "_grad_accum_fusion_available"),
+        )
+    },
     "megatron router gemm": Patch(
         *_MEGATRON,
         "megatron.core.transformer.moe.moe_utils:te_general_gemm",

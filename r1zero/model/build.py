@@ -104,7 +104,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     placement.check(shape, grids)
     kernels = kernels_of(cfg.run.device)
     log.info("kernels for %s in %s: %s", cfg.run.device, cfg.run.dtype, kernels.described())
-    training = _recomputation(shape, cfg, grids) if trainable else {}
+    training = _training_settings(shape, cfg, grids, kernels) if trainable else {}
     settings = _settings(shape, cfg, grids, kernels, training)
     model = Model(
         settings,
@@ -200,6 +200,12 @@ def _settings(
     if shape.moe:
         common |= _moe_settings(shape, kernels)
     return MLATransformerConfig(**common, **_mla_settings(shape)) if shape.mla else TransformerConfig(**common)
+
+
+def _training_settings(shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: Kernels) -> dict[str, Any]:
+    """Returns the settings that matter for a backward pass."""
+    fused = kernels.accumulate is not None and cfg.run.dtype != "float32"
+    return dict(gradient_accumulation_fusion=fused) | _recomputation(shape, cfg, grids)
 
 
 def _recomputation(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> dict[str, Any]:

@@ -3,6 +3,7 @@ positions of packed sequences. And a router whose groups have the scores of Hugg
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -194,6 +195,9 @@ def layer_spec(config: TransformerConfig, kernels: Kernels) -> TransformerBlockS
 def _patch(kernels: Kernels) -> None:
     """Replace the functions of megatron-core for which its specs have no place."""
     patches.apply({"megatron replicated linear": lambda _: ReplicatedLinear})
+    if kernels.accumulate:
+        module = SimpleNamespace(wgrad_gemm_accum_fp32=kernels.accumulate)
+        patches.apply({"megatron weight gradient": lambda _: module, "megatron has weight gradient": lambda _: True})
     if kernels.rotate:
         rotate = partial(_rotate_packed, kernels.rotate)
         patches.apply({"megatron packed rotary": lambda _: rotate})

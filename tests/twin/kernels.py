@@ -31,7 +31,12 @@ def compare(rank: int, name: str, dtype: torch.dtype) -> tuple[Any, Counter[str]
 
 
 def gradients(
-    rank: int, oracle: Oracle, place: MegatronGrid, without: tuple[str, ...] = (), recompute: str = "none"
+    rank: int,
+    oracle: Oracle,
+    place: MegatronGrid,
+    without: tuple[str, ...] = (),
+    recompute: str = "none",
+    dtype: str = "float32",
 ) -> tuple[trainers.Gradients, Counter[str]]:
     """Of a model with this device's kernels but for those named; calls of operators, and of shared experts that were
     computed while tokens travelled."""
@@ -39,5 +44,5 @@ def gradients(
 
     overlapped = mock.patch.object(SharedExpertMLP, "get_output", autospec=True, side_effect=SharedExpertMLP.get_output)
     with calls() as found, overlapped as output, project.without_kernels(*without):
-        gradients = trainers.gradients(rank, oracle, place, 1, recompute)
+        gradients = trainers.gradients(rank, oracle, place, 1, recompute, dtype)
     return gradients, found + Counter({OVERLAP: output.call_count})

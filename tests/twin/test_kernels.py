@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from r1zero.model.families import read_shape
 from tests.twin import kernels
 from tests.twin.client import Twin
 from tests.twin.project import MegatronGrid, Oracle
@@ -73,6 +74,19 @@ def test_layers_that_are_recomputed_have_the_same_gradients(twin: Twin, models: 
     assert (found.logits, found.worst, found.norm) == (kept.logits, kept.worst, kept.norm)
     assert calls["npu::npu_fusion_attention"] == 2 * once["npu::npu_fusion_attention"]
     assert calls[kernels.OVERLAP] == 2 * once[kernels.OVERLAP]
+
+
+def test_gradients_of_weights_are_added_to_their_sums_in_fp32(twin: Twin, models: Callable[[str], Oracle]) -> None:
+    """In bfloat16. Without the kernel each product is rounded first; its patches, "megatron weight gradient" and
+    "megatron has weight gradient", are then left out."""
+    ((found, calls),), ((rounded, others),) = (
+        twin.run(kernels.gradients, models("qwen2"), MegatronGrid(), without, "none", "bfloat16")
+        for without in ((), ("accumulate",))
+    )
+    operator = "atb::_npu_matmul_add_fp32"
+    assert calls[operator] == 4 * read_shape(models("qwen2").folder).layers and operator not in others
+    assert found.worst < rounded.worst < 0.1 and found.logits == rounded.logits
+    assert found.norm == pytest.approx(found.expected_norm, rel=0.01)
 
 
 # patch: (kernel of the device that it puts into megatron-core, operator)

@@ -40,8 +40,10 @@ class TrainedModel:
     """The optimizer's own counts."""
 
 
-def gradients(rank: int, oracle: Oracle, place: MegatronGrid, packs: int, recompute: str = "none") -> Gradients:
-    model = project.build_model(oracle.folder, place, dist.get_world_size(), recompute=recompute)
+def gradients(
+    rank: int, oracle: Oracle, place: MegatronGrid, packs: int, recompute: str = "none", dtype: str = "float32"
+) -> Gradients:
+    model = project.build_model(oracle.folder, place, dist.get_world_size(), dtype, recompute)
     numbers = _mine(model)
     logits = _passes(model, oracle, numbers, packs)
     errors = {}

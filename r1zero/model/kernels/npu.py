@@ -120,6 +120,11 @@ def unpermute(
     return operator(permuted_tokens, sorted_indices, list(restore_shape))
 
 
+def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
+    """ATB's operator, which MindSpeed calls for the same purpose through C++ that it compiles at first use."""
+    torch.ops.atb._npu_matmul_add_fp32(gradient, inputs, total)
+
+
 KERNELS = Kernels(
     rms_norm=rms_norm,
     swiglu=swiglu,
@@ -128,5 +133,6 @@ KERNELS = Kernels(
     grouped_linear=grouped_linear,
     permute=permute,
     unpermute=unpermute,
+    accumulate=add_weight_gradient,
     shared_expert_overlap=True,
 )
