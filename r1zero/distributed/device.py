@@ -59,7 +59,13 @@ DEVICES = {
     "npu": Device(
         "npu",
         "cpu:gloo,npu:hccl",
-        (("CUDA_DEVICE_MAX_CONNECTIONS", "1"), ("HCCL_CONNECT_TIMEOUT", "1800"), ("HCCL_EXEC_TIMEOUT", "3600")),
+        (
+            ("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
+            ("HCCL_CONNECT_TIMEOUT", "1800"),
+            ("HCCL_EXEC_TIMEOUT", "3600"),
+            # vLLM compiles ahead of time by default. MindSpeed's torch.compile returns the function as it is.
+            ("VLLM_USE_AOT_COMPILE", "0"),
+        ),
         ("torch_npu", "mindspeed.megatron_adaptor"),
         # For determinism: the order of sums in HCCL and LCCL, and of the splits along K in the matrix products of CANN
         # and ATB. None of these has been tried on a device.

@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING
 
 from r1zero.plan.sizes import Pass, absorbed_elements, layer_size
+from r1zero.rollout.engine_limits import graph_sizes
 
 if TYPE_CHECKING:
     from r1zero.plan.memory import MemoryInputs
 
 GIB = 1 << 30
+MIB = 1 << 20
 
 
 def weights_and_cache(inputs: "MemoryInputs") -> tuple[int, int]:
@@ -21,6 +23,18 @@ def weights_and_cache(inputs: "MemoryInputs") -> tuple[int, int]:
 
 def head_elements(inputs: "MemoryInputs") -> int:  # of the output layer on a rank of the engine
     return inputs.routes.shape.vocab_size * inputs.routes.shape.hidden_size // inputs.layout.rollout.size("tp")
+
+
+def graphs(inputs: "MemoryInputs") -> int:
+    """Returns the bytes of the engine's graphs, with the activations of the largest, which all of them share.
+
+    They stay while the engine sleeps, because vLLM takes their memory from no pool that sleeps.
+    """
+    rollout = inputs.cfg.rollout
+    if inputs.on_cpu or not rollout.graph:
+        return 0
+    own = len(graph_sizes(rollout.max_num_seqs)) * int(inputs.machine.graph_mib * MIB)
+    return own + int(rollout.max_num_seqs * _engine_layer(inputs) * inputs.itemsize)
 
 
 def workspace(inputs: "MemoryInputs") -> int:

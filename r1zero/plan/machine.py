@@ -23,6 +23,8 @@ class Machine:
     buffer_mb: float
     """MiB of each of the two buffers of a live communicator that has no size of its own: HCCL_BUFFSIZE in
     launch/env-a3.sh."""
+    graph_mib: float
+    """MiB that a recorded graph of the engine needs, beside the activations, which all graphs share."""
     tflops: float
     """Dense bf16 peak of a device, in 1e12 operations/s."""
     mfu_forward: float
@@ -50,6 +52,7 @@ class Machine:
 
 
 MACHINES = {
+    # Graphs: the logs in vLLM's pull request 22897 and in vllm-ascend's issue 4807 show 24 to 26 MiB for each.
     # A die reports 64 GiB, of which 60 are usable. The peak of 376 and the 1.6 TB/s are the manufacturer's. The other
     # rates are the expected ones; see RATES.
     "npu": Machine(
@@ -58,6 +61,7 @@ MACHINES = {
         node_ranks=16,
         host_memory_gb=1400,
         buffer_mb=256,
+        graph_mib=26,
         tflops=376,
         mfu_forward=0.20,
         mfu_update=0.18,
@@ -75,6 +79,7 @@ MACHINES = {
         node_ranks=8,
         host_memory_gb=1400,
         buffer_mb=16,
+        graph_mib=26,
         tflops=989,
         mfu_forward=0.40,
         mfu_update=0.35,
@@ -93,6 +98,7 @@ MACHINES = {
         node_ranks=0,
         host_memory_gb=0,
         buffer_mb=0,
+        graph_mib=0,
         tflops=0.44,
         mfu_forward=0.2,
         mfu_update=0.2,

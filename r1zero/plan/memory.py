@@ -107,6 +107,7 @@ def phase_memory(inputs: MemoryInputs, place: RankRoles) -> PhaseMemory:
         "runtime": int(inputs.machine.runtime_gib * GIB),
         "reference": second,
         "optimizer": optimizer,
+        "graphs": engine_memory.graphs(inputs) if place.rollout else 0,
     }
     kept = {"engine weights": 0 if asleep else engine, "KV cache": 0 if asleep else cache}
     trainer = {"weights": weights, "gradients": gradients}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from r1zero.config import Config
+from r1zero.rollout.engine_limits import graph_sizes
 
 
 def _overrides(model_config: dict[str, Any]) -> dict[str, Any]:
@@ -52,3 +53,12 @@ def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any
         "logprobs_mode": "raw_logits",  # see _return_logprobs in engine.py
         "generation_config": "vllm",
     }
+
+
+def graph_arguments(max_num_seqs: int, mode: int) -> dict[str, Any]:
+    """Returns the arguments with which vLLM records decoding steps in graphs. Steps with a prefill are not recorded.
+
+    mode: vLLM's CompilationMode.
+    """
+    graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": graph_sizes(max_num_seqs)}
+    return {"enforce_eager": False, "compilation_config": {"mode": mode, **graphs}}

@@ -185,6 +185,11 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
     return {"compilation_config": {"custom_ops": ["-rotary_embedding"]}, "attention_config": {"backend": "CPU_MLA"}}
 
 
+def graph_mode() -> int | None:
+    """Returns None: a CPU has no graphs."""
+    return None
+
+
 def writable_in_place(model: nn.Module, model_config: Any, tensors: list[Named]) -> list[Named]:
     """Returns the tensors that vLLM keeps in memory as they were loaded.
 

@@ -19,6 +19,12 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def graph_mode() -> int | None:
+    """Returns vLLM's CompilationMode in which decoding is recorded: without torch.compile, so that the kernels are
+    those of a step that is not recorded."""
+    return 0
+
+
 @contextmanager
 def while_alive() -> Iterator[None]:
     """A context for the life of an engine; nothing is patched."""

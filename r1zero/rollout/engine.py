@@ -24,7 +24,7 @@ from r1zero.distributed.layout import Layout
 from r1zero.model import overrides
 from r1zero.patches import patched
 from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, npu
-from r1zero.rollout.arguments import engine_arguments
+from r1zero.rollout.arguments import engine_arguments, graph_arguments
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
 ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
@@ -64,6 +64,9 @@ class Engine:
         arguments = (
             engine_arguments(cfg, model_config) | self._adapter.ARGUMENTS | self._adapter.arguments(model_config)
         )
+        mode = self._adapter.graph_mode() if cfg.rollout.graph else None
+        if mode is not None:
+            arguments |= graph_arguments(cfg.rollout.max_num_seqs, mode)
         if cfg.model.overrides:
             # As a file, so that vLLM treats them exactly as if config.json had stated them.
             folder = self._stack.enter_context(TemporaryDirectory())
@@ -82,9 +85,9 @@ class Engine:
             isolation.environment(layout, rank),
             isolation.as_world(layout.rollout.ranks),
             self._adapter.during_construction(),
+            patched({"vllm latent norms": _set_latent_epsilon_after}),
         ):
             self._llm = LLM(**arguments)
-        self._llm.apply_model(_set_latent_epsilon)
         self._llm.apply_model(lambda model: _return_logprobs(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
             temperature=0.0,  # greedy; `Draw` leaves a request with a seed only the drawn token
@@ -299,12 +302,20 @@ def _return_logprobs(model: Any, temperature: float, forbidden_ids: list[int]) -
     model.compute_logits = compute_logits
 
 
-def _set_latent_epsilon(model: nn.Module) -> None:
-    """Set the epsilon of the norms inside latent attention to 1e-6, as in DeepSeek's code and in Hugging Face. vLLM
-    uses the model's rms_norm_eps."""
-    for name, module in model.named_modules():
-        if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
-            module.variance_epsilon = 1e-6
+def _set_latent_epsilon_after(load_weights: Callable[..., None]) -> Callable[..., None]:
+    """Set the epsilon of the norms inside latent attention to 1e-6, as in DeepSeek's code and in Hugging Face.
+
+    vLLM uses the model's rms_norm_eps. A graph keeps the number that it was recorded with, so it is changed before
+    that.
+    """
+
+    def load(self: Any, model: nn.Module, model_config: Any) -> None:
+        load_weights(self, model, model_config)
+        for name, module in model.named_modules():
+            if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
+                module.variance_epsilon = 1e-6
+
+    return load
 
 
 def _owned_experts(experts: int, layout: Layout, rank: int) -> range:

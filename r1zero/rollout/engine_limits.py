@@ -27,6 +27,16 @@ def cache_elements(shape: Shape, layout: Layout) -> int:
     return shape.layers * 2 * max(1, shape.kv_heads // layout.rollout.size("tp")) * shape.head_dim
 
 
+def graph_sizes(most: int) -> list[int]:
+    """Returns the batch sizes for which the engine records a decoding step. A batch is padded to the next of them.
+
+    most: rollout.max_num_seqs, which is always one of them. vLLM's own list may end below it; larger batches would then
+    be decoded without a graph.
+    """
+    sizes = {1, 2, 4, *range(8, 257, 8), *range(288, most, 32), most}
+    return sorted(size for size in sizes if size <= most)
+
+
 def check(cfg: Config, shape: Shape, layout: Layout) -> None:
     """Raises UserError if the engine would reject the model or fail with it."""
     engine_options.check(cfg.rollout.engine)

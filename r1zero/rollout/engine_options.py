@@ -57,6 +57,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("async_scheduling", "speculative_config"), _DRAW),
     "enable_chunked_prefill": _CHUNKS,
+    "enforce_eager": _OWN_KEY.format("rollout.graph"),
     "seed": _OWN_KEY.format("run.seed"),
     "dtype": _OWN_KEY.format("run.dtype"),
     "tensor_parallel_size": _OWN_KEY.format("layout.rollout.tensor_parallel_size"),

@@ -9,6 +9,7 @@ Source: worker/worker.py, ops/fused_moe/fused_moe.py, ops/fused_moe/token_dispat
 release. tests/rollout/test_npu.py runs those functions.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,18 +17,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from r1zero.config import UserError
 from r1zero.rollout.loader_trace import Named
 
-# Weights stay in plain format (not NZ), because they are loaded again after every update.
+# Weights stay in plain format (not NZ), because they are loaded again after every update. torch.compile, on which
+# npugraph_ex depends, does nothing in a process with MindSpeed.
 ARGUMENTS: dict[str, Any] = {
     "enable_sleep_mode": True,
-    "additional_config": {"weight_nz_mode": 0, "enable_cpu_binding": False},
+    "additional_config": {
+        "weight_nz_mode": 0,
+        "enable_cpu_binding": False,
+        "ascend_compilation_config": {"enable_npugraph_ex": False},
+    },
 }
+NOT_RECORDED = {"TASK_QUEUE_ENABLE": "2", "ASCEND_LAUNCH_BLOCKING": "1"}
+"""Variables with values in which torch_npu or vllm-ascend refuses to record a graph."""
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments for a model; none are needed."""
     return {}
+
+
+def graph_mode() -> int | None:
+    """Returns vLLM's CompilationMode in which decoding is recorded: vllm-ascend records in no other
+    (NPUModelRunner._use_aclgraph).
+
+    torch.compile itself does nothing in a process with MindSpeed, so the kernels are those of a step that is not
+    recorded. Raises UserError if a variable rules graphs out.
+    """
+    for name, value in NOT_RECORDED.items():
+        if os.environ.get(name) == value:
+            raise UserError(
+                f"{name} = {value} is set, and no graph can be recorded then; set another value, or "
+                "rollout.graph = false"
+            )
+    return 3
 
 
 @contextmanager

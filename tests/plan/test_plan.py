@@ -370,6 +370,17 @@ def test_selective_recomputation_lies_between_none_and_full() -> None:
     assert ways[0].seconds["update"] < ways[1].seconds["update"] < ways[2].seconds["update"]
 
 
+def test_graphs_need_memory_in_every_phase_while_they_are_on(recipe: plan.Plan) -> None:
+    """Seven sizes up to 32 decoded responses, each with an assumed part of its own, and the activations of the
+    largest."""
+    off = plan.plan(load("a3", "rollout.graph=false"), 384)
+    for on, without in zip(recipe.places, off.places, strict=True):
+        for phase, kinds in on.phase_memory.device.items():
+            assert kinds["graphs"] == on.phase_memory.total(phase) - without.phase_memory.total(phase)
+            sizes = engine_limits.graph_sizes(load("a3").rollout.max_num_seqs)
+            assert 1 < kinds["graphs"] / (len(sizes) * recipe.machine.graph_mib * memory.MIB) < 1.5
+
+
 def test_a_shape_file_of_another_model_is_refused(tmp_path: Path) -> None:
     stated = tomli.loads((ROOT / "configs/model/qwen2.5_7b.toml").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**stated, "num_hidden_layers": 29}))
@@ -410,6 +421,7 @@ def test_split_roles_leave_each_others_lines_out() -> None:
         "runtime",
         "engine weights",
         "KV cache",
+        "graphs",
         "workspace",
     }
     assert (

@@ -42,6 +42,7 @@ class Case:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 64
     kv_cache_gib: float = 0.0625
+    graph: bool = True
     without: tuple[str, ...] = ()
     """What is left out: see _leave_out."""
 
@@ -58,6 +59,7 @@ class Case:
                 max_response_tokens=self.max_response_tokens,
                 max_num_batched_tokens=self.max_num_batched_tokens,
                 kv_cache_gib=self.kv_cache_gib,
+                graph=self.graph,
             ),
         )
 

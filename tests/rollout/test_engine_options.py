@@ -23,7 +23,7 @@ def test_every_option_that_is_refused_or_set_here_is_one_of_vllm():
     """A name that vLLM no longer has would be refused for nothing, or hide a new one that matters."""
     assert set(engine_options.REFUSED) - known() <= {"calculate_kv_scales", "prefill_context_parallel_size", "nnodes"}
     mine = set(engine_arguments(config.Config(), {}))
-    free = {"enforce_eager", "enable_prefix_caching"}
+    free = {"enable_prefix_caching"}
     assert mine - free <= set(engine_options.REFUSED), (
         "an argument that this project sets is refused, or free to change"
     )
@@ -41,6 +41,7 @@ def test_every_option_that_is_refused_or_set_here_is_one_of_vllm():
         ),
         ({"speculative_config": {}}, "each token is drawn by its number in the response"),
         ({"enable_chunked_prefill": False}, "latent attention ignores the prefix cache"),
+        ({"enforce_eager": True}, "this project has its own key for it, rollout.graph; remove it"),
         ({"seed": 2}, "this project has its own key for it, run.seed; remove it"),
     ],
 )
@@ -51,7 +52,7 @@ def test_an_option_that_would_break_correctness_is_refused_with_the_reason(optio
 
 
 def test_others_pass_and_a_misspelt_one_is_named():
-    engine_options.check({"block_size": 32, "enforce_eager": False})
+    engine_options.check({"block_size": 32, "max_cudagraph_capture_size": 8})
     engine_options.check_known({"block_size": 32}, known())
     count = len(set(known()) - set(engine_options.REFUSED))
     for name, hint in (

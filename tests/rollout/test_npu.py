@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from r1zero.config import UserError
 from r1zero.rollout import loader_trace, npu
 from tests import wheels
 
@@ -221,3 +222,13 @@ def test_shapes_that_do_not_tell_the_layout_are_refused() -> None:
     model.experts.w2_weight = nn.Parameter(torch.zeros(EXPERTS, HIDDEN, HIDDEN), requires_grad=False)
     with pytest.raises(RuntimeError, match="cannot be told"):
         npu.prepare_experts(model, HIDDEN)
+
+
+@pytest.mark.parametrize("name, value", npu.NOT_RECORDED.items())
+def test_an_environment_in_which_no_graph_can_be_recorded_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, "0")
+    assert npu.graph_mode() == 3
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        npu.graph_mode()
+    assert f"{name} = {value}" in str(error.value) and "rollout.graph = false" in str(error.value)

@@ -18,6 +18,7 @@ from tests.rollout.cases import Case, prompts
     [
         ("vllm experts packed on reload", "experts", {}),
         ("compilation_config", "experts", {}),
+        ("vllm latent norms", "experts", {"rms_norm_eps": 0.1}),
         ("tied head", "dense", {"tie_word_embeddings": True}),
     ],
 )

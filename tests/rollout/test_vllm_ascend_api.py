@@ -111,7 +111,7 @@ ENVIRONMENT = {
         (
             "VLLM_DP_SIZE VLLM_DP_RANK VLLM_DP_RANK_LOCAL VLLM_DP_MASTER_IP VLLM_DP_MASTER_PORT "
             "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_USE_V2_MODEL_RUNNER VLLM_PLUGINS VLLM_TARGET_DEVICE "
-            "VLLM_LOGGING_LEVEL "
+            "VLLM_LOGGING_LEVEL VLLM_USE_AOT_COMPILE "
             "VLLM_NO_USAGE_STATS"
         ),
     ),
@@ -226,6 +226,25 @@ def test_the_sleeping_allocator_refuses_expandable_segments() -> None:
         n for n in ast.walk(init) if isinstance(n, ast.Assert) and "expandable_segments:True" in wheels.source(n.test)
     ]
     assert len(refused) == 1 and "not in conf" in wheels.source(refused[0].test)
+
+
+def test_where_graphs_are_recorded_and_where_not() -> None:
+    """`npu.graph_mode`, and the default in launch/env-a3.sh."""
+    use = wheels.source(node(ASCEND, "vllm_ascend.worker.model_runner_v1", "NPUModelRunner._use_aclgraph"))
+    assert "self.compilation_config.mode == CompilationMode.VLLM_COMPILE" in use
+    assert "os.environ.get('ASCEND_LAUNCH_BLOCKING', '0') == '1'" in wheels.source(
+        wheels.tree(ASCEND, "vllm_ascend.platform")
+    )
+    library = wheels.wheel(TORCH).read("torch_npu/lib/libtorch_npu.so")
+    assert b"Do not support TASK_QUEUE_ENABLE = 2 during NPU graph capture" in library
+    assert "set_default TASK_QUEUE_ENABLE 1 " in (ROOT / "launch" / "env-a3.sh").read_text(encoding="utf-8")
+
+
+def test_the_expert_dispatch_takes_the_largest_recorded_batch() -> None:
+    """As the plan counts its buffers (`communicators.mc2_buffer`): graph_sizes ends with max_num_seqs. vllm-ascend's
+    own sizes may end below it; larger decoding batches would then go the way of prefills, which is not recorded."""
+    body = wheels.source(node(ASCEND, "vllm_ascend.ascend_forward_context", "set_mc2_tokens_capacity"))
+    assert "max_num_tokens = vllm_config.compilation_config.max_cudagraph_capture_size" in body
 
 
 def test_a_groups_buffer_size_is_an_option_of_its_communicator() -> None:

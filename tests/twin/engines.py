@@ -38,6 +38,10 @@ class Life:
     asleep: int
     """Bytes of the device that are in use."""
     unregistered: tuple[Unregistered, ...]
+    recorded: int
+    """Number of graphs."""
+    replays: int
+    """How often one of them was replayed."""
 
 
 def live(rank: int, case: Case, exact: bool = True) -> Life:
@@ -65,8 +69,18 @@ def live(rank: int, case: Case, exact: bool = True) -> Life:
         )
         for pointer, found in first.items()
     )
+    from torch_npu.npu import graphs
+
     life = Life(
-        tuple(answers), type(project.worker_of(engine)).__name__, type(model).__name__, calls(), awake, asleep, rest
+        tuple(answers),
+        type(project.worker_of(engine)).__name__,
+        type(model).__name__,
+        calls(),
+        awake,
+        asleep,
+        rest,
+        len(graphs.RECORDED),
+        len(graphs.REPLAYS),
     )
     engine.close()
     return life

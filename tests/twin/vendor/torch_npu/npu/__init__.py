@@ -15,6 +15,17 @@ import torch
 
 from torch_npu.device import DEVICES, index, library
 from torch_npu.npu import memory, random, utils  # noqa: F401
+from torch_npu.npu.graphs import (  # noqa: F401
+    ExternalEvent,
+    NPUGraph,
+    graph,
+    graph_pool_handle,
+    graph_task_group_begin,
+    graph_task_group_end,
+    graph_task_update_begin,
+    graph_task_update_end,
+    is_current_stream_capturing,
+)
 from torch_npu.npu.memory import (  # noqa: F401
     empty_cache,
     max_memory_allocated,
@@ -85,14 +96,6 @@ class Event:
         return 0.0
 
 
-ExternalEvent = Event
-
-
-class NPUGraph:
-    def __init__(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError("the twin records no graphs")
-
-
 class device(contextlib.ContextDecorator):
     def __init__(self, device: Any) -> None:
         self.index = index(device)
@@ -135,11 +138,8 @@ def is_available() -> bool:
 is_initialized = is_bf16_supported = is_available
 
 
-def is_current_stream_capturing() -> bool:
+def _is_in_bad_fork() -> bool:
     return False
-
-
-_is_in_bad_fork = is_current_stream_capturing
 
 
 def get_device_name(device: Any = None) -> str:

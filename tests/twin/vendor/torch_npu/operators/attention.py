@@ -86,7 +86,8 @@ class _Inference:
             ):  # (blocks, heads, block size, width)
                 tensor = tensor.transpose(1, 2)
             rows = torch.arange(self.kv_lengths[index], device=tensor.device)
-            return read(tensor, self.block_table[index], rows).view(len(rows), self.kv_heads, -1)
+            found = read(tensor, self.block_table[index], rows)  # of a padded row none
+            return found.reshape(len(rows), self.kv_heads, found.shape[1:].numel() // self.kv_heads)
         if self.layout == "TND":
             return tensor[self.kv_lengths[index - 1] if index else 0 : self.kv_lengths[index]]
         one = tensor[index].transpose(0, 1) if self.layout == "BNSD" else tensor[index]
@@ -138,6 +139,7 @@ def _swapped(out: Tensor, layout: str) -> Tensor:
 IGNORED = {
     "pre_tokens",
     "next_tokens",
+    "workspace",
     "block_size",
     "inner_precise",
     "antiquant_mode",
@@ -209,6 +211,36 @@ def npu_fused_infer_attention_score_v2(
             "return_softmax_lse": "return_lse",
         },
     )
+
+
+@stand_in("npu", "npu_fused_infer_attention_score.out")
+def _score_into(
+    query: Tensor, key: Tensor, value: Tensor, *, out: list[Tensor], **arguments: Any
+) -> tuple[Tensor, Tensor]:
+    return _write(npu_fused_infer_attention_score(query, key, value, **arguments), out)
+
+
+@stand_in("npu", "npu_fused_infer_attention_score_v2.out")
+def _score_v2_into(
+    query: Tensor, key: Tensor, value: Tensor, *, out: list[Tensor], **arguments: Any
+) -> tuple[Tensor, Tensor]:
+    return _write(npu_fused_infer_attention_score_v2(query, key, value, **arguments), out)
+
+
+def _write(results: tuple[Tensor, Tensor], out: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The second result, the logarithms of the sums, is written only where the caller asks for it."""
+    out[0].copy_(results[0])
+    return out[0], out[1]
+
+
+@stand_in("npu")
+def _npu_fused_infer_attention_score_get_max_workspace(query: Tensor, *_: Any, **__: Any) -> Tensor:
+    return query.new_empty(1)
+
+
+@stand_in("npu")
+def _npu_fused_infer_attention_score_v2_get_max_workspace(query: Tensor, *_: Any, **__: Any) -> Tensor:
+    return query.new_empty(1)
 
 
 @stand_in("npu")
