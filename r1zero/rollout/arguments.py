@@ -49,10 +49,24 @@ def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any
         "max_num_batched_tokens": max(cfg.rollout.max_num_batched_tokens, cfg.rollout.max_num_seqs),
         "enable_prefix_caching": True,
         "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gib * 2**30),
-        "async_scheduling": False,
+        "async_scheduling": schedules_ahead(cfg),
         "logprobs_mode": "raw_logits",  # see _return_logprobs in engine.py
         "generation_config": "vllm",
     }
+
+
+ASYNCHRONOUS = ("cuda", "npu")
+"""Devices that compute while Python goes on."""
+
+
+def schedules_ahead(cfg: Config) -> bool:
+    """Returns whether vLLM schedules a step while the device computes the one before it.
+
+    The number of tokens that a request has sampled, which the draw depends on, is known then as well. Engines that
+    share experts are excluded: they have to run their forward passes together, and with steps in a queue one of them
+    may run a step more than the others.
+    """
+    return cfg.run.device in ASYNCHRONOUS and cfg.layout.rollout.data_parallel_size == 1
 
 
 def graph_arguments(max_num_seqs: int, mode: int) -> dict[str, Any]:

@@ -254,10 +254,13 @@ class Engine:
 
     def _outputs(self) -> Iterator[Any]:
         """Run the engine until no request is left, here and on the engines that share experts with this one."""
-        engine = self._llm.llm_engine
+        engine: Any = self._llm.llm_engine
         with isolation.preserve_generators(self._cfg.run.device):
             while engine.has_unfinished_requests():
                 yield from engine.step()
+            # The step that was scheduled before the last response ended, if steps are scheduled ahead.
+            while engine.engine_core.engine_core.batch_queue:
+                engine.step()
 
 
 def request_seed(*key: int | str) -> int:

@@ -13,6 +13,7 @@ _PRECISION = "the engine would compute in another precision than the trainer, so
 _EXECUTOR = "the engine runs inside the ranks of the job, and [layout.rollout] sets its parallel degrees"
 _WEIGHTS = "the engine must use the same model, tokenizer and lengths as the trainer, and gets its weights from it"
 _DRAW = "each token is drawn by its number in the response, and these would have to guess the tokens before it"
+_AHEAD = "it is on where that is safe"
 _CHUNKS = "vllm-ascend's latent attention ignores the prefix cache if prompts are not prefilled in chunks"
 _OWN_KEY = "this project has its own key for it, {}"
 
@@ -55,7 +56,8 @@ REFUSED: dict[str, str] = {
         ),
         _WEIGHTS,
     ),
-    **dict.fromkeys(("async_scheduling", "speculative_config"), _DRAW),
+    "async_scheduling": _AHEAD,
+    "speculative_config": _DRAW,
     "enable_chunked_prefill": _CHUNKS,
     "enforce_eager": _OWN_KEY.format("rollout.graph"),
     "seed": _OWN_KEY.format("run.seed"),

@@ -42,13 +42,16 @@ class Life:
     """Number of graphs."""
     replays: int
     """How often one of them was replayed."""
+    ahead: bool
+    """Whether steps were scheduled before the one before them had ended."""
 
 
-def live(rank: int, case: Case, exact: bool = True) -> Life:
+def live(rank: int, case: Case, exact: bool = True, ahead: bool = True) -> Life:
     """Load each checkpoint of the case in turn, deeply asleep in between; after each, generate and score. The last is
-    the first again."""
+    the first again. ahead: schedule steps ahead where the engine does so by itself."""
     assert case.loads[0] == case.loads[-1]
-    engine = project.build_engine(case, rank, dist.get_world_size())
+    with nullcontext() if ahead else project.nothing_scheduled_ahead():
+        engine = project.build_engine(case, rank, dist.get_world_size())
     lay = project.carve(case, dist.get_world_size())
     mine = project.share(case, lay.engines, lay.engine_of(rank))
     model, answers, awake, asleep, first = project.model_of(engine), [], 0, 0, {}
@@ -81,6 +84,7 @@ def live(rank: int, case: Case, exact: bool = True) -> Life:
         rest,
         len(graphs.RECORDED),
         len(graphs.REPLAYS),
+        project.core_of(engine).batch_queue is not None,
     )
     engine.close()
     return life

@@ -55,10 +55,20 @@ def worker_of(engine: Any) -> Any:
     return engine._llm.llm_engine.model_executor.driver_worker.worker
 
 
+def core_of(engine: Any) -> Any:
+    return engine._llm.llm_engine.engine_core.engine_core
+
+
+def nothing_scheduled_ahead() -> Any:
+    from r1zero.rollout import arguments
+
+    return mock.patch.object(arguments, "ASYNCHRONOUS", ())
+
+
 @contextmanager
 def preemptions(engine: Any) -> Iterator[list[Any]]:
     """The requests that the scheduler puts off meanwhile, as its cache is full."""
-    scheduler, found = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
+    scheduler, found = core_of(engine).scheduler, []
     plain = scheduler._preempt_request
 
     def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -238,6 +248,7 @@ __all__ = [
     "checkpoint_tensors",
     "compare_kernels",
     "config",
+    "core_of",
     "expected",
     "forward",
     "gap",
@@ -247,6 +258,7 @@ __all__ = [
     "metrics_of",
     "model_of",
     "models",
+    "nothing_scheduled_ahead",
     "preemptions",
     "prompts",
     "run_folder",

@@ -61,10 +61,10 @@ def live(twin: Twin) -> Callable[..., list[Life]]:
     """live(case, size) -> each rank's life; one run for a case, whoever asks."""
     lived: dict[tuple[Any, ...], list[Life]] = {}
 
-    def get(case: Case, size: int = 1, exact: bool = True) -> list[Life]:
-        key = (case, size, exact)
+    def get(case: Case, size: int = 1, exact: bool = True, ahead: bool = True) -> list[Life]:
+        key = (case, size, exact, ahead)
         if key not in lived:
-            lived[key] = twin.run(engines.live, case, exact, size=size)
+            lived[key] = twin.run(engines.live, case, exact, ahead, size=size)
         return lived[key]
 
     return get
@@ -100,6 +100,7 @@ def check(case: Case, lives: list[Life], tolerance: float = TOLERANCE) -> None:
         assert first == third != second
         assert life.asleep < 0.3 * life.awake, "graphs stay"
         assert (life.replays > life.recorded > 0) == case.graph
+        assert life.ahead == (case.grid.data_parallel_size == 1)
         assert [
             (found.tag, found.names) for found in life.unregistered if not found.renewed and found.tag == "weights"
         ] == []
@@ -163,6 +164,19 @@ def test_engines_that_share_experts_may_end_at_different_times(
     lengths = [max(len(r.token_ids) for r in life.answers[0].responses) for life in lives]
     assert lengths[0] != lengths[1]
     check(chosen, lives)
+
+
+def test_neither_graphs_nor_steps_scheduled_ahead_change_a_token(
+    live: Callable[..., list[Life]], case: Callable[..., Case]
+) -> None:
+    """Responses end at different times, by a stop token that is known a step later."""
+    chosen = case("Qwen2", stop_token_ids=tuple(range(0, 512, 12)), group_size=4, max_num_seqs=5)
+    (usual,), (plain,) = live(chosen), live(replace(chosen, graph=False), ahead=False)
+    assert usual.ahead and usual.replays and not plain.ahead and not plain.recorded
+    for one, other in zip(usual.answers, plain.answers, strict=True):
+        assert [r.token_ids for r in one.responses] == [r.token_ids for r in other.responses]
+        assert len({len(r.token_ids) for r in one.responses}) > 3
+    assert max(gaps(chosen, [usual])) < TOLERANCE
 
 
 @pytest.mark.slow
