@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import wheels
+
 ROOT = Path(__file__).parents[2]
-APART = ("triton-ascend", "vllm-ascend", "mindspeed")
-"""launch/README.md installs these one by one and without dependencies, because pip alone cannot resolve them."""
+APART = ("triton-ascend", "vllm-ascend", "mindspeed", "torch-npu")
+"""launch/README.md installs the first three one by one and without dependencies, because pip alone cannot resolve them.
+The last one's wheel for x86 requires the build of torch for CPUs, which has an index of its own."""
 
 
 def plain_torch(line: str) -> str:
@@ -48,3 +51,14 @@ def test_pip_resolves(tmp_path: Path, name: str) -> None:
     if done.returncode and any("from versions: none" in line for line in said):
         pytest.skip(f"no package index can be reached; {name} was NOT resolved")
     assert done.returncode == 0, done.stderr
+
+
+def test_torch_npu_requires_the_torch_of_the_list_and_nothing_else() -> None:
+    """It is left out of the resolution above."""
+    lines = (ROOT / "launch/requirements-npu.txt").read_text(encoding="utf-8").splitlines()
+    assert wheels.PINNED[2] in lines
+    archive = wheels.wheel(wheels.PINNED[2])
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    required = [line for line in archive.read(name).decode().splitlines() if line.startswith("Requires-Dist: ")]
+    assert [plain_torch(line.partition(": ")[2].replace(" ", "")) for line in required] == ["torch==2.10.0"]
+    assert "torch==2.10.0" in lines
