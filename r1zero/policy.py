@@ -92,9 +92,28 @@ class Policy:
 
         Returns None on other stages. Collective over the ranks of the role.
         """
-        micro = self._micro_batches(batch)
+        return self._logprobs(batch, self._micro_batches(batch))
+
+    @torch.no_grad()
+    def logprobs_and_ties(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """Returns `logprobs`, and for each sample the number of tokens before the first for which rounding may have
+        chosen an expert: (B,) int64, all of its tokens if there is none.
+
+        A rank knows the layers of its stage and the tokens of its tensor rank. The samples must not share prompts.
+        """
+        micro, before_B = self._micro_batches(batch), batch.lengths_B.clone()
+        ties: list[Tensor] = []
+        values = self._logprobs(batch, micro, ties)
+        for p, ties_T in zip(micro, ties, strict=True):
+            assert not any(p.shared)
+            of_samples = ties_T[: len(p.tokens)].cpu().split(p.lengths)
+            for sample, of_sample in zip(p.indices.tolist(), of_samples, strict=False):  # a dummy has no sample
+                before_B[sample] = min(of_sample.nonzero()[:, 0].tolist(), default=len(of_sample))
+        return values, before_B
+
+    def _logprobs(self, batch: Batch, micro: list[MicroBatch], ties: list[Tensor] | None = None) -> Tensor | None:
         stats = self._schedule(
-            micro, lambda p, hidden, non_loss_data: self._stats(p, hidden).logprobs_R, forward_only=True
+            micro, lambda p, hidden, non_loss_data: self._stats(p, hidden).logprobs_R, forward_only=True, ties=ties
         )
         if not parallel_state.is_pipeline_last_stage():
             return None
@@ -231,13 +250,25 @@ class Policy:
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
         return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
 
-    def _schedule(self, micro: list[MicroBatch], on_hidden: Callable[..., Any], forward_only: bool) -> list[Any]:
-        """Run megatron's schedule. The last pipeline stage calls `on_hidden(micro-batch, hidden)` for each."""
+    def _schedule(
+        self,
+        micro: list[MicroBatch],
+        on_hidden: Callable[..., Any],
+        forward_only: bool,
+        ties: list[Tensor] | None = None,
+    ) -> list[Any]:
+        """Run megatron's schedule. The last pipeline stage calls `on_hidden(micro-batch, hidden)` for each.
+
+        ties: gets the `ties_T` of each micro-batch, if it is given.
+        """
 
         def forward(data: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
             # Sequence parallelism divides the packed sequence evenly over the tensor-parallel ranks.
             packed = packing.pack(p.lengths, self.tp_group.size(), self.device, p.shared)
+            if ties is not None:
+                packed.ties_T = torch.zeros(len(packed.positions_T), dtype=torch.bool, device=self.device)
+                ties.append(packed.ties_T)
             return build.forward(chunk, p.tokens.to(self.device), packed), partial(on_hidden, p)
 
         return get_forward_backward_func()(

@@ -99,7 +99,7 @@ class Trainer:
         self.schedule.listen()
         self.done = self.checkpoints.resume()
         self.recorder.truncate_after(self.done)
-        writer = RunWriter(self.folder, self.done, self.cfg, self.gate.tolerance) if self.rank == 0 else None
+        writer = RunWriter(self.folder, self.done, self.cfg, self.gate.sample_tolerance) if self.rank == 0 else None
         self._show_progress()
         self.sync_and_check(0)
         if not self.done and self.evaluator.due(0):

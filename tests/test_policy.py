@@ -152,3 +152,35 @@ def test_in_float16_the_loss_is_scaled_until_no_gradient_is_too_small_or_too_lar
     assert tried[0] == 2.0**45 > tried[-1] > 1 and len(tried) > 1 and error(lowered) < 0.05
     ((tried, plain),) = ranks.run(update_in, models(name), "float16", 1.0, size=1)
     assert tried == [1.0] and error(plain) > 0.2
+
+
+def before_ties(rank, oracle, place):
+    """Sample -> number of tokens before the first tie, here a difference of 0.1 %, as far as this rank knows."""
+    from r1zero import policy
+    from r1zero.batch import balance
+    from r1zero.model import routing
+
+    routing.TIE = 0.001
+    built = cases.build_on(oracle, place)
+    cfg = replace(built.cfg, train=config.Train(micro_batch_tokens=165))
+    every, count = samples(shared=False), built.grids.dense.size("dp")
+    # The last of several data-parallel ranks has no samples.
+    shard = [*balance(every.sizes, max(1, count - 1)), []][built.grids.dense.coordinate(rank, "dp")]
+    mine = every.select(torch.tensor(shard, dtype=torch.long))
+    model = policy.Policy(cfg, built.chunks, VOCABULARY, [])
+    values, before_B = model.logprobs_and_ties(mine)
+    plain = model.logprobs(mine)
+    assert (values is None and plain is None) or torch.equal(values, plain)
+    return dict(zip(mine.ids_B.tolist(), before_B.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["deepseek", "qwen3_moe"])
+def test_the_tokens_before_a_tie_between_experts_are_the_same_on_every_layout(ranks, models, name):
+    (alone,) = ranks.run(before_ties, models(name), grid(), size=1)
+    lengths = dict(enumerate(samples(shared=False).lengths_B.tolist()))
+    assert alone.keys() == lengths.keys() and any(0 < alone[i] < n for i, n in lengths.items())
+    assert any(alone[i] == n for i, n in lengths.items())
+    for layout in ("tp2 ep2", "pp2", "ep2"):
+        size, place = LAYOUTS[layout]
+        found = ranks.run(before_ties, models(name), place, size=size)
+        assert {i: min(of[i] for of in found if i in of) for i in lengths} == alone, layout

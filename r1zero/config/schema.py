@@ -244,7 +244,8 @@ class Parity:
     """Number of tokens that each engine samples for each prompt."""
     tolerance: float = 0.0
     """The run stops if the mean absolute difference of the logprobs is larger. 0: 1e-5 in float32; in bfloat16 0.05, or
-    0.1 for models with experts; in float16 0.005, or 0.02."""
+    0.1 for models with experts; in float16 0.005, or 0.02. In float32 the limit is at least 0.1 for tokens
+    that follow a tie between experts, where rounding may make engine and trainer choose differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +263,8 @@ class Alarms:
     least_gap: float = 1e-5
     """... and at least this large."""
     highest_gap: float = 0.0
-    """Warn if the logprob gap of the engines is larger, whatever it was at first; 0: the parity gate's tolerance."""
+    """Warn if the logprob gap of the engines is larger, whatever it was at first; 0: the parity gate's tolerance, for
+    models with experts that of tokens that follow a tie."""
     entropy_share: float = 0.1
     """Warn if the entropy falls below this share of its first value while the reward is low."""
 

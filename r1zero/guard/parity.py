@@ -8,15 +8,16 @@ Each check takes other prompts than the one before, so that all experts are used
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch, Prompt, Response
+from r1zero.batch import Batch, Prompt
 from r1zero.config import CollectiveError, Config
 from r1zero.data.prompts import PromptSet
-from r1zero.distributed.exchange import BatchLengths, Exchange
+from r1zero.distributed.exchange import Exchange
 from r1zero.distributed.layout import Layout
 from r1zero.guard import localizer
 from r1zero.roles import Roles
@@ -37,26 +38,45 @@ rounding makes the two implementations choose different experts. exp(0.05) is th
 which NeMo-RL's documentation considers a run broken.
 """
 
+TIED_TOLERANCE = 0.1
+"""In fp32, the same limit for tokens that follow a tie between experts: a token for which rounding may have made the
+two implementations choose different experts, and the tokens after it, which attend to it. It is the limit of bf16,
+where nearly all tokens of a model with experts are such tokens."""
+
 LONG = 160
 """Tokens of the long prompt: more than the 128 of a block of the prefix cache on Ascend."""
 
-DECODED, PREFILLED, LARGEST = range(3)
+DECODED, PREFILLED, TIED_DECODED, TIED_PREFILLED, LARGEST = range(5)
+"""The columns of a table of absolute differences of logprobs: decoded - prefilled and prefilled - trainer, first for
+the tokens before any tie and then for those that follow one; and the largest of the second column."""
+
+
+class Asked(NamedTuple):
+    """What an engine answered."""
+
+    batch: Batch
+    """The texts, with their logprobs as prompts."""
+    decoded_BN: Tensor
+    """Absolute differences of the logprobs of the N sampled tokens of each text: decoded - prefilled."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Absolute differences of logprobs, one row per engine.
+    """The differences of all engines."""
 
-    Columns: mean of decoded - prefilled, mean of prefilled - trainer, largest of prefilled - trainer.
-    """
+    gaps_E5: Tensor
+    """Means over the tokens of each engine, 0 where there are none; in the last column the largest."""
+    tied_share: float
+    """Share of the tokens that follow a tie."""
+    worst: int
+    """Number of the sample for which the trainer differs most from its limit."""
+    tokens: int
+    """Number of its first tokens that show the difference: those before a tie, or all."""
 
-    gaps_E3: Tensor
-    worst_sample: int
-    """Number of the sample for which the trainer differs most."""
-
-    def disagreeing(self, tolerance: float) -> list[int]:
-        """Returns the engines beyond the tolerance."""
-        return [e for e, row in enumerate(self.gaps_E3.tolist()) if max(row[DECODED], row[PREFILLED]) > tolerance]
+    def disagreeing(self, limits: dict[int, float]) -> list[int]:
+        """Returns the engines beyond a limit. limits: column -> largest mean."""
+        rows = self.gaps_E5.tolist()
+        return [e for e, row in enumerate(rows) if any(row[column] > limit for column, limit in limits.items())]
 
 
 class ParityGate:
@@ -68,6 +88,14 @@ class ParityGate:
         self._all = prompts
         self.prompts = self._choose(0)
         self.tolerance = cfg.parity.tolerance or TOLERANCE[cfg.run.dtype, roles.shape.moe is not None]
+        self.finds_ties = cfg.run.dtype == "float32" and roles.shape.moe is not None
+        tied = max(self.tolerance, TIED_TOLERANCE)
+        self.limits = {DECODED: self.tolerance, PREFILLED: self.tolerance, TIED_DECODED: tied, TIED_PREFILLED: tied}
+
+    @property
+    def sample_tolerance(self) -> float:
+        """The limit for the mean over the run's own samples, which may include tokens that follow a tie."""
+        return self.limits[TIED_PREFILLED] if self.finds_ties else self.tolerance
 
     def after_sync(self, iteration: int) -> dict[str, float]:
         """Check if a check is due: at a start (iteration 0) and once per parity.every_syncs iterations.
@@ -78,16 +106,19 @@ class ParityGate:
         if not self.prompts or (iteration and (not every or iteration % every)):
             return {}
         self.prompts = self._choose(iteration // every if every else 0)
-        mine = self._ask()
-        comparison = self._compare(mine)
-        engines = comparison.disagreeing(self.tolerance)
+        asked = self._ask()
+        comparison = self._compare(asked)
+        engines = comparison.disagreeing(self.limits)
         if engines:
             raise CollectiveError(
                 f"parity gate {f'after iteration {iteration}' if iteration else 'at the start'}: "
-                f"{self._sentence(comparison, engines, mine)}"
+                f"{self._sentence(comparison, engines, asked)}"
             )
-        prefilled = comparison.gaps_E3[:, PREFILLED:]
-        return {"parity/mean": float(prefilled[:, 0].max()), "parity/max": float(prefilled[:, 1].max())}
+        found = {
+            "parity/mean": float(comparison.gaps_E5[:, PREFILLED].max()),
+            "parity/max": float(comparison.gaps_E5[:, LARGEST].max()),
+        }
+        return found | ({"parity/tied": comparison.tied_share} if self.finds_ties else {})
 
     def _choose(self, check: int) -> list[Prompt]:
         """Returns the prompts of a check; the first two are the same, long one."""
@@ -100,49 +131,79 @@ class ParityGate:
         long = replace(chosen[0], token_ids=tuple(tokens[: min(LONG, self.cfg.rollout.max_prompt_tokens)]))
         return [long, long, *chosen[1:]]
 
-    def _ask(self) -> tuple[Batch, Tensor] | None:
-        """Returns the texts of this rank's engine with their logprobs as prompts, and for each text the mean distance
-        of its logprobs while decoding from those."""
+    def _ask(self) -> Asked | None:
+        """Returns the texts of this rank's engine, scored as prompts; None on a rank without an engine."""
         if self.roles.engine is None:
             return None
-        responses = self.roles.engine.probe(
-            self.prompts, min(self.cfg.parity.tokens, self.cfg.rollout.max_response_tokens)
-        )
+        responses = self.roles.engine.probe(self.prompts, self._sampled())
         texts = [[*p.token_ids, *r.token_ids] for p, r in zip(self.prompts, responses, strict=True)]
         scores = self.roles.engine.score(texts)
-        decoded = torch.tensor([_distance(r, scored) for r, scored in zip(responses, scores, strict=True)])
-        return texts_batch(texts, scores, self.layout.engine_of(self.rank) * len(texts)), decoded
+        prefilled_BN = torch.tensor([of_text[-self._sampled() :] for of_text in scores])
+        decoded_BN = (torch.tensor([r.logprobs for r in responses]) - prefilled_BN).abs()
+        return Asked(texts_batch(texts, scores, self.layout.engine_of(self.rank) * len(texts)), decoded_BN)
 
-    def _compare(self, asked: tuple[Batch, Tensor] | None) -> Comparison:
+    def _sampled(self) -> int:
+        return min(self.cfg.parity.tokens, self.cfg.rollout.max_response_tokens)
+
+    def _compare(self, asked: Asked | None) -> Comparison:
         samples = self.layout.engines * len(self.prompts)
-        mine = asked[0] if asked else None
+        mine = asked.batch if asked else None
         lengths = self.exchange.gather_lengths(mine, self.exchange.shares(samples))
         batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
-        table_B3 = torch.zeros(samples, 3)
+        values, untied_B = self._trainers(batch, lengths.response_lengths_B)
+        table_B5 = torch.zeros(samples, 5)
         if asked:
-            texts, decoded = asked
-            table_B3[texts.ids_B, DECODED] = decoded
-        if self.roles.policy and batch is not None:
-            values = self.roles.policy.logprobs(batch)
-            if values is not None and len(values):
-                _fill(table_B3, batch, (values - batch.rollout_logprobs_R).abs())
+            first_B = asked.batch.response_lengths_B - self._sampled()
+            for sample, first, gaps in zip(asked.batch.ids_B.tolist(), first_B.tolist(), asked.decoded_BN, strict=True):
+                untied = max(0, int(untied_B[sample]) - first)
+                table_B5[sample, DECODED], table_B5[sample, TIED_DECODED] = gaps[:untied].sum(), gaps[untied:].sum()
+        if values is not None and batch is not None:
+            gaps_R = (values - batch.rollout_logprobs_R).abs()
+            for sample, gaps in zip(batch.ids_B.tolist(), gaps_R.split(batch.response_lengths_B.tolist()), strict=True):
+                before, after = gaps[: untied_B[sample]], gaps[untied_B[sample] :]
+                table_B5[sample, PREFILLED], table_B5[sample, TIED_PREFILLED] = before.sum(), after.sum()
+                table_B5[sample, LARGEST] = before.max() if len(before) else 0.0
         # A NaN counts as an infinite difference, because a maximum would ignore it.
-        table_B3 = table_B3.nan_to_num(nan=torch.inf).to(self.exchange.device)
-        dist.all_reduce(table_B3, dist.ReduceOp.MAX)
-        return _comparison(table_B3.cpu(), lengths, self.layout.engines)
+        table_B5 = table_B5.nan_to_num(nan=torch.inf).to(self.exchange.device)
+        dist.all_reduce(table_B5, dist.ReduceOp.MAX)
+        counts_B4 = _counts(lengths.response_lengths_B, untied_B, self._sampled())
+        return _comparison(table_B5.cpu(), counts_B4, self.limits, self.layout.engines)
 
-    def _sentence(self, comparison: Comparison, engines: list[int], asked: tuple[Batch, Tensor] | None) -> str:
-        decoded, prefilled, largest = comparison.gaps_E3[engines[0]].tolist()
+    def _trainers(self, batch: Batch | None, lengths_B: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Returns the trainer's logprobs, on the ranks of its last stage, and for each sample of the world the number
+        of its logprobs that do not follow a tie.
+
+        lengths_B: the number of logprobs of each sample of the world.
+        """
+        policy = self.roles.policy
+        if not self.finds_ties:
+            return (policy.logprobs(batch) if policy and batch is not None else None), lengths_B
+        untied_B, values = lengths_B.to(self.exchange.device, torch.int32), None
+        if policy and batch is not None:
+            values, before_B = policy.logprobs_and_ties(batch)
+            # The logprob of a text's token t is computed from its token t - 1.
+            untied_B[batch.ids_B.to(untied_B.device)] = before_B.minimum(batch.response_lengths_B).to(untied_B)
+        dist.all_reduce(untied_B, dist.ReduceOp.MIN)
+        return values, untied_B.cpu().long()
+
+    def _sentence(self, comparison: Comparison, engines: list[int], asked: Asked | None) -> str:
+        gaps = comparison.gaps_E5[engines[0]].tolist()
         where = ", ".join(f"{e} (ranks {', '.join(map(str, ranks_of(self.layout, e)))})" for e in engines)
-        found = (
-            f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
-            f"{prefilled:.2g} on average (largest {largest:.2g}; decoding from its own prefill: {decoded:.2g}), but "
-            f"parity.tolerance is {self.tolerance:.2g}"
-        )
+        found = f"logprobs of engine{'s' * (len(engines) > 1)} {where} differ from the trainer's by "
+        if max(gaps[DECODED], gaps[PREFILLED]) > self.tolerance:
+            found += (
+                f"{gaps[PREFILLED]:.2g} on average (largest {gaps[LARGEST]:.2g}; decoding from its own prefill: "
+                f"{gaps[DECODED]:.2g}), but parity.tolerance is {self.tolerance:.2g}"
+            )
+        else:
+            found += (
+                f"{gaps[TIED_PREFILLED]:.2g} on average for tokens that follow a tie between experts (decoding from "
+                f"its own prefill: {gaps[TIED_DECODED]:.2g}), for which the limit is {self.limits[TIED_PREFILLED]:.2g}"
+            )
         suspects = localizer.FaultLocalizer(self.cfg, self.layout, self.rank, self.roles, self.compiled)
-        owner = ranks_of(self.layout, comparison.worst_sample // len(self.prompts))[0]
-        tokens = suspects.share_tokens(asked[0] if asked else None, comparison.worst_sample, owner)
-        return f"{found}; {suspects.explain(tokens, engines)}"
+        owner = ranks_of(self.layout, comparison.worst // len(self.prompts))[0]
+        tokens = suspects.share_tokens(asked.batch if asked else None, comparison.worst, owner)
+        return f"{found}; {suspects.explain(tokens[: comparison.tokens], engines)}"
 
 
 def ranks_of(layout: Layout, engine: int) -> list[int]:
@@ -167,19 +228,24 @@ def texts_batch(texts: list[list[int]], scores: list[list[float]], first_id: int
     )
 
 
-def _distance(response: Response, scored: list[float]) -> float:
-    pairs = zip(response.logprobs, scored[-len(response.logprobs) :], strict=True)
-    return sum(abs(a - b) for a, b in pairs) / len(response.logprobs)
+def _counts(lengths_B: Tensor, untied_B: Tensor, sampled: int) -> Tensor:
+    """Returns (B, 4) numbers of tokens in the first columns of the table. The last `sampled` of each are decoded."""
+    decoded_B = (untied_B - lengths_B + sampled).clamp(min=0)
+    return torch.stack([decoded_B, untied_B, sampled - decoded_B, lengths_B - untied_B], 1)
 
 
-def _fill(table_B3: Tensor, batch: Batch, gaps_R: Tensor) -> None:
-    for sample, gaps in zip(batch.ids_B.tolist(), gaps_R.split(batch.response_lengths_B.tolist()), strict=True):
-        table_B3[sample, PREFILLED], table_B3[sample, LARGEST] = gaps.mean(), gaps.max()
-
-
-def _comparison(table_B3: Tensor, lengths: BatchLengths, engines: int) -> Comparison:
-    """Returns for each engine the mean over its tokens, and the largest value."""
-    lengths_E = lengths.response_lengths_B.view(engines, -1, 1)
-    table = table_B3.view(engines, -1, 3)
-    means = (table[..., :LARGEST] * lengths_E).sum(1) / lengths_E.sum(1)
-    return Comparison(torch.cat([means, table[..., LARGEST:].amax(1)], 1), int(table_B3[:, PREFILLED].argmax()))
+def _comparison(table_B5: Tensor, counts_B4: Tensor, limits: dict[int, float], engines: int) -> Comparison:
+    """table_B5: sums over the tokens of each sample, and the largest. counts_B4: the numbers of these tokens."""
+    sums_B4, largest_B = table_B5[:, :LARGEST], table_B5[:, LARGEST]
+    counts_E4 = counts_B4.view(engines, -1, 4).sum(1)
+    means_E4 = sums_B4.view(engines, -1, 4).sum(1) / counts_E4.clamp(min=1)
+    beyond_B4 = sums_B4 / counts_B4.clamp(min=1) / torch.tensor([limits[column] for column in range(LARGEST)])
+    worst = int(beyond_B4[:, [PREFILLED, TIED_PREFILLED]].amax(1).argmax())
+    untied, tied = counts_B4[worst, [PREFILLED, TIED_PREFILLED]].tolist()
+    shown = untied if untied and beyond_B4[worst, PREFILLED] >= beyond_B4[worst, TIED_PREFILLED] else untied + tied + 1
+    return Comparison(
+        gaps_E5=torch.cat([means_E4, largest_B.view(engines, -1).amax(1, keepdim=True)], 1),
+        tied_share=float(counts_E4[:, TIED_PREFILLED].sum() / counts_E4[:, [PREFILLED, TIED_PREFILLED]].sum()),
+        worst=worst,
+        tokens=shown,
+    )

@@ -33,6 +33,7 @@ from r1zero.model.kernels.choice import kernels_of
 from r1zero.model.kernels.interface import Kernels
 from r1zero.model.layers import layer_spec, use_packed_rotary
 from r1zero.model.packing import PackedSequences
+from r1zero.model.routing import follow_micro_batches
 from r1zero.model.shape import Shape
 from r1zero.patches import patched
 
@@ -119,6 +120,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     )
     model.to(device.torch_device(cfg.run.device))
     use_packed_rotary(model, shape.llama3_rope)
+    follow_micro_batches(model)
     _mark_what_is_cut(model, shape, grids)
     if cfg.run.device == "cpu":
         cpu_megatron.look_like_cuda(model)
@@ -227,7 +229,7 @@ def _pipeline_layout(shape: Shape, grids: MegatronGrids) -> list[list[str]]:
 
 def _moe_settings(shape: Shape, kernels: Kernels) -> dict[str, Any]:
     moe = shape.require_moe()
-    # If all groups are eligible there is no choice of groups. Otherwise layers.GroupLimitedRouter makes it.
+    # If all groups are eligible there is no choice of groups. Otherwise routing.ExpertChoice makes it.
     limited = moe.topk_groups < moe.groups
     return dict(
         num_moe_experts=moe.experts,

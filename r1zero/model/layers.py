@@ -1,5 +1,5 @@
 """The modules for which megatron-core uses transformer-engine: norm, replicated linear layer, attention and rotary
-positions of packed sequences. And a router whose groups have the scores of Hugging Face and vLLM."""
+positions of packed sequences. The router is in routing.py."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,6 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -23,6 +22,7 @@ from r1zero import patches
 from r1zero.model.kernels.interface import GroupedLinear, Kernels
 from r1zero.model.packing import PackedSequences
 from r1zero.model.rope import Llama3Rope
+from r1zero.model.routing import Router
 
 
 class RmsNorm(torch.nn.Module):
@@ -139,36 +139,6 @@ class GroupedExperts(SequentialMLP):
         return self.linear(weighted, second, tokens_per_expert), None
 
 
-class GroupLimitedRouter(TopKRouter):
-    """A router that chooses groups of experts for each token, and then the experts from these groups."""
-
-    def __init__(self, config: TransformerConfig, **kwargs: Any):
-        super().__init__(config, **kwargs)
-        self.router_replay: Any = GroupLimitedChoice(2 if config.moe_router_score_function == "sigmoid" else 1)
-
-
-class GroupLimitedChoice:
-    """Chooses experts in place of megatron-core's RouterReplay, to which a router leaves every choice.
-
-    megatron-core scores a group by its best moe_router_topk // moe_router_group_topk experts. Hugging Face and vLLM
-    score it by its two best experts in DeepSeek-V3 and by its best expert in DeepSeek-V2, whatever these numbers are.
-    """
-
-    def __init__(self, best: int):
-        self.best = best
-
-    def get_replay_topk(
-        self, scores_TX: Tensor, topk: int, groups: int, topk_groups: int, default: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the chosen experts' scores and numbers, (T, topk) each. The arguments are those of RouterReplay."""
-        grouped = scores_TX.view(len(scores_TX), groups, -1)
-        group_scores = grouped.topk(self.best, dim=-1).values.sum(dim=-1)
-        chosen = group_scores.topk(topk_groups, dim=-1, sorted=False).indices
-        eligible = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(1, chosen, True)
-        masked = grouped.masked_fill(~eligible[..., None], -torch.inf).flatten(1)
-        return torch.topk(masked, topk, dim=-1)
-
-
 def layer_spec(config: TransformerConfig, kernels: Kernels) -> TransformerBlockSubmodules:
     """Returns the spec of this pipeline stage's layers: megatron-core's, with the modules above and these kernels."""
     _patch(kernels)
@@ -186,9 +156,8 @@ def layer_spec(config: TransformerConfig, kernels: Kernels) -> TransformerBlockS
             attention.q_layernorm = attention.kv_layernorm = latent_norm
         elif config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = norm
-        feed_forward = layer.submodules.mlp.submodules
-        if isinstance(feed_forward, MoESubmodules) and config.moe_router_group_topk:
-            feed_forward.router = GroupLimitedRouter
+        if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
+            layer.submodules.mlp.submodules.router = Router
     return block
 
 

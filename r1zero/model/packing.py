@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.parallel_state import get_tensor_model_parallel_rank
 from torch import Tensor
 
 from r1zero.model.shape import DENSE_TOKENS
@@ -50,6 +51,15 @@ class PackedSequences(PackedSeqParams):
     positions_T: Tensor = field(kw_only=True)
     frequencies: Tensor | None = None
     """(T, 1, 1, D), set by the first layer that needs it."""
+    ties_T: Tensor | None = None
+    """bool: the tokens for which rounding may have chosen an expert in a layer of this stage, on this tensor rank. The
+    routers mark them if it is set."""
+
+    def mark_ties(self, ties_T: Tensor) -> None:
+        """Mark tokens in `ties_T`. With sequence parallelism these are the tokens of this tensor rank."""
+        assert self.ties_T is not None
+        rank = get_tensor_model_parallel_rank() if len(ties_T) < len(self.ties_T) else 0
+        self.ties_T[rank * len(ties_T) :][: len(ties_T)] |= ties_T
 
     @cached_property
     def attended(self) -> list[int]:

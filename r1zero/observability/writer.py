@@ -20,7 +20,8 @@ class RunWriter:
     """Writes the config and the metrics of a run. On resume, records written after the checkpoint are removed."""
 
     def __init__(self, folder: Path, done: int, cfg: Config, tolerance: float):
-        """done: number of iterations in the checkpoint from which this run continues. tolerance: of the parity gate."""
+        """done: number of iterations in the checkpoint from which this run continues. tolerance:
+        the parity gate's, for the means over samples."""
         self.folder, self.iterations = folder, cfg.run.iterations
         (folder / "config.toml").write_text(dump(cfg), encoding="utf-8")
         alarms = replace(cfg.alarms, highest_gap=cfg.alarms.highest_gap or tolerance)

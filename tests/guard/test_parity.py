@@ -2,9 +2,11 @@
 name."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from r1zero import config
 from r1zero.batch import Prompt
@@ -19,9 +21,7 @@ def bases(tmp_path_factory):
 
 
 def job(folder, train=None, rollout=None, **sections):
-    """With seed 7 the two groups of experts score 1.2125484 and 1.2125491 for a token, and rounding decides."""
     grids = config.Layout(train=MegatronGrid(**(train or {})), rollout=VllmGrid(**(rollout or {})))
-    sections = {"run": dict(seed=9), **sections}
     return dataclasses.replace(
         jobs.job_config(folder, grids, **sections), parity=Parity(every_syncs=1, prompts=3, tokens=8)
     )
@@ -54,16 +54,15 @@ def shifted(tensor, before):
     return tensor + 0.1 * torch.arange(len(tensor)).view(-1, *[1] * (tensor.dim() - 1))
 
 
-def tampered(reload, name, how):
-    """An engine's reload that gets one tensor in another form than was sent; a stale one as it was at the first
-    sync."""
+def tampered(reload, changes):
+    """An engine's reload that gets tensors in another form than was sent; a stale one as it was at the first sync."""
     first = {}
 
     def load(tensors):
         def each():
             for key, tensor in tensors:
                 first.setdefault(key, tensor.clone())
-                yield key, how(tensor, first[key]) if key == name else tensor
+                yield key, changes[key](tensor, first[key]) if key in changes else tensor
 
         reload(each())
 
@@ -83,9 +82,9 @@ def absorbed(reload, roles):
     return load
 
 
-def outcomes(rank, cfg, cases, left_out=()):
+def outcomes(rank, cfg, cases, left_out=(), always=None):
     """What the gate says on this rank after syncs with each fault in turn, and at last without any: figures, or the
-    sentence that stops the run."""
+    sentence that stops the run. always: tensor -> what happens to it beside each fault."""
 
     def say(trainer, run):
         try:
@@ -102,7 +101,8 @@ def outcomes(rank, cfg, cases, left_out=()):
         plain = roles.engine.reload if roles.engine else None
         for name, how, engine in cases:
             if roles.engine and trainer.layout.engine_of(rank) == engine:
-                roles.engine.reload = absorbed(plain, roles) if how == "absorbed" else tampered(plain, name, how)
+                changes = {**(always or {}), name: how}
+                roles.engine.reload = absorbed(plain, roles) if how == "absorbed" else tampered(plain, changes)
             if how == stale:
                 healthy = say(trainer, lambda: trainer.sync_and_check(0))
                 assert "tolerance" not in healthy, healthy
@@ -221,7 +221,7 @@ def check(ranks, bases, family, size, train, rollout, faults, **sections):
     assert healthy["parity/max"] < (1e-5 if "run" not in sections else 0.2)
     for said, (name, _, engine, place) in zip(stopped, faults, strict=True):
         assert isinstance(said, str), f"{name}: the gate found {said}"
-        assert place in said and f"{name} (by " in said and f"engine {engine} " in said, said
+        assert place in said and f"{name} (by " in said and f" {engine} (ranks " in said, said
         assert said.count("model.layers") <= 1, said  # no other tensor is blamed
 
 
@@ -241,6 +241,52 @@ def test_so_it_is_on_every_kind_of_layout(ranks, bases, name):
 def test_in_bf16_rounding_passes_and_a_transposed_tensor_does_not(ranks, bases):
     faults = [(L1 + "self_attn.o_proj.weight", transposed, 0, "that of layer 1 ")]
     check(ranks, bases, "qwen2", 1, {}, {}, faults, run=dict(dtype="bfloat16"))
+
+
+@pytest.fixture(scope="module")
+def twins(bases, tmp_path_factory):
+    """A DeepSeek-V3 in whose layer 1 the experts 2 and 3 have the same row of the router, so that all tokens for which
+    they compete are ties. Their bias makes these fewer."""
+    folder = shutil.copytree(bases["deepseek_v3"], tmp_path_factory.mktemp("twins") / "model")
+    file = folder / "base" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[ROUTER][3] = tensors[ROUTER][2]
+    tensors[BIAS][2:4] -= 0.1
+    save_file(tensors, file, {"format": "pt"})
+    return folder
+
+
+ROUTER, BIAS = L1 + "mlp.gate.weight", L1 + "mlp.gate.e_score_correction_bias"
+
+
+def nudged(tensor, before):
+    """The correction bias with which an engine prefers expert 2 to expert 3 wherever they are equal."""
+    return tensor.index_fill(0, torch.tensor(3), float(tensor[3]) - 2e-7)
+
+
+def outdated(tensor, before):
+    """The weight without an update of Adam at a rate of 3e-3, which is about as large in every element."""
+    return tensor - 3e-3
+
+
+def test_ties_between_experts_pass_and_errors_beside_them_stop_the_run(ranks, twins):
+    """An engine that chooses otherwise at each tie: its logprobs of most tokens differ, and nothing is wrong with it.
+
+    The trainer does not learn, so that the two experts remain equal for the router.
+    """
+    faults = [
+        (BIAS, nudged, 0),
+        (L1 + "mlp.experts.5.up_proj.weight", scaled, 0),
+        (L1 + "mlp.experts.1.gate_proj.weight", outdated, 0),
+        (L2 + "self_attn.kv_b_proj.weight", corrupted, 0),
+    ]
+    cfg = job(twins, optimizer=dict(lr=0.0))
+    ((said, *_),) = ranks.run(outcomes, cfg, faults, (), {BIAS: nudged}, size=1)
+    tied, *stopped, healthy = said
+    assert tied["parity/max"] < 1e-5 and 0.3 < tied["parity/tied"] < 0.9, said
+    assert healthy["parity/max"] < 1e-5
+    for one, (name, *_) in zip(stopped, faults[1:], strict=True):
+        assert f"{name} (by " in one, one
 
 
 @pytest.mark.slow
