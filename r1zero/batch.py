@@ -45,6 +45,10 @@ class Response:
     logprobs: list[float]
     """Logprob of each token at the sampling temperature, from the engine."""
     finish_reason: Literal["stop", "length"]
+    experts: Tensor | None = field(default=None, compare=False)
+    """The experts that the engine chose for the tokens of prompt and response, without the last one, which it did not
+    compute: (tokens, L, K) int16 for L layers with experts and K experts per token. None without
+    train.routing_replay."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class Batch:
     old_logprobs_R: Tensor = field(default_factory=lambda: torch.empty(0))
     """Logprobs of the old policy, the denominator of the importance ratio. float32; empty if they equal the policy's
     own, as in the only update of an iteration."""
+    experts_T: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int16))
+    """(T, L, K) int16: the experts that the engine chose for each token in each layer with experts, or -1 where the
+    trainer is to choose; empty if it is to choose for all tokens."""
 
     @property
     def lengths_B(self) -> Tensor:
@@ -96,6 +103,7 @@ class Batch:
             rollout_logprobs_R=ragged(self.rollout_logprobs_R, self.response_lengths_B),
             ref_logprobs_R=ragged(self.ref_logprobs_R, self.response_lengths_B),
             old_logprobs_R=ragged(self.old_logprobs_R, self.response_lengths_B),
+            experts_T=ragged(self.experts_T, self.lengths_B),
         )
 
 
@@ -167,6 +175,8 @@ class MicroBatch:
     """(r,) ids of the response tokens."""
     response_index: Tensor
     """(r,) position of each response token among the R response tokens of the batch."""
+    experts: Tensor | None = None
+    """(t, L, K) experts of the tokens, as in `Batch.experts_T`; None if the trainer is to choose all."""
 
 
 def pack(batch: Batch, indices: Tensor) -> MicroBatch:
@@ -186,7 +196,8 @@ def pack(batch: Batch, indices: Tensor) -> MicroBatch:
     starts = lengths.cumsum(0) - lengths
     unshared = ragged_index(batch.lengths_B, indices)
     alone = prompts + responses
-    tokens = batch.tokens_T[unshared[_positions(alone) >= _each(shared, alone)]]
+    taken = unshared[_positions(alone) >= _each(shared, alone)]
+    tokens = batch.tokens_T[taken]
     within = _positions(responses)
     where = _each(starts + lengths - responses, responses) + within
     prompt_ends = starts.masked_fill(~begins_piece, 0).cummax(0).values + prompts - 1
@@ -199,6 +210,7 @@ def pack(batch: Batch, indices: Tensor) -> MicroBatch:
         rows,
         tokens[where],
         ragged_index(batch.response_lengths_B, indices),
+        batch.experts_T[taken] if len(batch.experts_T) else None,
     )
 
 

@@ -143,4 +143,14 @@ def to_batch(samples: Samples, advantages_B: Tensor, scored_B: Tensor) -> Batch:
         scored_B=scored_B.float(),
         rollout_logprobs_R=torch.tensor([x for r in samples.responses for x in r.logprobs], dtype=torch.float32),
         ref_logprobs_R=torch.empty(0),
+        experts_T=_chosen_experts(samples.responses),
     )
+
+
+def _chosen_experts(responses: list[Response]) -> Tensor:
+    """Returns `Batch.experts_T`: the engine has chosen no experts for the last token of a response."""
+    parts = [r.experts for r in responses if r.experts is not None]
+    if not parts:
+        return torch.empty(0, dtype=torch.int16)
+    last = torch.full_like(parts[0][:1], -1)
+    return torch.cat([part for chosen in parts for part in (chosen, last)])

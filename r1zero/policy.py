@@ -18,7 +18,7 @@ from torch import Tensor
 from r1zero.batch import Batch, LossSize, MicroBatch, MiniBatch, micro_batches, pack, spread
 from r1zero.config import Config
 from r1zero.logprobs import OutputLayer, TokenStats, token_stats
-from r1zero.model import build, packing
+from r1zero.model import build, packing, routing
 from r1zero.objective import SUMS, Inputs, objective
 
 SCALE_STEP = 32.0
@@ -135,7 +135,8 @@ class Policy:
         * `grad_norm`: the norm of the whole model's gradient before clipping, as the mean over the steps;
         * `lr`: the learning rate of all steps;
         * `skipped`: 1.0 on all ranks if the loss or the gradient of any step is not finite, otherwise 0.0. Such a step
-          does not change weights or moments.
+          does not change weights or moments;
+        * `replayed`, `replaced`: this rank's counts of routing.take_replays.
         """
         lr = self.optimizer.param_groups[0]["lr"]
         updates = []
@@ -151,9 +152,12 @@ class Policy:
         for name in ("gap", "gap_tokens"):
             sums[SUMS.index(name)] = sum(float(u.sums[SUMS.index(name)]) for u in gaps)
         grad_norm = sum(u.grad_norm for u in updates) / len(updates)
+        replayed, replaced = routing.take_replays(self.chunks[0])
         return {
             **dict(zip(SUMS, sums.tolist(), strict=True)),
             "computed_tokens": float(sum(u.computed_tokens for u in updates)),
+            "replayed": float(replayed),
+            "replaced": float(replaced),
             "gap_max": max(u.gap_max for u in gaps),
             "lr": lr,
             "grad_norm": grad_norm if isfinite(grad_norm) else inf,
@@ -265,7 +269,7 @@ class Policy:
         def forward(data: Iterator[MicroBatch], chunk: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             p = next(data)
             # Sequence parallelism divides the packed sequence evenly over the tensor-parallel ranks.
-            packed = packing.pack(p.lengths, self.tp_group.size(), self.device, p.shared)
+            packed = packing.pack(p.lengths, self.tp_group.size(), self.device, p.shared, p.experts)
             if ties is not None:
                 packed.ties_T = torch.zeros(len(packed.positions_T), dtype=torch.bool, device=self.device)
                 ties.append(packed.ties_T)

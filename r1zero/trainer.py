@@ -79,6 +79,7 @@ class Trainer:
             forbidden_ids=tokenizer.missing_ids(model_tokenizer, shape.vocab_size),
         )
         self.exchange = Exchange(layout, launch.rank, device)
+        self.chosen = shape.choices if cfg.train.routing_replay else None
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = ParityGate(cfg, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
@@ -186,7 +187,7 @@ class Trainer:
             mine = own_batch(cfg, samples, graded, chosen, advantages_B) if samples and graded else None
         with watch.phase("dispatch"):
             lengths = self.exchange.gather_lengths(mine, chosen.engine_B)
-            batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense)
+            batch = self.exchange.to_grid(mine, lengths, self.layout.train.dense, self.chosen)
         with watch.phase("resharding_to_train"):
             roles.to_training()
         with watch.phase("reference_model"):
@@ -282,7 +283,7 @@ class Trainer:
         if self.layout.reference is None:
             return self.roles.reference_logprobs(batch)
         grid = self.layout.reference.dense
-        theirs = self.exchange.to_grid(mine, lengths, grid)
+        theirs = self.exchange.to_grid(mine, lengths, grid, self.chosen)
         values = self.roles.reference_logprobs(theirs)
         return self.exchange.regrid(values, lengths, grid, self.layout.train.dense)
 

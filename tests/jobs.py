@@ -3,6 +3,7 @@ weights too."""
 
 import json
 import random
+import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -48,6 +49,28 @@ def make_base(folder: Path, family: str, seed: int = 0) -> Path:
     overrides = [f"input={folder}/problems.jsonl", f"tokenizer={folder}/base", f"output={folder}/data"]
     prepare.prepare(config.load("configs/data/quickstart.toml", overrides, prepare.DataConfig), lambda *_: None)
     return folder
+
+
+ROUTER, BIAS = (f"model.layers.1.mlp.gate.{name}" for name in ("weight", "e_score_correction_bias"))
+
+
+def make_ties(base: Path, folder: Path) -> Path:
+    """A copy of a DeepSeek-V3 in whose layer 1 the experts 2 and 3 have the same row of the router, so that all tokens
+    for which they compete are ties. Their bias makes these fewer."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, folder)
+    file = folder / "base" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[ROUTER][3] = tensors[ROUTER][2]
+    tensors[BIAS][2:4] -= 0.1
+    save_file(tensors, file, {"format": "pt"})
+    return folder
+
+
+def prefer_expert_2(bias: torch.Tensor) -> torch.Tensor:
+    """The correction bias with which an engine chooses expert 2 wherever it and expert 3 are equal."""
+    return bias.index_fill(0, torch.tensor(3), float(bias[3]) - 2e-7)
 
 
 def model_config(family: str, end: int):

@@ -24,16 +24,18 @@ def make(groups):
     """Samples whose tokens and logprobs tell where they come from."""
     rows = table(groups)
     columns = [torch.tensor([row[k] for row in rows]) for k in range(3)]
+    tokens = torch.tensor([t for i in range(len(rows)) for t in tokens_of(rows, i)])
     return Batch(
         ids_B=torch.arange(len(rows)),
         groups_B=columns[0],
         prompt_lengths_B=columns[1],
         response_lengths_B=columns[2],
-        tokens_T=torch.tensor([t for i in range(len(rows)) for t in tokens_of(rows, i)]),
+        tokens_T=tokens,
         advantages_B=torch.arange(len(rows)).float(),
         scored_B=torch.ones(len(rows)),
         rollout_logprobs_R=torch.tensor([float(t) for i, (*_, r) in enumerate(rows) for t in response_of(i, r)]),
         ref_logprobs_R=torch.empty(0),
+        experts_T=tokens[:, None, None].expand(-1, 2, 1).to(torch.int16),
     )
 
 
@@ -64,6 +66,7 @@ def test_a_pack_holds_a_prompt_once_for_neighbours_and_predicts_each_response_to
     assert len(p.tokens) == sum(p.lengths) > 0 and len(p.lengths) == len(p.shared) == max(1, len(chosen))
     assert p.targets.tolist() == [t for i in chosen for t in response_of(i, rows[i][2])]
     assert batch.rollout_logprobs_R[p.response_index].tolist() == [float(t) for t in p.targets]
+    assert p.experts is None if not chosen else torch.equal(p.experts[:, 1, 0], p.tokens.to(torch.int16))
     before = [t for i in chosen for t in tokens_of(rows, i)[rows[i][1] - 1 : -1]]
     assert p.tokens[p.rows].tolist() == before
     # Each sequence, with the tokens that it continues, is the sample alone.
@@ -84,6 +87,7 @@ def test_select_takes_whole_samples_in_the_given_order(groups, random):
     got = make(groups).select(torch.tensor(chosen))
     assert got.tokens_T.tolist() == [t for i in chosen for t in tokens_of(rows, i)]
     assert got.rollout_logprobs_R.tolist() == [float(t) for i in chosen for t in response_of(i, rows[i][2])]
+    assert torch.equal(got.experts_T[:, 1, 0], got.tokens_T.to(torch.int16))
     assert got.groups_B.tolist() == [rows[i][0] for i in chosen]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.config import Config, Grpo, Reward
+from r1zero.config import Config, Grpo, Reward, Train
 from r1zero.data.prepare import DataConfig
 from r1zero.evaluation import figures
 from r1zero.observability import step_metrics
@@ -132,7 +132,9 @@ def test_the_keys_beside_those_of_another_trainer_exist(document: str, trainer: 
 def metric_names() -> frozenset[str]:
     """Every metric that a run can have, from the functions that compute them and the phases that are timed."""
     cfg = Config(
-        reward=Reward(rules=dict.fromkeys(RULES, 1.0)), grpo=Grpo(dynamic_sampling=True, rollout_correction="truncate")
+        reward=Reward(rules=dict.fromkeys(RULES, 1.0)),
+        grpo=Grpo(dynamic_sampling=True, rollout_correction="truncate"),
+        train=Train(routing_replay=True),
     )
     reducer = MetricReducer()
     step_metrics.add_samples(reducer, cfg, None, None, datasets=("NAME",))

@@ -6,7 +6,7 @@ sample goes directly from one rank that holds it to every rank that needs it, in
 everything.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -120,8 +120,13 @@ class Exchange:
         sizes = sample_sizes(lengths.groups_B, lengths.prompt_lengths_B, lengths.response_lengths_B)
         return balance(sizes, grid.size("dp"))
 
-    def to_grid(self, mine: Batch | None, lengths: BatchLengths, grid: Grid) -> Batch | None:
-        """Returns this rank's shard over `grid`, or None on a rank outside it. Collective over the world."""
+    def to_grid(
+        self, mine: Batch | None, lengths: BatchLengths, grid: Grid, chosen: tuple[int, int] | None = None
+    ) -> Batch | None:
+        """Returns this rank's shard over `grid`, or None on a rank outside it. Collective over the world.
+
+        chosen: the layers with experts and the experts per token of `experts_T`, if the samples have it.
+        """
         engines = self.layout.rollout.groups("tp")
         holders = [engines[engine] for engine in lengths.engine_B.tolist()]
         wanted = self._wanted(self.shards(lengths, grid), grid)
@@ -129,12 +134,18 @@ class Exchange:
         have = [] if mine is None else mine.ids_B.tolist()
         ids, tokens_T = self._route(None if mine is None else mine.tokens_T, have, tokens, holders, wanted)
         rows = None if mine is None else _FloatRows(mine.response_lengths_B).join(mine)
-        _, flat = self._route(rows, have, lengths.response_lengths_B + 2, holders, wanted, torch.float32)
+        _, flat = self._route(rows, have, lengths.response_lengths_B + 2, holders, wanted, torch.empty(0))
+        experts_T = None
+        if chosen:
+            rows = None if mine is None else _as_int32(mine.experts_T)
+            width = (chosen[0] * chosen[1] + 1) // 2
+            _, found = self._route(rows, have, tokens, holders, wanted, torch.empty(0, width, dtype=torch.int32))
+            experts_T = _from_int32(found, chosen)
         if self.rank not in grid:
             return None
         responses_B = lengths.response_lengths_B[ids]
         advantages_B, scored_B, logprobs_R = _FloatRows(responses_B).split(flat)
-        return Batch(
+        batch = Batch(
             ids_B=ids,
             groups_B=lengths.groups_B[ids],
             prompt_lengths_B=lengths.prompt_lengths_B[ids],
@@ -145,6 +156,7 @@ class Exchange:
             rollout_logprobs_R=logprobs_R,
             ref_logprobs_R=torch.empty(0),
         )
+        return batch if experts_T is None else replace(batch, experts_T=experts_T)
 
     def regrid(self, values_R: Tensor | None, lengths: BatchLengths, source: Grid, target: Grid) -> Tensor | None:
         """Move values of response tokens from the shards of `source`, where the last pipeline stage holds them, to the
@@ -163,7 +175,7 @@ class Exchange:
             lengths.response_lengths_B,
             holders,
             self._wanted(self.shards(lengths, target), target),
-            torch.float32,
+            torch.empty(0),
         )
         return values if self.rank in target else None
 
@@ -177,14 +189,16 @@ class Exchange:
         lengths_B: Tensor,
         holders: list[tuple[int, ...]],
         wanted: list[list[int]],
-        dtype: torch.dtype = torch.int64,
+        like: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run one ragged all-to-all.
 
         flat: this rank's rows, in the order of `have`. holders[i]: the ranks that hold sample i; they take turns in
-        sending it. wanted[r]: the samples that rank r receives. Returns (ids, flat) of what this rank receives, with
-        ascending ids.
+        sending it. wanted[r]: the samples that rank r receives. like: an empty tensor with the type and the width of
+        the rows; the default is int64 without a width. Returns (ids, flat) of what this rank receives, with ascending
+        ids.
         """
+        like = torch.empty(0, dtype=torch.int64) if like is None else like
 
         def sender(i: int, taker: int) -> int:
             return taker if taker in holders[i] else holders[i][taker % len(holders[i])]
@@ -199,16 +213,27 @@ class Exchange:
         order = torch.tensor([i for ids in came for i in ids], dtype=torch.long)
         mine_lengths = lengths_B[torch.tensor(have, dtype=torch.long)]
         leaving = torch.tensor([row for rows in sent for row in rows], dtype=torch.long)
-        out = torch.empty(0, dtype=dtype) if flat is None else flat[ragged_index(mine_lengths, leaving)]
-        into = torch.empty(int(lengths_B[order].sum()), dtype=dtype, device=self.device)
+        out = like if flat is None else flat[ragged_index(mine_lengths, leaving)]
+        into = like.new_empty((int(lengths_B[order].sum()), *like.shape[1:]), device=self.device)
         dist.all_to_all_single(
             into,
-            out.to(self.device, dtype),
+            out.to(into),
             [int(lengths_B[ids].sum()) for ids in came],
             [int(mine_lengths[rows].sum()) for rows in sent],
         )
         ids, ranking = order.sort()
         return ids, into.cpu()[ragged_index(lengths_B[order], ranking)]
+
+
+def _as_int32(experts_TLK: Tensor) -> Tensor:
+    """Returns (T, L, K) int16 as (T, width) int32, which every backend can send: two numbers in each."""
+    flat = experts_TLK.flatten(1)
+    return torch.nn.functional.pad(flat, (0, flat.shape[1] % 2)).contiguous().view(torch.int32)
+
+
+def _from_int32(rows: Tensor, chosen: tuple[int, int]) -> Tensor:
+    """Undo `_as_int32`. chosen: L and K."""
+    return rows.view(torch.int16)[:, : chosen[0] * chosen[1]].unflatten(1, chosen)
 
 
 class _FloatRows:

@@ -120,7 +120,7 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
     )
     model.to(device.torch_device(cfg.run.device))
     use_packed_rotary(model, shape.llama3_rope)
-    follow_micro_batches(model)
+    follow_micro_batches(model, shape)
     _mark_what_is_cut(model, shape, grids)
     if cfg.run.device == "cpu":
         cpu_megatron.look_like_cuda(model)

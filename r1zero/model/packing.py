@@ -51,15 +51,17 @@ class PackedSequences(PackedSeqParams):
     positions_T: Tensor = field(kw_only=True)
     frequencies: Tensor | None = None
     """(T, 1, 1, D), set by the first layer that needs it."""
+    experts_TLK: Tensor | None = None
+    """int16: the experts to use for each token in each of the model's L layers with experts, or -1 where the router is
+    to choose; None if it is to choose for all tokens."""
     ties_T: Tensor | None = None
     """bool: the tokens for which rounding may have chosen an expert in a layer of this stage, on this tensor rank. The
     routers mark them if it is set."""
 
-    def mark_ties(self, ties_T: Tensor) -> None:
-        """Mark tokens in `ties_T`. With sequence parallelism these are the tokens of this tensor rank."""
-        assert self.ties_T is not None
-        rank = get_tensor_model_parallel_rank() if len(ties_T) < len(self.ties_T) else 0
-        self.ties_T[rank * len(ties_T) :][: len(ties_T)] |= ties_T
+    def own_rows(self, count: int) -> slice:
+        """Returns the `count` rows of this tensor rank: all, or with sequence parallelism a part."""
+        first = get_tensor_model_parallel_rank() * count if count < len(self.positions_T) else 0
+        return slice(first, first + count)
 
     @cached_property
     def attended(self) -> list[int]:
@@ -139,10 +141,17 @@ class Slots(NamedTuple):
     """The slots that repeat a shared token; None if there are none."""
 
 
-def pack(lengths: list[int], multiple: int, device: torch.device, shared: Sequence[int] = ()) -> PackedSequences:
+def pack(
+    lengths: list[int],
+    multiple: int,
+    device: torch.device,
+    shared: Sequence[int] = (),
+    experts_TLK: Tensor | None = None,
+) -> PackedSequences:
     """Describe sequences of `lengths`, padded at the end to a multiple of `multiple`, the tensor-parallel degree.
 
-    shared: number of tokens that each sequence continues; the default is none. The padding lengthens the last sequence,
+    shared: number of tokens that each sequence continues; the default is none. experts_TLK: the experts to use for the
+    tokens before the padding, for which the routers choose. The padding lengthens the last sequence,
     whose own tokens do not see it because attention is causal. As a sequence of its own it would cost as much attention
     as the longest one.
     """
@@ -152,6 +161,9 @@ def pack(lengths: list[int], multiple: int, device: torch.device, shared: Sequen
     starts, seen = (torch.cat([torch.zeros(1, dtype=torch.long), n.cumsum(0)]) for n in (sizes, sizes + continued))
     positions = torch.arange(int(starts[-1])) - (starts[:-1] - continued).repeat_interleave(sizes)
     whole = torch.tensor([0, int(starts[-1])], dtype=torch.int32)
+    if experts_TLK is not None:
+        padding = (0, 0, 0, 0, 0, len(positions) - len(experts_TLK))
+        experts_TLK = torch.nn.functional.pad(experts_TLK, padding, value=-1).to(device)
     return PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=starts.to(device=device, dtype=torch.int32),
@@ -163,6 +175,7 @@ def pack(lengths: list[int], multiple: int, device: torch.device, shared: Sequen
         lengths=every,
         shared=before,
         positions_T=positions.to(device),
+        experts_TLK=experts_TLK,
     )
 
 

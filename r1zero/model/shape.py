@@ -91,6 +91,12 @@ class Shape:
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
     @property
+    def choices(self) -> tuple[int, int]:
+        """Number of layers with experts, and of experts that each of them chooses for a token."""
+        moe = self.require_moe()
+        return self.layers - moe.first_dense_layers, moe.topk
+
+    @property
     def positions(self) -> int:
         """Length in tokens of the longest sequence for which the engine has rotary positions."""
         stretched = self.yarn.factor * self.yarn.original_max_positions if self.yarn else self.max_positions

@@ -92,7 +92,8 @@ def add_update(reducer: MetricReducer, update: dict[str, float]) -> None:
     """Add the result of Policy.update. A rank that does not train passes an empty dict."""
     for name in SUMS:
         reducer.add(f"actor/{name}", update.get(name, 0.0))
-    reducer.add("computed_tokens", update.get("computed_tokens", 0.0))
+    for name in ("computed_tokens", "replayed", "replaced"):
+        reducer.add(name, update.get(name, 0.0))
     for name in ("gap_max", "grad_norm", "lr", "skipped"):
         reducer.peak(name, update.get(name, 0.0))
 
@@ -138,6 +139,7 @@ def step_metrics(cfg: Config, sums: dict[str, float], peaks: dict[str, float], l
         "rollout_gap/mean": sums["actor/gap"] / max(sums["actor/gap_tokens"], 1.0),
         "rollout_gap/max": peaks["gap_max"],
         **_correction(cfg, sums, tokens),
+        **_routing(cfg, sums),
     }
 
 
@@ -173,6 +175,13 @@ def _correction(cfg: Config, sums: dict[str, float], tokens: float) -> dict[str,
         "rollout_correction/touched": sums["actor/corrected"] / tokens,
         "rollout_correction/effective_sample_size": sums["actor/weight"] ** 2 / (tokens * squares) if squares else 0.0,
     }
+
+
+def _routing(cfg: Config, sums: dict[str, float]) -> dict[str, float]:
+    """Returns the share of the engine's choices of experts, one for each token and layer, that replaced another."""
+    return (
+        {"routing_replay/replaced": sums["replaced"] / max(sums["replayed"], 1.0)} if cfg.train.routing_replay else {}
+    )
 
 
 def speeds(sums: dict[str, float], timings: dict[str, float], ranks: int) -> dict[str, float]:

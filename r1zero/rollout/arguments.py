@@ -64,9 +64,17 @@ def schedules_ahead(cfg: Config) -> bool:
 
     The number of tokens that a request has sampled, which the draw depends on, is known then as well. Engines that
     share experts are excluded: they have to run their forward passes together, and with steps in a queue one of them
-    may run a step more than the others.
+    may run a step more than the others. With train.routing_replay the choice of experts is read after each step, before
+    the next one overwrites it.
     """
-    return cfg.run.device in ASYNCHRONOUS and cfg.layout.rollout.data_parallel_size == 1
+    alone = cfg.layout.rollout.data_parallel_size == 1
+    return cfg.run.device in ASYNCHRONOUS and alone and not cfg.train.routing_replay
+
+
+def records_graphs(cfg: Config) -> bool:
+    """Returns whether decoding steps may be recorded. With train.routing_replay they are not, because the routers begin
+    to report their choices after vLLM has recorded."""
+    return cfg.rollout.graph and not cfg.train.routing_replay
 
 
 def graph_arguments(max_num_seqs: int, mode: int) -> dict[str, Any]:

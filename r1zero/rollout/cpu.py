@@ -16,6 +16,8 @@ from r1zero.rollout.loader_trace import Named
 
 ARGUMENTS: dict[str, Any] = {}
 """Arguments that vLLM needs on this device."""
+RETURN_EXPERTS: dict[str, Any] = {}
+"""Arguments with which vLLM itself returns the experts of each token; empty: rollout/routing.py does it."""
 
 
 def _pack_experts_again(setup_kernel: Callable) -> Callable:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from r1zero.rollout.loader_trace import Named
 
 ARGUMENTS: dict[str, Any] = {"enable_sleep_mode": True}
+RETURN_EXPERTS: dict[str, Any] = {}
+"""Arguments with which vLLM itself returns the experts of each token; empty: rollout/routing.py does it."""
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 """Matches the Hugging Face name of a routed expert's tensor."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ from r1zero.batch import Prompt, Response
 from r1zero.distributed import device
 from r1zero.distributed.layout import Layout
 from r1zero.model import overrides
+from r1zero.model.families import read_shape
 from r1zero.patches import patched
-from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, npu
-from r1zero.rollout.arguments import engine_arguments, graph_arguments
+from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, npu, routing
+from r1zero.rollout.arguments import engine_arguments, graph_arguments, records_graphs
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
 ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
@@ -64,7 +66,7 @@ class Engine:
         arguments = (
             engine_arguments(cfg, model_config) | self._adapter.ARGUMENTS | self._adapter.arguments(model_config)
         )
-        mode = self._adapter.graph_mode() if cfg.rollout.graph else None
+        mode = self._adapter.graph_mode() if records_graphs(cfg) else None
         if mode is not None:
             arguments |= graph_arguments(cfg.rollout.max_num_seqs, mode)
         if cfg.model.overrides:
@@ -78,6 +80,11 @@ class Engine:
             from vllm.sampling_params import RequestOutputKind
 
         engine_options.check_known(cfg.rollout.engine, (option.name for option in fields(EngineArgs)))
+        table = None
+        if cfg.train.routing_replay:
+            self._dense_layers = read_shape(cfg.model.path, cfg.model.overrides).require_moe().first_dense_layers
+            table = None if self._adapter.RETURN_EXPERTS else routing.RouteTable()
+            arguments |= {"scheduler_cls": routing.as_scheduler(table)} if table else self._adapter.RETURN_EXPERTS
         arguments |= {"logits_processors": [draw.as_logits_processor()]} | cfg.rollout.engine
         self._stack.enter_context(self._adapter.while_alive())
         with (
@@ -88,6 +95,8 @@ class Engine:
             patched({"vllm latent norms": _set_latent_epsilon_after}),
         ):
             self._llm = LLM(**arguments)
+        if table:
+            table.bind(self._llm)
         self._llm.apply_model(lambda model: _return_logprobs(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
             temperature=0.0,  # greedy; `Draw` leaves a request with a seed only the drawn token
@@ -123,18 +132,18 @@ class Engine:
             rollout.max_response_tokens,
             lambda p, sample: request_seed(run_seed, iteration, first_position + p, sample),
         )
-        return self._sample(prompts, sampling, on_finished)
+        return self._sample(prompts, sampling, on_finished, self._cfg.train.routing_replay)
 
     def evaluate(
         self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None]
     ) -> list[Response]:
         """Like `generate`, but with the given sampling parameters, and without effect on later calls."""
-        responses = self._sample(prompts, sampling, on_finished)
+        responses = self._sample(prompts, sampling, on_finished, with_experts=False)
         self._drop_prefixes()
         return responses
 
     def _sample(
-        self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None]
+        self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None], with_experts: bool
     ) -> list[Response]:
         # The model's logits are already divided by the rollout's temperature.
         temperature = sampling.temperature / self._cfg.rollout.temperature
@@ -150,7 +159,7 @@ class Engine:
                 )
         responses = {}
         for output in self._outputs():
-            response = _response(output)
+            response = self._response(output, with_experts)
             responses[response.prompt, response.sample] = response
             on_finished(response)
         return [responses[p, sample] for p in range(len(prompts)) for sample in range(sampling.samples)]
@@ -190,7 +199,7 @@ class Engine:
                 logprobs=0,
                 max_tokens=tokens,
             )
-        responses = sorted(map(_response, self._outputs()), key=lambda response: response.prompt)
+        responses = sorted(map(self._response, self._outputs()), key=lambda response: response.prompt)
         self._drop_prefixes()  # so that later calls are not affected
         return responses
 
@@ -262,6 +271,16 @@ class Engine:
             while engine.engine_core.engine_core.batch_queue:
                 engine.step()
 
+    def _response(self, output: Any, with_experts: bool = False) -> Response:
+        prompt, sample = map(int, output.request_id.split("-"))
+        (sampled,) = output.outputs
+        token_ids = list(sampled.token_ids)
+        logprobs = [of_token[token].logprob for token, of_token in zip(token_ids, sampled.logprobs, strict=True)]
+        experts = None
+        if with_experts:
+            experts = torch.from_numpy(sampled.routed_experts[:, self._dense_layers :].astype(np.int16))
+        return Response(prompt, sample, token_ids, logprobs, sampled.finish_reason, experts)
+
 
 def request_seed(*key: int | str) -> int:
     """Returns the 63-bit seed of one response, which does not depend on its engine or on other requests.
@@ -271,14 +290,6 @@ def request_seed(*key: int | str) -> int:
     """
     digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _response(output: Any) -> Response:
-    prompt, sample = map(int, output.request_id.split("-"))
-    (sampled,) = output.outputs
-    token_ids = list(sampled.token_ids)
-    logprobs = [of_token[token].logprob for token, of_token in zip(token_ids, sampled.logprobs, strict=True)]
-    return Response(prompt, sample, token_ids, logprobs, sampled.finish_reason)
 
 
 def _return_logprobs(model: Any, temperature: float, forbidden_ids: list[int]) -> None:

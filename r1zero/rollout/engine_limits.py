@@ -41,6 +41,8 @@ def check(cfg: Config, shape: Shape, layout: Layout) -> None:
     """Raises UserError if the engine would reject the model or fail with it."""
     engine_options.check(cfg.rollout.engine)
     file = cfg.model.shape or f"{cfg.model.path}/config.json"
+    if cfg.train.routing_replay and shape.moe is None:
+        raise UserError(f"train.routing_replay = true, but the model has no experts ({file}); set it to false")
     # vLLM requires room for one token more than the longest prompt and response.
     tokens = cfg.rollout.max_prompt_tokens + cfg.longest_response + 1
     if tokens > shape.positions:

@@ -66,6 +66,9 @@ REFUSED: dict[str, str] = {
     "enable_expert_parallel": _OWN_KEY.format("layout.rollout.enable_expert_parallel"),
     "max_num_seqs": _OWN_KEY.format("rollout.max_num_seqs"),
     "max_num_batched_tokens": _OWN_KEY.format("rollout.max_num_batched_tokens"),
+    **dict.fromkeys(
+        ("enable_return_routed_experts", "aux_output_config", "scheduler_cls"), _OWN_KEY.format("train.routing_replay")
+    ),
     "kv_cache_memory_bytes": _OWN_KEY.format("rollout.kv_cache_gib"),
 }
 

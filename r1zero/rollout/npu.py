@@ -32,6 +32,9 @@ ARGUMENTS: dict[str, Any] = {
 }
 NOT_RECORDED = {"TASK_QUEUE_ENABLE": "2", "ASCEND_LAUNCH_BLOCKING": "1"}
 """Variables with values in which torch_npu or vllm-ascend refuses to record a graph."""
+RETURN_EXPERTS: dict[str, Any] = {"enable_return_routed_experts": True}
+"""Arguments with which vLLM itself returns the experts of each token (model_runner_v1.py and ops/fused_moe of
+vllm-ascend, core/sched/scheduler.py of vLLM 0.23)."""
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:

@@ -27,21 +27,25 @@ LAYOUTS = {
 }
 
 
+CHOSEN = (1, 3)
+"""Layers with experts, and experts per token: an odd number of int16."""
+
+
 def samples(ids):
     """Sample i, made anywhere, is the same."""
     prompts, responses = [3 + i // 2 % 4 for i in ids], [1 + (7 * i) % 5 for i in ids]
+    tokens = [1000 * i + t for i, p, r in zip(ids, prompts, responses, strict=True) for t in range(p + r)]
     return Batch(
         ids_B=torch.tensor(ids),
         groups_B=torch.tensor([i // 2 for i in ids]),
         prompt_lengths_B=torch.tensor(prompts),
         response_lengths_B=torch.tensor(responses),
-        tokens_T=torch.tensor(
-            [1000 * i + t for i, p, r in zip(ids, prompts, responses, strict=True) for t in range(p + r)]
-        ),
+        tokens_T=torch.tensor(tokens),
         advantages_B=torch.tensor([float(i) for i in ids]),
         scored_B=torch.tensor([float(i % 3 > 0) for i in ids]),
         rollout_logprobs_R=torch.tensor([i + t / 10 for i, r in zip(ids, responses, strict=True) for t in range(r)]),
         ref_logprobs_R=torch.empty(0),
+        experts_T=(torch.tensor(tokens)[:, None, None] % 400 + torch.arange(-1, CHOSEN[1] - 1)).to(torch.int16),
     )
 
 
@@ -53,9 +57,9 @@ def send_everything(rank, cfg):
         first = grids.engine_of(rank) * share
         mine = samples(list(range(first, first + share)))
     lengths = exchange.gather_lengths(mine, exchange.shares(SAMPLES))
-    batch = exchange.to_grid(mine, lengths, grids.train.dense)
+    batch = exchange.to_grid(mine, lengths, grids.train.dense, CHOSEN)
     if grids.reference:
-        theirs = exchange.to_grid(mine, lengths, grids.reference.dense)
+        theirs = exchange.to_grid(mine, lengths, grids.reference.dense, CHOSEN)
         doubled = theirs.rollout_logprobs_R * 2 if theirs else None
         came = exchange.regrid(doubled, lengths, grids.reference.dense, grids.train.dense)
         assert (came is None) == (batch is None)

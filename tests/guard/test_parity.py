@@ -2,11 +2,9 @@
 name."""
 
 import dataclasses
-import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from r1zero import config
 from r1zero.batch import Prompt
@@ -244,24 +242,12 @@ def test_in_bf16_rounding_passes_and_a_transposed_tensor_does_not(ranks, bases):
 
 
 @pytest.fixture(scope="module")
-def twins(bases, tmp_path_factory):
-    """A DeepSeek-V3 in whose layer 1 the experts 2 and 3 have the same row of the router, so that all tokens for which
-    they compete are ties. Their bias makes these fewer."""
-    folder = shutil.copytree(bases["deepseek_v3"], tmp_path_factory.mktemp("twins") / "model")
-    file = folder / "base" / "model.safetensors"
-    tensors = load_file(file)
-    tensors[ROUTER][3] = tensors[ROUTER][2]
-    tensors[BIAS][2:4] -= 0.1
-    save_file(tensors, file, {"format": "pt"})
-    return folder
-
-
-ROUTER, BIAS = L1 + "mlp.gate.weight", L1 + "mlp.gate.e_score_correction_bias"
+def tied(bases, tmp_path_factory):
+    return jobs.make_ties(bases["deepseek_v3"], tmp_path_factory.mktemp("tied") / "model")
 
 
 def nudged(tensor, before):
-    """The correction bias with which an engine prefers expert 2 to expert 3 wherever they are equal."""
-    return tensor.index_fill(0, torch.tensor(3), float(tensor[3]) - 2e-7)
+    return jobs.prefer_expert_2(tensor)
 
 
 def outdated(tensor, before):
@@ -269,21 +255,21 @@ def outdated(tensor, before):
     return tensor - 3e-3
 
 
-def test_ties_between_experts_pass_and_errors_beside_them_stop_the_run(ranks, twins):
+def test_ties_between_experts_pass_and_errors_beside_them_stop_the_run(ranks, tied):
     """An engine that chooses otherwise at each tie: its logprobs of most tokens differ, and nothing is wrong with it.
 
     The trainer does not learn, so that the two experts remain equal for the router.
     """
     faults = [
-        (BIAS, nudged, 0),
+        (jobs.BIAS, nudged, 0),
         (L1 + "mlp.experts.5.up_proj.weight", scaled, 0),
         (L1 + "mlp.experts.1.gate_proj.weight", outdated, 0),
         (L2 + "self_attn.kv_b_proj.weight", corrupted, 0),
     ]
-    cfg = job(twins, optimizer=dict(lr=0.0))
-    ((said, *_),) = ranks.run(outcomes, cfg, faults, (), {BIAS: nudged}, size=1)
-    tied, *stopped, healthy = said
-    assert tied["parity/max"] < 1e-5 and 0.3 < tied["parity/tied"] < 0.9, said
+    cfg = job(tied, optimizer=dict(lr=0.0))
+    ((said, *_),) = ranks.run(outcomes, cfg, faults, (), {jobs.BIAS: nudged}, size=1)
+    passed, *stopped, healthy = said
+    assert passed["parity/max"] < 1e-5 and 0.3 < passed["parity/tied"] < 0.9, said
     assert healthy["parity/max"] < 1e-5
     for one, (name, *_) in zip(stopped, faults[1:], strict=True):
         assert f"{name} (by " in one, one

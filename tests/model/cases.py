@@ -80,21 +80,28 @@ def build_on(
     return Built(grids, shape, chunks, optimizer, scheduler, cfg, hosts)
 
 
-def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only: bool = False) -> list[torch.Tensor]:
+def schedule(
+    built: Built,
+    samples: list[torch.Tensor],
+    packs: int,
+    forward_only: bool = False,
+    experts: list[torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
     """Run megatron's schedule over this rank's samples in `packs` micro-batches. Returns the last stage's logits (T, V
-    / tp)."""
+    / tp). experts: of each sample, in place of the routers' own."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from r1zero.model import build, packing
 
     targets = sum(LENGTHS) - len(LENGTHS)
     groups = [samples[i::packs] for i in range(packs)]
+    chosen = [torch.cat(experts[i::packs]) if experts else None for i in range(packs)]
     kept = []
 
     def step(data: Any, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-        group = next(data)
+        group, given = next(data)
         lengths = [len(s) for s in group]
-        packed = packing.pack(lengths, built.grids.dense.size("tp"), CPU)
+        packed = packing.pack(lengths, built.grids.dense.size("tp"), CPU, experts_TLK=given)
         tokens = torch.cat(group)
         hidden = build.forward(chunk, tokens, packed)
 
@@ -109,7 +116,7 @@ def schedule(built: Built, samples: list[torch.Tensor], packs: int, forward_only
 
     get_forward_backward_func()(
         forward_step_func=step,
-        data_iterator=iter(groups),
+        data_iterator=zip(groups, chosen, strict=True),
         model=built.chunks,
         num_microbatches=packs,
         seq_length=1,
@@ -152,17 +159,24 @@ def gathered(built: Built, oracle: Oracle, what: Callable[[Any], torch.Tensor]) 
 
 
 def parity(
-    rank: int, oracle: Oracle, place: config.MegatronGrid, packs: int = 1, recompute: str = "none"
+    rank: int,
+    oracle: Oracle,
+    place: config.MegatronGrid,
+    packs: int = 1,
+    recompute: str = "none",
+    experts: torch.Tensor | None = None,
 ) -> dict[str, Any] | None:
     """Against transformers: the largest logit error and its scale, for each HF name the gradient's error relative to
-    its norm; and the norm of the whole gradient that megatron clips by."""
+    its norm; and the norm of the whole gradient that megatron clips by. experts: those of all tokens, for the oracle
+    that was computed with them."""
     built = build_on(oracle, place, recompute=recompute)
     if built is None:
         return None
     numbers, samples = my_samples(built, oracle)
     for chunk in built.chunks:
         chunk.zero_grad_buffer()
-    kept = schedule(built, samples, packs)
+    pieces = None if experts is None else experts.split(LENGTHS)
+    kept = schedule(built, samples, packs, experts=[pieces[n] for n in numbers] if pieces else None)
     gradients = gathered(built, oracle, lambda parameter: parameter.main_grad)
     expected = oracle.gradients()
     errors = {name: float((gradients[name] - g).norm() / g.norm().clamp_min(1e-12)) for name, g in expected.items()}

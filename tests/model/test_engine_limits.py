@@ -89,3 +89,12 @@ def test_the_kernel_of_the_npu_chooses_groups_as_deepseek_v3_does(tmp_path, rout
 
 def test_the_kernels_of_the_cpu_bind_no_other_device(tmp_path):
     check(tmp_path, dict(LATENT, kv_lora_rank=128, hidden_size=48), device="npu")
+
+
+def test_a_model_without_experts_has_no_routing_to_replay(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    cfg = config.Config(
+        model=config.Model(path=str(tmp_path)), rollout=ROLLOUT, train=config.Train(routing_replay=True)
+    )
+    with pytest.raises(UserError, match=r"train.routing_replay = true, but the model has no experts \(.*config.json\)"):
+        engine_limits.check(cfg, read_shape(tmp_path), layout.carve(cfg.layout, 1))

@@ -8,6 +8,11 @@ tests/model/test_parity.py and tests/model/test_config_fields.py compare it with
 import pytest
 import torch
 
+from tests.model import cases
+from tests.model.test_parity import EXPERT_LAYOUTS, LAYOUTS
+from tests.oracles import transformers_model
+from tests.oracles.transformers_model import LENGTHS
+
 
 def route_twice(rank, score_function, best, topk):
     """(probabilities, map) of megatron-core's router function, with its own choice of experts and with ours."""
@@ -60,12 +65,44 @@ def marked(rank):
     )
     found = []
     for groups, topk_groups, topk in ((2, 1, 1), (None, None, 1), (None, None, 2), (None, None, 3), (None, None, 4)):
-        choice, ties = ExpertChoice(2), []
-        choice.packed = SimpleNamespace(ties_T=scores_TX, mark_ties=ties.append)
+        choice, ties_T = ExpertChoice(2), torch.zeros(len(scores_TX), dtype=torch.bool)
+        choice.packed = SimpleNamespace(ties_T=ties_T, experts_TLK=None, own_rows=slice)
         choice.get_replay_topk(scores_TX, topk, groups, topk_groups, None)
-        found.append(ties[0].nonzero()[:, 0].tolist())
+        found.append(ties_T.nonzero()[:, 0].tolist())
     return found
 
 
 def test_a_choice_between_almost_equal_scores_is_a_tie(ranks):
     assert ranks.run(marked, size=1) == [[[1, 3], [1, 3], [5], [3, 4, 5], []]]
+
+
+@pytest.mark.parametrize(
+    "name, layout, packs, recompute",
+    [
+        ("deepseek", "one", 3, "none"),
+        ("deepseek", "tp2 ep2", 2, "full"),
+        ("deepseek", "pp2 ep2", 4, "full"),
+        ("qwen3_moe", "tp2 ep2", 2, "none"),
+        ("qwen3_moe_plain", "pp2 ep2", 2, "none"),
+        ("deepseek_v2", "one", 2, "full"),
+    ],
+)
+def test_replayed_experts_give_the_logits_and_gradients_of_transformers_with_them(
+    ranks, models, tmp_path, name, layout, packs, recompute
+):
+    """Random experts, from any groups, for nine tokens of ten."""
+    shape = transformers_model.MODELS[name][1]
+    layers = shape["num_hidden_layers"] - shape.get("first_k_dense_replace", 0)
+    make = torch.Generator().manual_seed(5)
+    random = torch.rand(sum(LENGTHS), layers, 8, generator=make)
+    experts = random.topk(shape["num_experts_per_tok"]).indices.to(torch.int16)
+    experts[torch.rand(sum(LENGTHS), generator=make) < 0.1] = -1
+    oracle = transformers_model.forced(models(name), tmp_path, experts)
+    size, place = {**LAYOUTS, **EXPERT_LAYOUTS}[layout]
+    results = [r for r in ranks.run(cases.parity, oracle, place, packs, recompute, experts, size=size) if r]
+    assert (oracle.logits() - models(name).logits()).abs().max() > 0.1 * oracle.logits().abs().max()
+    for result in results:
+        assert "logits" not in result or result["logits"] <= 1e-5 * result["scale"]
+        worst = max(result["gradients"], key=result["gradients"].get)
+        assert result["gradients"][worst] <= 1e-4, worst
+    assert any("logits" in result for result in results)

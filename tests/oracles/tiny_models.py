@@ -161,3 +161,21 @@ def distributions(
         logits[:, forbidden_ids] = -torch.inf
         of_each.append(logits.log_softmax(-1))
     return of_each
+
+
+@torch.no_grad()
+def chosen_experts(folder: str, sequences: list[list[int]]) -> list[Tensor]:
+    """The experts of each token in each layer that has them, (T, L, K) in ascending order, by transformers in fp32."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    found: list[Tensor] = []
+    for module in model.modules():
+        if hasattr(module, "gate") and hasattr(module, "experts"):
+            module.gate.register_forward_hook(lambda router, inputs, output: found.append(output[2]))
+    of_each = []
+    for tokens in sequences:
+        found.clear()
+        model(torch.tensor([tokens]))
+        of_each.append(torch.stack(found, 1).sort(-1).values)
+    return of_each

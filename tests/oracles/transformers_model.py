@@ -1,7 +1,9 @@
 """Tiny models of every family in Hugging Face's format, and what plain transformers computes with them in fp32."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -139,6 +141,40 @@ def make(name: str, folder: Path) -> Oracle:
     oracle = Oracle(folder)
     _compute(model, oracle)
     return oracle
+
+
+def forced(oracle: Oracle, folder: Path, experts: torch.Tensor) -> Oracle:
+    """The same model, computed with the given experts (T, layers with experts, experts per token) in place of the
+    router's own; -1: its own."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        oracle.folder, attn_implementation="eager", dtype=torch.float32
+    )
+    routers = [m.gate for m in model.modules() if hasattr(m, "gate") and hasattr(m, "experts")]
+    for layer, router in enumerate(routers):
+        router.register_forward_hook(_force(model.config, experts[:, layer].split(LENGTHS)))
+    for file in oracle.folder.glob("*.*"):
+        (folder / file.name).symlink_to(file)
+    _compute(model, Oracle(folder))
+    return Oracle(folder)
+
+
+def _force(config: Any, pieces: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """A hook on a router, which is called once for each sequence."""
+    turn = iter(pieces)
+
+    def hook(router: Any, inputs: Any, output: Any) -> Any:
+        logits, _, own = output
+        given = next(turn)
+        chosen = torch.where(given >= 0, given.long(), own)
+        scores = logits.sigmoid() if config.model_type == "deepseek_v3" else logits.softmax(-1)
+        weights = scores.gather(1, chosen)
+        if config.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return logits, weights * getattr(config, "routed_scaling_factor", 1.0), chosen
+
+    return hook
 
 
 def _compute(model: torch.nn.Module, oracle: Oracle) -> None:

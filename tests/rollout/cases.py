@@ -45,6 +45,7 @@ class Case:
     graph: bool = True
     without: tuple[str, ...] = ()
     """What is left out: see _leave_out."""
+    routing_replay: bool = False
 
     @property
     def cfg(self) -> config.Config:
@@ -61,6 +62,7 @@ class Case:
                 kv_cache_gib=self.kv_cache_gib,
                 graph=self.graph,
             ),
+            train=config.Train(routing_replay=self.routing_replay),
         )
 
 
@@ -77,6 +79,8 @@ class Answer:
     """What the engine changed in its process and on its host."""
     longest_step: int = 0
     """Largest number of tokens that a scheduler step had while generating."""
+    computed_tokens: int = 0
+    """Tokens of all these steps."""
     cached_tokens: int = 0
     """Prompt tokens of all requests that were found in the prefix cache."""
 
@@ -204,7 +208,7 @@ def _use(engine: Any, case: Case) -> Answer:
     responses = engine.generate(list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished)
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
-    given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {}, max(steps))
+    given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {}, max(steps), sum(steps))
     return replace(given, scores=engine.score(texts(case, given)))
 
 

@@ -77,6 +77,7 @@ ENGINE_ARGS = [
     "enable_prefix_caching",
     "enable_chunked_prefill",
     "enable_sleep_mode",
+    "enable_return_routed_experts",
     "async_scheduling",
     "seed",
     "logprobs_mode",
@@ -453,10 +454,10 @@ def test_every_argument_that_the_engine_collects_for_llm_is_in_the_tables() -> N
         ast.parse((ROOT / "r1zero" / "rollout" / name).read_text(encoding="utf-8"))
         for name in ("arguments.py", "npu.py")
     )
-    constant = wheels.find(npu, "ARGUMENTS").value
+    constant, experts = (wheels.find(npu, name).value for name in ("ARGUMENTS", "RETURN_EXPERTS"))
     functions = [wheels.find(engine, "engine_arguments"), wheels.find(npu, "arguments")]
     returned = [n.value for function in functions for n in ast.walk(function) if isinstance(n, ast.Return)]
-    names = {key.value for table in (constant, *returned) for key in table.keys}
+    names = {key.value for table in (constant, experts, *returned) for key in table.keys}
     assert len(names) > 15 and names <= set(ENGINE_ARGS), names - set(ENGINE_ARGS)
     assert "enable_sleep_mode" in names
     config = wheels.source(node(ASCEND, "vllm_ascend.ascend_config", "AscendConfig"))

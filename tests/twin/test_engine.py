@@ -111,6 +111,18 @@ def check(case: Case, lives: list[Life], tolerance: float = TOLERANCE) -> None:
         ] == []
 
 
+def check_experts(case: Case, lives: list[Life]) -> None:
+    """The experts that come with the responses are those of transformers, for all tokens but the last."""
+    engines = project.carve(case, len(lives)).engines
+    for rank, life in enumerate(lives):
+        mine = project.share(case, engines, rank * engines // len(lives))
+        for path, answer in zip(case.loads, life.answers, strict=True):
+            texts = project.texts(mine, answer)
+            for response, expected in zip(answer.responses, project.models.chosen_experts(path, texts), strict=True):
+                assert response.experts is not None
+                assert response.experts.long().sort(-1).values.tolist() == expected[:-1].tolist()
+
+
 @pytest.mark.parametrize(
     "family", [name if name in IN_FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
@@ -140,9 +152,12 @@ def test_what_sleeping_loses_is_found(
 @pytest.mark.parametrize("grid", GRIDS)
 def test_over_two_ranks(live: Callable[..., list[Life]], case: Callable[..., Case], grid: str) -> None:
     family, degrees = GRIDS[grid]
-    chosen = case(family, grid=degrees, max_num_seqs=8, max_num_batched_tokens=256)
+    experts = family == "DeepSeek-V3"
+    chosen = case(family, grid=degrees, max_num_seqs=8, max_num_batched_tokens=256, routing_replay=experts)
     lives = live(chosen, 2)
     check(chosen, lives)
+    if experts:
+        check_experts(chosen, lives)
     if degrees.enable_expert_parallel:
         assert [list(life.answers[0].owned_experts) for life in lives] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         assert all(life.calls.get(f"npu::{way}") for life in lives for way in WAYS)
@@ -194,6 +209,7 @@ def test_samples_of_one_prompt_all_see_the_whole_prompt(
         max_prompt_tokens=300,
         max_num_batched_tokens=1024,
         max_num_seqs=4,
+        routing_replay=family != "Qwen2",
     )
     chunked = replace(chosen, max_num_batched_tokens=100)
     (whole,), (parts,) = live(chosen), live(chunked)
@@ -203,6 +219,9 @@ def test_samples_of_one_prompt_all_see_the_whole_prompt(
         assert [r.token_ids for r in one.responses] == [r.token_ids for r in other.responses]
         # Of the three samples of a prompt the second and third find its whole blocks: one, and two.
         assert one.cached_tokens == other.cached_tokens == 128 * 2 * (1 + 2)
+    if chosen.routing_replay:
+        check_experts(chosen, [whole])
+        check_experts(chunked, [parts])
 
 
 @pytest.mark.slow

@@ -1,0 +1,49 @@
+"""The experts that an engine returns with its responses, against those that transformers chooses in fp32.
+
+python -m pytest tests/rollout/test_routing.py
+"""
+
+import pytest
+import torch
+
+from r1zero.config import VllmGrid
+from tests.oracles import tiny_models as models
+from tests.rollout import cases
+from tests.rollout.cases import Case, prompts
+
+LONG = [5, 9, 150, 20]
+"""Lengths of prompts, of which one is longer than a block of the prefix cache."""
+CASES = {
+    "Qwen3-MoE": ("qwen3_moe", 1, {}),
+    "DeepSeek-V3": ("experts", 1, {}),
+    "DeepSeek-V2": ("deepseek_v2", 1, {}),
+    # The responses need a second block, and there are 8 blocks for 12 requests.
+    "Qwen3-MoE, some requests are preempted": (
+        "qwen3_moe",
+        1,
+        dict(prompts=prompts([120, 121, 122, 123]), kv_cache_gib=0.0015, max_num_seqs=64),
+    ),
+    "experts cut by TP2": ("experts", 2, dict(grid=VllmGrid(tensor_parallel_size=2))),
+    "experts over TP2": ("experts", 2, dict(grid=VllmGrid(tensor_parallel_size=2, enable_expert_parallel=True))),
+    "experts over DP2": ("experts", 2, dict(grid=VllmGrid(data_parallel_size=2, enable_expert_parallel=True))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_experts_of_all_tokens_but_the_last_are_those_of_transformers(checkpoint, ranks, name):
+    kind, size, fields = CASES[name]
+    path = checkpoint(kind, 1)
+    fields = (
+        dict(prompts=prompts(LONG), group_size=3, max_prompt_tokens=160, max_num_seqs=2, routing_replay=True) | fields
+    )
+    case = Case(path, (path,), **fields)
+    engines = case.grid.data_parallel_size
+    for rank, answer in enumerate(ranks.run(cases.answer, case, size=size)):
+        texts = cases.texts(cases.share(case, engines, rank * engines // size), answer)
+        for response, text, expected in zip(answer.responses, texts, models.chosen_experts(path, texts), strict=True):
+            assert len(response.experts) == len(text) - 1
+            assert torch.equal(response.experts.long().sort(-1).values, expected[:-1])
+        assert bool(answer.preemptions) == ("preempted" in name)
+        if name == "Qwen3-MoE":  # vLLM has no prefix cache for latent attention on a CPU
+            # The third response to the long prompt begins with the cached blocks of the first.
+            assert answer.computed_tokens < sum(len(text) - 1 for text in texts)
