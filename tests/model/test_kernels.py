@@ -1,5 +1,5 @@
-"""What of model/kernels/cuda.py runs on a CPU: values and gradients against plain torch. The kernels of the NPU are
-tested in tests/twin/test_kernels.py.
+"""Values and gradients of model/kernels/cpu.py, and of what of cuda.py runs on a CPU, against plain torch.
+The kernels of the NPU are tested in tests/twin/test_kernels.py.
 
     python -m pytest tests/model/test_kernels.py
 """
@@ -23,6 +23,12 @@ ATTENTION = ("attention", "attention over shared prompts", "attention over many 
 @pytest.mark.parametrize("name", CUDA)
 def test_a_function_for_cuda_computes_what_plain_torch_does(name: str, dtype: torch.dtype) -> None:
     assert kernel_cases.compare(kernels_of("cuda"), name, "cpu", dtype).are_of_rounding(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["norm", "norm of heads", "swiglu", "swiglu of three axes", "rotary"])
+def test_a_backward_pass_of_our_own_is_that_of_autograd(name: str, dtype: torch.dtype) -> None:
+    assert kernel_cases.compare(kernels_of("cpu"), name, "cpu", dtype).are_of_rounding(dtype)
 
 
 def test_the_log_names_the_module_of_each_function() -> None:

@@ -1,5 +1,5 @@
-"""What the model's layers ask of a device. The functions of kernels/cpu.py are the reference: those of the other
-devices are tested against them.
+"""What the model's layers ask of a device. All devices' functions are tested against plain torch, with autograd's own
+derivatives (tests/model/kernel_cases.py).
 
 Shapes: T tokens of packed sequences, h query heads, g key and value heads, d width of a query, e width of a value;
 R rows, one for each token and each of its experts, sorted by expert; X experts of a rank.
