@@ -101,6 +101,7 @@ class Engine:
         self._sampling = lambda **fields: SamplingParams(
             temperature=0.0,  # greedy; `Draw` leaves a request with a seed only the drawn token
             detokenize=False,
+            flat_logprobs=True,  # lists of numbers instead of an object for each token
             ignore_eos=True,
             skip_clone=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -274,8 +275,8 @@ class Engine:
     def _response(self, output: Any, with_experts: bool = False) -> Response:
         prompt, sample = map(int, output.request_id.split("-"))
         (sampled,) = output.outputs
-        token_ids = list(sampled.token_ids)
-        logprobs = [of_token[token].logprob for token, of_token in zip(token_ids, sampled.logprobs, strict=True)]
+        # With logprobs=0 there is one logprob at each position, that of the sampled token.
+        token_ids, logprobs = list(sampled.token_ids), list(sampled.logprobs.logprobs)
         experts = None
         if with_experts:
             experts = torch.from_numpy(sampled.routed_experts[:, self._dense_layers :].astype(np.int16))

@@ -98,6 +98,7 @@ SAMPLING = [
     "max_tokens",
     "logprobs",
     "detokenize",
+    "flat_logprobs",
     "stop_token_ids",
     "ignore_eos",
     "output_kind",
