@@ -1,9 +1,9 @@
 """Measures the phases of a step: python -m tests.bench.step CONFIG [--ranks 2] [--iterations 12] [--plain ROUNDS]
-[section.key=value ...]
+[--floor ROUNDS] [section.key=value ...]
 
 Runs the real job in a temporary folder and prints the median of each phase after a warm-up. On a shared machine only
 shares and ratios within one run are meaningful, not absolute seconds. Therefore --plain runs the job and a plain
-version of the same step (plain.py) alternately.
+version of the same step (plain.py) alternately, and --floor the job and vLLM alone with the job's requests (floor.py).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,23 +25,51 @@ from r1zero.observability import metrics
 WARM_UP = 2
 
 
+FROZEN = ["metrics.dump=all", "optimizer.lr=1e-9"]
+"""With --floor the job does not learn, so that responses are as long in all iterations as in the one that vLLM alone
+repeats."""
+
+
 def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> list[dict[str, float]]:
     """Returns the lines of metrics.jsonl of a new run, without its warm-up."""
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        launcher = ["mpirun", "-np", str(ranks), "--oversubscribe"] if ranks > 1 else []
-        job = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "train.py",
-            path,
-            f"run.dir={folder}",
-            "run.name=bench",
-            f"run.iterations={WARM_UP + iterations}",
-        ]
-        subprocess.run(launcher + job + overrides, check=True, env=environment)
-        return metrics.read(Path(folder) / "bench")[WARM_UP:]
+        return run_in(Path(folder), path, ranks, iterations, overrides)
+
+
+def run_in(folder: Path, path: str, ranks: int, iterations: int, overrides: list[str]) -> list[dict[str, float]]:
+    """Like `run`, in a folder of the caller."""
+    own = [f"run.dir={folder}", "run.name=bench", f"run.iterations={WARM_UP + iterations}"]
+    launch(ranks, ["train.py", path, *own, *overrides])
+    return metrics.read(folder / "bench")[WARM_UP:]
+
+
+def launch(ranks: int, program: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Python program on some ranks."""
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    launcher = ["mpirun", "-np", str(ranks), "--oversubscribe"] if ranks > 1 else []
+    command = [*launcher, sys.executable, "-W", "ignore", *program]
+    return subprocess.run(command, check=True, env=environment, text=True, **more)
+
+
+def against_floor(path: str, ranks: int, iterations: int, rounds: int, overrides: list[str]) -> Table:
+    """Returns a table that compares the job's rollout with vLLM alone, in turns."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            lines = run_in(Path(folder), path, ranks, iterations, [*overrides, *FROZEN])
+            ours += [line["timing/rollout"] for line in lines]
+            bare = ["-m", "tests.bench.floor", path, f"{folder}/bench", str(WARM_UP + 1), *overrides]
+            printed = launch(ranks, bare, stdout=subprocess.PIPE).stdout
+            theirs += json.loads(printed.strip().split("\n")[-1])
+    job, bare_vllm = statistics.median(ours), statistics.median(theirs)
+    shown = Table("rollout", "seconds")
+    shown.add_row("the job", f"{job:.3f}")
+    shown.add_row("vLLM alone, the same requests", f"{bare_vllm:.3f}")
+    shown.caption = (
+        f"the job has {bare_vllm / job:.2f} of vLLM's speed; medians of {len(ours)} and {len(theirs)} rollouts"
+    )
+    return shown
 
 
 def run_plain(path: str, iterations: int, overrides: list[str]) -> list[dict[str, float]]:
@@ -106,7 +135,13 @@ def main() -> None:
     parser.add_argument(
         "--plain", type=int, default=0, metavar="ROUNDS", help="alternate with the plain version, ROUNDS times"
     )
+    parser.add_argument(
+        "--floor", type=int, default=0, metavar="ROUNDS", help="alternate with vLLM alone, ROUNDS times, and exit"
+    )
     args = parser.parse_intermixed_args()
+    if args.floor:
+        Console().print(against_floor(args.config, args.ranks, args.iterations, args.floor, args.overrides))
+        return
     job, plain = [], []
     for _ in range(max(1, args.plain)):
         job += run(args.config, args.ranks, args.iterations, args.overrides)

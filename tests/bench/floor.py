@@ -1,0 +1,91 @@
+"""Measures vLLM alone with the requests of a run: mpirun -np RANKS python -m tests.bench.floor CONFIG RUN ITERATION
+[section.key=value ...]
+
+Started by tests/bench/step.py --floor. RUN is the folder of a run with metrics.dump = "all". Each rank has an engine of
+its own, with the model's shape and random weights, and asks it for responses to the prompts of its share, as long as
+those of ITERATION. Nothing of this project is in the engine: no draw of tokens, no masked ids, no grading.
+The ranks begin together. Rank 0 prints a JSON list: the seconds until the last rank was ready, for each repetition.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from r1zero import config
+from r1zero.config import Config
+from r1zero.data.prompts import PromptSet
+from r1zero.distributed import device, layout, world
+from r1zero.model import overrides
+from r1zero.observability import tables
+from r1zero.rollout import isolation
+from r1zero.rollout.arguments import engine_arguments
+from r1zero.rollout.engine import ADAPTERS
+
+REPETITIONS, WARM_UP = 14, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("iteration", type=int)
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_intermixed_args()
+    cfg = config.load(args.config, args.overrides, Config)
+    launch = world.read_launch()
+    rows = tables.read([args.run / "samples" / f"iteration_{args.iteration}" / f"engine_{launch.rank}.parquet"])
+    prompts = PromptSet.open(cfg.data.path)
+    requests = [(list(prompts[row["row"]].token_ids), row["length"]) for row in rows]
+    world.join(launch, device.start(cfg.run.device, launch.local_rank), cfg.run.timeout_s)
+    seconds = measure(cfg, requests)
+    if launch.rank == 0:
+        sys.stdout.write(json.dumps(seconds) + "\n")
+    world.leave(launch)
+
+
+def measure(cfg: Config, requests: list[tuple[list[int], int]]) -> list[float]:
+    """Returns the seconds of each repetition after the warm-up, until the last rank was ready."""
+    with device.quiet_imports():
+        from vllm import LLM
+
+    grids, adapter = layout.carve(cfg.layout, dist.get_world_size()), ADAPTERS[cfg.run.device]
+    with (
+        isolation.environment(grids, dist.get_rank()),
+        isolation.as_world(grids.rollout.ranks),
+        adapter.during_construction(),
+    ):
+        engine = LLM(**engine_arguments(cfg, overrides.stated_config(cfg.model))).llm_engine
+    found = []
+    for number in range(WARM_UP + REPETITIONS):
+        dist.barrier()
+        began = time.perf_counter()
+        generate(engine, number, requests)
+        last = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+        dist.all_reduce(last, dist.ReduceOp.MAX)
+        found.append(float(last))
+        engine.reset_prefix_cache()
+    return found[WARM_UP:]
+
+
+def generate(engine: Any, number: int, requests: list[tuple[list[int], int]]) -> None:
+    """Let the engine answer all requests with as many tokens as they state, and their logprobs."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    for i, (tokens, length) in enumerate(requests):
+        params = SamplingParams(
+            max_tokens=length, ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        engine.add_request(f"{number}-{i}", {"prompt_token_ids": tokens}, params)
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
+if __name__ == "__main__":
+    main()
