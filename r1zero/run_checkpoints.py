@@ -80,11 +80,14 @@ class RunCheckpoints:
         return extra["iteration"]
 
     def load_newest(self) -> int:
-        """Load the newest checkpoint and return its iteration. Raises UserError if there is none."""
-        iteration = self.resume()
-        if not iteration:
+        """Load the weights of the newest checkpoint and return its iteration. Raises UserError if there is none.
+
+        The position in the data is not read, so that a run may be evaluated without the keys of its data.
+        """
+        extra = self.roles.resume(self.folder, "auto")
+        if not extra:
             raise CollectiveError(f"--eval: {self.folder} holds no checkpoint; name a folder")
-        return iteration
+        return extra["iteration"]
 
     def load(self, path: Path) -> int:
         """Load the checkpoint in the folder `path` and return its iteration. Raises UserError if it is not complete."""

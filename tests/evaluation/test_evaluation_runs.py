@@ -124,7 +124,8 @@ def test_the_best_checkpoint_is_kept_and_marked(evaluated):
 
 @pytest.mark.slow
 def test_eval_of_the_newest_checkpoint_on_one_rank_gives_the_figures_of_the_run_on_two(ranks, base, evaluated):
-    statuses, log = run(ranks, base, evaluated.parent, "with", "--eval", size=1)
+    other = ["data.shuffle=false", "checkpoint.resume=never"]  # only resuming would refuse these
+    statuses, log = run(ranks, base, evaluated.parent, "with", "--eval", *other, size=1)
     assert statuses == [0], log[-3000:]
     last = lines(evaluated)[-1]
     assert last["iteration"] == 3, "an evaluation alone adds no line to the records of the run"
