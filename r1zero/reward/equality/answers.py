@@ -51,7 +51,7 @@ from r1zero.reward.equality.spelling import plain
 
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")
 _TRAILING = re.compile(r"(?:(?<![\\.])[.,;]|\\\\|\s)+$")  # three dots mean that more follows
-_LEADING = re.compile(r"(?:=|\s)+")
+_LEADING = re.compile(r"(?:=|\\approx(?![A-Za-z])|\s)+")
 _CHOICE = re.compile(
     r"(?:\\text\s*\{\s*\(?[A-H]\)?\s*[.:]?\s*\}|\([A-H]\))\s*(?:=\s*)?(?P<value>[^\s,;.].*)"
     r"|\\text\s*\{\s*\([A-H]\)\s*(?P<inside>[^{}\s][^{}]*)\}"

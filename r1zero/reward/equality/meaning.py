@@ -85,7 +85,7 @@ _SYSTEM = re.compile(
     re.DOTALL,
 )
 _ROWS, _CELLS = re.compile(r"\\\\"), re.compile("&")
-LETTER = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?'*")
+LETTER = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:[A-Za-z0-9]|\\(?:max|min)|\{(?:[A-Za-z0-9]+|\\(?:max|min)\s*)\}))?'*")
 _WORDS = re.compile(r"\\text\{[^{}]*\}")
 _FUNCTION = re.compile(r"[A-Za-z]'*\s*\(\s*[A-Za-z0-9]+\s*\)")
 

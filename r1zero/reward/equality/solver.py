@@ -43,6 +43,8 @@ _POWER_OF_LETTER = re.compile(
     r"(?:(?<![A-Za-z\\_])(?P<letter>[a-df-zA-DF-Z])|(?P<greek>\\(?:pi|theta|alpha|beta|lambda|mu|omega)))"
     r"(?=\s*\^\s*(?:\{[^{}\\]*\}|[0-9A-SU-Za-z])(?!\s*\())"
 )
+# The parser reads E and e as Euler's number, which has no subscript.
+_SUBSCRIPT_OF_E = re.compile(r"(?<![A-Za-z\\])([Ee])\s*_\s*(?:([0-9A-Za-z])|\{([0-9A-Za-z]+)\})")
 _LONG_EXPONENT = re.compile("[eE][-+]?[0-9]{5}")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)$")
 # Nodes that may remain unevaluated in a tree.
@@ -162,7 +164,8 @@ def parse(text: str) -> Tree | None:
     marked = applied(text)
     if marked is None:
         return None
-    text = _POWER_OF_LETTER.sub(r"{\g<0>}", marked)
+    text = _SUBSCRIPT_OF_E.sub(r"X_{\1\2\3}", marked)
+    text = _POWER_OF_LETTER.sub(r"{\g<0>}", text)
     tree, _ = extract_latex(_WHOLE.match(text), _AS_WRITTEN)
     if not isinstance(tree, sympy.Basic | MatrixBase) or tree in (sympy.nan, sympy.zoo):
         return None
