@@ -8,14 +8,16 @@ SHARED = Path("/dev/shm")
 
 
 def left_behind() -> set[str]:
-    """Paths of engines' shared memory that no process maps, apart from this one.
+    """Paths of engines' shared memory that only the ranks of this process's world map, or no process.
 
-    Memory that others map is in use: another test runs at the same time, and its engine is being built.
+    Memory that others map is in use: another test runs at the same time, and its engine is being built. The ranks of a
+    world have the same parent (tests/ranks.py).
     """
     found = {str(path) for pattern in ("*r1zero*", "*cpushm*") for path in SHARED.glob(pattern)}
-    for maps in Path("/proc").glob("[0-9]*/maps") if found else ():
-        if maps.parent.name != str(os.getpid()):
-            with suppress(OSError):
-                mapped = maps.read_text()
+    for process in Path("/proc").glob("[0-9]*") if found else ():
+        with suppress(OSError, IndexError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent != os.getppid():
+                mapped = (process / "maps").read_text()
                 found = {path for path in found if path not in mapped}
     return found
