@@ -10,11 +10,12 @@ from r1zero.distributed import layout as layouts
 from r1zero.distributed.layout import Layout
 from r1zero.model import families, placement
 from r1zero.model.shape import CHUNK_BYTES
-from r1zero.plan import communicators, duration, fixes, memory
+from r1zero.plan import communicators, duration, fixes, memory, workload
 from r1zero.plan.communicators import Group
 from r1zero.plan.machine import RATES, Machine, machine_for
-from r1zero.plan.memory import MemoryInputs, RankRoles, RolesMemory
+from r1zero.plan.memory import RankRoles, RolesMemory
 from r1zero.plan.traffic import Traffic
+from r1zero.plan.workload import MemoryInputs
 from r1zero.weight_sync.routes import Routes
 
 GB = 1e9
@@ -73,7 +74,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
     if layout.reference:
         placement.check(shape, layout.reference)
     routes = Routes(layout, shape, cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    inputs = memory.memory_inputs(cfg, layout, routes, machine)
+    inputs = workload.memory_inputs(cfg, layout, routes, machine)
     places = memory_by_roles(inputs)
     host = fullest_node(inputs)
     durations = {
@@ -81,7 +82,7 @@ def plan(cfg: Config, world: int, name: str = "") -> Plan:
         for name in RATES[cfg.run.device]
     }
     seconds = durations["expected"]
-    tokens = duration.samples(inputs) * memory.mean_tokens(inputs)
+    tokens = duration.samples(inputs) * workload.mean_tokens(inputs)
     runs = placement.stages(shape, layout.train)
     found = communicators.groups(layout, shape, routes.expert_parallel, cfg.run.device, int(machine.node_ranks))
     return Plan(
@@ -149,9 +150,9 @@ def batch_sizes(inputs: MemoryInputs) -> dict[str, float]:
         "data-parallel ranks": layout.train.dense.size("dp"),
         "responses per data-parallel rank": samples / layout.train.dense.size("dp"),
         "tokens that the trainer computes per response (estimate)": round(
-            memory.computed_tokens(inputs, layout.train), 1
+            workload.computed_tokens(inputs, layout.train), 1
         ),
-        "micro-batches per data-parallel rank (estimate)": memory.micro_batches(inputs),
+        "micro-batches per data-parallel rank (estimate)": workload.micro_batches(inputs),
         "updates per iteration": cfg.grpo.mini_batches * cfg.grpo.epochs,
     }
 
@@ -160,12 +161,12 @@ def notes(inputs: MemoryInputs, layout: Layout) -> list[str]:
     """Returns warnings about a plan that fits."""
     cfg = inputs.cfg
     at_once, cache = memory.cache_need(inputs)
-    have = cfg.rollout.kv_cache_gib * memory.GIB
+    have = cfg.rollout.kv_cache_gib * workload.GIB
     found = []
     if have < cache:
         found.append(
             f"rollout.kv_cache_gib = {cfg.rollout.kv_cache_gib:g} holds {have / cache:.0%} of {at_once} full sequences "
-            f"({cache / memory.GIB:.1f} GiB): if responses become that long, vLLM queues or recomputes some"
+            f"({cache / workload.GIB:.1f} GiB): if responses become that long, vLLM queues or recomputes some"
         )
     found += _less_recomputation(inputs, layout)
     slow = [
@@ -184,7 +185,7 @@ def _less_recomputation(inputs: MemoryInputs, layout: Layout) -> list[str]:
     """Returns a sentence with the fewest recomputed layers for which the memory suffices, if the config has more."""
     chosen = placement.recomputed_layers(inputs.cfg.train, inputs.routes.shape, layout.train)
     places = {memory.roles_of(layout, rank, bool(inputs.reference)) for rank in range(layout.size)}
-    limit = (1 - MARGIN) * inputs.machine.memory_gib * memory.GIB
+    limit = (1 - MARGIN) * inputs.machine.memory_gib * workload.GIB
     fewest = fixes.fewest_recomputed(inputs, list(places), limit)
     if fewest is None or sum(fewest) >= sum(chosen):
         return []

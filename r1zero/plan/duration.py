@@ -2,17 +2,9 @@
 
 from r1zero.distributed.layout import MegatronGrids
 from r1zero.model import placement
-from r1zero.plan.memory import (
-    MemoryInputs,
-    cache_need,
-    computed_tokens,
-    mean_lengths,
-    mean_tokens,
-    micro_batches,
-    optimizer_bytes,
-    weight_bytes,
-)
+from r1zero.plan.memory import cache_need, optimizer_bytes, weight_bytes
 from r1zero.plan.sizes import Stage, absorbed_elements, attention_operations
+from r1zero.plan.workload import MemoryInputs, computed_tokens, mean_lengths, mean_tokens, micro_batches
 from r1zero.rollout.engine_limits import cache_elements
 
 

@@ -7,9 +7,10 @@ from itertools import combinations
 
 from r1zero.config import Config, UserError
 from r1zero.distributed import layout as layouts
-from r1zero.plan import communicators, memory
+from r1zero.plan import communicators, memory, workload
 from r1zero.plan.machine import machine_for
-from r1zero.plan.memory import MemoryInputs, RankRoles, RolesMemory
+from r1zero.plan.memory import RankRoles, RolesMemory
+from r1zero.plan.workload import MemoryInputs
 from r1zero.weight_sync.routes import Routes
 
 GB = 1e9
@@ -17,7 +18,7 @@ GB = 1e9
 
 def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str, int]) -> Iterator[str]:
     """Yields a sentence with a fix for everything that does not fit. host: kind -> bytes on the fullest node."""
-    limit = inputs.machine.memory_gib * memory.GIB
+    limit = inputs.machine.memory_gib * workload.GIB
     full = [(p, p.phase_memory.worst) for p in places if p.phase_memory.total(p.phase_memory.worst) > limit]
     if full:
         worst, phase = max(full, key=lambda pair: pair[0].phase_memory.total(pair[1]))
@@ -42,13 +43,13 @@ def problems(inputs: MemoryInputs, places: Sequence[RolesMemory], host: dict[str
         )
     shape, cfg = inputs.routes.shape, inputs.cfg
     if shape.moe and cfg.run.device == "npu" and inputs.routes.expert_parallel:
-        need = communicators.mc2_buffer(shape, inputs.layout, cfg.rollout.max_num_seqs) / memory.MIB
+        need = communicators.mc2_buffer(shape, inputs.layout, cfg.rollout.max_num_seqs) / workload.MIB
         if need > inputs.machine.buffer_mb:
             fits = max(
                 (
                     n
                     for n in range(8, cfg.rollout.max_num_seqs, 8)
-                    if communicators.mc2_buffer(shape, inputs.layout, n) <= inputs.machine.buffer_mb * memory.MIB
+                    if communicators.mc2_buffer(shape, inputs.layout, n) <= inputs.machine.buffer_mb * workload.MIB
                 ),
                 default=None,
             )
@@ -136,9 +137,9 @@ def _fewer_ranks(inputs: MemoryInputs) -> int:
         except UserError:
             continue
         routes = Routes(grids, inputs.routes.shape, inputs.routes.expert_parallel, cfg.run.device)
-        tried = memory.memory_inputs(cfg, grids, routes, machine_for(cfg, size))
+        tried = workload.memory_inputs(cfg, grids, routes, machine_for(cfg, size))
         places = list({memory.roles_of(grids, rank, bool(tried.reference)) for rank in range(size)})
-        if _worst(tried, places) <= tried.machine.memory_gib * memory.GIB:
+        if _worst(tried, places) <= tried.machine.memory_gib * workload.GIB:
             return size
     return 0
 
@@ -146,7 +147,7 @@ def _fewer_ranks(inputs: MemoryInputs) -> int:
 def _smaller_cache(inputs: MemoryInputs, places: list[RankRoles], limit: float) -> tuple[str, Config]:
     """Returns the largest cache, in quarters of a GiB, with which the phases that have a cache stay within the
     limit."""
-    have = int(inputs.cfg.rollout.kv_cache_gib * memory.GIB)
+    have = int(inputs.cfg.rollout.kv_cache_gib * workload.GIB)
     memory_by_roles = [memory.phase_memory(inputs, place) for place in places]
     rooms = [
         limit - one.total(phase) + have
@@ -154,7 +155,7 @@ def _smaller_cache(inputs: MemoryInputs, places: list[RankRoles], limit: float) 
         for phase in one.device
         if "KV cache" in one.device[phase]
     ]
-    gib = int(min(rooms, default=0) / memory.GIB * 4) / 4
+    gib = int(min(rooms, default=0) / workload.GIB * 4) / 4
     if not 0 < gib < inputs.cfg.rollout.kv_cache_gib:
         return "", inputs.cfg
     return f"rollout.kv_cache_gib = {gib:g}", replace(inputs.cfg, rollout=replace(inputs.cfg.rollout, kv_cache_gib=gib))

@@ -4,26 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r1zero.config import Config
 from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import placement
 from r1zero.model.shape import CHUNK_BYTES, DENSE_TOKENS
 from r1zero.plan import communicators, engine_memory
-from r1zero.plan.machine import Machine
-from r1zero.plan.sizes import LayerSize, Pass, Stage, engine_elements, layer_size, stages
-from r1zero.plan.traffic import Traffic, sync_traffic
+from r1zero.plan.sizes import LayerSize, Pass, Stage, layer_size
+from r1zero.plan.workload import GIB, MIB, MemoryInputs, attended, micro_batches
 from r1zero.rollout.engine_limits import cache_elements
-from r1zero.weight_sync.routes import Routes
 
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 LOGIT_ROWS = 1024
 KEPT_LOGITS_BYTES = 32 << 20
 """Equal to r1zero.logprobs.ROWS and KEPT_BYTES, which cannot be imported here without torch."""
-ATTENDED = 2
-"""Equal to r1zero.batch.ATTENDED, which cannot be imported here without torch."""
-GIB = 1 << 30
-MIB = 1 << 20
-ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class RankRoles(NamedTuple):
@@ -52,37 +44,6 @@ class RolesMemory:
     place: RankRoles
     ranks: int
     phase_memory: PhaseMemory
-
-
-@dataclass(frozen=True)
-class MemoryInputs:
-    """Everything from which the memory of any rank is computed. Created once per config."""
-
-    cfg: Config
-    layout: Layout
-    routes: Routes
-    machine: Machine
-    train: list[Stage]
-    reference: list[Stage]
-    engine: tuple[int, int]
-    traffic: Traffic
-
-    @property
-    def itemsize(self) -> int:
-        return ITEMSIZES[self.cfg.run.dtype]
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.cfg.run.device == "cpu"
-
-
-def memory_inputs(cfg: Config, layout: Layout, routes: Routes, machine: Machine) -> MemoryInputs:
-    grids = layout.reference or layout.train
-    reference = stages(routes, grids) if cfg.grpo.kl_coef else []
-    traffic = sync_traffic(routes, ITEMSIZES[cfg.run.dtype], int(machine.node_ranks))
-    return MemoryInputs(
-        cfg, layout, routes, machine, stages(routes, layout.train), reference, engine_elements(routes), traffic
-    )
 
 
 def roles_of(layout: Layout, rank: int, has_reference: bool) -> RankRoles:
@@ -226,17 +187,6 @@ def trainer_layer(inputs: MemoryInputs, grids: MegatronGrids, layer: int) -> Lay
     )
 
 
-def attended(inputs: MemoryInputs) -> float:
-    """Returns the tokens of a micro-batch that attention works on, relative to the tokens in it.
-
-    With shared prompts each response is attended to together with its prompt. The estimate is for the longest ones.
-    """
-    if not inputs.cfg.train.share_prompts:
-        return 1.0
-    prompt, response = inputs.cfg.rollout.max_prompt_tokens, inputs.cfg.rollout.max_response_tokens
-    return min(ATTENDED, (prompt + response) / (prompt / inputs.cfg.grpo.group_size + response))
-
-
 def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str, int]:
     """Returns the bytes of activations in the trainer's or reference's passes, and what the logits need beyond them."""
     stage = place.train if training else place.reference
@@ -291,39 +241,6 @@ def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
     chunk = kept * size + rows * (8 + copy)  # the softmax and its gradient in fp32, and that gradient in the run's type
     weight = rows * size + width * size  # that gradient, and the part of the weight's gradient that it makes
     return columns * max(chunk, weight) + tokens * width * (4 + copy)
-
-
-def micro_batches(inputs: MemoryInputs) -> int:
-    """Returns an estimate of the micro-batches per data-parallel rank and iteration, each at least 90 % full."""
-    cfg = inputs.cfg
-    tokens = max(computed_tokens(inputs, inputs.layout.train), mean_tokens(inputs) / ATTENDED)
-    mine = cfg.grpo.prompts_per_iteration * cfg.grpo.group_size * tokens / inputs.layout.train.dense.size("dp")
-    return max(1, -(-int(mine) // int(0.9 * cfg.train.micro_batch_tokens)))
-
-
-def mean_lengths(inputs: MemoryInputs) -> tuple[float, float]:
-    """Returns the mean numbers of tokens of (a prompt, a response)."""
-    r, m = inputs.cfg.rollout, inputs.machine
-    return m.prompt_share * r.max_prompt_tokens, m.response_share * r.max_response_tokens
-
-
-def mean_tokens(inputs: MemoryInputs) -> float:
-    """Returns the mean number of tokens of a sample, with prompt and response."""
-    return sum(mean_lengths(inputs))
-
-
-def computed_tokens(inputs: MemoryInputs, grids: MegatronGrids) -> float:
-    """Returns the mean number of tokens that trainer or reference computes for a sample.
-
-    A prompt is computed once in each micro-batch that has a response to it. A group begins in the middle of a
-    micro-batch and continues in the next ones, and is divided if there are fewer prompts than data-parallel ranks.
-    """
-    recipe, (prompt, response) = inputs.cfg.grpo, mean_lengths(inputs)
-    if not inputs.cfg.train.share_prompts:
-        return prompt + response
-    parts = 1 + recipe.group_size * response / max(1.0, inputs.cfg.train.micro_batch_tokens - prompt)
-    parts = max(parts, grids.dense.size("dp") / recipe.prompts_per_iteration)
-    return prompt * min(parts, recipe.group_size) / recipe.group_size + response
 
 
 def cache_need(inputs: MemoryInputs) -> tuple[int, int]:

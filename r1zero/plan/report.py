@@ -13,7 +13,8 @@ from r1zero.config import Config
 from r1zero.plan.build import Plan, as_data, plan
 from r1zero.plan.communicators import Group
 from r1zero.plan.machine import RATES
-from r1zero.plan.memory import GIB, PHASES, RolesMemory
+from r1zero.plan.memory import PHASES, RolesMemory
+from r1zero.plan.workload import GIB
 
 GB = 1e9
 

@@ -7,7 +7,7 @@ import torch
 from r1zero.config import Config
 from r1zero.distributed.layout import Layout
 from r1zero.model.families import model_shape
-from r1zero.plan import memory
+from r1zero.plan import memory, workload
 from r1zero.plan.machine import machine_for
 from r1zero.preflight.agree import Needs
 from r1zero.weight_sync.routes import Routes
@@ -22,7 +22,7 @@ only as chunks are, but vLLM does not start unless all of it is free."""
 def needs(cfg: Config, layout: Layout) -> Needs:
     """Returns the needs of this run. Raises UserError in the cases in which the plan does."""
     routes = Routes(layout, model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    inputs = memory.memory_inputs(cfg, layout, routes, machine_for(cfg, layout.size))
+    inputs = workload.memory_inputs(cfg, layout, routes, machine_for(cfg, layout.size))
     totals: dict[memory.RankRoles, int] = {}
     each = []
     for rank in range(layout.size):

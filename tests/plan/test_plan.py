@@ -19,7 +19,7 @@ from r1zero.config import Config, UserError, limits
 from r1zero.distributed import layout
 from r1zero.model import families
 from r1zero.model.weights import weights
-from r1zero.plan import communicators, machine, memory
+from r1zero.plan import communicators, machine, memory, workload
 from r1zero.plan.machine import machine_for
 from r1zero.rollout import engine_limits
 from r1zero.weight_sync.routes import Routes
@@ -52,10 +52,10 @@ SHAPES = {
 WORLDS = {"a3": 384, "a3_aligned": 384, "a3_qwen2.5_7b": 16, "a3_qwen2.5_32b": 16}
 
 
-def books_of(cfg: Config, world: int) -> memory.MemoryInputs:
+def books_of(cfg: Config, world: int) -> workload.MemoryInputs:
     grids = layout.carve(cfg.layout, world)
     routes = Routes(grids, families.model_shape(cfg.model), cfg.layout.rollout.enable_expert_parallel, cfg.run.device)
-    return memory.memory_inputs(cfg, grids, routes, machine_for(cfg, world))
+    return workload.memory_inputs(cfg, grids, routes, machine_for(cfg, world))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_the_tokens_and_micro_batches_of_the_trainer_are_those_of_drawn_lengths(
 
     inputs = books_of(load(name, *overrides), WORLDS[name])
     recipe, train, ranks = inputs.cfg.grpo, inputs.cfg.train, inputs.layout.train.dense.size("dp")
-    prompt, response = memory.mean_lengths(inputs)
+    prompt, response = workload.mean_lengths(inputs)
     draw = random.Random(0)
     sizes = [
         SampleSize(
@@ -161,8 +161,8 @@ def test_the_tokens_and_micro_batches_of_the_trainer_are_those_of_drawn_lengths(
     packs = [micro_batches([sizes[i] for i in shard], train.micro_batch_tokens) for shard in balance(sizes, ranks)]
     shards = [[sizes[i] for i in shard] for shard in balance(sizes, ranks)]
     tokens = sum(count_tokens(shard, pack) for shard, found in zip(shards, packs, strict=True) for pack in found)
-    assert memory.computed_tokens(inputs, inputs.layout.train) == pytest.approx(tokens / len(sizes), rel=0.06)
-    assert memory.micro_batches(inputs) == pytest.approx(max(map(len, packs)), rel=0.25)
+    assert workload.computed_tokens(inputs, inputs.layout.train) == pytest.approx(tokens / len(sizes), rel=0.06)
+    assert workload.micro_batches(inputs) == pytest.approx(max(map(len, packs)), rel=0.25)
 
 
 # (tp, pp, ep, layers, world): GB of weights, gradients and Adam's state on the worst die, to the hand arithmetic's own
@@ -352,7 +352,7 @@ def test_the_fewest_recomputed_layers_leave_a_tenth_of_the_memory_and_save_time(
     def fullest(found: plan.Plan, stage: int) -> int:
         return max(p.phase_memory.total("update") for p in found.places if p.place.train == stage)
 
-    limit = 0.9 * recipe.machine.memory_gib * memory.GIB
+    limit = 0.9 * recipe.machine.memory_gib * workload.GIB
     fewest = made(layers)
     assert not fewest.problems and not [text for text in fewest.notes if "recompute_layers" in text]
     for stage, count in enumerate(layers):
@@ -378,7 +378,7 @@ def test_graphs_need_memory_in_every_phase_while_they_are_on(recipe: plan.Plan) 
         for phase, kinds in on.phase_memory.device.items():
             assert kinds["graphs"] == on.phase_memory.total(phase) - without.phase_memory.total(phase)
             sizes = engine_limits.graph_sizes(load("a3").rollout.max_num_seqs)
-            assert 1 < kinds["graphs"] / (len(sizes) * recipe.machine.graph_mib * memory.MIB) < 1.5
+            assert 1 < kinds["graphs"] / (len(sizes) * recipe.machine.graph_mib * workload.MIB) < 1.5
 
 
 def test_a_shape_file_of_another_model_is_refused(tmp_path: Path) -> None:

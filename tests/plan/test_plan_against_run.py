@@ -14,7 +14,7 @@ from r1zero.batch import Batch, LossSize, MiniBatch
 from r1zero.config import MegatronGrid, VllmGrid
 from r1zero.distributed import layout
 from r1zero.model import families
-from r1zero.plan import memory
+from r1zero.plan import memory, workload
 from r1zero.plan.machine import machine_for
 from r1zero.weight_sync.routes import Routes
 from tests import jobs
@@ -113,7 +113,7 @@ def measured(rank: int, cfg: config.Config) -> dict:
 def planned(cfg: config.Config, size: int, rank: int) -> dict:
     grids = layout.carve(cfg.layout, size)
     routes = Routes(grids, families.read_shape(cfg.model.path), cfg.layout.rollout.enable_expert_parallel, "cpu")
-    inputs = memory.memory_inputs(cfg, grids, routes, machine_for(cfg, size))
+    inputs = workload.memory_inputs(cfg, grids, routes, machine_for(cfg, size))
     phases = memory.phase_memory(inputs, memory.roles_of(grids, rank, True)).device
     passes = {
         f"{phase} pass": phases[phase].get("activations", 0) + phases[phase].get("logits", 0)
@@ -160,4 +160,4 @@ def test_the_plan_knows_which_attention_the_model_takes():
     from r1zero.batch import ATTENDED
     from r1zero.model import packing
 
-    assert memory.DENSE_TOKENS == packing.DENSE_TOKENS and memory.ATTENDED == ATTENDED
+    assert memory.DENSE_TOKENS == packing.DENSE_TOKENS and workload.ATTENDED == ATTENDED
