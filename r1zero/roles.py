@@ -19,6 +19,7 @@ from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import build
 from r1zero.model.families import read_shape
 from r1zero.model.offload import OptimizerOffload, WeightOffload
+from r1zero.model.optimizer import build_optimizer
 from r1zero.policy import Policy
 from r1zero.rollout.engine import Engine
 from r1zero.weight_sync.sync import Sync
@@ -64,7 +65,7 @@ class Roles:
             self.weight_offload = WeightOffload(chunks, device)
         elif cfg.grpo.kl_coef and layout.reference is None:
             self.original = [p.detach().clone() for p in chunks[0].parameters()]
-        optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
+        optimizer, scheduler = build_optimizer(chunks, cfg.optimizer, grids)
         self.policy = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids, optimizer, scheduler)
         self.trained = training.TrainedModel(chunks, optimizer, scheduler, self.shape, grids, hosts)
         if self.weight_offload:

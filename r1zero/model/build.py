@@ -1,4 +1,4 @@
-"""Builds the megatron-core model of a shape on a grid, its optimizer and its learning-rate schedule.
+"""Builds the megatron-core model of a shape on a grid.
 
 Contract for callers of the pipeline schedules (`megatron.core.pipeline_parallel.get_forward_backward_func`):
  * The loss function returns `(loss, torch.tensor(0, dtype=torch.int), report)`, with a loss that is already divided by
@@ -16,8 +16,6 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
@@ -281,48 +279,6 @@ def _mla_settings(shape: Shape) -> dict[str, Any]:
 
 def _finalize(model: list[torch.nn.Module], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
     finalize_model_grads(model, None, **kwargs)
-
-
-def build_optimizer(
-    chunks: list[torch.nn.Module], cfg: config.Optimizer, grids: MegatronGrids
-) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """Adam with fp32 master weights sharded over data-parallel ranks. Load the weights first: the masters are copies.
-
-    The scheduler starts with the rate of the first update; call `scheduler.step(1)` after each update.
-    """
-    settings = unwrap_model(chunks[0]).config
-    with subworld(grids.dense.ranks, renumber=True):
-        optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer="adam",
-                lr=cfg.lr,
-                min_lr=cfg.lr,
-                weight_decay=cfg.weight_decay,
-                adam_beta1=cfg.adam_beta1,
-                adam_beta2=cfg.adam_beta2,
-                adam_eps=cfg.adam_eps,
-                clip_grad=cfg.clip_grad,
-                bf16=settings.bf16,
-                params_dtype=settings.params_dtype,
-                use_distributed_optimizer=True,
-            ),
-            chunks,
-        )
-    warmup = cfg.lr_warmup_iterations
-    scheduler = OptimizerParamScheduler(
-        optimizer,
-        init_lr=cfg.lr / (warmup + 1),
-        max_lr=cfg.lr,
-        min_lr=cfg.lr,
-        lr_warmup_steps=warmup,
-        lr_decay_steps=warmup + 1,
-        lr_decay_style="constant",
-        start_wd=cfg.weight_decay,
-        end_wd=cfg.weight_decay,
-        wd_incr_steps=0,
-        wd_incr_style="constant",
-    )
-    return optimizer, scheduler
 
 
 def forward(chunk: torch.nn.Module, tokens_T: Tensor, packed: PackedSequences) -> Tensor:

@@ -62,6 +62,7 @@ def build_on(
 
     from r1zero.checkpoint.base_weights import load_base_weights
     from r1zero.model import build
+    from r1zero.model.optimizer import build_optimizer
 
     parallel_state.destroy_model_parallel()
     cfg = config.Config(
@@ -76,7 +77,7 @@ def build_on(
     shape = read_shape(oracle.folder)
     chunks = build.build_model(shape, cfg, grids, trainable)
     load_base_weights(chunks, shape, grids, str(oracle.folder))
-    optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids) if trainable else (None, None)
+    optimizer, scheduler = build_optimizer(chunks, cfg.optimizer, grids) if trainable else (None, None)
     return Built(grids, shape, chunks, optimizer, scheduler, cfg, hosts)
 
 
@@ -342,11 +343,11 @@ def trained(
 
 def rates(rank: int, oracle: Oracle, warmup: int) -> list[float]:
     """Learning rates of the first updates."""
-    from r1zero.model import build
+    from r1zero.model.optimizer import build_optimizer
 
     built = build_on(oracle, grid())
     cfg = config.Optimizer(lr=1.0, lr_warmup_iterations=warmup)
-    optimizer, scheduler = build.build_optimizer(built.chunks, cfg, built.grids)
+    optimizer, scheduler = build_optimizer(built.chunks, cfg, built.grids)
     found = []
     for _ in range(5):
         found.append(optimizer.param_groups[0]["lr"])

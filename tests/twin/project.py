@@ -158,6 +158,7 @@ def build_model(folder: Path, place: MegatronGrid, size: int, dtype: str = "floa
     from r1zero.checkpoint.training import TrainedModel
     from r1zero.model import build
     from r1zero.model.families import read_shape
+    from r1zero.model.optimizer import build_optimizer
 
     cfg = Config(
         run=config.Run(dtype=dtype, device=KIND),
@@ -169,7 +170,7 @@ def build_model(folder: Path, place: MegatronGrid, size: int, dtype: str = "floa
     hosts, shape = build.initialize(grids, KIND, 1), read_shape(folder)
     chunks = build.build_model(shape, cfg, grids, True)
     load_base_weights(chunks, shape, grids, str(folder))
-    optimizer, scheduler = build.build_optimizer(chunks, cfg.optimizer, grids)
+    optimizer, scheduler = build_optimizer(chunks, cfg.optimizer, grids)
     return Model(chunks, optimizer, scheduler, grids, TrainedModel(chunks, optimizer, scheduler, shape, grids, hosts))
 
 

@@ -1,0 +1,52 @@
+"""The optimizer of a trained model, and its learning-rate schedule."""
+
+import torch
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.utils import unwrap_model
+
+from r1zero import config
+from r1zero.distributed.layout import MegatronGrids
+from r1zero.distributed.subworld import subworld
+
+
+def build_optimizer(
+    chunks: list[torch.nn.Module], cfg: config.Optimizer, grids: MegatronGrids
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """Adam with fp32 master weights sharded over data-parallel ranks. Load the weights first: the masters are copies.
+
+    The scheduler starts with the rate of the first update; call `scheduler.step(1)` after each update.
+    """
+    settings = unwrap_model(chunks[0]).config
+    with subworld(grids.dense.ranks, renumber=True):
+        optimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=cfg.lr,
+                min_lr=cfg.lr,
+                weight_decay=cfg.weight_decay,
+                adam_beta1=cfg.adam_beta1,
+                adam_beta2=cfg.adam_beta2,
+                adam_eps=cfg.adam_eps,
+                clip_grad=cfg.clip_grad,
+                bf16=settings.bf16,
+                params_dtype=settings.params_dtype,
+                use_distributed_optimizer=True,
+            ),
+            chunks,
+        )
+    warmup = cfg.lr_warmup_iterations
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=cfg.lr / (warmup + 1),
+        max_lr=cfg.lr,
+        min_lr=cfg.lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=warmup + 1,
+        lr_decay_style="constant",
+        start_wd=cfg.weight_decay,
+        end_wd=cfg.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+    return optimizer, scheduler
