@@ -23,6 +23,7 @@ from r1zero.data.prompts import PromptSet
 from r1zero.distributed import device, layout, world
 from r1zero.model import overrides
 from r1zero.observability import tables
+from r1zero.patches import patched
 from r1zero.rollout import isolation
 from r1zero.rollout.arguments import engine_arguments
 from r1zero.rollout.engine import ADAPTERS
@@ -70,6 +71,8 @@ def measure(cfg: Config, requests: list[tuple[list[int], int]]) -> list[float]:
         dist.all_reduce(last, dist.ReduceOp.MAX)
         found.append(float(last))
         engine.reset_prefix_cache()
+    with patched({"vllm shutdown": lambda destroy: lambda group=None: group and destroy(group)}):
+        engine.engine_core.shutdown()
     return found[WARM_UP:]
 
 
