@@ -280,6 +280,8 @@ class Engine:
         experts = None
         if with_experts:
             experts = torch.from_numpy(sampled.routed_experts[:, self._dense_layers :].astype(np.int16))
+            if (experts.sort(-1).values.diff(dim=-1) == 0).any():  # zeros, where nothing was recorded
+                raise config.UserError("vLLM did not return all tokens' experts; set train.routing_replay to false")
         return Response(prompt, sample, token_ids, logprobs, sampled.finish_reason, experts)
 
 

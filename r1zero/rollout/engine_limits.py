@@ -65,6 +65,7 @@ def check(cfg: Config, shape: Shape, layout: Layout) -> None:
         _check_cpu(shape, file)
     if cfg.run.device == "npu":
         _check_npu(shape, file)
+        _check_npu_replay(cfg)
 
 
 def _check_cpu(shape: Shape, file: str) -> None:
@@ -91,6 +92,19 @@ def _check_npu(shape: Shape, file: str) -> None:
         raise UserError(
             f'{file}: topk_method = "group_limited_greedy"; vllm-ascend scores a group by the sum of its two best '
             "experts, and this family by its best expert: run this model on another device"
+        )
+
+
+def _check_npu_replay(cfg: Config) -> None:
+    # Without data parallelism `capture` of vllm-ascend 0.23.0 (patch/worker/patch_routed_experts_capture.py) takes the
+    # tokens of this tensor rank for all of the forward pass, although they are divided over the ranks of the experts.
+    grid = cfg.layout.rollout
+    divided = grid.enable_expert_parallel and grid.tensor_parallel_size > 1 and grid.data_parallel_size == 1
+    if cfg.train.routing_replay and divided:
+        raise UserError(
+            "train.routing_replay = true with layout.rollout.enable_expert_parallel = true and tensor_parallel_size = "
+            f"{grid.tensor_parallel_size}: vllm-ascend then returns the experts of a part of the tokens only; use "
+            "data_parallel_size in place of tensor_parallel_size, or set routing_replay to false"
         )
 
 

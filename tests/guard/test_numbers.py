@@ -38,8 +38,8 @@ def poisoned_run(rank, cfg):
     def use(trainer):
         to_grid, update, unchanged = trainer.exchange.to_grid, trainer.roles.update, []
 
-        def poison(mine, census, grid):
-            batch = to_grid(mine, census, grid)
+        def poison(mine, census, *where):
+            batch = to_grid(mine, census, *where)
             value = POISONED.get(len(unchanged) + 1)
             if value is not None and rank == 1 and census.response_lengths_B.numel() > 8:  # the gate's texts are fewer
                 batch.advantages_B[0] = value

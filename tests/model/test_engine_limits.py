@@ -98,3 +98,26 @@ def test_a_model_without_experts_has_no_routing_to_replay(tmp_path):
     )
     with pytest.raises(UserError, match=r"train.routing_replay = true, but the model has no experts \(.*config.json\)"):
         engine_limits.check(cfg, read_shape(tmp_path), layout.carve(cfg.layout, 1))
+
+
+def test_vllm_ascend_loses_experts_where_tensor_ranks_divide_the_tokens(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LATENT))
+    shape = read_shape(tmp_path)
+    for device, grid, refused in (
+        ("npu", dict(tensor_parallel_size=2, enable_expert_parallel=True), True),
+        ("npu", dict(data_parallel_size=2, enable_expert_parallel=True), False),
+        ("npu", dict(tensor_parallel_size=2), False),
+        ("cpu", dict(tensor_parallel_size=2, enable_expert_parallel=True), False),
+    ):
+        cfg = config.Config(
+            run=config.Run(device=device),
+            model=config.Model(path=str(tmp_path)),
+            layout=config.Layout(rollout=config.VllmGrid(**grid)),
+            rollout=ROLLOUT,
+            train=config.Train(routing_replay=True),
+        )
+        if not refused:
+            engine_limits.check(cfg, shape, layout.carve(cfg.layout, 2))
+            continue
+        with pytest.raises(UserError, match=r"and tensor_parallel_size = 2: vllm-ascend then returns the experts of a"):
+            engine_limits.check(cfg, shape, layout.carve(cfg.layout, 2))

@@ -3,10 +3,14 @@
 python -m pytest tests/rollout/test_routing.py
 """
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from r1zero.config import VllmGrid
+from r1zero.config import UserError, VllmGrid
+from r1zero.rollout.engine import Engine
 from tests.oracles import tiny_models as models
 from tests.rollout import cases
 from tests.rollout.cases import Case, prompts
@@ -47,3 +51,17 @@ def test_the_experts_of_all_tokens_but_the_last_are_those_of_transformers(checkp
         if name == "Qwen3-MoE":  # vLLM has no prefix cache for latent attention on a CPU
             # The third response to the long prompt begins with the cached blocks of the first.
             assert answer.computed_tokens < sum(len(text) - 1 for text in texts)
+
+
+def test_experts_that_an_engine_did_not_record_are_not_taken_for_the_first_one():
+    engine = object.__new__(Engine)
+    engine._dense_layers = 1
+    recorded = np.array([[[0, 0], [3, 5]], [[0, 0], [1, 0]]], np.uint8)
+    sampled = SimpleNamespace(
+        token_ids=[7], logprobs=[{7: SimpleNamespace(logprob=-0.5)}], routed_experts=recorded, finish_reason="stop"
+    )
+    output = SimpleNamespace(request_id="0-0", outputs=[sampled])
+    assert engine._response(output, with_experts=True).experts.tolist() == [[[3, 5]], [[1, 0]]]
+    recorded[1] = 0
+    with pytest.raises(UserError, match="did not return all tokens' experts; set train.routing_replay to false"):
+        engine._response(output, with_experts=True)

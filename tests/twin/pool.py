@@ -62,6 +62,10 @@ def _names(tensors: list[Tensor]) -> dict[int, set[str]]:
         for owner in (gc.get_referrers(*dictionaries) if dictionaries else [])
         if hasattr(owner, "__dict__")
     }
+    for owner in holders:  # Python may keep the attributes of an object without a dictionary until it is asked for one
+        if hasattr(owner, "__dict__"):
+            owners[id(vars(owner))] = owner
+            dictionaries.append(vars(owner))
     within = {id(sequence): [id(item) for item in sequence] for sequence in sequences}
     for dictionary in dictionaries:
         owner = owners.get(id(dictionary))

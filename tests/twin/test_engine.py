@@ -30,7 +30,7 @@ YARN = {
     }
 }
 LENGTHS = [5, 9, 14, 20]
-SCRATCH = ("AttentionLayer", "kv_cache", "chunked_prefill_workspace")
+SCRATCH = ("AttentionLayer", "kv_cache", "chunked_prefill_workspace", "RoutedExpertsCapturer", "routed_experts_slot")
 """Parts of the names of what holds nothing from one step to the next but the keys and values of an empty cache."""
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("dense", {}),
@@ -152,12 +152,12 @@ def test_what_sleeping_loses_is_found(
 @pytest.mark.parametrize("grid", GRIDS)
 def test_over_two_ranks(live: Callable[..., list[Life]], case: Callable[..., Case], grid: str) -> None:
     family, degrees = GRIDS[grid]
-    experts = family == "DeepSeek-V3"
+    experts = family == "DeepSeek-V3" and grid != "experts over TP2"  # refused there: see rollout/engine_limits.py
     chosen = case(family, grid=degrees, max_num_seqs=8, max_num_batched_tokens=256, routing_replay=experts)
     lives = live(chosen, 2)
-    check(chosen, lives)
     if experts:
         check_experts(chosen, lives)
+    check(chosen, lives)
     if degrees.enable_expert_parallel:
         assert [list(life.answers[0].owned_experts) for life in lives] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         assert all(life.calls.get(f"npu::{way}") for life in lives for way in WAYS)
