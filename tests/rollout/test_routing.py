@@ -58,7 +58,7 @@ def test_experts_that_an_engine_did_not_record_are_not_taken_for_the_first_one()
     engine._dense_layers = 1
     recorded = np.array([[[0, 0], [3, 5]], [[0, 0], [1, 0]]], np.uint8)
     sampled = SimpleNamespace(
-        token_ids=[7], logprobs=[{7: SimpleNamespace(logprob=-0.5)}], routed_experts=recorded, finish_reason="stop"
+        token_ids=[7], logprobs=SimpleNamespace(logprobs=[-0.5]), routed_experts=recorded, finish_reason="stop"
     )
     output = SimpleNamespace(request_id="0-0", outputs=[sampled])
     assert engine._response(output, with_experts=True).experts.tolist() == [[[3, 5]], [[1, 0]]]
