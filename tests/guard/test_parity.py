@@ -32,6 +32,7 @@ def corrupted(tensor, before):
 
 
 def transposed(tensor, before):
+    """For engines of one rank: of several, each gets a tensor of which only its own part is filled."""
     assert tensor.shape[0] == tensor.shape[1]
     return tensor.t().contiguous()
 
@@ -155,7 +156,7 @@ FAULTS = {
         PP2,
         {"tensor_parallel_size": 2},
         [
-            (L2 + "self_attn.o_proj.weight", transposed, 0, "that of layer 2 "),
+            (L2 + "self_attn.o_proj.weight", scaled, 0, "that of layer 2 "),
             (L1 + "mlp.down_proj.weight", corrupted, 0, "that of layer 1 "),
         ],
     ),
@@ -180,7 +181,7 @@ MORE = {
         2,
         TP2,
         {"tensor_parallel_size": 2},
-        [(L1 + "self_attn.q_proj.weight", transposed, 0, "that of layer 1 ")],
+        [(L1 + "self_attn.q_proj.weight", scaled, 0, "that of layer 1 ")],
     ),
     "dense, apart": (
         "qwen2",
