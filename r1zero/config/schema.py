@@ -178,8 +178,8 @@ class Train:
     """Models with experts: trainer and reference send each token to the experts that the engine chose for it while it
     sampled, so that rounding in the routers does not make them compute another model than the engine (Ma et al.,
     "Rollout Routing Replay", 2025). A sample then carries 2 bytes for each token, layer with experts and expert per
-    token. The gradient of the router is that of the chosen experts. The engine then neither records decoding steps in
-    graphs nor schedules them ahead."""
+    token. The gradient of the router is that of the chosen experts. The engine then schedules no step ahead, and
+    on CUDA records none in graphs."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes a second time, so that less is kept for it. full: layers, of which only the
     inputs are kept; selective: the feed-forward part of each layer, dense or with experts."""

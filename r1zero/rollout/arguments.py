@@ -72,9 +72,9 @@ def schedules_ahead(cfg: Config) -> bool:
 
 
 def records_graphs(cfg: Config) -> bool:
-    """Returns whether decoding steps may be recorded. With train.routing_replay they are not, because the routers begin
-    to report their choices after vLLM has recorded."""
-    return cfg.rollout.graph and not cfg.train.routing_replay
+    """Returns whether decoding steps may be recorded. With train.routing_replay only vllm-ascend may: elsewhere the
+    routers begin to report their choices after vLLM has recorded (rollout/routing.py)."""
+    return cfg.rollout.graph and (cfg.run.device == "npu" or not cfg.train.routing_replay)
 
 
 def graph_arguments(max_num_seqs: int, mode: int) -> dict[str, Any]:
