@@ -113,15 +113,14 @@ OF_REWARDS = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses(name):
-    fields, loss, gradient = LOSSES[name]
+def loss_and_gradient(fields, reference=None):
+    """The loss of the batch above with these fields of `[grpo]`, and its gradient with respect to the logprobs."""
     logprobs = LOGPROBS.clone().requires_grad_()
     inputs = Inputs(
         logprobs,
         torch.zeros(10).double(),
         old_logprobs_R=OLD,
-        ref_logprobs_R=None,
+        ref_logprobs_R=reference,
         rollout_logprobs_R=ROLLOUT,
         advantages_B=torch.tensor(ADVANTAGES).double(),
         in_loss_B=torch.ones(4, dtype=torch.bool),
@@ -129,8 +128,15 @@ def test_losses(name):
     )
     got = objective(Grpo(**{"kl_coef": 0.0, **fields}), inputs, SIZE).loss
     got.backward()
-    assert got.item() == pytest.approx(loss, rel=1e-5)  # verl adds 1e-8 to the length of a sequence
-    assert logprobs.grad.tolist() == pytest.approx(gradient, rel=1e-5, abs=1e-9)
+    return got.item(), logprobs.grad.tolist()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name):
+    fields, loss, gradient = LOSSES[name]
+    got, found = loss_and_gradient(fields)
+    assert got == pytest.approx(loss, rel=1e-5)  # verl adds 1e-8 to the length of a sequence
+    assert found == pytest.approx(gradient, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("estimator", KLS)

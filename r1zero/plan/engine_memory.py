@@ -2,6 +2,7 @@
 
 from r1zero.plan.sizes import Pass, absorbed_elements, layer_size
 from r1zero.plan.workload import GIB, MIB, MemoryInputs
+from r1zero.rollout.arguments import records_graphs
 from r1zero.rollout.engine_limits import graph_sizes
 
 
@@ -24,7 +25,7 @@ def graphs(inputs: MemoryInputs) -> int:
     They stay while the engine sleeps, because vLLM takes their memory from no pool that sleeps.
     """
     rollout = inputs.cfg.rollout
-    if inputs.on_cpu or not rollout.graph:
+    if inputs.on_cpu or not records_graphs(inputs.cfg):
         return 0
     own = len(graph_sizes(rollout.max_num_seqs)) * int(inputs.machine.graph_mib * MIB)
     return own + int(rollout.max_num_seqs * _engine_layer(inputs) * inputs.itemsize)

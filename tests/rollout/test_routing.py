@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from r1zero import config
 from r1zero.config import UserError, VllmGrid
+from r1zero.rollout import arguments
 from r1zero.rollout.engine import Engine
 from tests.oracles import tiny_models as models
 from tests.rollout import cases
@@ -65,3 +67,18 @@ def test_experts_that_an_engine_did_not_record_are_not_taken_for_the_first_one()
     recorded[1] = 0
     with pytest.raises(UserError, match="did not return all tokens' experts; set train.routing_replay to false"):
         engine._response(output, with_experts=True)
+
+
+def test_where_the_choice_is_read_after_each_step_no_step_runs_ahead_or_from_a_graph_that_does_not_report_it():
+    found = {
+        (device, replay): (arguments.schedules_ahead(cfg), arguments.records_graphs(cfg))
+        for device in ("cuda", "npu")
+        for replay in (False, True)
+        for cfg in [config.Config(run=config.Run(device=device), train=config.Train(routing_replay=replay))]
+    }
+    assert found == {
+        ("cuda", False): (True, True),
+        ("cuda", True): (False, False),
+        ("npu", False): (True, True),
+        ("npu", True): (False, True),
+    }
