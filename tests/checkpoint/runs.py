@@ -23,7 +23,8 @@ def board(folder, tag):
 
 def check_equal(folder, other, iterations):
     """`other` was continued, `folder` not."""
-    assert [line["iteration"] for line in figures(folder)] == list(range(1, iterations + 1))
+    # Iteration 0 is the evaluation before the first one.
+    assert [line["iteration"] for line in figures(folder) if line["iteration"]] == list(range(1, iterations + 1))
     assert figures(other) == figures(folder)
     assert (other / "samples.jsonl").read_text() == (folder / "samples.jsonl").read_text()
     assert board(other, "grad_norm") == board(folder, "grad_norm") and len(board(folder, "grad_norm")) == iterations

@@ -1,6 +1,8 @@
 """R1ZERO_ACCIDENT="kind rank phase iteration delay [file]": as that rank begins that phase it raises an exception,
-hangs, is stopped, or is killed, this after so many seconds, wherever it may then be. Or it hears a signal (TERM, USR1,
-INT), or INT twice (INT-INT). With a file it happens once: not where the file is there, which it makes."""
+hangs, is stopped, is killed, or gets a signal (TERM, USR1, INT), or INT twice (INT-INT).
+
+Killing and signals happen this many seconds after the beginning of the phase, wherever the rank may then be. The rank
+`all` stands for every rank. With a file, it happens only once: not if the file exists, which it creates."""
 
 import os
 import signal
@@ -30,18 +32,16 @@ def install() -> None:
                 Path(file).touch()
             happen(kind, phase, float(delay))
 
-    if rank == os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0")):
+    if rank in ("all", os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0"))):
         metrics.Stopwatch._tell = tell
 
 
 def happen(kind: str, phase: str, delay: float) -> None:
-    if kind == "kill":
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return
-    if kind.isupper():
-        for name in kind.split("-"):
-            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
-            time.sleep(0.1)
+    if kind == "kill" or kind.isupper():
+        if delay:
+            threading.Timer(delay, send, [kind]).start()
+        else:
+            send(kind)
         return
     sys.stderr.write(f"ACCIDENT {time.time():.3f} {os.getpid()}\n")
     sys.stderr.flush()
@@ -51,6 +51,13 @@ def happen(kind: str, phase: str, delay: float) -> None:
     if kind == "hang":
         hang()
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def send(kind: str) -> None:
+    """Send this process the signals that the kind names."""
+    for name in kind.upper().split("-"):
+        os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+        time.sleep(0.1)
 
 
 def hang() -> None:
