@@ -3,12 +3,16 @@
 python -m pytest tests/test_logprobs.py
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from r1zero import logprobs
+from r1zero.config import Config, Train
 from r1zero.logprobs import OutputLayer, token_stats
+from r1zero.plan import memory
 
 T, H, V, TEMPERATURE = 9, 5, 12, 0.7
 # The row of the last token of a shared prompt predicts the first token of several responses.
@@ -72,10 +76,10 @@ def test_the_gradient_of_the_weight_is_added_to_its_main_grad(monkeypatch):
     check([cut_in(0, 1, BONUS, main_grad=True)], BONUS)
 
 
-def highest_growth(rank, tokens, width, vocabulary):
+def highest_growth(rank, tokens, width, vocabulary, dtype=torch.float32):
     """Bytes of resident memory that forward and backward take at most beyond the inputs and the weight's gradient."""
-    hidden_TH = torch.zeros(tokens, width).normal_().requires_grad_()
-    weight_VH = torch.zeros(vocabulary, width).normal_().requires_grad_()
+    hidden_TH = torch.zeros(tokens, width, dtype=dtype).normal_().requires_grad_()
+    weight_VH = torch.zeros(vocabulary, width, dtype=dtype).normal_().requires_grad_()
     weight_VH.main_grad = torch.zeros(vocabulary, width).normal_()
 
     def resident(name):
@@ -99,6 +103,22 @@ def test_memory_is_that_of_one_chunk_however_many_rows_there_are(ranks):
     for tokens in (4096, 8192):
         (grown,) = ranks.run(highest_growth, tokens, width, vocabulary, size=1)
         assert chunk < grown < 3.5 * chunk, tokens
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_with_the_vocabulary_of_qwen_is_what_the_plan_says(ranks, dtype):
+    """All logits of 4,096 rows in fp32 would take 2.5 GB, and their gradient as much again."""
+    width, vocabulary, tokens = 64, 151_936, 4096
+    inputs = SimpleNamespace(
+        cfg=Config(train=Train(micro_batch_tokens=tokens)),
+        itemsize=dtype.itemsize,
+        routes=SimpleNamespace(shape=SimpleNamespace(hidden_size=width)),
+    )
+    planned = memory._head_bytes(inputs, vocabulary, training=True)
+    (grown,) = ranks.run(highest_growth, tokens, width, vocabulary, dtype, size=1)
+    print(f"{dtype}: {grown / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB planned, {planned / grown:.3f}")
+    assert 0.95 < planned / grown < 1.05
 
 
 @pytest.mark.parametrize("bonus_R", [NO_BONUS, BONUS])
