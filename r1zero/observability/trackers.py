@@ -8,6 +8,7 @@ and whether they work offline.
 import importlib
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import isfinite
@@ -40,10 +41,20 @@ def _mlflow(mlflow: Any, cfg: Config, folder: Path) -> tuple[Log, Close]:
     mlflow.log_dict(plain(cfg), "config.json")
 
     def log_metrics(values: dict[str, float], step: int) -> None:
-        # MLflow does not allow @ in the name of a metric.
-        mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in values.items()}, step=step)
+        mlflow.log_metrics({mlflow_name(name): value for name, value in values.items()}, step=step)
 
     return log_metrics, mlflow.end_run
+
+
+def mlflow_name(name: str) -> str:
+    """Returns the name of a metric for MLflow.
+
+    MLflow does not allow @ in it, and its store of files keeps `a/b` in a folder `a`, so `a` cannot be a metric too.
+
+    >>> mlflow_name("eval/math/pass@1"), mlflow_name("eval/math/pass@1/low")
+    ('eval/math/pass_at_1', 'eval/math/pass_at_1_low')
+    """
+    return re.sub(r"@(\d+)/", r"@\1_", name).replace("@", "_at_")
 
 
 OPENERS: dict[str, Callable[[Any, Config, Path], tuple[Log, Close]]] = {

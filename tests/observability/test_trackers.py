@@ -9,6 +9,7 @@ import pytest
 
 from r1zero import config
 from r1zero.config import CollectiveError
+from r1zero.evaluation import figures
 from r1zero.observability import trackers
 from r1zero.observability.writer import RunWriter
 
@@ -73,6 +74,14 @@ def test_a_tracker_logs_finite_values_and_one_that_fails_is_named_once(tmp_path,
     )
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     assert not list(tmp_path.glob("events.*"))
+
+
+def test_no_metric_is_a_folder_of_others_for_mlflow():
+    """With mlflow 3 and a store of files, the first evaluation failed: pass@1 was a file and a folder."""
+    names = {*VALUES, *(f"eval/math/{name}" for name in figures.names(3))}
+    renamed = {trackers.mlflow_name(name) for name in names}
+    assert len(renamed) == len(names) and not [name for name in renamed if "@" in name]
+    assert not [(one, other) for one in renamed for other in renamed if other.startswith(f"{one}/")]
 
 
 def test_no_tracker_is_imported_that_is_not_named(tmp_path):
