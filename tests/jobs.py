@@ -75,15 +75,16 @@ def prefer_expert_2(bias: torch.Tensor) -> torch.Tensor:
 
 def model_config(family: str, end: int):
     """The miniature's config of the family, or for other families one as small, with the same vocabulary."""
-    from transformers import DeepseekV2Config, DeepseekV3Config, LlamaConfig, Qwen3MoeConfig
+    from transformers import DeepseekV2Config, DeepseekV3Config, LlamaConfig, MistralConfig, Qwen3MoeConfig
 
     from r1zero.miniature import base
-    from tests.oracles.tiny_models import GROUPED, LITE, LLAMA, MOONLIGHT, ROUTED
+    from tests.oracles.tiny_models import DENSE, GROUPED, LITE, LLAMA, MOONLIGHT, ROUTED
 
     configs = {name: recipe.config for name, recipe in base.recipes(end).items()}
     same = dict(vocab_size=configs["qwen2"].vocab_size, bos_token_id=None, eos_token_id=end, pad_token_id=end)
     configs |= {
         "llama": LlamaConfig(**{**LLAMA, **same}),
+        "mistral": MistralConfig(**{**DENSE, "head_dim": 64, "sliding_window": None, **same}),
         "qwen3_moe": Qwen3MoeConfig(**{**ROUTED, **same}),
         "deepseek_v2": DeepseekV2Config(**{**GROUPED, **same}),
         "deepseek_v2_lite": DeepseekV2Config(**{**LITE, **same}),

@@ -54,7 +54,8 @@ CASES = (
     + [("deepseek", layout, 2) for layout in EXPERT_LAYOUTS]
     + [("llama", "tp2", 1), ("llama", "tp2 pp2", 4), ("llama_tied", "pp2", 2), ("mistral", "tp2 pp2", 4)]
     + [("qwen3_moe", "tp2 ep2", 8), ("qwen3_moe", "pp2 ep2", 2), ("qwen3_moe_plain", "ep2", 1)]
-    + [("deepseek_v2", "tp2 ep2", 8), ("deepseek_v2", "pp2 ep2", 2), ("deepseek_v2_lite", "tp2 ep2", 8)]
+    + [("deepseek_v2", "tp2 ep2", 8), ("deepseek_v2", "pp2 ep2", 2)]
+    + [("deepseek_v2_lite", "tp2 ep2", 8), ("deepseek_v2_lite", "pp2 ep2", 2)]
     + [("moonlight", "tp2 ep2", 8), ("moonlight", "pp2 ep2", 2)]
 )
 

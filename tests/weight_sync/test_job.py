@@ -42,6 +42,7 @@ ALL = {
         dict(pipeline_model_parallel_size=2, pipeline_layers=(2, 1)),
         dict(tensor_parallel_size=2),
     ),
+    "Mistral, TP2 to TP2": ("mistral", 2, dict(tensor_model_parallel_size=2), dict(tensor_parallel_size=2)),
     "Qwen3-MoE, TP2 EP2 to experts over TP2": (
         "qwen3_moe",
         2,
