@@ -85,7 +85,8 @@ class Engine:
             self._dense_layers = read_shape(cfg.model.path, cfg.model.overrides).require_moe().first_dense_layers
             table = None if self._adapter.RETURN_EXPERTS else routing.RouteTable()
             arguments |= {"scheduler_cls": routing.as_scheduler(table)} if table else self._adapter.RETURN_EXPERTS
-        arguments |= {"logits_processors": [draw.as_logits_processor()]} | cfg.rollout.engine
+        arguments |= {"logits_processors": [draw.as_logits_processor()]}
+        arguments = engine_options.merge(arguments, cfg.rollout.engine)
         self._stack.enter_context(self._adapter.while_alive())
         with (
             isolation.preserve_generators(cfg.run.device),

@@ -4,6 +4,7 @@ python -m pytest tests/rollout/test_engine_options.py
 """
 
 import dataclasses
+import re
 
 import pytest
 
@@ -49,6 +50,47 @@ def test_an_option_that_would_break_correctness_is_refused_with_the_reason(optio
     with pytest.raises(UserError) as error:
         engine_options.check(options)
     assert sentence in str(error.value)
+
+
+RISKY = re.compile(
+    r"(data_parallel|spec|elastic|eplb)_|_(elastic|eplb)|quantiz|revision|watermark_|sharded_sampling|master_"
+)
+HARMLESS = {"allow_deprecated_quantization", "per_request_spec_decode_metrics"}
+"""They have no effect without an option that is refused."""
+
+
+def test_every_option_that_names_a_refused_kind_is_refused():
+    """vLLM has several options for one thing: speculative_config and spec_method, quantization and its config."""
+    risky = {name for name in known() if RISKY.search(name)} - HARMLESS
+    assert len(risky) > 20 and risky - set(engine_options.REFUSED) == set()
+
+
+NPU = {"additional_config": {"weight_nz_mode": 0, "ascend_compilation_config": {"enable_npugraph_ex": False}}}
+
+
+def test_an_object_adds_keys_to_that_of_this_project():
+    given = {"additional_config": {"dump": True, "ascend_compilation_config": {"fuse": 1}}, "block_size": 32}
+    config_of_both = {
+        "weight_nz_mode": 0, "dump": True, "ascend_compilation_config": {"enable_npugraph_ex": False, "fuse": 1}
+    }  # fmt: skip
+    assert engine_options.merge(NPU, given) == {"additional_config": config_of_both, "block_size": 32}
+    assert engine_options.merge({"block_size": 16}, {"block_size": 32}) == {"block_size": 32}
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"weight_nz_mode": 2}, "rollout.engine.additional_config.weight_nz_mode = 2: this project sets it to 0, and"),
+        (
+            {"ascend_compilation_config": {"enable_npugraph_ex": True}},
+            "rollout.engine.additional_config.ascend_compilation_config.enable_npugraph_ex = true: this project sets ",
+        ),
+    ],
+)
+def test_an_object_that_contradicts_that_of_this_project_is_one_sentence(given, sentence):
+    with pytest.raises(UserError) as error:
+        engine_options.merge(NPU, {"additional_config": given})
+    assert str(error.value).startswith(sentence)
 
 
 def test_others_pass_and_a_misspelt_one_is_named():
