@@ -11,6 +11,7 @@ any other exception ends the run.
 """
 
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -67,12 +68,27 @@ def _reach(record: dict[str, Any], column: str) -> Any:
     if column in record or "." not in column:
         return record.get(column, _ABSENT)
     head, _, rest = column.partition(".")
-    inner = record.get(head, _ABSENT)
+    inner = _from_json(record.get(head, _ABSENT))
     if inner is None or inner is _ABSENT:
         return inner
     if not isinstance(inner, dict):
         raise ValueError(f"{head!r} is a {type(inner).__name__} and must be an object that holds {rest!r}")
     return _reach(inner, rest)
+
+
+def _from_json(value: Any) -> Any:
+    """Returns the object that a text in JSON stands for, or its list of texts; anything else unchanged.
+
+    A list of numbers, such as [1, 2], stays a text, because it may be an interval.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    is_texts = isinstance(found, list) and bool(found) and all(isinstance(one, str) for one in found)
+    return found if isinstance(found, dict) or is_texts else value
 
 
 def _present(record: dict[str, Any], column: str) -> Any:
@@ -109,11 +125,13 @@ def text(record: dict[str, Any], column: str) -> str:
 
 
 def label(record: dict[str, Any], column: str) -> str:
-    """Returns the label: a text, a number, or a list of these, any of which is correct.
+    """Returns the label: a text, a number, or a list of these or of texts in JSON, any of which is correct.
 
     Raises ValueError for anything else.
     """
     value = _reach(record, column)
+    if isinstance(decoded := _from_json(value), list):
+        value, record = decoded, {column: decoded}
     if not isinstance(value, list) or len(value) < 2:
         return text(record, column).strip()
     every = [(as_text(one) or "").strip() for one in value]

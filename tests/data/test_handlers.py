@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from r1zero.config import UserError
 from r1zero.data import handlers
 from r1zero.data.handlers import Example, MapKeys
+from r1zero.reward.rules import ALTERNATIVES
 
 KEYS = MapKeys(prompt="problem", response="answer")
 
@@ -52,6 +53,32 @@ def test_a_dotted_name_reaches_into_an_object_unless_a_column_has_that_name() ->
         outcome("columns", {"problem": "q", "reward_model": "34"}, keys)
         == "'reward_model' is a str and must be an object that holds 'ground_truth'"
     )
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ('["1/2", "x+1"]', f"1/2{ALTERNATIVES}x+1"),
+        (' ["7"] ', "7"),
+        ("[1, 2]", "[1, 2]"),  # an interval, or a list of two numbers
+        ('["1"', '["1"'),
+        ("[]", "[]"),
+        ("{1, 2}", "{1, 2}"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_label_may_be_a_list_of_texts_in_json(label: str, expected: str) -> None:
+    assert outcome("columns", {"problem": "q", "answer": label}) == Example("q", expected)
+
+
+def test_a_dotted_name_reaches_into_an_object_in_json() -> None:
+    keys = MapKeys(prompt="problem", response="reward_model.truth.value")
+    record = {"problem": "q", "reward_model": '{"style": "rule", "truth": {"value": ["2", "2.0"]}}'}
+    assert outcome("columns", record, keys) == Example("q", f"2{ALTERNATIVES}2.0")
+    record["reward_model"] = '{"style": "rule", "truth": "{\\"value\\": 34}"}'
+    assert outcome("columns", record, keys) == Example("q", "34")
+    record["reward_model"] = '{"style": "rule"'
+    assert outcome("columns", record, keys) == "'reward_model' is a str and must be an object that holds 'truth.value'"
 
 
 @pytest.mark.parametrize(
