@@ -34,6 +34,11 @@ UNTIL = {"record": ("record", "evaluation", "save", "rollout"), "save": ("save",
 written during the next rollout, and it is completed in the first phase `save` of the next iteration."""
 KINDS = ("kill one", "kill one", "kill with launcher", "kill all", "TERM")
 """SIGKILL to one rank, whose peer must end by itself or is killed by the launcher; SIGKILL to both; SIGTERM to one."""
+ALONE = [[-9, 1]]
+DIED = [*ALONE, [-9, -9]]
+EXPECTED = {"kill one": ALONE, "kill with launcher": DIED, "kill all": DIED, "TERM": [[0, 0]]}
+"""The statuses with which the two ranks may end, in ascending order. A rank may have noticed the death of its peer
+before it is killed as well."""
 TINY = ["rollout.max_response_tokens=8", "grpo.prompts_per_iteration=2", "grpo.group_size=2"]
 ROUNDS = [
     "rollout.max_response_tokens=8",
@@ -51,6 +56,11 @@ ROUNDS = [
 ]
 """Dynamic sampling, mini-batches and evaluation; the prompts of a group are shared by default."""
 TP2 = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_parallel_size=2"]
+
+
+def incomplete(folder: Path) -> set[int]:
+    """The checkpoints that are not complete, by inode."""
+    return {path.stat().st_ino for path in (folder / "checkpoints").glob("step_*.tmp")}
 
 
 class Moment(NamedTuple):
@@ -97,36 +107,29 @@ def killed_often(ranks, base: Path, folder: Path, iterations: int, kills: int, o
     write(f"seed {seed}, {iterations} iterations\n  #  kind                rank  phase of iteration, seconds into it")
     count = 0
     while count < kills:
-        before = latest(cut)
+        before, stale = latest(cut), incomplete(cut)
         moment = draw(rng, before, iterations, seconds)
         with_launcher = moment.kind == "kill with launcher"
         ended = ranks.job(2, [*arguments, "run.name=cut"], log, moment.accident, launcher_kills=with_launcher)
         said = f"seed {seed}, kill {count + 1}: {moment}, from iteration {before}"
         assert not ended["left"] and not ended["overdue"], f"{said}: {ended}\n{log.read_text()[-3000:]}"
-        if latest(cut) == iterations:  # it had run on to its end before the moment came
-            assert ended["statuses"] == [0, 0], f"{said}: {ended}\n{log.read_text()[-3000:]}"
+        if latest(cut) == iterations:  # the last save was complete before the moment came
+            assert set(ended["statuses"]) <= {0, 1, -9}, f"{said}: {ended}\n{log.read_text()[-3000:]}"
             shutil.rmtree(cut / "checkpoints" / f"step_{iterations}")
             (cut / "checkpoints/latest").write_text(f"step_{iterations - 1}\n")
             continue
-        assert sorted(ended["statuses"]) in expected(moment), f"{said}: {ended}\n{log.read_text()[-3000:]}"
+        assert sorted(ended["statuses"]) in EXPECTED[moment.kind], f"{said}: {ended}\n{log.read_text()[-3000:]}"
         count += 1
-        half = [path.name for path in (cut / "checkpoints").glob("step_*.tmp")]
+        left = f"left {latest(cut)}" + (" and a part of the next" if incomplete(cut) - stale else "")
         write(
             f"{count:>3}  {moment.kind:<18}  {moment.rank:>4}  {moment.phase} of {moment.iteration}, "
-            f"{moment.delay:.3f}; began after {before}, left {latest(cut)}" + (f" and {half[0]}" if half else "")
+            f"{moment.delay:.3f}; began after {before}, {left}"
         )
     continue_elsewhere(ranks, folder, arguments, log)
     assert ranks.job(2, [*arguments, "run.name=cut"], log)["statuses"] == [0, 0], log.read_text()[-3000:]
     check_equal(folder / "whole", cut, iterations)
     for iteration in range(1, iterations + 1):
         assert recorder.read(cut, iteration) == recorder.read(folder / "whole", iteration), iteration
-
-
-def expected(moment: Moment) -> list[list[int]]:
-    """The statuses with which the ranks may end, in ascending order."""
-    if moment.kind == "TERM":
-        return [[0, 0]]
-    return [[-9, 1]] if moment.kind == "kill one" else [[-9, -9]]
 
 
 def mean_seconds(folder: Path) -> dict[str, float]:
