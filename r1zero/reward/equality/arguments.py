@@ -13,8 +13,11 @@ _COMMANDS = re.compile(
 _FUNCTION = re.compile(r"\\(?P<name>(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp)(?![A-Za-z])\s*")
 _TRIGONOMETRIC = re.compile("(?:sin|cos|tan|cot|sec|csc)$")
 _SCRIPT, _BLANKS = re.compile(r"\s*[\^_]\s*(?=\S)"), re.compile(r"\s*")
-_END = re.compile(r"[-+*=<>,;&)\]}|]|\\(?:cdot|times|div|cup|cap|text|le|ge|ne|in|pm|mp|quad)(?![A-Za-z])|\\\\|\\[,;}]")
+_END = re.compile(
+    r"[-+*=<>,;&)\]}|]|\\(?:cdot|times|div|cup|cap|text|le|ge|ne|in|pm|mp|quad|rfloor|rceil)(?![A-Za-z])|\\\\|\\[,;}]"
+)
 _CLOSING = {"{": "}", "(": ")"}
+_DEEPER, _SHALLOWER = ("{", "(", "[", r"\lfloor", r"\lceil"), ("}", ")", "]", r"\rfloor", r"\rceil")
 _TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)
 
 
@@ -65,8 +68,8 @@ def applied(text: str) -> str | None:
 
     >>> applied(r"\ln 2\cdot \ln 3"), applied(r"2\sin^2 3x \cos{x}"), applied(r"\arctan 2\sqrt{2}"), applied(r"\sin(x)")
     ('\\ln(2)\\cdot \\ln(3)', '2\\sin^2 (3x)\\cos(x)', '\\arctan(2\\sqrt{2})', '\\sin(x)')
-    >>> applied(r"\ln x/x"), applied(r"\cos \pi/3")
-    (None, '\\cos(\\pi/3)')
+    >>> applied(r"\ln x/x"), applied(r"\cos \pi/3"), applied(r"\lfloor\ln n\rfloor+1"), applied(r"\ln\lfloor n\rfloor")
+    (None, '\\cos(\\pi/3)', '\\lfloor\\ln(n)\\rfloor+1', '\\ln(\\lfloor n\\rfloor)')
     """
     out, place = [], 0
     while match := _FUNCTION.search(text, place):
@@ -110,7 +113,7 @@ def _end_of_argument(text: str, start: int) -> tuple[int, bool]:
         if depth == 0 and _ends_argument(word, before):
             return token.start(), bar
         bar = bar or (word == "/" and depth == 0)
-        depth += (word in ("{", "(", "[")) - (word in ("}", ")", "]"))
+        depth += (word in _DEEPER) - (word in _SHALLOWER)
         if depth < 0:
             return token.start(), bar
     return len(text), bar

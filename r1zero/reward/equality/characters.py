@@ -14,6 +14,7 @@ _MEANT = {
     r"\ne ": "≠", r"\le ": "≤≦⩽", r"\ge ": "≥≧⩾", r"\approx ": "≈", r"\infty ": "∞",
     r"\cup ": "∪", r"\cap ": "∩", r"\setminus ": "∖", r"\in ": "∈", r"\notin ": "∉", r"\emptyset ": "∅",
     r"\mathbb{R}": "ℝ", r"\mathbb{Z}": "ℤ", r"\mathbb{N}": "ℕ", r"\mathbb{Q}": "ℚ", r"\mathbb{C}": "ℂ",
+    r"\lfloor ": "⌊", r"\rfloor ": "⌋", r"\lceil ": "⌈", r"\rceil ": "⌉",
     r"^\circ ": "°º˚", r"\ldots ": "…", r"\sqrt[3]": "∛", r"\sqrt[4]": "∜",
     "": "\u200b\u200c\u200d\u2060\ufeff\u00ad",
     " ": "\t\n\r\xa0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000",

@@ -19,7 +19,7 @@ _JUXTAPOSED = re.compile(
     r"|\\frac\{[^{}]*\}\{[^{}]*\}\s*[0-9]"
 )
 _QUOTES = re.compile(r"\"|[0-9]\s*'")  # feet and inches, whose marks math-verify drops
-_COMPUTED_ON_READING = re.compile(r"\\det|vmatrix|operatorname\{(?!gcd|lcm)")
+_COMPUTED_ON_READING = re.compile(r"\\det|vmatrix|operatorname\{(?!gcd|lcm|floor|ceil)")
 
 
 def same_notation(answer: str, label: str) -> bool | None:

@@ -100,12 +100,12 @@ class Reader(latex2sympy2._Latex2Sympy):
         return _bounded(sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False))
 
     def handle_gcd_lcm(self, f, args):
-        """Leave gcd and lcm of letters unevaluated.
+        """Leave gcd and lcm of letters unevaluated, with their arguments in one order.
 
         sympy would treat letters as polynomials without a common factor.
         """
         if any(arg.free_symbols for arg in args):
-            return sympy.Function(f)(*args)
+            return sympy.Function(f)(*sorted(args, key=sympy.default_sort_key))
         return super().handle_gcd_lcm(f, args)
 
     def convert_func(self, func):

@@ -43,6 +43,14 @@ _CHOOSE = re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}")
 # The letters of an angle have an order and are not a product.
 _ANGLE = re.compile(r"\\(angle|triangle)\s*(?:\{\s*)?([A-Z]+)(?![A-Za-z])(?:\s*\})?")
 _LETTER = re.compile(r"\\(?:text|operatorname)\s*\{\s*([ieIE])\s*\}")
+# Names of functions in a text font or without a backslash. `sec` and `min` are also units, and `max` is also a word.
+_NAMES = r"(?:arc)?(?:sin|cos|tan|cot|csc)h?|arcsech?|sech|ln|log|exp|gcd|lcm|floor|ceil"
+_FUNCTION = re.compile(
+    rf"\\(?:text|operatorname\s*\*?)\s*\{{\s*(?:(?P<wrapped>{_NAMES})\s*\}}(?=\s*[\\({{_^A-Za-z0-9])"
+    r"|(?P<ambiguous>sec|max|min)\s*\}(?=\(|\\\{))"
+    rf"|(?<![A-Za-z\\])(?P<bare>{_NAMES}|max|min)(?=\(|\\\{{|(?<=log)_)"
+)
+_IN_BRACES = re.compile(r"\\(?P<name>gcd|lcm|max|min)\s*\\\{(?P<inside>(?:[^{}\\]|\\[^{}]|\{[^{}]*\})*)\\\}")
 _CONNECTIVE = re.compile(
     r"\s*,?\s*\\text\{\s*,?\s*(and|or)\s*\}\s*|\\text\{\s*(?P<comma>,)\s*(?:and|or)?\s*\}", re.IGNORECASE
 )
@@ -70,6 +78,8 @@ def plain(text: str) -> str:
     ('10 \\text{cm}', '12 \\%', '3\\frac{1}{2} \\le  x', 'x\\in\\mathbb{R}')
     >>> plain(r"\left( 1\,234,\; \tfrac12 \right]"), plain(r"2 \text { or } 3"), plain(r"]1, 2[ U [3, 4[")
     ('( 1234,  \\frac{1}{2} ]', '2 or 3', '(1, 2) \\cup [3, 4)')
+    >>> plain(r"\operatorname{ln}2"), plain(r"\max\{a,b\}"), plain("gcd(a,b)"), plain(r"20\text{min} 5")
+    ('\\ln 2', '\\max(a,b)', '\\gcd (a,b)', '20\\text{min} 5')
     """
     if not text.isascii():
         text = as_tex(text)
@@ -85,6 +95,7 @@ def plain(text: str) -> str:
         text = _CONNECTIVE.sub(lambda match: ", " if match["comma"] else f" {match[1].lower()} ", text)
         text = _DEGREE.sub(r"^\\circ ", text)
         text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
+    text = _IN_BRACES.sub(r"\\\g<name>(\g<inside>)", _FUNCTION.sub(_function, text))
     text = _INFINITY.sub(r"\\infty ", text)
     text = _COMBINATIONS.sub(r"\\binom{\1}{\2}", _UNION.sub(r" \\cup ", _OUTWARD.sub(_inward, text)))
     text = _ASCII_RELATIONS.sub(lambda match: r"\le " if "<" in match.group() else r"\ge ", text)
@@ -94,6 +105,11 @@ def plain(text: str) -> str:
 
 def _space(match: re.Match[str]) -> str:
     return r"\\" if match["newline"] else "" if match["none"] else " "
+
+
+def _function(match: re.Match[str]) -> str:
+    name = match["wrapped"] or match["ambiguous"] or match["bare"]
+    return rf"\operatorname{{{name}}}" if name in ("floor", "ceil") else rf"\{name} "
 
 
 def _number_set(match: re.Match[str]) -> str:
