@@ -58,6 +58,12 @@ ROUNDS = [
 TP2 = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_parallel_size=2"]
 
 
+def best(folder: Path) -> str:
+    """The checkpoint that is marked as the best, or an empty text."""
+    file = folder / "checkpoints/best"
+    return file.read_text() if file.exists() else ""
+
+
 def incomplete(folder: Path) -> set[int]:
     """The checkpoints that are not complete, by inode."""
     return {path.stat().st_ino for path in (folder / "checkpoints").glob("step_*.tmp")}
@@ -128,6 +134,7 @@ def killed_often(ranks, base: Path, folder: Path, iterations: int, kills: int, o
     continue_elsewhere(ranks, folder, arguments, log)
     assert ranks.job(2, [*arguments, "run.name=cut"], log)["statuses"] == [0, 0], log.read_text()[-3000:]
     check_equal(folder / "whole", cut, iterations)
+    assert best(cut) == best(folder / "whole")
     for iteration in range(1, iterations + 1):
         assert recorder.read(cut, iteration) == recorder.read(folder / "whole", iteration), iteration
 
