@@ -19,6 +19,7 @@ from r1zero.batch import Batch, LossSize, MicroBatch, MiniBatch, micro_batches, 
 from r1zero.config import Config
 from r1zero.logprobs import OutputLayer, TokenStats, token_stats
 from r1zero.model import build, packing, routing
+from r1zero.model.optimizer import clip_and_step
 from r1zero.objective import SUMS, Inputs, objective
 
 SCALE_STEP = 32.0
@@ -176,7 +177,7 @@ class Policy:
             scale = max(1.0, scale / SCALE_STEP)
         if not skipped:
             with self.optimizer_on_device():
-                self.optimizer.step()
+                clip_and_step(self.optimizer, grad_norm)
         if not self.is_reporting_rank:
             return _Update(torch.zeros(len(SUMS), dtype=torch.float64), 0.0, grad_norm, skipped, 0)
         sums = torch.stack([r["sums"] for r in results]).cpu().double().sum(0)

@@ -1,7 +1,8 @@
 """The optimizer of a trained model, and its learning-rate schedule."""
 
 import torch
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import optimizer as library
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.utils import unwrap_model
 
@@ -12,7 +13,7 @@ from r1zero.distributed.subworld import subworld
 
 def build_optimizer(
     chunks: list[torch.nn.Module], cfg: config.Optimizer, grids: MegatronGrids
-) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+) -> tuple[ChainedOptimizer, OptimizerParamScheduler]:
     """Adam with fp32 master weights sharded over data-parallel ranks. Load the weights first: the masters are copies.
 
     The scheduler starts with the rate of the first update; call `scheduler.step(1)` after each update.
@@ -50,3 +51,17 @@ def build_optimizer(
         wd_incr_style="constant",
     )
     return optimizer, scheduler
+
+
+def clip_and_step(optimizer: ChainedOptimizer, grad_norm: float) -> None:
+    """Scale the gradients to the norm `clip_grad` if theirs, grad_norm, is larger, and update the weights.
+
+    `optimizer.prepare_grads` must have been called. This is megatron-core's `ChainedOptimizer.step` without its first
+    half, which would prepare the gradients and compute their norm a second time.
+    """
+    for part in optimizer.chained_optimizers:
+        parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            # Found at the call, because r1zero/model/cpu_megatron.py and MindSpeed replace it in this module.
+            library.clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
+    optimizer.step_with_ready_grads()

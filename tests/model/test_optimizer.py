@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from r1zero.model.optimizer import clip_and_step
+from tests.model import cases
+from tests.model.cases import grid
+
+
+def stepped(rank, oracle, place, clip_grad, by_library):
+    """The weights after one step on the same gradient."""
+    built = cases.build_on(oracle, place, clip_grad=clip_grad)
+    _, samples = cases.my_samples(built, oracle)
+    cases.schedule(built, samples, 2)
+    if by_library:
+        built.optimizer.step()
+    else:
+        built.optimizer.prepare_grads()
+        clip_and_step(built.optimizer, float(built.optimizer.get_grad_norm()))
+    return torch.cat([p.detach().flatten() for p in built.chunks[0].parameters()])
+
+
+@pytest.mark.parametrize("name", ["qwen2", "deepseek"])
+def test_a_step_with_a_known_norm_equals_the_librarys(ranks, models, name):
+    """With experts on ranks of their own there are two optimizers, which are clipped by one norm."""
+    oracle, place = models(name), grid(tp=2, ep=2) if name == "deepseek" else grid(tp=2)
+    clipped, expected, free = (
+        ranks.run(stepped, oracle, place, clip, by_library, size=2)
+        for clip, by_library in ((0.01, False), (0.01, True), (1e6, False))
+    )
+    for ours, theirs, other in zip(clipped, expected, free, strict=True):
+        assert torch.equal(ours, theirs) and not torch.equal(ours, other)
