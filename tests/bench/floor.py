@@ -1,10 +1,11 @@
-"""Measures vLLM alone with the requests of a run: mpirun -np RANKS python -m tests.bench.floor CONFIG RUN ITERATION
+"""Measures vLLM alone with the requests of a run: mpirun -np RANKS python -m tests.bench.floor CONFIG RUN FIRST
 [section.key=value ...]
 
 Started by tests/bench/step.py --floor. RUN is the folder of a run with metrics.dump = "all". Each rank has an engine of
 its own, with the model's shape and random weights, and asks it for responses to the prompts of its share, as long as
-those of ITERATION. Nothing of this project is in the engine: no draw of tokens, no masked ids, no grading.
-The ranks begin together. Rank 0 prints a JSON list: the seconds until the last rank was ready, for each repetition.
+those of each iteration of the run, from FIRST on. Nothing of this project is in the engine: no draw of tokens, no
+masked ids, no grading. The ranks begin together. Rank 0 prints a JSON object with `rollout`: the seconds until the last
+rank was ready, for each iteration.
 """
 
 import argparse
@@ -28,30 +29,39 @@ from r1zero.rollout import isolation
 from r1zero.rollout.arguments import engine_arguments
 from r1zero.rollout.engine import ADAPTERS
 
-REPETITIONS, WARM_UP = 14, 2
+WARM_UP = 2
+
+
+def recorded(run: Path, first: int, rank: int) -> list[list[dict[str, Any]]]:
+    """Returns the rows that the engine of this rank recorded in each iteration, after WARM_UP times the first."""
+    last = max(int(folder.name.removeprefix("iteration_")) for folder in (run / "samples").iterdir())
+    files = [run / "samples" / f"iteration_{i}" / f"engine_{rank}.parquet" for i in range(first, last + 1)]
+    return [tables.read([file]) for file in files[:1] * WARM_UP + files]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("run", type=Path)
-    parser.add_argument("iteration", type=int)
+    parser.add_argument("first", type=int)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.config, args.overrides, Config)
     launch = world.read_launch()
-    rows = tables.read([args.run / "samples" / f"iteration_{args.iteration}" / f"engine_{launch.rank}.parquet"])
     prompts = PromptSet.open(cfg.data.path)
-    requests = [(list(prompts[row["row"]].token_ids), row["length"]) for row in rows]
+    requests = [
+        [(list(prompts[row["row"]].token_ids), row["length"]) for row in rows]
+        for rows in recorded(args.run, args.first, launch.rank)
+    ]
     world.join(launch, device.start(cfg.run.device, launch.local_rank), cfg.run.timeout_s)
     seconds = measure(cfg, requests)
     if launch.rank == 0:
-        sys.stdout.write(json.dumps(seconds) + "\n")
+        sys.stdout.write(json.dumps({"rollout": seconds}) + "\n")
     world.leave(launch)
 
 
-def measure(cfg: Config, requests: list[tuple[list[int], int]]) -> list[float]:
-    """Returns the seconds of each repetition after the warm-up, until the last rank was ready."""
+def measure(cfg: Config, requests: list[list[tuple[list[int], int]]]) -> list[float]:
+    """Returns the seconds of each iteration after the warm-up, until the last rank was ready."""
     with device.quiet_imports():
         from vllm import LLM
 
@@ -63,10 +73,10 @@ def measure(cfg: Config, requests: list[tuple[list[int], int]]) -> list[float]:
     ):
         engine = LLM(**engine_arguments(cfg, overrides.stated_config(cfg.model))).llm_engine
     found = []
-    for number in range(WARM_UP + REPETITIONS):
+    for number, of_iteration in enumerate(requests):
         dist.barrier()
         began = time.perf_counter()
-        generate(engine, number, requests)
+        generate(engine, number, of_iteration)
         last = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
         dist.all_reduce(last, dist.ReduceOp.MAX)
         found.append(float(last))

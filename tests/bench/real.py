@@ -109,7 +109,8 @@ class Memory(threading.Thread):
 
 
 def job(arguments: list[str], out: str) -> None:
-    """Run train.py while measuring its memory. At the end, the peaks go to the file `out`."""
+    """Run train.py while measuring its memory. At the end, the peaks of rank 0 go to the file `out`."""
+    from r1zero.distributed import world
     from r1zero.observability import metrics
 
     memory, init = Memory(), metrics.Stopwatch.__init__
@@ -127,7 +128,8 @@ def job(arguments: list[str], out: str) -> None:
         train.main()
     finally:
         memory.ended.set()
-        Path(out).write_text(json.dumps(memory.peaks))
+        if world.read_launch().rank == 0:
+            Path(out).write_text(json.dumps(memory.peaks))
 
 
 def planned(arguments: list[str]) -> dict[str, int]:

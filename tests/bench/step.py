@@ -3,7 +3,8 @@
 
 Runs the real job in a temporary folder and prints the median of each phase after a warm-up. On a shared machine only
 shares and ratios within one run are meaningful, not absolute seconds. Therefore --plain runs the job and a plain
-version of the same step (plain.py) alternately, and --floor the job and vLLM alone with the job's requests (floor.py).
+version of the same step (plain.py) alternately, and --floor the job, vLLM alone with the job's requests (floor.py), and
+torch alone with the job's samples (floor_training.py).
 """
 
 import argparse
@@ -26,8 +27,8 @@ WARM_UP = 2
 
 
 FROZEN = ["metrics.dump=all", "optimizer.lr=1e-9"]
-"""With --floor the job does not learn, so that responses are as long in all iterations as in the one that vLLM alone
-repeats."""
+"""With --floor the job does not learn, so that the floors find the lengths of its responses in every
+iteration."""
 
 
 def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> list[dict[str, float]]:
@@ -51,23 +52,38 @@ def launch(ranks: int, program: list[str], **more: Any) -> subprocess.CompletedP
     return subprocess.run(command, check=True, env=environment, text=True, **more)
 
 
+FLOORS = ("floor", "floor_training")
+"""The modules that measure phases without this project."""
+PHASES = {
+    "rollout": ("timing/rollout", "vLLM alone, the same requests"),
+    "reference": ("timing/reference_model", "forward pass in torch alone, the same tokens without sharing"),
+    "update": ("timing/update", "forward, backward and Adam in torch alone, the same tokens"),
+    "sync": ("timing/resharding_to_infer", "a copy of all weights in memory"),
+}
+"""Phase as the modules name it -> its metric, and what they measure."""
+
+
 def against_floor(path: str, ranks: int, iterations: int, rounds: int, overrides: list[str]) -> Table:
-    """Returns a table that compares the job's rollout with vLLM alone, in turns."""
-    ours: list[float] = []
-    theirs: list[float] = []
+    """Returns a table that compares the job's phases with their floors, in turns."""
+    ours: list[dict[str, float]] = []
+    theirs: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            lines = run_in(Path(folder), path, ranks, iterations, [*overrides, *FROZEN])
-            ours += [line["timing/rollout"] for line in lines]
-            bare = ["-m", "tests.bench.floor", path, f"{folder}/bench", str(WARM_UP + 1), *overrides]
-            printed = launch(ranks, bare, stdout=subprocess.PIPE).stdout
-            theirs += json.loads(printed.strip().split("\n")[-1])
-    job, bare_vllm = statistics.median(ours), statistics.median(theirs)
-    shown = Table("rollout", "seconds")
-    shown.add_row("the job", f"{job:.3f}")
-    shown.add_row("vLLM alone, the same requests", f"{bare_vllm:.3f}")
+            ours += run_in(Path(folder), path, ranks, iterations, [*overrides, *FROZEN])
+            for module in FLOORS:
+                bare = ["-m", f"tests.bench.{module}", path, f"{folder}/bench", str(WARM_UP + 1), *overrides]
+                printed = launch(ranks, bare, stdout=subprocess.PIPE).stdout
+                for phase, seconds in json.loads(printed.strip().split("\n")[-1]).items():
+                    theirs[phase] += seconds
+    shown = Table("phase", "the job", "floor", "floor / job", "what the floor is")
+    for phase, (metric, what) in PHASES.items():
+        job, floor = statistics.median(line[metric] for line in ours), statistics.median(theirs[phase])
+        shown.add_row(phase, f"{job:.4f} s", f"{floor:.4f} s", f"{floor / job:.2f}", what)
+    large = [PHASES[phase][0] for phase in ("rollout", "reference", "update")]
+    rest = statistics.median(1.0 - sum(line[metric] for metric in large) / line["timing/all"] for line in ours)
     shown.caption = (
-        f"the job has {bare_vllm / job:.2f} of vLLM's speed; medians of {len(ours)} and {len(theirs)} rollouts"
+        f"{rest:.1%} of the step is none of the first three phases; medians of {len(ours)} steps and "
+        f"{len(theirs['rollout'])} repetitions"
     )
     return shown
 
@@ -136,7 +152,11 @@ def main() -> None:
         "--plain", type=int, default=0, metavar="ROUNDS", help="alternate with the plain version, ROUNDS times"
     )
     parser.add_argument(
-        "--floor", type=int, default=0, metavar="ROUNDS", help="alternate with vLLM alone, ROUNDS times, and exit"
+        "--floor",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="alternate with vLLM alone and torch alone, ROUNDS times, and exit",
     )
     args = parser.parse_intermixed_args()
     if args.floor:

@@ -38,8 +38,10 @@ def environment(folder: Path) -> Path:
     python, done = folder / "bin/python", folder / "installed"
     if not done.exists():
         venv.create(folder, with_pip=True, clear=True)
-        (site,) = folder.glob("lib/python*/site-packages")
-        (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # Written at every use, because the environment may have been made beside another one that is gone.
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    if not done.exists():
         subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
         done.touch()
     return python
