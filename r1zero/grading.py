@@ -15,7 +15,7 @@ from r1zero.batch import Batch, Prompt, Response
 from r1zero.config import Config
 from r1zero.data import tokenizer
 from r1zero.distributed.layout import Layout
-from r1zero.reward import Score, Scorer, dump_unscored
+from r1zero.reward import Score, Scorer, Submission, dump_unscored
 from r1zero.reward.rules import has_base_format
 
 OUTCOMES = ("scored", "timeout", "failed")
@@ -83,13 +83,16 @@ class Grader:
         self.submitted: dict[int, tuple[str, str]] = {}
         """Sample -> (response, label), for the samples that this rank is grading."""
 
-    def submit(self, prompts: list[Prompt], response: Response) -> None:
-        """Start grading a finished response. prompts: the list that was given to the engine."""
-        sample = response.prompt * self.cfg.grpo.group_size + response.sample
-        if sample % self.peers == self.turn:
-            prompt = prompts[response.prompt]
-            self.submitted[sample] = self.text(response), prompt.label
-            self.require_scorer().submit(sample, *self.submitted[sample], prompt.text, prompt.additional)
+    def submit(self, prompts: list[Prompt], responses: list[Response]) -> None:
+        """Start grading finished responses. prompts: the list that was given to the engine."""
+        submissions: dict[int, Submission] = {}
+        for response in responses:
+            sample = response.prompt * self.cfg.grpo.group_size + response.sample
+            if sample % self.peers == self.turn:
+                prompt, text = prompts[response.prompt], self.text(response)
+                self.submitted[sample] = text, prompt.label
+                submissions[sample] = Submission(text, prompt.label, prompt.text, prompt.additional)
+        self.require_scorer().submit_all(submissions)
 
     def require_scorer(self) -> Scorer:
         """Returns this rank's scorer. Raises RuntimeError on a rank without an engine."""

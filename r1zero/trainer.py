@@ -4,6 +4,7 @@ Every rank calls every phase of the step. A rank that has no role in a phase has
 part in the collectives over all ranks.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from r1zero.run_checkpoints import RunCheckpoints
 from r1zero.shaping import engine_rewards, sample_kl
 from r1zero.weight_sync.sync import Sync
 
+log = logging.getLogger(__name__)
+
 
 class Trainer:
     """One rank of a training run."""
@@ -70,6 +73,7 @@ class Trainer:
         self.watch, self.progress = metrics.Stopwatch(), Progress()
         self.evaluator = Evaluator(cfg, layout, launch.rank, self.grader, held_out, self.progress)
         self.best = Best(cfg.evaluation.best)
+        log.info("start: prompts and tokenizer are loaded")
         self.roles = Roles(
             cfg,
             layout,
@@ -103,6 +107,7 @@ class Trainer:
         writer = RunWriter(self.folder, self.done, self.cfg, self.gate.sample_tolerance) if self.rank == 0 else None
         self._show_progress()
         self.sync_and_check(0)
+        log.info("start: the engines have the weights, and the first rollout begins")
         if not self.done and self.evaluator.due(0):
             before = self._evaluate("step_0")
             if writer:
@@ -263,9 +268,9 @@ class Trainer:
         prompts = [self.prompts[row] for row in rows[first : first + share]]
         self.progress.expect(share * self.cfg.grpo.group_size)
 
-        def on_finished(response: Response) -> None:
-            self.progress.see(response)
-            self.grader.submit(prompts, response)
+        def on_finished(responses: list[Response]) -> None:
+            self.progress.see(responses)
+            self.grader.submit(prompts, responses)
 
         # The seeds depend on the position in the run's order, so a prompt that is drawn again gets new responses.
         responses = self.roles.engine.generate(

@@ -22,7 +22,7 @@ from r1zero.evaluation.figures import NO_VOTE, Outcomes
 from r1zero.grading import Grader
 from r1zero.observability import tables
 from r1zero.observability.progress import Progress
-from r1zero.reward import Score
+from r1zero.reward import Score, Submission
 from r1zero.reward.boxes import last_box
 from r1zero.reward.rules import has_base_format
 from r1zero.rollout.engine import Engine, Sampling, request_seed
@@ -106,12 +106,15 @@ class Evaluator:
 
         self.progress.begin(f"evaluation of {name}", len(share) * one.samples)
 
-        def grade(response: Response) -> None:
-            self.progress.see(response)
-            if (response.prompt * one.samples + response.sample) % self.grader.peers == self.grader.turn:
-                prompt, key = share[response.prompt], (response.prompt, response.sample)
-                text = self.grader.text(response)
-                self.grader.require_scorer().submit(key, text, prompt.label, prompt.text, prompt.additional)
+        def grade(responses: list[Response]) -> None:
+            self.progress.see(responses)
+            submissions: dict[tuple[int, int], Submission] = {}
+            for response in responses:
+                if (response.prompt * one.samples + response.sample) % self.grader.peers == self.grader.turn:
+                    prompt, text = share[response.prompt], self.grader.text(response)
+                    key = response.prompt, response.sample
+                    submissions[key] = Submission(text, prompt.label, prompt.text, prompt.additional)
+            self.grader.require_scorer().submit_all(submissions)
 
         return engine.evaluate(share, sampling, grade)
 

@@ -1,7 +1,7 @@
 """Shows what rank 0 is doing during a long phase: a status line on a terminal, otherwise a line every half minute."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Event, Lock, Thread
 
 from rich.console import Console
@@ -62,11 +62,12 @@ class Progress:
         """Record that this many more responses are requested from the engine in this phase."""
         self.total += responses
 
-    def see(self, response: Response) -> None:
-        """Record that a response is finished."""
-        self.finished += 1
-        self.tokens += len(response.token_ids)
-        self.longest = max(self.longest, len(response.token_ids))
+    def see(self, responses: Sequence[Response]) -> None:
+        """Record that responses are finished."""
+        lengths = [len(response.token_ids) for response in responses]
+        self.finished += len(lengths)
+        self.tokens += sum(lengths)
+        self.longest = max(self.longest, *lengths)
 
     def line(self) -> str:
         """Returns the line to show now, or an empty text if there is none. Only this rank's engine is counted."""

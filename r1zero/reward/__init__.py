@@ -10,7 +10,7 @@ The package can be used on its own. Importing it loads only the standard library
 
 from r1zero.config.errors import RewardError
 from r1zero.reward.labels import LabelReport, LabelRow, check_labels
-from r1zero.reward.scorer import Score, Scorer, check_rules
+from r1zero.reward.scorer import Score, Scorer, Submission, check_rules
 from r1zero.reward.unscored import dump_unscored, refuse_share
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "RewardError",
     "Score",
     "Scorer",
+    "Submission",
     "check_labels",
     "check_rules",
     "dump_unscored",

@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from r1zero.config.errors import RewardError
 from r1zero.config.suggestions import suggest
@@ -42,6 +42,15 @@ class Score:
     scores: dict[str, float]
     equal: bool | None
     ms: float
+
+
+class Submission(NamedTuple):
+    """A response to grade. `prompt` and `additional` are for the user's rules."""
+
+    response: str
+    label: str
+    prompt: str = ""
+    additional: dict[str, Any] | None = None
 
 
 def check_rules(names: Iterable[str]) -> None:
@@ -198,10 +207,17 @@ class Scorer:
 
         `prompt` and `additional` are for the user's rules.
         """
-        self._keys[self._next] = key
-        context = [prompt, additional] if self._own else []
-        self._pool.submit([[self._next, "grade", response, label, *context]])
-        self._next += 1
+        self.submit_all({key: Submission(response, label, prompt, additional)})
+
+    def submit_all(self, submissions: Mapping[Any, Submission]) -> None:
+        """Like `submit` for several responses, which wakes the supervisor only once. Each has its key."""
+        tasks: list[list[Any]] = []
+        for key, one in submissions.items():
+            self._keys[self._next] = key
+            context = [one.prompt, one.additional] if self._own else []
+            tasks.append([self._next, "grade", one.response, one.label, *context])
+            self._next += 1
+        self._pool.submit(tasks)
 
     def collect(self) -> dict[Hashable, Score]:
         """Returns the scores of everything submitted since the last call, in the order of submission."""

@@ -6,9 +6,11 @@ The tensor-parallel ranks of an engine receive the same requests and sample the 
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,8 +31,13 @@ from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, 
 from r1zero.rollout.arguments import engine_arguments, graph_arguments, records_graphs
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
+log = logging.getLogger(__name__)
+
 ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
 """run.device -> the module with the parts that differ between devices. All have the same functions."""
+
+OnFinished = Callable[[list[Response]], None]
+"""Called with the responses that end in the same step of the engine, while others are still being decoded."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Engine:
             from vllm.engine.arg_utils import EngineArgs
             from vllm.sampling_params import RequestOutputKind
 
+        log.info("start: vLLM is loaded")
         engine_options.check_known(cfg.rollout.engine, (option.name for option in fields(EngineArgs)))
         table = None
         if cfg.train.routing_replay:
@@ -114,18 +122,12 @@ class Engine:
             self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
 
     def generate(
-        self,
-        prompts: list[Prompt],
-        group_size: int,
-        iteration: int,
-        first_position: int,
-        on_finished: Callable[[Response], None],
+        self, prompts: list[Prompt], group_size: int, iteration: int, first_position: int, on_finished: OnFinished
     ) -> list[Response]:
         """Returns group_size responses to each prompt, in (prompt, sample) order.
 
         All tensor-parallel ranks of an engine pass the same prompts and get all responses. first_position: position of
-        the first prompt in the run's order of prompts. on_finished: called with each response when it ends, while
-        others are still being decoded.
+        the first prompt in the run's order of prompts.
         """
         rollout, run_seed = self._cfg.rollout, self._cfg.run.seed
         sampling = Sampling(
@@ -136,16 +138,14 @@ class Engine:
         )
         return self._sample(prompts, sampling, on_finished, self._cfg.train.routing_replay)
 
-    def evaluate(
-        self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None]
-    ) -> list[Response]:
+    def evaluate(self, prompts: list[Prompt], sampling: "Sampling", on_finished: OnFinished) -> list[Response]:
         """Like `generate`, but with the given sampling parameters, and without effect on later calls."""
         responses = self._sample(prompts, sampling, on_finished, with_experts=False)
         self._drop_prefixes()
         return responses
 
     def _sample(
-        self, prompts: list[Prompt], sampling: "Sampling", on_finished: Callable[[Response], None], with_experts: bool
+        self, prompts: list[Prompt], sampling: "Sampling", on_finished: OnFinished, with_experts: bool
     ) -> list[Response]:
         # The model's logits are already divided by the rollout's temperature.
         temperature = sampling.temperature / self._cfg.rollout.temperature
@@ -159,11 +159,11 @@ class Engine:
                     max_tokens=sampling.max_tokens,
                     stop_token_ids=self._stop_token_ids,
                 )
-        responses = {}
-        for output in self._outputs():
-            response = self._response(output, with_experts)
-            responses[response.prompt, response.sample] = response
-            on_finished(response)
+        responses: dict[tuple[int, int], Response] = {}
+        for outputs in self._outputs():
+            ended = [self._response(output, with_experts) for output in outputs]
+            responses |= {(response.prompt, response.sample): response for response in ended}
+            on_finished(ended)
         return [responses[p, sample] for p in range(len(prompts)) for sample in range(sampling.samples)]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
@@ -171,7 +171,7 @@ class Engine:
         for i, tokens in enumerate(sequences):
             self._request(str(i), tokens, max_tokens=1, prompt_logprobs=0)
         scores: dict[int, list[float]] = {}
-        for output in self._outputs():
+        for output in chain.from_iterable(self._outputs()):
             pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
             scores[int(output.request_id)] = [of_token[token].logprob for token, of_token in pairs]
         return [scores[i] for i in range(len(sequences))]
@@ -201,7 +201,7 @@ class Engine:
                 logprobs=0,
                 max_tokens=tokens,
             )
-        responses = sorted(map(self._response, self._outputs()), key=lambda response: response.prompt)
+        responses = sorted(map(self._response, chain.from_iterable(self._outputs())), key=lambda r: r.prompt)
         self._drop_prefixes()  # so that later calls are not affected
         return responses
 
@@ -263,12 +263,16 @@ class Engine:
         prompt: Any = {"type": "token", "prompt_token_ids": list(tokens)}
         self._llm.llm_engine.add_request(name, prompt, self._sampling(**fields))
 
-    def _outputs(self) -> Iterator[Any]:
-        """Run the engine until no request is left, here and on the engines that share experts with this one."""
+    def _outputs(self) -> Iterator[list[Any]]:
+        """Run the engine until no request is left, here and on the engines that share experts with this one.
+
+        Yields the outputs of the requests that end in the same step.
+        """
         engine: Any = self._llm.llm_engine
         with isolation.preserve_generators(self._cfg.run.device):
             while engine.has_unfinished_requests():
-                yield from engine.step()
+                if ended := engine.step():
+                    yield ended
             # The step that was scheduled before the last response ended, if steps are scheduled ahead.
             while engine.engine_core.engine_core.batch_queue:
                 engine.step()

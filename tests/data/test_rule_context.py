@@ -40,8 +40,7 @@ def test_the_engines_prompts_reach_the_rule(tmp_path: Path, tokenizer_path: str)
         grader = Grader(cfg, layout.carve(cfg.layout, 1), 0, scorer, tokenizer, [])
         given = [prompts[i] for i in range(3)]
         ids = tokenizer.encode("so \\boxed{x}", add_special_tokens=False)
-        for number in range(3):
-            grader.submit(given, Response(number, 0, ids, [0.0] * len(ids), "stop"))
+        grader.submit(given, [Response(number, 0, ids, [0.0] * len(ids), "stop") for number in range(3)])
         scores = list(scorer.collect().values())
     assert [score.scores for score in scores] == [
         dict(zip(rules, (float(prompts.additional(i)["level"]), float(len(prompts[i].text))), strict=True))

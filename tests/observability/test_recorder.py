@@ -166,14 +166,14 @@ def test_the_line_of_a_long_phase_has_counts_speed_and_time_left():
     now[0] = 20.0
     assert progress.line() == "iteration 3: rollout, 20 s, 0 of 10 responses of this engine finished"
     for length in (100, 400, 300, 200):
-        progress.see(Response(0, 0, [0] * length, [], "stop"))
+        progress.see([Response(0, 0, [0] * length, [], "stop")])
     assert progress.line() == (
         "iteration 3: rollout, 20 s, 4 of 10 responses of this engine finished (50 tokens/s, the longest has "
         "400 tokens), about 30 s left"
     )
     progress.begin("evaluation of math", 4)
     now[0] = 24.0
-    progress.see(Response(0, 0, [0] * 80, [], "stop"))
+    progress.see([Response(0, 0, [0] * 80, [], "stop")])
     assert progress.line() == (
         "iteration 3: evaluation of math, 4 s, 1 of 4 responses of this engine finished (20 tokens/s, the longest has "
         "80 tokens), about 12 s left"

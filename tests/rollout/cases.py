@@ -160,7 +160,7 @@ def evaluate(rank: int, case: Case, temperatures: list[float]) -> list[list[Resp
 
     samplings = [Sampling(case.group_size, one, case.max_response_tokens, seed) for one in temperatures]
     with engine_of(rank, case) as engine:
-        return [engine.evaluate(list(case.prompts), sampling, lambda response: None) for sampling in samplings]
+        return [engine.evaluate(list(case.prompts), sampling, lambda responses: None) for sampling in samplings]
 
 
 def copies(rank: int, case: Case) -> dict[str, bool]:
@@ -201,8 +201,8 @@ def _use(engine: Any, case: Case) -> Answer:
     seen: list[tuple[int, int]] = []
     decoding: list[int] = []
 
-    def on_finished(response: Response) -> None:
-        seen.append((response.prompt, response.sample))
+    def on_finished(responses: list[Response]) -> None:
+        seen.extend((response.prompt, response.sample) for response in responses)
         decoding.append(engine._llm.llm_engine.get_num_unfinished_requests())
 
     responses = engine.generate(list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished)

@@ -136,7 +136,7 @@ def calls() -> dict[str, int]:
 def _answer(engine: Any, case: Case) -> Answer:
     with project.preemptions(engine) as preempted, project.cached_tokens(engine) as cached:
         responses = engine.generate(
-            list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, lambda response: None
+            list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, lambda responses: None
         )
     given = Answer(responses, [], [], len(preempted), engine.owned_experts, {}, cached_tokens=sum(cached))
     return replace(given, scores=engine.score(project.texts(case, given)))

@@ -1,6 +1,7 @@
 """The tasks of a worker as functions of texts. Runs in the supervisor and its workers."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from r1zero.reward.boxes import last_box
@@ -68,11 +69,15 @@ def group_answers(answers_given: Sequence[str]) -> list[int]:
 
 def _decided_once(label: str) -> Callable[[str], bool]:
     """Returns a check that asks the solver only once per answer, as several rules ask about the same box."""
-    known: dict[str, bool] = {}
+    labels = label.split(ALTERNATIVES)
+    return lambda answer: any((_kept if len(answer) <= KEPT else answers.equal)(answer, one) for one in labels)
 
-    def correct(answer: str) -> bool:
-        if answer not in known:
-            known[answer] = any(answers.equal(answer, one) for one in label.split(ALTERNATIVES))
-        return known[answer]
 
-    return correct
+KEPT = 200
+"""Largest number of characters of an answer whose result is kept. Most are shorter, and a worker has little memory."""
+
+
+@lru_cache(maxsize=1024)
+def _kept(answer: str, label: str) -> bool:
+    """Like `answers.equal`, once per pair, because the responses to one prompt often give the same answer."""
+    return answers.equal(answer, label)

@@ -28,6 +28,7 @@ PATIENCE_S = 0.25  # processor seconds after which a sample is set aside and ano
 PATIENCE_WALL_S = 1.0  # the same in wall time, for a sample that sleeps; at most a quarter of the deadline
 LOOK_S = 0.1  # seconds between two checks of a worker whose patience may be exceeded
 ASIDE = 3  # largest number of samples set aside, per worker of the pool
+HAND = 8  # largest number of tasks that a worker holds, so that it need not be woken for each
 PARENT_CHECK_S = 1.0
 REASONS = 20  # largest number of different reasons that are written
 BOX = "\\boxed"  # a response without it has no answer to compare
@@ -35,16 +36,28 @@ BOX = "\\boxed"  # a response without it has no answer to compare
 
 @dataclass(eq=False)
 class Worker:
-    """A worker process and its current task."""
+    """A worker process and its tasks."""
 
     pid: int
     sock: socket.socket
     frames: Frames = field(default_factory=Frames)
     outbox: bytearray = field(default_factory=bytearray)
-    task: Task | None = None
-    started: float = 0.0  # monotonic seconds at which the task was sent
-    patience: float = 0.0  # processor seconds of the process at which the task is set aside
+    tasks: deque[Task] = field(default_factory=deque)
+    """The current task, followed by those that it has received and not begun."""
+    started: float = 0.0  # monotonic seconds at which the current task was sent, or the one before it was finished
+    patience: float = 0.0  # processor seconds of the process at which the current task is set aside
     aside: bool = False
+    robbed: bool = False
+    """Whether others do the tasks that it has received after the current one, so that it must end after that one."""
+
+    @property
+    def task(self) -> Task | None:
+        """The current task."""
+        return self.tasks[0] if self.tasks else None
+
+    def begin(self) -> None:
+        """Start the clocks of the current task."""
+        self.started, self.patience = time.monotonic(), _cpu_s(self.pid) + PATIENCE_S
 
 
 class Supervisor:
@@ -127,7 +140,9 @@ class Supervisor:
                 del outbox[: sock.send(outbox)]
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             pass  # full or closed; the next read shows which
-        self.selector.modify(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0), data)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0)
+        if self.selector.get_key(sock).events != events:
+            self.selector.modify(sock, events, data)
 
     # The workers' side.
 
@@ -136,12 +151,15 @@ class Supervisor:
         crew = self._crew()
         while len(crew) < self.size and len(self.workers) < self.size * (1 + ASIDE):
             crew.append(self._fork())
-        for worker in crew[: self.size]:
-            if self.queue and worker.task is None:
-                worker.task, worker.started = self.queue.popleft(), time.monotonic()
-                worker.patience = _cpu_s(worker.pid) + PATIENCE_S
-                worker.outbox += frame(worker.task)
-                self._flush(worker.sock, worker.outbox, worker)
+        free = [worker for worker in crew[: self.size] if worker.task is None] if self.queue else []
+        hand = min(HAND, -(-len(self.queue) // self.size))
+        for worker in free:
+            if not self.queue:
+                break
+            worker.tasks.extend(self.queue.popleft() for _ in range(min(hand, len(self.queue))))
+            worker.begin()
+            worker.outbox += b"".join(map(frame, worker.tasks))
+            self._flush(worker.sock, worker.outbox, worker)
 
     def _fork(self) -> Worker:
         here, there = socket.socketpair()
@@ -187,8 +205,20 @@ class Supervisor:
                 self._tell(result)
                 continue
             self._report(number, "scored", result, ms)
-            worker.task, worker.aside = None, False
+            worker.tasks.popleft()
+            worker.aside = False
+            if worker.robbed:
+                self._end(worker)
+                break
+            if worker.tasks:
+                worker.begin()
         self._retire()
+
+    def _rob(self, worker: Worker) -> None:
+        """Give the tasks that a worker has received, but not begun, back to the queue, in their order."""
+        while len(worker.tasks) > 1:
+            self.queue.appendleft(worker.tasks.pop())
+            worker.robbed = True
 
     def _tell(self, why: str) -> None:
         """Write why a response was not graded, each reason once: a faulty rule fails for every response."""
@@ -219,6 +249,8 @@ class Supervisor:
             elif not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
                 slow = elapsed >= min(PATIENCE_WALL_S, self.deadline_s / 4)
                 worker.aside = slow or (elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience)
+                if worker.aside:
+                    self._rob(worker)
 
     def _patience(self) -> float:
         """Returns the seconds until some worker's time may be up, at most until the next check of the parent."""
@@ -233,7 +265,9 @@ class Supervisor:
         return max(0.0, min(waits))
 
     def _end(self, worker: Worker) -> int:
-        """Kill, reap and forget a worker. Returns its wait status, which may be that of an earlier end."""
+        """Kill, reap and forget a worker, whose other tasks go back to the queue. Returns its wait status, which may be
+        that of an earlier end."""
+        self._rob(worker)
         self.selector.unregister(worker.sock)
         worker.sock.close()
         self.workers.remove(worker)
