@@ -1,6 +1,7 @@
 """Train a model: python train.py CONFIG [section.key=value ...], alone or under mpirun, torchrun or srun."""
 
 import argparse
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -9,11 +10,14 @@ from pathlib import Path
 
 from r1zero import config, plan
 from r1zero.config import UserError, limits
-from r1zero.distributed import device, layout, world
+from r1zero.distributed import device, layout, threads, world
 from r1zero.evaluation import target
 from r1zero.model import families, placement
+from r1zero.observability import logs
 from r1zero.reward import RewardError, Scorer, check_rules
 from r1zero.rollout import engine_limits
+
+log = logging.getLogger("r1zero.train")
 
 
 def main() -> None:
@@ -44,6 +48,9 @@ def main() -> None:
     parser.add_argument(
         "--doctor", action="store_true", help="print what this machine has beside what is expected, then exit"
     )
+    parser.add_argument(
+        "--verbose", action="store_true", help="show on rank 0 what the start is doing, with the seconds of each part"
+    )
     parser.add_argument("--json", action="store_true", help="with --plan: print JSON")
     args = parser.parse_intermixed_args()
     if args.doctor:
@@ -56,6 +63,8 @@ def main() -> None:
     try:
         launch = world.read_launch()
         world.abort_on_exception(launch)
+        if args.verbose and launch.rank == 0:
+            logs.be_verbose()
         cfg = config.load(args.config, args.overrides, config.Config)
         limits.check(cfg)
         cfg = replace(cfg, run=choose_dtype(cfg.run, launch.rank))
@@ -80,6 +89,7 @@ def main() -> None:
         else:
             time.sleep(config.ERROR_WAIT_S)
         sys.exit(2)
+    log.info("start: the config and the layout are valid")
     try:
         train(cfg, grids, launch, args.check, evaluated)
     except (UserError, RewardError) as error:
@@ -119,11 +129,16 @@ def train(
         scorer = Scorer(reward.rules, reward.workers_per_rank, reward.deadline_s, reward.worker_memory_mib)
     if cfg.run.deterministic:
         device.make_deterministic(cfg.run.device)
+    chosen = threads.given(cfg.run)
     row = device.start(cfg.run.device, launch.local_rank)
     world.join(launch, row, cfg.run.timeout_s)
+    log.info(
+        "start: torch is loaded, %d ranks have joined the world, %d threads on each",
+        launch.size,
+        threads.start(cfg.run, chosen, families.model_shape(cfg.model).hidden_size),
+    )
     from r1zero import preflight
     from r1zero.checkpoint.run_lock import RunLock
-    from r1zero.observability import logs
     from r1zero.watchdog import heartbeat
 
     folder = Path(cfg.run.dir) / cfg.run.name
@@ -132,13 +147,15 @@ def train(
         rows = list(preflight.show(rows, launch.rank))
     preflight.stop_if_failed(rows)
     lock = RunLock(folder) if launch.rank == 0 else None
-    log = logs.start(folder / "logs", launch.rank)
-    with heartbeat.watch_rank(cfg.run, launch, log, (UserError, RewardError)) as watch:
+    log_file = logs.start(folder / "logs", launch.rank)
+    log.info("start: the machine is checked")
+    with heartbeat.watch_rank(cfg.run, launch, log_file, (UserError, RewardError)) as watch:
         if lock:
             watch.renewals.append(lock.renew)
         with device.quiet_imports():
             from r1zero.trainer import Trainer
 
+        log.info("start: megatron-core is loaded")
         trainer = Trainer(cfg, grids, launch, scorer, device.torch_device(cfg.run.device))
         trainer.watch.observers.append(watch.phase)
         links = preflight.links(trainer.roles.groups(), launch.size, trainer.device)

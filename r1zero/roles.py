@@ -1,5 +1,6 @@
 """The models and the engine of this rank. All ranks build theirs in the same order, because building is collective."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,8 @@ from r1zero.model.optimizer import build_optimizer
 from r1zero.policy import Policy
 from r1zero.rollout.engine import Engine
 from r1zero.weight_sync.sync import Sync
+
+log = logging.getLogger(__name__)
 
 
 class Roles:
@@ -50,6 +53,7 @@ class Roles:
         # The engine is built first, because vLLM checks at its start how much memory of the whole device is free.
         if rank in layout.rollout:
             self.engine = Engine(cfg, layout, rank, stop_token_ids=stop_token_ids, forbidden_ids=forbidden_ids)
+            log.info("start: the engine is built")
         trains = rank in layout.train.dense
         grids = layout.train if trains else layout.reference
         if grids is None or rank not in grids.dense:
@@ -58,6 +62,7 @@ class Roles:
         hosts = build.initialize(grids, cfg.run.device, cfg.run.seed)
         chunks = build.build_model(self.shape, cfg, grids, trainable=trains)
         self._load(chunks, grids, hosts)
+        log.info("start: the model is built and its weights are loaded")
         if not trains:
             self.reference = Policy(cfg, chunks, self.shape.vocab_size, forbidden_ids)
             return

@@ -24,6 +24,7 @@ TINY = 1e-12
 LIMITS: dict[str, tuple[float, float]] = {
     "run.seed": (0, 2**63 - 1),
     "run.iterations": (1, inf),
+    "run.threads": (1, 4096),
     "run.timeout_s": (1, inf),
     "rollout.temperature": (TINY, inf),
     "rollout.max_prompt_tokens": (1, inf),

@@ -30,6 +30,10 @@ class Run:
     auto: bfloat16, except on a CPU that has no instructions to multiply it (AVX512-BF16 or AMX); there float32.
     float16: eight times the precision of bfloat16, so trainer and engine differ less (Qi et al., "Defeating the
     Training-Inference Mismatch via FP16", 2025), but nothing above 65,504. The loss is scaled by itself."""
+    threads: int | Literal["auto"] = "auto"
+    """Threads of each rank's operators on the CPU. auto: OMP_NUM_THREADS if it is set; else, with device = "cpu", the
+    rank's share of the cores that the ranks of its host may use, and 1 for a model of less than 256 hidden units, for
+    which dividing costs more than it gives. Sums depend on it in their last bits."""
     timeout_s: int = 1800
     """Seconds after which a waiting collective ends the job."""
     phase_timeout_s: int = 1500

@@ -9,6 +9,7 @@ working directory. Fields that hold a path are annotated as `LocalPath`; those t
 import dataclasses
 import os
 import re
+import types
 import typing
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -153,6 +154,14 @@ def _convert(hint: Any, value: Any, source: _Source, name: str) -> Any:
     if isinstance(value, _Argument):  # run.name=7 is a text, run.seed=7 a number
         parsed = value.parsed()
         value = str(value) if hint is str and not isinstance(parsed, str) else parsed
+    if origin in (typing.Union, types.UnionType):  # a number or a word
+        words = [word for a in inner if typing.get_origin(a) is Literal for word in typing.get_args(a)]
+        if value in words:
+            return str(value)
+        if type(value) not in inner:
+            known = ", ".join(map(repr, words))
+            raise UserError(f"{source.place}: {name} = {_shown(value)}; it must be a number or {known}")
+        return value
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise UserError(f"{source.place}: {name} = {_shown(value)} is a value; it must be a section")

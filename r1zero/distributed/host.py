@@ -1,6 +1,7 @@
-"""The memory of this host, as far as its container may use it. Needs no torch."""
+"""The memory and the processor time of this host, as far as its container may use them. Needs no torch."""
 
 import os
+from math import inf
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -24,6 +25,15 @@ def available_memory() -> int:
     available = int(lines["MemAvailable"].split()[0]) * 1024
     limit = _cgroup_bytes("memory.max", available)
     return max(0, min(available, limit - _cgroup_bytes("memory.current", 0) if limit < available else available))
+
+
+def cpu_quota() -> float:
+    """Returns how many cores' worth of time the container may use; infinite without a limit."""
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="ascii").split()
+        return inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return inf
 
 
 def _cgroup_bytes(name: str, otherwise: int) -> int:

@@ -10,6 +10,29 @@ from pathlib import Path
 from typing import IO
 
 
+class _SinceStart(logging.Formatter):
+    """Shows a message with the seconds since the program started, and those since the message before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = 0.0
+
+    def format(self, record: logging.LogRecord) -> str:
+        now = record.relativeCreated / 1000
+        since, self._last = now - self._last, now
+        return f"{now:7.2f} s  {since:+7.2f} s  {record.getMessage()}"
+
+
+def be_verbose() -> None:
+    """Show r1zero's information messages on stderr, with times. They say what the start of a run is doing."""
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(_SinceStart())
+    to_stderr.addFilter(lambda record: record.levelno == logging.INFO)
+    ours = logging.getLogger("r1zero")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(to_stderr)
+
+
 def start(folder: Path, rank: int) -> IO[str]:
     """Send Python's warnings and logging to `folder/rank_0003.log`. Warnings of r1zero go to stderr as well.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -283,6 +284,7 @@ def test_a_taken_port_is_one_sentence(base, tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         done = run_alone(
+            "--verbose",
             f"model.path={base}/base",
             f"data.path={base}/data",
             "model.checkpoint=",
@@ -296,6 +298,9 @@ def test_a_taken_port_is_one_sentence(base, tmp_path):
         )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "MASTER_PORT" in line]
+    assert re.search(
+        r"^ +[1-9]?\d\.\d\d s +\+\d+\.\d\d s  start: the config and the layout are valid$", done.stderr, re.M
+    )
     assert f"127.0.0.1:{port}" in line and "it cannot listen there" in line and "set MASTER_PORT to a free one" in line
 
 
