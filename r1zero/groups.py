@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from r1zero.batch import Batch, MiniBatch, Prompt, Response, mini_batches
+from r1zero.batch import Batch, MiniBatch, Prompt, Response
 from r1zero.config import Config
 from r1zero.distributed.exchange import BatchLengths, Rewards
+from r1zero.division import mini_batches
 from r1zero.grading import Graded, Samples, to_batch
 from r1zero.shaping import in_loss
 

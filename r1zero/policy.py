@@ -15,8 +15,9 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from r1zero.batch import Batch, LossSize, MicroBatch, MiniBatch, micro_batches, pack, spread
+from r1zero.batch import Batch, LossSize, MicroBatch, MiniBatch, pack
 from r1zero.config import Config
+from r1zero.division import micro_batches, spread
 from r1zero.logprobs import OutputLayer, TokenStats, token_stats
 from r1zero.model import build, packing, routing
 from r1zero.model.optimizer import clip_and_step

@@ -63,7 +63,8 @@ def samples(shared: bool):
 def passes(rank, oracle, place, budget):
     """With and without sharing: sample -> logprobs, gradients by HF name, and the tokens of each micro-batch."""
     from r1zero import policy
-    from r1zero.batch import LossSize, balance
+    from r1zero.batch import LossSize
+    from r1zero.division import balance
 
     built = cases.build_on(oracle, place)
     dp = built.grids.dense.coordinate(rank, "dp")
@@ -111,7 +112,7 @@ def test_a_shared_prompt_gives_the_logprobs_and_gradients_of_prompts_that_are_co
 
 
 def test_the_smaller_micro_batches_divide_a_group():
-    from r1zero.batch import micro_batches
+    from r1zero.division import micro_batches
 
     sizes = samples(True).sizes
     groups = [{sizes[i].group for i in found} for found in micro_batches(sizes, 165)]
@@ -157,7 +158,7 @@ def test_in_float16_the_loss_is_scaled_until_no_gradient_is_too_small_or_too_lar
 def before_ties(rank, oracle, place):
     """Sample -> number of tokens before the first tie, here a difference of 0.1 %, as far as this rank knows."""
     from r1zero import policy
-    from r1zero.batch import balance
+    from r1zero.division import balance
     from r1zero.model import routing
 
     routing.TIE = 0.001

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1zero.batch import Batch, LossSize, MiniBatch, balance, ragged_index, sample_sizes
+from r1zero.batch import Batch, LossSize, MiniBatch, ragged_index, sample_sizes
 from r1zero.distributed.layout import Grid, Layout
+from r1zero.division import balance
 
 
 @dataclass(frozen=True)

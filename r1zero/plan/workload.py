@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 from r1zero.config import Config
 from r1zero.distributed.layout import Layout, MegatronGrids
+from r1zero.division import ATTENDED
 from r1zero.plan.machine import Machine
 from r1zero.plan.sizes import Stage, engine_elements, stages
 from r1zero.plan.traffic import Traffic, sync_traffic
 from r1zero.weight_sync.routes import Routes
 
-ATTENDED = 2
-"""Equal to r1zero.batch.ATTENDED, which cannot be imported here without torch."""
 GIB = 1 << 30
 MIB = 1 << 20
 ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -62,7 +62,8 @@ def updated(rank: int, oracle: Oracle, place: config.MegatronGrid, overlap: bool
     """Weights after some updates in several micro-batches, by HF name; the buckets of this rank, and how many of them
     were reduced before the last update's backward pass was over."""
     from r1zero import policy
-    from r1zero.batch import LossSize, MiniBatch, balance
+    from r1zero.batch import LossSize, MiniBatch
+    from r1zero.division import balance
 
     with overlapping() if overlap else nullcontext():
         built = cases.build_on(oracle, place)

@@ -143,7 +143,7 @@ def test_the_recipe_agrees_with_the_hand_arithmetic(recipe: plan.Plan) -> None:
 def test_the_tokens_and_micro_batches_of_the_trainer_are_those_of_drawn_lengths(
     name: str, overrides: tuple[str, ...]
 ) -> None:
-    from r1zero.batch import SampleSize, balance, count_tokens, micro_batches
+    from r1zero.division import SampleSize, balance, count_tokens, micro_batches
 
     inputs = books_of(load(name, *overrides), WORLDS[name])
     recipe, train, ranks = inputs.cfg.grpo, inputs.cfg.train, inputs.layout.train.dense.size("dp")
