@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from r1zero import config
 from r1zero.config import UserError
-from r1zero.distributed import device, world
+from r1zero.distributed import device, launcher, world
 
 PATIENCE_S = 7 * 24 * 3600
 """Timeout of collectives. Processes that have finished their share wait this long for the others."""
@@ -32,9 +32,9 @@ def main() -> None:
             command.add_argument(argument, type=Path)
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one key of the file")
     options = parser.parse_args()
-    launch = world.stand_in()
+    launch = launcher.stand_in()
     try:
-        launch = world.read_launch()
+        launch = launcher.read_launch()
         world.abort_on_exception(launch)
         cfg = config.load(str(options.config), options.overrides, config.Config)
     except UserError as error:  # every process raises the same error; the first prints it before another ends the job
@@ -60,7 +60,7 @@ def main() -> None:
         world.leave(launch)
 
 
-def _convert(options: argparse.Namespace, cfg: config.Config, launch: world.Launch) -> None:
+def _convert(options: argparse.Namespace, cfg: config.Config, launch: launcher.Launch) -> None:
     from r1zero.checkpoint import conversion
     from r1zero.model import families
 

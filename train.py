@@ -10,7 +10,7 @@ from pathlib import Path
 
 from r1zero import config, plan
 from r1zero.config import UserError, limits
-from r1zero.distributed import device, layout, threads, world
+from r1zero.distributed import device, launcher, layout, threads, world
 from r1zero.evaluation import target
 from r1zero.model import families, placement
 from r1zero.observability import logs
@@ -59,9 +59,9 @@ def main() -> None:
         parser.error("a config is required: a TOML file, such as configs/cpu.toml")
     if "=" in (args.eval or ""):  # an override that follows --eval is no folder
         args.overrides, args.eval = [args.eval, *args.overrides], ""
-    launch = world.stand_in()
+    launch = launcher.stand_in()
     try:
-        launch = world.read_launch()
+        launch = launcher.read_launch()
         world.abort_on_exception(launch)
         if args.verbose and launch.rank == 0:
             logs.be_verbose()
@@ -116,7 +116,7 @@ def doctor() -> int:
 
 
 def train(
-    cfg: config.Config, grids: layout.Layout, launch: world.Launch, check: bool, evaluated: target.Target | None
+    cfg: config.Config, grids: layout.Layout, launch: launcher.Launch, check: bool, evaluated: target.Target | None
 ) -> None:
     """Run this rank, from joining the world to leaving it.
 

@@ -20,8 +20,8 @@ from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
 from r1zero.distributed.exchange import BatchLengths, Exchange, Rewards
+from r1zero.distributed.launcher import Launch
 from r1zero.distributed.layout import Layout
-from r1zero.distributed.world import Launch
 from r1zero.evaluation.best import Best
 from r1zero.evaluation.evaluator import Evaluator
 from r1zero.evaluation.sets import open_sets

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from r1zero import config
 from r1zero.config import Config
-from r1zero.distributed import device, layout, world
+from r1zero.distributed import device, launcher, layout
 
 RULE = f"{Path(__file__).resolve()}:even_share"
 RARE_RULE = f"{Path(__file__).resolve()}:rarely"
@@ -144,7 +144,7 @@ def with_trainer(rank: int, cfg: Config, use):
         stack.callback(parallel_state.destroy_model_parallel)
         if scorer:
             stack.callback(scorer.close)
-        trainer = Trainer(cfg, grids, world.Launch(rank, size, rank, size, "none"), scorer, torch.device("cpu"))
+        trainer = Trainer(cfg, grids, launcher.Launch(rank, size, rank, size, "none"), scorer, torch.device("cpu"))
         stack.callback(trainer.roles.close)
         found = use(trainer)
         dist.barrier()

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from r1zero.config import CollectiveError, Config
+from r1zero.distributed.launcher import Launch
 from r1zero.distributed.layout import Layout
-from r1zero.distributed.world import Launch
 from r1zero.observability.console import Terminal
 from r1zero.preflight.agree import compare
 from r1zero.preflight.facts import Facts, gather, record_environment

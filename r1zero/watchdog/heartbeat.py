@@ -31,7 +31,7 @@ from typing import IO
 import torch.distributed as dist
 
 from r1zero.config import Run
-from r1zero.distributed import world
+from r1zero.distributed import launcher, world
 from r1zero.watchdog import verdict
 from r1zero.watchdog.detector import BEAT_S, FailureDetector
 from r1zero.watchdog.verdict import Failure, Stamp, Verdict
@@ -61,7 +61,7 @@ THROUGH = "/torch/_ops.py"
 class Watchdog:
     """What this rank reports of itself, and how it ends."""
 
-    def __init__(self, cfg: Run, launch: world.Launch, log_file: IO[str]):
+    def __init__(self, cfg: Run, launch: launcher.Launch, log_file: IO[str]):
         self.cfg, self.launch, self.log_file = cfg, launch, log_file
         self.name, self.iteration, self.entered, self.began = "start", 0, 0, time.monotonic()
         self.longest: dict[str, float] = {}
@@ -146,7 +146,7 @@ class Watchdog:
         time.sleep(BEAT_S)  # lets the others read the verdict and write it to their logs
         for rank, host, pid in found.silent:
             # A stopped process does not act on a launcher's SIGTERM. MPI's daemons handle that themselves.
-            if host == self.host and rank != self.launch.rank and self.launch.launcher not in world.MPI_LAUNCHERS:
+            if host == self.host and rank != self.launch.rank and self.launch.launcher not in launcher.MPI_LAUNCHERS:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if speak:
@@ -222,7 +222,7 @@ class HeartbeatThread(threading.Thread):
 
 @contextmanager
 def watch_rank(
-    cfg: Run, launch: world.Launch, log_file: IO[str], sentences: tuple[type[Exception], ...]
+    cfg: Run, launch: launcher.Launch, log_file: IO[str], sentences: tuple[type[Exception], ...]
 ) -> Iterator[Watchdog]:
     """Watch this rank from joining the world to leaving it. An exception inside ends all ranks.
 
@@ -250,7 +250,7 @@ def watch_rank(
     del server
 
 
-def _stores(launch: world.Launch) -> tuple[list[dist.Store], dist.Store | None]:
+def _stores(launch: launcher.Launch) -> tuple[list[dist.Store], dist.Store | None]:
     """Returns connections for the watchdog's threads, and the store that this process hosts, if any.
 
     A connection on which a thread waits cannot be used by another, so these are separate from the job's.

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from r1zero import config
 from r1zero.config import Config
 from r1zero.data.prompts import PromptSet
-from r1zero.distributed import device, layout, world
+from r1zero.distributed import device, launcher, layout, world
 from r1zero.model import overrides
 from r1zero.observability import tables
 from r1zero.patches import patched
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.config, args.overrides, Config)
-    launch = world.read_launch()
+    launch = launcher.read_launch()
     prompts = PromptSet.open(cfg.data.path)
     requests = [
         [(list(prompts[row["row"]].token_ids), row["length"]) for row in rows]

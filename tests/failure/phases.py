@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from r1zero import config
-from r1zero.distributed import device, world
+from r1zero.distributed import device, launcher, world
 from r1zero.observability import logs, metrics
 from r1zero.watchdog import heartbeat
 from tests.failure import accidents
@@ -25,7 +25,7 @@ TOGETHER = ("dispatch", "reference_model", "update", "resharding_to_infer", "sav
 
 
 def main() -> None:
-    launch = world.read_launch()
+    launch = launcher.read_launch()
     world.abort_on_exception(launch)
     accidents.install()
     run = config.Run(**{key: int(value) for key, value in (argument.split("=") for argument in sys.argv[2:])})

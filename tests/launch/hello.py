@@ -8,11 +8,11 @@ import sys
 import torch
 import torch.distributed as dist
 
-from r1zero.distributed import device, world
+from r1zero.distributed import device, launcher, world
 
 
 def main() -> None:
-    launch = world.read_launch()
+    launch = launcher.read_launch()
     world.join(launch, device.DEVICES["cpu"], timeout_s=120)
     total = torch.tensor([launch.rank + 1.0])
     dist.all_reduce(total)

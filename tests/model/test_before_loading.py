@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from r1zero import config
 from r1zero.config import UserError
 from r1zero.data import tokenizer
-from r1zero.distributed import layout, world
+from r1zero.distributed import launcher, layout
 from tests import jobs
 
 
@@ -28,7 +28,7 @@ def refusal(rank, folder):
     from r1zero import trainer
 
     cfg = jobs.job_config(folder, config.Layout())
-    launch, grids = world.Launch(rank, 1, rank, 1, "none"), layout.carve(cfg.layout, 1)
+    launch, grids = launcher.Launch(rank, 1, rank, 1, "none"), layout.carve(cfg.layout, 1)
     with mock.patch.object(trainer, "Roles", side_effect=RuntimeError("engine and trainer would be built now")):
         try:
             trainer.Trainer(cfg, grids, launch, None, "cpu")

@@ -167,7 +167,7 @@ def check_before(rank, cfgs, patches):
     """The rows that are not in order, of a world whose ranks start with their own configs, and package versions or
     disks."""
     from r1zero import preflight
-    from r1zero.distributed import world
+    from r1zero.distributed import launcher
 
     size = len(cfgs)
     version, usage = patches.get(rank, (None, None))
@@ -185,7 +185,7 @@ def check_before(rank, cfgs, patches):
         ),
     ):
         rows = preflight.before(
-            cfgs[rank], layout.carve(cfgs[rank].layout, size), world.Launch(rank, size, rank, size, "none")
+            cfgs[rank], layout.carve(cfgs[rank].layout, size), launcher.Launch(rank, size, rank, size, "none")
         )
     try:
         preflight.stop_if_failed(rows)

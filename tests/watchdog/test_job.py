@@ -151,7 +151,7 @@ def test_a_killed_rank_is_named_by_its_launcher_and_nobody_else_is_blamed(tmp_pa
 LAST_WORDS = """
 import logging, sys, threading, time
 from r1zero import config
-from r1zero.distributed import world
+from r1zero.distributed import launcher
 from r1zero.watchdog import heartbeat
 from r1zero.watchdog.verdict import Verdict
 
@@ -162,7 +162,7 @@ class Thread:
         watch.end(Verdict("heard", 3), speak=False)
 
 logging.disable()
-watch = heartbeat.Watchdog(config.Run(), world.Launch(0, 2, 0, 2, "torchrun"), open(sys.argv[1], "w"))
+watch = heartbeat.Watchdog(config.Run(), launcher.Launch(0, 2, 0, 2, "torchrun"), open(sys.argv[1], "w"))
 threading.Thread(target=watch.end, args=(Verdict("rank 1 is to blame\\n", 1), True, [Thread()])).start()
 time.sleep(60)
 """
