@@ -15,7 +15,8 @@ from r1zero.batch import Batch, MiniBatch
 from r1zero.checkpoint import saving, step_folders, training
 from r1zero.checkpoint.base_weights import load_base_weights
 from r1zero.config import Config, UserError
-from r1zero.distributed.device import give_back_memory, set_expandable_segments
+from r1zero.distributed.device import set_expandable_segments
+from r1zero.distributed.host import give_back_memory
 from r1zero.distributed.layout import Layout, MegatronGrids
 from r1zero.model import build
 from r1zero.model.families import read_shape

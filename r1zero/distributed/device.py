@@ -1,6 +1,5 @@
 """The three supported devices: cpu/gloo, cuda/nccl and npu/hccl, and the start-up that each needs before torch."""
 
-import ctypes
 import gc
 import importlib
 import os
@@ -202,44 +201,6 @@ def set_expandable_segments(kind: str, allowed: bool) -> None:
     if kind == "npu":
         module(kind).empty_cache()  # the setting applies only to memory that is allocated afterwards
         module(kind).memory._set_allocator_settings(f"expandable_segments:{allowed}")
-
-
-UNUSED_BYTES = 256 << 20
-"""Bytes of freed memory that glibc's allocator may keep before they are returned to the system."""
-
-
-def give_back_memory(kind: str) -> None:
-    """Return freed memory to the system (CPU only; other devices have their own allocators).
-
-    glibc keeps freed blocks of up to 32 MiB for reuse. After a forward pass of a large model that can be gigabytes. The
-    call costs nothing if little is kept.
-    """
-    libc = ctypes.CDLL(None)
-    if kind != "cpu" or not hasattr(libc, "mallinfo2"):
-        return
-    libc.mallinfo2.restype = _MallocState
-    if libc.mallinfo2().fordblks > UNUSED_BYTES:
-        libc.malloc_trim(0)
-
-
-class _MallocState(ctypes.Structure):
-    """glibc's struct mallinfo2 (malloc.h)."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
 
 
 def group_options(kind: str, group: str) -> Any:
