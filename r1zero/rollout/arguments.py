@@ -50,7 +50,7 @@ def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any
         "enable_prefix_caching": True,
         "kv_cache_memory_bytes": int(cfg.rollout.kv_cache_gib * 2**30),
         "async_scheduling": schedules_ahead(cfg),
-        "logprobs_mode": "raw_logits",  # see _return_logprobs in engine.py
+        "logprobs_mode": "raw_logits",  # see return_logprobs in models.py
         "generation_config": "vllm",
     }
 

@@ -148,7 +148,7 @@ class Draw:
     def apply(self, logits: Tensor) -> Tensor:
         """Draw a token in each row of a request with a seed, and set all other logits of the row to -inf, in place.
 
-        logits: (R, V); each row is normalised, as the model returns it (`_return_logprobs` in engine.py).
+        logits: (R, V); each row is normalised, as the model returns it (`return_logprobs` in models.py).
         """
         if not self._requests:
             return logits

@@ -27,7 +27,7 @@ from r1zero.distributed.layout import Layout
 from r1zero.model import overrides
 from r1zero.model.families import read_shape
 from r1zero.patches import patched
-from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, npu, routing
+from r1zero.rollout import cpu, cuda, draw, engine_options, inspect, isolation, models, npu, routing
 from r1zero.rollout.arguments import engine_arguments, graph_arguments, records_graphs
 from r1zero.rollout.loader_trace import Named, WriteTargets, learn
 
@@ -101,12 +101,12 @@ class Engine:
             isolation.environment(layout, rank),
             isolation.as_world(layout.rollout.ranks),
             self._adapter.during_construction(),
-            patched({"vllm latent norms": _set_latent_epsilon_after}),
+            patched({"vllm latent norms": models.set_latent_epsilon_after}),
         ):
             self._llm = LLM(**arguments)
         if table:
             table.bind(self._llm)
-        self._llm.apply_model(lambda model: _return_logprobs(model, cfg.rollout.temperature, forbidden_ids))
+        self._llm.apply_model(lambda model: models.return_logprobs(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
             temperature=0.0,  # greedy; `Draw` leaves a request with a seed only the drawn token
             detokenize=False,
@@ -119,7 +119,7 @@ class Engine:
         self.owned_experts = range(self._llm.llm_engine.model_config.get_num_experts())
         """The routed experts whose weights this rank holds, whole or in part."""
         if cfg.layout.rollout.enable_expert_parallel:
-            self.owned_experts = _owned_experts(len(self.owned_experts), layout, rank)
+            self.owned_experts = models.owned_experts(len(self.owned_experts), layout, rank)
 
     def generate(
         self, prompts: list[Prompt], group_size: int, iteration: int, first_position: int, on_finished: OnFinished
@@ -298,52 +298,3 @@ def request_seed(*key: int | str) -> int:
     """
     digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _return_logprobs(model: Any, temperature: float, forbidden_ids: list[int]) -> None:
-    """Make the model return logprobs in place of logits: fp32, divided by the temperature, masked and normalised.
-
-    Doing this once, before vLLM's sampler, covers the sampled tokens, their logprobs, and prompt logprobs, to which
-    vLLM applies neither temperature nor mask. It also covers samplers that report logprobs from before the temperature
-    (vllm-ascend). vLLM is configured to report these values unchanged (`logprobs_mode`).
-
-    vLLM's own log_softmax is not used for it: it adds the exponentials of a large vocabulary one after another in fp32,
-    which shifts all logprobs upwards by the same error (1.9e-5 for 151,936 ids).
-    """
-    plain = model.compute_logits
-    forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
-
-    def compute_logits(*args: Any, **kwargs: Any) -> Tensor:
-        logits_TV = plain(*args, **kwargs).float()
-        if temperature != 1.0:
-            logits_TV = logits_TV / temperature
-        if forbidden_ids:
-            logits_TV = logits_TV.index_fill_(-1, forbidden, -torch.inf)
-        return logits_TV.sub_(logits_TV.logsumexp(-1, keepdim=True))
-
-    model.compute_logits = compute_logits
-
-
-def _set_latent_epsilon_after(load_weights: Callable[..., None]) -> Callable[..., None]:
-    """Set the epsilon of the norms inside latent attention to 1e-6, as in DeepSeek's code and in Hugging Face.
-
-    vLLM uses the model's rms_norm_eps. A graph keeps the number that it was recorded with, so it is changed before
-    that.
-    """
-
-    def load(self: Any, model: nn.Module, model_config: Any) -> None:
-        load_weights(self, model, model_config)
-        for name, module in model.named_modules():
-            if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
-                module.variance_epsilon = 1e-6
-
-    return load
-
-
-def _owned_experts(experts: int, layout: Layout, rank: int) -> range:
-    """Returns the rank's experts under vLLM's linear placement, where consecutive ranks of a replica hold consecutive
-    experts. If the division leaves a remainder, the first ranks hold one expert more."""
-    replica = layout.rollout.group(rank, "tp", "dp")
-    position, (share, rest) = replica.index(rank), divmod(experts, len(replica))
-    first = position * share + min(position, rest)
-    return range(first, first + share + (position < rest))

@@ -110,7 +110,7 @@ def test_graphs_stay_on_the_device_while_the_engine_sleeps() -> None:
 
 
 def test_logits_are_computed_outside_of_the_graphs() -> None:
-    """So `_return_logprobs` may be put into the model after they were recorded."""
+    """So `return_logprobs` may be put into the model after they were recorded."""
     assert "self.model.compute_logits(" in body("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.execute_model")
     assert "return getattr(self.runnable, key)" in body("vllm.compilation.cuda_graph", "CUDAGraphWrapper.__getattr__")
 

@@ -1,0 +1,59 @@
+"""The models that vLLM builds: which experts a rank holds, and what is changed in them, which is that they return
+logprobs in place of logits, and the epsilon of some norms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from r1zero.distributed.layout import Layout
+
+
+def return_logprobs(model: Any, temperature: float, forbidden_ids: list[int]) -> None:
+    """Make the model return logprobs in place of logits: fp32, divided by the temperature, masked and normalised.
+
+    Doing this once, before vLLM's sampler, covers the sampled tokens, their logprobs, and prompt logprobs, to which
+    vLLM applies neither temperature nor mask. It also covers samplers that report logprobs from before the temperature
+    (vllm-ascend). vLLM is configured to report these values unchanged (`logprobs_mode`).
+
+    vLLM's own log_softmax is not used for it: it adds the exponentials of a large vocabulary one after another in fp32,
+    which shifts all logprobs upwards by the same error (1.9e-5 for 151,936 ids).
+    """
+    plain = model.compute_logits
+    forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
+
+    def compute_logits(*args: Any, **kwargs: Any) -> Tensor:
+        logits_TV = plain(*args, **kwargs).float()
+        if temperature != 1.0:
+            logits_TV = logits_TV / temperature
+        if forbidden_ids:
+            logits_TV = logits_TV.index_fill_(-1, forbidden, -torch.inf)
+        return logits_TV.sub_(logits_TV.logsumexp(-1, keepdim=True))
+
+    model.compute_logits = compute_logits
+
+
+def set_latent_epsilon_after(load_weights: Callable[..., None]) -> Callable[..., None]:
+    """Set the epsilon of the norms inside latent attention to 1e-6, as in DeepSeek's code and in Hugging Face.
+
+    vLLM uses the model's rms_norm_eps. A graph keeps the number that it was recorded with, so it is changed before
+    that.
+    """
+
+    def load(self: Any, model: nn.Module, model_config: Any) -> None:
+        load_weights(self, model, model_config)
+        for name, module in model.named_modules():
+            if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
+                module.variance_epsilon = 1e-6
+
+    return load
+
+
+def owned_experts(experts: int, layout: Layout, rank: int) -> range:
+    """Returns the rank's experts under vLLM's linear placement, where consecutive ranks of a replica hold consecutive
+    experts. If the division leaves a remainder, the first ranks hold one expert more."""
+    replica = layout.rollout.group(rank, "tp", "dp")
+    position, (share, rest) = replica.index(rank), divmod(experts, len(replica))
+    first = position * share + min(position, rest)
+    return range(first, first + share + (position < rest))
