@@ -113,6 +113,11 @@ def test_a_vendor_is_named_behind_its_door_only(vendor):
         assert not named or behind, f"{path} imports {vendor}"
 
 
+LONGER = {"config/schema": 320, "patches": 330, "rollout/engine": 310, "trainer": 350}
+"""Lines of the modules that may have more than 300: a list of keys, a list of patches, and two classes that read as one
+text each."""
+
+
 def functions():
     for path, tree in TREES.items():
         for node in ast.walk(tree):
@@ -124,8 +129,8 @@ def test_length_budget():
     lengths = {f"{place(path)}.{node.name}": node.end_lineno - node.lineno + 1 for path, node in functions()}
     assert max(lengths.values()) <= 80, max(lengths, key=lengths.get)
     assert statistics.quantiles(lengths.values(), n=10)[-1] <= 40
-    long = {place(p): n for p in TREES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 360}
-    assert not long
+    lines = {place(path): len(path.read_text(encoding="utf-8").splitlines()) for path in TREES}
+    assert {name: n for name, n in lines.items() if n > LONGER.get(name, 300)} == {}
 
 
 def test_nothing_prints_and_nothing_catches_everything():
