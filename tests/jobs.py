@@ -1,4 +1,4 @@
-"""The real job in the ranks of a test: tiny random models, real data, the real trainer, a rule that rewards at random
+"""The real job in the ranks of a test: tiny random models, real data, the real trainer, rules that reward at random
 weights too."""
 
 import json
@@ -14,18 +14,8 @@ from r1zero import config
 from r1zero.config import Config
 from r1zero.distributed import device, launcher, layout
 
-RULE = f"{Path(__file__).resolve()}:even_share"
-RARE_RULE = f"{Path(__file__).resolve()}:rarely"
-
-
-def even_share(response: str, label: str) -> float:
-    """A reward that random text earns in different measure: the share of its characters with an even code."""
-    return sum(ord(c) % 2 == 0 for c in response) / max(1, len(response))
-
-
-def rarely(response: str, label: str) -> float:
-    """A reward that random text earns one time in eight, so that many groups have none."""
-    return float(sum(map(ord, response)) % 8 == 0)
+RULE = f"{Path(__file__).resolve().with_name('rules.py')}:even_share"
+RARE_RULE = f"{Path(__file__).resolve().with_name('rules.py')}:rarely"
 
 
 def make_base(folder: Path, family: str, seed: int = 0) -> Path:
