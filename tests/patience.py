@@ -14,6 +14,8 @@ IDLE_S = 90.0
 IDLE_CPU_S = 2.0
 LIMIT_CPU_S = 1200.0
 """Processes that together use more processor time than this wait in a loop for something that never comes."""
+LOOK_S = 0.25
+"""So often the processor time of all their threads is read, which takes some of it."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -21,10 +23,12 @@ def wait(is_done: Callable[[], Any], pids: Iterable[int], idle_s: float = IDLE_S
     """Whether `is_done` becomes true before the processes `pids`, and what they have started, stop making progress."""
     roots = list(pids)
     used, since = processor_seconds(roots), time.monotonic()
-    until = used + LIMIT_CPU_S
+    until, looked = used + LIMIT_CPU_S, since
     while not is_done():
         time.sleep(0.02)
-        now = processor_seconds(roots)
+        if time.monotonic() - looked < LOOK_S:
+            continue
+        now, looked = processor_seconds(roots), time.monotonic()
         if now > until:
             return bool(is_done())
         if abs(now - used) > IDLE_CPU_S:  # less than before: one of them has ended

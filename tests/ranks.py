@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from multiprocessing.connection import Client, Connection, Listener, Pipe
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,29 @@ PR_SET_CHILD_SUBREAPER = 36
 LEFT_S = 5.0
 """Seconds for which a process that a rank started may outlive the last rank."""
 GRACE_S = 5.0
-"""Seconds that the other ranks have to end by themselves after one rank has failed."""
+"""Seconds that the other ranks have at most to end by themselves after one rank has failed."""
+STILL_S = 1.0
+"""After a failure, ranks that use less than STILL_CPU_S of processor time for so long wait for the rank that failed."""
+STILL_CPU_S = 0.05
+ON_DEMAND = (
+    "r1zero.trainer",
+    "r1zero.weight_sync.transfer",
+    "vllm.distributed.device_communicators.cpu_communicator",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.model_executor.layers.fused_moe.experts.cpu_moe",
+    "vllm.model_executor.layers.quantization.online.base",
+    "vllm.model_executor.models.deepseek_v2",
+    "vllm.model_executor.models.qwen2",
+    "vllm.plugins.lora_resolvers.hf_hub_resolver",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.v1.attention.backends.mla.cpu_mla",
+    "vllm.v1.attention.backends.mla.prefill.cpu_sdpa",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",
+)
+"""What each rank would otherwise import itself, in half a second."""
 
 
 class Ranks:
@@ -103,17 +126,13 @@ def serve(address: str) -> None:
     device.start("cpu", 0)
     with device.quiet_imports():
         import torch
-        import vllm.model_executor.models.deepseek_v2
-        import vllm.model_executor.models.qwen2
-        import vllm.v1.engine.llm_engine
-        import vllm.v1.worker.cpu_worker  # noqa: F401
         from vllm import LLM  # noqa: F401 (loaded on demand)
         from vllm.config.logging import LoggingConfig
         from vllm.logger import configure_logging_if_needed
         from vllm.platforms import current_platform
 
-        import r1zero.trainer
-        import r1zero.weight_sync.transfer  # noqa: F401
+        for name in ON_DEMAND:
+            import_module(name)
     # Each of the following would otherwise search all modules, loggers or objects again in every rank.
     configure_logging_if_needed(LoggingConfig())
     current_platform.register_triton_kernel_overrides()
@@ -163,10 +182,10 @@ def _call(content: tuple[Callable[..., Any], tuple[Any, ...], float], size: int)
         pids.append(pid)
         pipes.append(here)
     ended: dict[int, tuple[bool, Any]] = {}
-    failed_at = 0.0
+    failed_at = still_since = used = 0.0
 
     def collect() -> bool:
-        nonlocal failed_at
+        nonlocal failed_at, still_since, used
         for rank, pipe in enumerate(pipes):
             if rank not in ended and pipe.poll(0.01):
                 try:
@@ -177,7 +196,12 @@ def _call(content: tuple[Callable[..., Any], tuple[Any, ...], float], size: int)
                         f"it died, with status {os.waitstatus_to_exitcode(os.waitpid(pids[rank], 0)[1])}",
                     )
                 failed_at = failed_at or (0.0 if ended[rank][0] else time.monotonic())
-        return len(ended) == size or bool(failed_at and time.monotonic() - failed_at > GRACE_S)
+        if not failed_at or len(ended) == size:
+            return len(ended) == size
+        now = patience.processor_seconds(pids)
+        if abs(now - used) > STILL_CPU_S:
+            used, still_since = now, time.monotonic()
+        return time.monotonic() > min(failed_at + GRACE_S, still_since + STILL_S)
 
     in_time = patience.wait(collect, pids, idle_s)
     if not in_time:
