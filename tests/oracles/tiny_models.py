@@ -1,6 +1,7 @@
 """Tiny random models on disk, and Hugging Face's logprobs of them: the oracle."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,14 @@ def weights(folder: str) -> Iterator[tuple[str, Tensor]]:
     yield from sorted(tensors.items())
 
 
+@lru_cache(maxsize=8)
+def _model(folder: str) -> Any:
+    """transformers' model in fp32. What a test changes in a folder it changes before it asks for the model."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
 @torch.no_grad()
 def logprobs(
     folder: str, sequences: list[list[int]], temperature: float, forbidden_ids: list[int]
@@ -152,9 +161,7 @@ def distributions(
     folder: str, sequences: list[list[int]], temperature: float, forbidden_ids: list[int]
 ) -> list[Tensor]:
     """Logprobs of all ids at tokens 1.. of each sequence, (T - 1, V), by transformers in fp32."""
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = _model(folder)
     of_each = []
     for tokens in sequences:
         logits = model(torch.tensor([tokens])).logits[0, :-1] / temperature
@@ -166,16 +173,18 @@ def distributions(
 @torch.no_grad()
 def chosen_experts(folder: str, sequences: list[list[int]]) -> list[Tensor]:
     """The experts of each token in each layer that has them, (T, L, K) in ascending order, by transformers in fp32."""
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = _model(folder)
     found: list[Tensor] = []
-    for module in model.modules():
-        if hasattr(module, "gate") and hasattr(module, "experts"):
-            module.gate.register_forward_hook(lambda router, inputs, output: found.append(output[2]))
+    hooks = [
+        module.gate.register_forward_hook(lambda router, inputs, output: found.append(output[2]))
+        for module in model.modules()
+        if hasattr(module, "gate") and hasattr(module, "experts")
+    ]
     of_each = []
     for tokens in sequences:
         found.clear()
         model(torch.tensor([tokens]))
         of_each.append(torch.stack(found, 1).sort(-1).values)
+    for hook in hooks:
+        hook.remove()
     return of_each
