@@ -35,7 +35,7 @@ def grids(train=None, reference=None, rollout=None):
 TP2, EP2 = {"tensor_model_parallel_size": 2}, {"expert_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2, "pipeline_layers": (2, 1)}
 ONE = grids()
-UPDATES = 6
+UPDATES = 3
 SAME = ("grpo/rewards/mean", "response_length/mean", "actor/pg_loss", "actor/kl_loss", "actor/entropy", "grad_norm")
 # name: (ranks, layout)
 DENSE = {
@@ -132,24 +132,35 @@ def tokens_of(results):
 
 
 @pytest.fixture(scope="module")
-def alone(ranks, qwen2):
+def dense(ranks, qwen2):
+    """dense(size, layout) -> what each rank of the dense model's job saw, run when it is first asked for."""
+    seen = {}
+
+    def get(size, layout):
+        if (size, layout) not in seen:
+            seen[size, layout] = ranks.run(steps, jobs.job_config(qwen2, layout), UPDATES, size=size)
+        return seen[size, layout]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def alone(dense):
     """The dense model in a world of one."""
-    return ranks.run(steps, jobs.job_config(qwen2, ONE), UPDATES, size=1)
+    return dense(1, ONE)
 
 
 def check_same(alone, results):
-    for one, many in zip(alone[0].figures[:3], results[0].figures[:3], strict=True):
+    for one, many in zip(alone[0].figures, results[0].figures, strict=True):
         for key in SAME:
             assert many[key] == pytest.approx(one[key], rel=1e-5, abs=1e-5), key
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DENSE)
-def test_dense_engines_agree_after_every_update_and_the_layout_changes_neither_tokens_nor_metrics(
-    ranks, qwen2, alone, name
-):
+def test_dense_engines_agree_after_every_update_and_the_layout_changes_neither_tokens_nor_metrics(dense, alone, name):
     size, layout = DENSE[name]
-    results = ranks.run(steps, jobs.job_config(qwen2, layout), UPDATES, size=size)
+    results = dense(size, layout)
     assert max(f["rollout_gap/max"] for f in results[0].figures) < 1e-5
     if layout.rollout.tensor_parallel_size == 1:
         assert tokens_of(results) == tokens_of(alone)
@@ -239,9 +250,9 @@ def test_stale_weights_show_in_the_gap_at_once(ranks, family, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["three grids of 3", "three grids of 4"])
-def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a_strangers_weights(ranks, qwen2, name):
+def test_a_reference_on_ranks_of_its_own_equals_transformers_and_no_rank_holds_a_strangers_weights(dense, qwen2, name):
     size, layout = DENSE[name]
-    results = ranks.run(steps, jobs.job_config(qwen2, layout), 3, size=size)
+    results = dense(size, layout)
     ((tokens_T, prompts_B, responses_B, ref_R),) = results[0].references
     model = AutoModelForCausalLM.from_pretrained(qwen2 / "base", dtype=torch.float32, attn_implementation="eager")
     forbidden = [

@@ -1,4 +1,4 @@
-"""The real job of four ranks, two engines of two and the trainer cut in two, with an accident on one of them.
+"""The real job with an accident on one of its ranks, over which engines and trainer are cut in two.
 
 python -m pytest tests/failure/test_job.py -m "long or not long"
 """
@@ -20,7 +20,8 @@ GRIDS = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_par
 PHASES = ("rollout", "non_overlap_rule_reward", "reference_model", "update", "resharding_to_infer", "save")
 
 
-def check(ranks, base: Path, folder: Path, kind: str, rank: int, phase: str) -> None:
+def check(ranks, base: Path, folder: Path, size: int, accident: tuple[str, int, str]) -> None:
+    kind, rank, phase = accident
     before = shared_memory.left_behind()
     log = folder / "log"
     arguments = [
@@ -31,18 +32,19 @@ def check(ranks, base: Path, folder: Path, kind: str, rank: int, phase: str) -> 
         "checkpoint.every_iterations=1",
         *GRIDS,
     ]
-    ended = ranks.job(4, arguments, log, f"{kind} {rank} {phase} 2 0")
+    ended = ranks.job(size, arguments, log, f"{kind} {rank} {phase} 2 0")
     out = log.read_text()
     # No launcher has helped: a rank ends by itself; one that is stopped by a neighbour.
-    assert ended["statuses"] == [-9 if (kind, r) == ("stop", rank) else 1 for r in range(4)], f"{ended}\n{out[-5000:]}"
-    name = rf"rank {rank} of 4 on \S+ \(process \d+\)"
+    statuses = [-9 if (kind, r) == ("stop", rank) else 1 for r in range(size)]
+    assert ended["statuses"] == statuses, f"{ended}\n{out[-5000:]}"
+    name = rf"rank {rank} of {size} on \S+ \(process \d+\)"
     said = {
         "exception": rf"{name} failed in phase {phase} of iteration 2",
         "hang": rf"{name} is late: \d+ s in phase {phase} of iteration 2",
         "stop": rf"{name} has given no sign of life for \d+ s; it was in phase {phase} of iteration 2",
     }[kind]
     assert len(re.findall(said, out)) == 1, out[-5000:]
-    assert len(re.findall(r"rank \d of 4 on", out)) == 1, out[-5000:]  # once, and nobody else
+    assert len(re.findall(rf"rank \d of {size} on", out)) == 1, out[-5000:]  # once, and nobody else
     if kind == "exception":
         assert out.rstrip().endswith(f"Accident: in {phase}") and out.count("Traceback") == 1, out[-5000:]
     if kind == "hang":
@@ -55,13 +57,13 @@ def check(ranks, base: Path, folder: Path, kind: str, rank: int, phase: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, rank, phase", [("exception", 2, "save"), ("hang", 1, "rollout"), ("stop", 0, "update")])
+@pytest.mark.parametrize("kind, rank, phase", [("exception", 1, "save"), ("hang", 1, "rollout"), ("stop", 0, "update")])
 def test_the_job_names_the_culprit_and_leaves_nothing(ranks, base, tmp_path, kind, rank, phase):
-    check(ranks, base, tmp_path, kind, rank, phase)
+    check(ranks, base, tmp_path, 2, (kind, rank, phase))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["exception", "hang", "stop"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_job_names_the_culprit_in_every_phase(ranks, base, tmp_path, kind, phase):
-    check(ranks, base, tmp_path, kind, 3, phase)
+def test_the_job_of_two_engines_names_the_culprit_in_every_phase(ranks, base, tmp_path, kind, phase):
+    check(ranks, base, tmp_path, 4, (kind, 3, phase))

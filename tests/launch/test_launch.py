@@ -71,15 +71,13 @@ ARGUMENTS = ("configs/a3.toml", "run.name=x")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-def test_mpirun_on_one_machine(size: int) -> None:
-    check(ranks_of(start("mpirun.sh", str(size), *ARGUMENTS)), size, size, "openmpi")
+def test_mpirun_on_one_machine() -> None:
+    check(ranks_of(start("mpirun.sh", "3", *ARGUMENTS)), 3, 3, "openmpi")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-def test_torchrun_on_one_machine(size: int) -> None:
-    check(ranks_of(start("torchrun.sh", str(size), *ARGUMENTS)), size, size, "torchrun")
+def test_torchrun_on_one_machine() -> None:
+    check(ranks_of(start("torchrun.sh", "3", *ARGUMENTS)), 3, 3, "torchrun")
 
 
 @pytest.mark.slow

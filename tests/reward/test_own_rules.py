@@ -9,8 +9,10 @@ from r1zero.reward import RewardError, Scorer, check_rules
 RESPONSE = r"so \boxed{\frac{2}{4}}"
 
 
-def grade(path, rule="rule", memory_mib=512, **context):
-    with Scorer({f"{path}:{rule}": 1.0}, workers=1, deadline_s=20.0, memory_mib=memory_mib) as scorer:
+def grade(*paths, memory_mib=512, **context):
+    """The score of one response by the function `rule` of each file."""
+    rules = {f"{path}:rule": 1.0 for path in paths}
+    with Scorer(rules, workers=1, deadline_s=20.0, memory_mib=memory_mib) as scorer:
         scorer.submit(0, RESPONSE, "0.5", **context)
         return scorer.collect()[0]
 
@@ -24,49 +26,54 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "def rule(response, label): return 2.0",
-        "rule = lambda response, label: 2.0",
-        "from beside import score as rule",
-        "import beside\nrule = beside.score",
-        "from beside import *\nrule = score",
-        (
-            "try:\n    from no_such_module_at_all import rule\nexcept ImportError:\n    def rule(response, label): "
-            "return 2.0"
-        ),
-        "class Rule:\n    def __call__(self, response, label): return 2.0\nrule = Rule()",
-        "import functools, beside\nrule = functools.partial(beside.power, exponent=1)",
-        "def rule(response, label):\n    import beside\n    return beside.score(response, label)",
-        "def rule(*texts): return len(texts)",
-        "def rule(response, label, least=2): return least",
-    ],
-)
-def test_a_rule_may_be_anything_that_can_be_called_and_may_import_what_lies_beside_it(written, text):
+RULES = [
+    "def rule(response, label): return 2.0",
+    "rule = lambda response, label: 2.0",
+    "from beside import score as rule",
+    "import beside\nrule = beside.score",
+    "from beside import *\nrule = score",
+    (
+        "try:\n    from no_such_module_at_all import rule\nexcept ImportError:\n    def rule(response, label): "
+        "return 2.0"
+    ),
+    "class Rule:\n    def __call__(self, response, label): return 2.0\nrule = Rule()",
+    "import functools, beside\nrule = functools.partial(beside.power, exponent=1)",
+    "def rule(response, label):\n    import late\n    return late.score(response, label)",
+    "def rule(*texts): return len(texts)",
+    "def rule(response, label, least=2): return least",
+]
+
+
+def test_a_rule_may_be_anything_that_can_be_called_and_may_import_what_lies_beside_it(written):
     written(
         "def score(response, label): return 2.0\ndef power(response, label, exponent): return 2.0 ** exponent",
         "beside.py",
     )
-    assert grade(written(text)).reward == 2.0
+    written("def score(response, label): return 2.0", "late.py")
+    paths = {text: written(text, f"rule_{number}.py") for number, text in enumerate(RULES)}
+    found = grade(*paths.values())
+    assert {text: found.scores[f"{path}:rule"] for text, path in paths.items()} == dict.fromkeys(RULES, 2.0)
 
 
-@pytest.mark.parametrize(
-    "signature, seen",
-    [
-        ("response, label", []),
-        ("response, label, *, prompt", ["What is it?"]),
-        ("response, label, additional, prompt", [{"level": "5", "kind": None}, "What is it?"]),
-        ("response, label, *, equal, prompt='x'", [True, "What is it?"]),
-        ("response, label, **given", [["additional", "equal", "prompt"]]),
-    ],
-)
-def test_a_rule_gets_by_name_what_it_declares(written, signature, seen):
-    names = [name.split("=")[0].strip("* ") for name in signature.split(",")[2:]]
-    names = [name for name in names if name]
-    values = ", ".join({"equal": "equal('1/2', label)", "given": "sorted(given)"}.get(name, name) for name in names)
-    path = written(f"def rule({signature}):\n    return 1.0 if [{values}] == {seen!r} else 0.0")
-    assert grade(path, prompt="What is it?", additional={"level": "5", "kind": None}).reward == 1.0
+SIGNATURES = {
+    "response, label": [],
+    "response, label, *, prompt": ["What is it?"],
+    "response, label, additional, prompt": [{"level": "5", "kind": None}, "What is it?"],
+    "response, label, *, equal, prompt='x'": [True, "What is it?"],
+    "response, label, **given": [["additional", "equal", "prompt"]],
+}
+
+
+def test_a_rule_gets_by_name_what_it_declares(written):
+    paths = {}
+    for signature, seen in SIGNATURES.items():
+        names = [name.split("=")[0].strip("* ") for name in signature.split(",")[2:]]
+        given = {"equal": "equal('1/2', label)", "given": "sorted(given)"}
+        values = ", ".join(given.get(name, name) for name in names if name)
+        code = f"def rule({signature}):\n    return 1.0 if [{values}] == {seen!r} else 0.0"
+        paths[signature] = written(code, f"rule_{len(paths)}.py")
+    found = grade(*paths.values(), prompt="What is it?", additional={"level": "5", "kind": None})
+    assert {name: found.scores[f"{path}:rule"] for name, path in paths.items()} == dict.fromkeys(SIGNATURES, 1.0)
 
 
 def test_without_prompt_and_columns_a_rule_gets_empty_ones(written):

@@ -1,4 +1,4 @@
-"""The watchdog under the real launchers, with an accident on one rank of four: tests/failure/phases.py is the job.
+"""The watchdog under the real launchers, with an accident on one rank: tests/failure/phases.py is the job.
 
 python -m pytest tests/watchdog/test_job.py -m "long or not long"
 """
@@ -21,12 +21,12 @@ DEADLINE_S, SILENCE_S, PROMISE_S = 5 * SLOWNESS, 6 * SLOWNESS, 15 * SLOWNESS
 """phase_timeout_s, silence_timeout_s, and what may pass beyond them to the job's end: longer where others use the same
 cores."""
 LAUNCHERS = {
-    "mpirun": ["mpirun", "-np", "4", "--oversubscribe", sys.executable],
-    "torchrun": ["torchrun", "--standalone", "--nproc-per-node", "4"],
+    "mpirun": ["mpirun", "-np", "{size}", "--oversubscribe", sys.executable],
+    "torchrun": ["torchrun", "--standalone", "--nproc-per-node", "{size}"],
 }
 
 
-def start(launcher: str, accident: str, folder: Path) -> subprocess.Popen:
+def start(launcher: str, size: int, accident: str, folder: Path) -> subprocess.Popen:
     folder.mkdir()
     environment = {
         **os.environ,
@@ -38,7 +38,7 @@ def start(launcher: str, accident: str, folder: Path) -> subprocess.Popen:
     with open(folder / "out", "w", encoding="utf-8") as out:
         return subprocess.Popen(
             [
-                *LAUNCHERS[launcher],
+                *(word.format(size=size) for word in LAUNCHERS[launcher]),
                 "tests/failure/phases.py",
                 str(folder),
                 f"phase_timeout_s={DEADLINE_S}",
@@ -60,10 +60,10 @@ def wait(process: subprocess.Popen, folder: Path) -> tuple[int, str, float]:
     return process.returncode, out, ended - float(happened[1]) if happened else 0.0
 
 
-def check(kind: str, rank: int, phase: str, found: tuple[int, str, float], folder: Path) -> None:
-    status, out, seconds = found
+def check(size: int, accident: tuple[str, int, str], found: tuple[int, str, float], folder: Path) -> None:
+    (kind, rank, phase), (status, out, seconds) = accident, found
     assert status != 0, out
-    name = rf"rank {rank} of 4 on \S+ \(process \d+\)"
+    name = rf"rank {rank} of {size} on \S+ \(process \d+\)"
     if kind == "exception":
         assert len(re.findall(rf"{name} failed in phase {phase} of iteration 2", out)) == 1, out
         # torchrun adds one of its own, about a child that failed.
@@ -97,10 +97,10 @@ def check(kind: str, rank: int, phase: str, found: tuple[int, str, float], folde
 
 
 SHORT = [
-    ("mpirun", "exception", 2, "update"),
+    ("mpirun", "exception", 1, "update"),
     ("mpirun", "stop", 0, "save"),
     ("torchrun", "hang", 1, "rollout"),
-    ("torchrun", "stop", 3, "dispatch"),
+    ("torchrun", "stop", 1, "dispatch"),
 ]
 
 
@@ -110,13 +110,13 @@ def test_the_culprit_is_named_and_all_ranks_end(tmp_path):
     for pair in zip(SHORT[::2], SHORT[1::2], strict=True):
         running = [
             (
-                start(launcher, f"{kind} {rank} {phase} 2 0", tmp_path / f"{launcher}-{kind}"),
+                start(launcher, 2, f"{kind} {rank} {phase} 2 0", tmp_path / f"{launcher}-{kind}"),
                 tmp_path / f"{launcher}-{kind}",
             )
             for launcher, kind, rank, phase in pair
         ]
         for (process, folder), (_, kind, rank, phase) in zip(running, pair, strict=True):
-            check(kind, rank, phase, wait(process, folder), folder)
+            check(2, (kind, rank, phase), wait(process, folder), folder)
 
 
 @pytest.mark.long
@@ -134,7 +134,8 @@ def test_the_culprit_is_named_and_all_ranks_end(tmp_path):
 )
 def test_the_culprit_is_named_in_every_phase(tmp_path, launcher, rank, phase, kind):
     folder = tmp_path / "logs"
-    check(kind, rank, phase, wait(start(launcher, f"{kind} {rank} {phase} 2 0", folder), folder), folder)
+    ended = wait(start(launcher, 4, f"{kind} {rank} {phase} 2 0", folder), folder)
+    check(4, (kind, rank, phase), ended, folder)
 
 
 @pytest.mark.slow
@@ -143,9 +144,9 @@ def test_the_culprit_is_named_in_every_phase(tmp_path, launcher, rank, phase, ki
     [("mpirun", r"process rank 1 with PID \d+ .*\s*exited on\s+signal 9"), ("torchrun", r"rank\s*: 1 [\s\S]*Signal 9")],
 )
 def test_a_killed_rank_is_named_by_its_launcher_and_nobody_else_is_blamed(tmp_path, launcher, said):
-    status, out, _ = wait(start(launcher, "kill 1 update 2 0", tmp_path / "logs"), tmp_path / "logs")
+    status, out, _ = wait(start(launcher, 3, "kill 1 update 2 0", tmp_path / "logs"), tmp_path / "logs")
     assert status != 0 and re.search(said, out), out
-    assert not re.search(r"rank [023] of 4", out) and "is late" not in out
+    assert not re.search(r"rank [02] of 3", out) and "is late" not in out
 
 
 LAST_WORDS = """
