@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from r1zero import config
+from tests import fast
 from tests.model import cases
 from tests.model.cases import grid
 from tests.model.test_parity import FAMILIES
@@ -94,7 +95,16 @@ def passes(rank, oracle, place, budget):
     return found
 
 
-@pytest.mark.parametrize("name, layout, budget", CASES)
+IN_FAST = [
+    ("qwen2", "one", 4096),
+    ("deepseek_v2", "one", 4096),
+    ("qwen2_tied", "pp2", 165),
+    ("deepseek", "one", 165),
+    ("deepseek", "tp2 ep2", 165),
+]
+
+
+@pytest.mark.parametrize("name, layout, budget", fast.only(IN_FAST, CASES))
 def test_a_shared_prompt_gives_the_logprobs_and_gradients_of_prompts_that_are_computed_each_time(
     ranks, models, name, layout, budget
 ):
@@ -140,7 +150,7 @@ def update_in(rank, oracle, dtype, first):
     return tried, cases.gathered(built, oracle, lambda parameter: parameter.main_grad)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "deepseek"])
+@pytest.mark.parametrize("name", fast.only(["qwen2"], ["qwen2", "deepseek"]))
 def test_in_float16_the_loss_is_scaled_until_no_gradient_is_too_small_or_too_large(ranks, models, name):
     def error(found):
         return max(float((found[k] - g).norm() / g.norm()) for k, g in exact.items() if g.norm() > 1e-3 * largest)
@@ -175,7 +185,7 @@ def before_ties(rank, oracle, place):
     return dict(zip(mine.ids_B.tolist(), before_B.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["deepseek", "qwen3_moe"])
+@pytest.mark.parametrize("name", fast.only(["deepseek"], ["deepseek", "qwen3_moe"]))
 def test_the_tokens_before_a_tie_between_experts_are_the_same_on_every_layout(ranks, models, name):
     (alone,) = ranks.run(before_ties, models(name), grid(), size=1)
     lengths = dict(enumerate(samples(shared=False).lengths_B.tolist()))

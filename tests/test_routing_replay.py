@@ -88,6 +88,7 @@ def test_with_the_engine_s_experts_the_trainer_has_its_logprobs(alone, stepped):
     assert abs(alone["actor/kl_loss"]) < 1e-9 and abs(alone["actor/ppo_kl"]) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout, train",
     [
@@ -104,6 +105,7 @@ def test_replayed_steps_are_the_same_on_every_layout_and_with_recomputed_layers(
     assert found["rollout_gap/max"] < 1e-5 and abs(found["actor/kl_loss"]) < 1e-9
 
 
+@pytest.mark.slow
 def test_in_bf16_it_narrows_the_gap(ranks, base):
     found = []
     for replay in (False, True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r1zero import config
-from tests import jobs
+from tests import fast, jobs
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def save_during_the_reference_pass(rank, cfg):
     return jobs.with_trainer(rank, cfg, use)
 
 
-@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("offload", fast.only([True], [False, True]))
 def test_the_files_are_written_while_other_weights_are_on_the_device(ranks, qwen2, tmp_path, offload):
     cfg = jobs.job_config(
         qwen2,

@@ -6,6 +6,7 @@ python -m pytest tests/checkpoint/test_training.py
 import pytest
 import torch
 
+from tests import fast
 from tests.model import cases
 from tests.model.cases import grid
 
@@ -27,17 +28,13 @@ OTHER = [
 ]
 
 
-def after_the_first_slow(cases):
-    return [cases[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in cases[1:])]
-
-
 def both(ranks, oracle, dtype, folder, saved, loaded):
     before = [r for r in ranks.run(cases.save_then_continue, oracle, saved[1], dtype, folder, size=saved[0]) if r]
     after = [r for r in ranks.run(cases.load_then_continue, oracle, loaded[1], dtype, folder, size=loaded[0]) if r]
     return before, after
 
 
-@pytest.mark.parametrize("name, dtype, size, place", after_the_first_slow(SAME))
+@pytest.mark.parametrize("name, dtype, size, place", fast.only(SAME[:1], SAME))
 def test_resume_in_the_same_layout_is_bit_equal(ranks, models, tmp_path, name, dtype, size, place):
     before, after = both(ranks, models(name), dtype, tmp_path, (size, place), (size, place))
     assert len(before) == len(after) > 0
@@ -49,7 +46,7 @@ def test_resume_in_the_same_layout_is_bit_equal(ranks, models, tmp_path, name, d
         ] == []
 
 
-@pytest.mark.parametrize("name, dtype, saved, loaded", after_the_first_slow(OTHER))
+@pytest.mark.parametrize("name, dtype, saved, loaded", fast.only(OTHER[:1], OTHER))
 def test_a_checkpoint_loads_into_another_layout(ranks, models, tmp_path, name, dtype, saved, loaded):
     before, after = both(ranks, models(name), dtype, tmp_path, saved, loaded)
     for key, value in before[0].items():

@@ -256,6 +256,7 @@ def outdated(tensor, before):
     return tensor - 3e-3
 
 
+@pytest.mark.slow
 def test_ties_between_experts_pass_and_errors_beside_them_stop_the_run(ranks, tied):
     """An engine that chooses otherwise at each tie: its logprobs of most tokens differ, and nothing is wrong with it.
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from r1zero.miniature import __main__ as miniature
 from r1zero.miniature import base, problems, solve, tokenizer
+from tests import fast
 
 STEPS = 4
 
@@ -22,7 +23,7 @@ def make(out: Path, family: str, *more: str) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=["qwen2", "deepseek_v3"])
+@pytest.fixture(scope="module", params=fast.only(["qwen2"], ["qwen2", "deepseek_v3"]))
 def made(request, tmp_path_factory) -> tuple[str, Path]:
     return request.param, make(tmp_path_factory.mktemp(request.param) / "mini", request.param)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from r1zero.config import UserError
 from r1zero.model.config_fields import REQUIRED
 from r1zero.model.families import FAMILIES, read_shape
+from tests import fast
 from tests.fuzz.strategies import damaged, replaced
 from tests.model import cases
 from tests.model.cases import grid
@@ -167,7 +168,7 @@ def test_what_a_file_does_not_state_is_what_hugging_face_takes(ranks, tmp_path, 
     assert ranks.run(difference, tmp_path, config, size=1)[0] <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast.only([QWEN2, DEEPSEEK], FAMILIES))
 def test_fields_without_effect_change_no_logit_of_hugging_face(tmp_path, family):
     """All of them at once. Bit for bit, but for experts_implementation, which adds up the experts in another order."""
     folder = saved(tmp_path, MINIMAL[family])
@@ -216,7 +217,7 @@ def sections(family):
         yield name, lambda value, name=name: {**base, "quantization_config": {**fp8, name: value}}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast.only([LLAMA, DEEPSEEK], FAMILIES))
 def test_a_value_of_any_type_is_refused_by_name_or_taken_by_hugging_face_too(tmp_path, family):
     taken = 0
     for name, config in sections(family):

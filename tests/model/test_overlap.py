@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from r1zero import config
-from tests import test_policy
+from tests import fast, test_policy
 from tests.model import cases
 from tests.model.cases import grid
 from tests.oracles.transformers_model import Oracle
@@ -82,7 +82,7 @@ def updated(rank: int, oracle: Oracle, place: config.MegatronGrid, overlap: bool
     return cases.gathered(built, oracle, lambda parameter: parameter), buckets, order.index("finish")
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", fast.only(["two replicas, tied embedding"], LAYOUTS))
 def test_updates_are_equal_to_the_last_bit(ranks, models, name):
     family, size, place = LAYOUTS[name]
     after, during = (ranks.run(updated, models(family), place, overlap, size=size) for overlap in (False, True))

@@ -6,6 +6,7 @@ python -m pytest tests/model/test_parity.py
 import pytest
 import torch
 
+from tests import fast
 from tests.model import cases
 from tests.model.cases import grid
 
@@ -60,7 +61,16 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("name, layout, packs", CASES)
+IN_FAST = [
+    *((name, "one", 1) for name in FAMILIES),
+    ("qwen2_tied", "pp2", 2),
+    ("qwen2", "tp2 dp2", 2),
+    ("deepseek", "tp2 ep2", 8),
+    ("qwen3_moe", "pp2 ep2", 2),
+]
+
+
+@pytest.mark.parametrize("name, layout, packs", fast.only(IN_FAST, CASES))
 def test_logits_and_gradients_equal_transformers(ranks, models, name, layout, packs):
     size, place = {**LAYOUTS, **EXPERT_LAYOUTS}[layout]
     results = [r for r in ranks.run(cases.parity, models(name), place, packs, size=size) if r]

@@ -20,6 +20,7 @@ from r1zero.config import MegatronGrid
 from r1zero.distributed import device, layout
 from r1zero.model import families
 from r1zero.plan import communicators
+from tests import fast
 from tests.model.cases import build_on, grid
 from tests.oracles.transformers_model import Oracle
 from tests.plan.test_plan_against_run import batch
@@ -70,7 +71,7 @@ def names() -> dict[str, str]:
     return {description: name for name, description in pairs}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", fast.only(["dense, PP2", "experts, TP2, DP2"], CASES))
 def test_the_plan_lists_the_groups_that_an_update_uses_and_no_other(ranks: Any, models: Any, name: str) -> None:
     """A group that is not in the list takes buffers of which the plan knows nothing, and on NPUs larger ones."""
     model, size, place = CASES[name]

@@ -23,6 +23,7 @@ from r1zero.plan import communicators, machine, memory, workload
 from r1zero.plan.machine import machine_for
 from r1zero.rollout import engine_limits
 from r1zero.weight_sync.routes import Routes
+from tests import fast
 
 ROOT = Path(__file__).parents[2]
 GB = 1e9
@@ -179,7 +180,7 @@ TRAIN_LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("layout_, expected", TRAIN_LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout_, expected", fast.only(TRAIN_LAYOUTS[:2], TRAIN_LAYOUTS), ids=str)
 def test_trainer_bytes_of_eight_layouts(layout_: tuple, expected: tuple) -> None:
     tp, pp, ep, layers, world = layout_
     cfg = load(
@@ -201,17 +202,17 @@ def test_trainer_bytes_of_eight_layouts(layout_: tuple, expected: tuple) -> None
     assert weights[worst] + gradients[worst] == pytest.approx(expected[3], abs=0.06)
 
 
-@pytest.mark.parametrize(
-    "tp, dp, weights, full_cache",
-    [
-        (1, 128, 46.5, 6.9),
-        (2, 64, 29.4, 13.8),
-        (4, 32, 20.8, 27.6),
-        (4, 16, 31.1, 27.6),
-        (8, 8, 26.8, 55.3),
-        (8, 16, 16.6, 55.3),
-    ],
-)
+ENGINE_LAYOUTS = [
+    (1, 128, 46.5, 6.9),
+    (2, 64, 29.4, 13.8),
+    (4, 32, 20.8, 27.6),
+    (4, 16, 31.1, 27.6),
+    (8, 8, 26.8, 55.3),
+    (8, 16, 16.6, 55.3),
+]
+
+
+@pytest.mark.parametrize("tp, dp, weights, full_cache", fast.only(ENGINE_LAYOUTS[1:3], ENGINE_LAYOUTS))
 def test_engine_bytes_of_six_layouts(tp: int, dp: int, weights: float, full_cache: float) -> None:
     cfg = load(
         "a3",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from r1zero.config import VllmGrid
+from tests import fast
 from tests.oracles.generation import TOLERANCE, gap
 from tests.rollout import cases
 from tests.rollout.cases import Answer, Case, prompts
@@ -70,6 +71,7 @@ def test_dense_on_two_ranks(dense, ranks, grid):
     check(case, dense[1], ranks.run(cases.answer, case, size=2))
 
 
+@pytest.mark.slow
 def test_tied_embeddings_cut_over_two_ranks(checkpoint, ranks):
     old, new = (checkpoint("dense", seed, tie_word_embeddings=True) for seed in (1, 2))
     case = Case(old, (old, new), prompts(LENGTHS), grid=VllmGrid(tensor_parallel_size=2))
@@ -77,8 +79,10 @@ def test_tied_embeddings_cut_over_two_ranks(checkpoint, ranks):
         assert gap(case, answer) < TOLERANCE < 0.01 < gap(case, answer, old)
 
 
-@pytest.mark.parametrize("ranks_of_rollout, train", [("1-2", "0"), ("0,2", "1")])
-@pytest.mark.parametrize("tp", [1, 2])
+SUBSETS = [(tp, *ranks) for tp in (1, 2) for ranks in (("1-2", "0"), ("0,2", "1"))]
+
+
+@pytest.mark.parametrize("tp, ranks_of_rollout, train", fast.only([(2, "0,2", "1")], SUBSETS))
 def test_dense_on_two_ranks_of_three(dense, ranks, ranks_of_rollout, train, tp):
     case = replace(dense[0], grid=VllmGrid(ranks=ranks_of_rollout, tensor_parallel_size=tp), train_ranks=train)
     answers = ranks.run(cases.answer, case, size=3)
@@ -93,8 +97,9 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_experts_on_two_ranks(experts, ranks, grid):
+@pytest.mark.parametrize("name", fast.only(["TP2", "experts over DP2"], GRIDS))
+def test_experts_on_two_ranks(experts, ranks, name):
+    grid = GRIDS[name]
     case = replace(experts[0], grid=grid)
     answers = ranks.run(cases.answer, case, size=2)
     check(case, experts[1], answers)
@@ -116,6 +121,7 @@ def test_experts_on_four_ranks(experts, ranks, grid):
     check(case, experts[1], ranks.run(cases.answer, case, size=4))
 
 
+@pytest.mark.slow
 def test_experts_over_two_data_parallel_ranks_of_three(experts, ranks):
     case = replace(experts[0], grid=replace(GRIDS["experts over DP2"], ranks="1-2"), train_ranks="0")
     check(case, experts[1], ranks.run(cases.answer, case, size=3))

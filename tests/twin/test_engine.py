@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import fast
 from tests.twin import engines, project
 from tests.twin.client import Twin
 from tests.twin.engines import Life
@@ -123,9 +124,7 @@ def check_experts(case: Case, lives: list[Life]) -> None:
                 assert response.experts.long().sort(-1).values.tolist() == expected[:-1].tolist()
 
 
-@pytest.mark.parametrize(
-    "family", [name if name in IN_FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", fast.only(IN_FAST, FAMILIES))
 def test_load_generate_sleep_wake_and_reload(
     live: Callable[..., list[Life]], case: Callable[..., Case], family: str
 ) -> None:
@@ -181,6 +180,7 @@ def test_engines_that_share_experts_may_end_at_different_times(
     check(chosen, lives)
 
 
+@pytest.mark.slow
 def test_neither_graphs_nor_steps_scheduled_ahead_change_a_token(
     live: Callable[..., list[Life]], case: Callable[..., Case]
 ) -> None:
@@ -246,7 +246,7 @@ def test_bfloat16_is_near_fp32(live: Callable[..., list[Life]], case: Callable[.
         assert TOLERANCE < sum(errors) / len(errors) < BF16_TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "DeepSeek-V3 with YaRN"])
+@pytest.mark.parametrize("family", fast.only(IN_FAST[1:], IN_FAST))
 def test_what_the_engine_computes_with_can_be_asked_for(twin: Twin, case: Callable[..., Case], family: str) -> None:
     """The parity gate looks at it when it has stopped a run: every weight in every place where it is kept, and hidden
     states."""

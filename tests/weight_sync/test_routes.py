@@ -16,6 +16,7 @@ from r1zero.model.shape import Shape
 from r1zero.model.weights import Weight
 from r1zero.weight_sync import rounds as planned
 from r1zero.weight_sync.routes import Routes, Span, axis, match
+from tests import fast
 from tests.weight_sync.shapes import CASES, DEEPSEEK, QWEN, carve
 
 A3 = ("configs/a3.toml", "configs/a3_aligned.toml")
@@ -75,7 +76,7 @@ def held_by(rank: int, weight: Weight, shape: Shape, plan: layout.Layout) -> lis
     return [(0, length)] if weight.cut is None else [(length // tp * t, length // tp * (t + 1))]
 
 
-@pytest.fixture(scope="module", params=[*CASES, *(pytest.param(path, marks=pytest.mark.slow) for path in A3)])
+@pytest.fixture(scope="module", params=fast.only(CASES, [*CASES, *A3]))
 def plan(request: pytest.FixtureRequest) -> tuple[Routes, list[planned.Round], int]:
     if request.param in CASES:
         shape, grids, expert_parallel = CASES[request.param]
