@@ -76,7 +76,9 @@ def held_by(rank: int, weight: Weight, shape: Shape, plan: layout.Layout) -> lis
     return [(0, length)] if weight.cut is None else [(length // tp * t, length // tp * (t + 1))]
 
 
-@pytest.fixture(scope="module", params=fast.only(CASES, [*CASES, *A3]))
+@pytest.fixture(
+    scope="module", params=[*fast.only(CASES, [*CASES, A3[0]]), pytest.param(A3[1], marks=pytest.mark.long)]
+)
 def plan(request: pytest.FixtureRequest) -> tuple[Routes, list[planned.Round], int]:
     if request.param in CASES:
         shape, grids, expert_parallel = CASES[request.param]
