@@ -11,20 +11,14 @@ any other exception ends the run.
 """
 
 import importlib.util
-import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
 from r1zero.config import UserError, readable, reason, suggest
-from r1zero.reward.rules import ALTERNATIVES
+from r1zero.data import fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,125 +49,24 @@ class Example(NamedTuple):
 
 Handler = Callable[[Any, MapKeys], Any]
 """Returns an Example, or a tuple or list of its first two to four fields."""
-_ABSENT = object()
-
-
-def lookup(record: Any, column: str) -> Any:
-    """Returns the value of a column, or None if the row lacks it. Raises ValueError if a part of `a.b` is no object."""
-    value = _reach(record, column) if isinstance(record, dict) else None
-    return None if value is _ABSENT else value
-
-
-def _reach(record: dict[str, Any], column: str) -> Any:
-    if column in record or "." not in column:
-        return record.get(column, _ABSENT)
-    head, _, rest = column.partition(".")
-    inner = _from_json(record.get(head, _ABSENT))
-    if inner is None or inner is _ABSENT:
-        return inner
-    if not isinstance(inner, dict):
-        raise ValueError(f"{head!r} is a {type(inner).__name__} and must be an object that holds {rest!r}")
-    return _reach(inner, rest)
-
-
-def _from_json(value: Any) -> Any:
-    """Returns the object that a text in JSON stands for, or its list of texts; anything else unchanged.
-
-    A list of numbers, such as [1, 2], stays a text, because it may be an interval.
-    """
-    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
-        return value
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    is_texts = isinstance(found, list) and bool(found) and all(isinstance(one, str) for one in found)
-    return found if isinstance(found, dict) or is_texts else value
-
-
-def _present(record: dict[str, Any], column: str) -> Any:
-    """Returns the value of a column. Raises ValueError if the row lacks it or it is null."""
-    value = _reach(record, column)
-    if value is _ABSENT:
-        raise ValueError(f"has no {column!r}; {_missing(record, column)}")
-    if value is None:
-        raise ValueError(f"{column!r} is null")
-    return value
-
-
-def _missing(record: dict[str, Any], column: str, outer: str = "") -> str:
-    """Returns the hint about a column that the row lacks. Of `a.b`, it names the keys of the object `a` if there is
-    one."""
-    head, _, rest = column.partition(".")
-    inner = record.get(head)
-    if rest and isinstance(inner, dict) and inner:
-        return _missing(inner, rest, f"{outer}{head}.")
-    spell = (lambda name: repr(f"{outer}{name}")) if outer else repr
-    return suggest(column, map(str, record), "column", spell) if record else "the row is empty"
-
-
-def text(record: dict[str, Any], column: str) -> str:
-    """Returns a text, or a number as text. Raises ValueError if the row has neither, or only white space."""
-    value = _present(record, column)
-    found = as_text(value[0] if isinstance(value, list) and len(value) == 1 else value)
-    if found is None:
-        hint = '; handler = "messages" reads chat messages' if _is_chat(value) else ""
-        raise ValueError(f"{column!r} is {_short(value)} and must be a text or a number{hint}")
-    if not found.strip():
-        raise ValueError(f"{column!r} is empty")
-    return found
-
-
-def label(record: dict[str, Any], column: str) -> str:
-    """Returns the label: a text, a number, or a list of these or of texts in JSON, any of which is correct.
-
-    Raises ValueError for anything else.
-    """
-    value = _reach(record, column)
-    if isinstance(decoded := _from_json(value), list):
-        value, record = decoded, {column: decoded}
-    if not isinstance(value, list) or len(value) < 2:
-        return text(record, column).strip()
-    every = [(as_text(one) or "").strip() for one in value]
-    if not all(every):
-        raise ValueError(f"{column!r} is {_short(value)} and must be a list of texts or numbers that are not empty")
-    return ALTERNATIVES.join(every)
-
-
-def as_text(value: Any) -> str | None:
-    """Returns a text unchanged and a finite number as text; None for anything else."""
-    if isinstance(value, np.generic | pa.Scalar):
-        value = value.item() if isinstance(value, np.generic) else value.as_py()
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Decimal):
-        return format(value, "f") if value.is_finite() else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return str(value) if isinstance(value, int) or math.isfinite(value) else None
-
-
-def _optional(record: dict[str, Any], column: str) -> str:
-    value = lookup(record, column) if column else None
-    return "" if value is None or value == "" else text(record, column)
 
 
 def columns(record: dict[str, Any], keys: MapKeys) -> Example:
     """Alpaca's layout, with one column for each part. Either prompt or query may be empty."""
-    query = _optional(record, keys.query)
-    prompt = _optional(record, keys.prompt) if query else text(record, keys.prompt)
+    query = fields.optional(record, keys.query)
+    prompt = fields.optional(record, keys.prompt) if query else fields.text(record, keys.prompt)
     return Example(
         "\n".join(part for part in (prompt, query) if part),
-        label(record, keys.response),
-        _optional(record, keys.system),
+        fields.label(record, keys.response),
+        fields.optional(record, keys.system),
         _history(record, keys.history),
     )
 
 
 def _history(record: dict[str, Any], column: str) -> tuple[tuple[str, str], ...]:
-    pairs = (lookup(record, column) if column else None) or []
-    if not _are_pairs(pairs):
-        raise ValueError(f"{column!r} is {_short(pairs)} and must be a list of [question, answer] pairs")
+    pairs = (fields.lookup(record, column) if column else None) or []
+    if not fields.are_pairs(pairs):
+        raise ValueError(f"{column!r} is {fields.short(pairs)} and must be a list of [question, answer] pairs")
     return tuple((asked, answered) for asked, answered in pairs)
 
 
@@ -188,21 +81,25 @@ def gsm8k(record: dict[str, Any], keys: MapKeys) -> Example:
 
 def messages(record: dict[str, Any], keys: MapKeys) -> Example:
     """The prompt is a chat [{role, content}, ..] that ends with the user's question, as in verl's and DAPO's files."""
-    turns = _present(record, keys.prompt)
-    if not _is_chat(turns):
-        raise ValueError(f"{keys.prompt!r} is {_short(turns)} and must be a list of {{role, content}} messages")
+    turns = fields.present(record, keys.prompt)
+    if not fields.is_chat(turns):
+        raise ValueError(f"{keys.prompt!r} is {fields.short(turns)} and must be a list of {{role, content}} messages")
     system = turns[0]["content"] if turns[0].get("role") == "system" else ""
     said = turns[1:] if turns[0].get("role") == "system" else turns
     roles = [turn.get("role") for turn in said]
     if len(said) % 2 == 0 or roles != ["user", "assistant"] * (len(said) // 2) + ["user"]:
         raise ValueError(
-            f"{keys.prompt!r} has the roles {_short(roles)}; user and assistant must alternate, and user must come last"
+            f"{keys.prompt!r} has the roles {fields.short(roles)}; user and assistant must alternate, and user must "
+            "come last"
         )
     if not said[-1]["content"].strip():
         raise ValueError(f"{keys.prompt!r} ends with an empty question")
     contents = [turn["content"] for turn in said]
     return Example(
-        contents[-1], label(record, keys.response), system, tuple(zip(contents[:-1:2], contents[1::2], strict=True))
+        contents[-1],
+        fields.label(record, keys.response),
+        system,
+        tuple(zip(contents[:-1:2], contents[1::2], strict=True)),
     )
 
 
@@ -262,31 +159,18 @@ def _example(returned: Any) -> Example:
     """Raises ValueError unless a user's handler returned a valid value."""
     if not isinstance(returned, tuple | list) or not 2 <= len(returned) <= 4:
         raise ValueError(
-            f"the handler returned the {type(returned).__name__} {_short(returned)}; it must return a tuple of "
+            f"the handler returned the {type(returned).__name__} {fields.short(returned)}; it must return a tuple of "
             "question and label, and may add the system text and the history"
         )
     for name, value in zip(("question", "label", "system text"), returned, strict=False):
         if not isinstance(value, str):
-            raise ValueError(f"the handler returned {_short(value)} as its {name}; it must be a text")
-    if len(returned) == 4 and not _are_pairs(returned[3]):
+            raise ValueError(f"the handler returned {fields.short(value)} as its {name}; it must be a text")
+    if len(returned) == 4 and not fields.are_pairs(returned[3]):
         raise ValueError(
-            f"the handler returned {_short(returned[3])} as its history; it must be a list of (question, answer) pairs"
+            f"the handler returned {fields.short(returned[3])} as its history; it must be a list of (question, answer) "
+            "pairs"
         )
     return Example(*returned[:3], *(tuple((asked, answered) for asked, answered in turns) for turns in returned[3:]))
-
-
-def _is_chat(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in value)
-    )
-
-
-def _are_pairs(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(
-        isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in value
-    )
 
 
 def _check(example: Example) -> None:
@@ -299,8 +183,3 @@ def _check(example: Example) -> None:
             t.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"has the lone surrogate {t[error.start]!r}, which is not a character") from None
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from r1zero.data import handlers, records
+from r1zero.data import fields, records
 from r1zero.data.data_config import DataConfig, parts
 from r1zero.data.prepare import Examples
 from r1zero.reward import LabelRow
@@ -20,6 +20,6 @@ def rows(cfg: DataConfig) -> Iterator[LabelRow]:
             for record in records.read(file):
                 example = examples.of(record)
                 if not isinstance(example, str):
-                    solution = handlers.lookup(record.value, column) if column else None
+                    solution = fields.lookup(record.value, column) if column else None
                     worked = solution if isinstance(solution, str) and solution else None
                     yield LabelRow(str(file), record.line, example.label, worked)

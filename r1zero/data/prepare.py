@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from r1zero.config import UserError, suggest
-from r1zero.data import encoders, handlers, records, selection, store, tokenizer
+from r1zero.data import encoders, fields, handlers, records, selection, store, tokenizer
 from r1zero.data.data_config import DataConfig, parts
 from r1zero.data.handlers import Example
 from r1zero.data.records import Record
@@ -169,13 +169,13 @@ class Examples:
 
     def _has(self, value: Any, column: str) -> bool:
         try:
-            return isinstance(value, dict) and (column in value or handlers.lookup(value, column) is not None)
+            return isinstance(value, dict) and (column in value or fields.lookup(value, column) is not None)
         except ValueError:
             return False
 
     def kept(self, record: Record) -> dict[str, str | None]:
         """Returns the additional columns as texts. Raises ValueError if one cannot be encoded as UTF-8."""
-        values = {key: handlers.lookup(record.value, key) for key in self.additional}
+        values = {key: fields.lookup(record.value, key) for key in self.additional}
         texts = {key: _spelt(v) for key, v in values.items()}
         for value in texts.values():
             (value or "").encode("utf-8")
@@ -183,7 +183,7 @@ class Examples:
 
 
 def _spelt(value: Any) -> str | None:
-    found = handlers.as_text(value)
+    found = fields.as_text(value)
     return json.dumps(value, default=str) if found is None and value is not None else found
 
 

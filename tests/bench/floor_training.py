@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from r1zero import config
 from r1zero.config import Config, UserError
 from r1zero.data.prompts import PromptSet
-from r1zero.distributed import device, world
+from r1zero.distributed import device, launcher, world
 from r1zero.model import build, overrides
 from tests.bench.floor import WARM_UP, recorded
 
@@ -111,7 +111,7 @@ def main() -> None:
         raise UserError(
             f'the plain model is a Qwen2, but the model_type of {cfg.model.path} is "{shape["model_type"]}"'
         )
-    launch = world.read_launch()
+    launch = launcher.read_launch()
     prompts = PromptSet.open(cfg.data.path)
     samples = [
         [(len(prompts[row["row"]].token_ids), row["length"]) for row in rows]

@@ -110,7 +110,7 @@ class Memory(threading.Thread):
 
 def job(arguments: list[str], out: str) -> None:
     """Run train.py while measuring its memory. At the end, the peaks of rank 0 go to the file `out`."""
-    from r1zero.distributed import world
+    from r1zero.distributed import launcher
     from r1zero.observability import metrics
 
     memory, init = Memory(), metrics.Stopwatch.__init__
@@ -128,7 +128,7 @@ def job(arguments: list[str], out: str) -> None:
         train.main()
     finally:
         memory.ended.set()
-        if world.read_launch().rank == 0:
+        if launcher.read_launch().rank == 0:
             Path(out).write_text(json.dumps(memory.peaks))
 
 

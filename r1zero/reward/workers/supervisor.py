@@ -8,7 +8,6 @@ never blocks, so deadlines are kept even while the trainer is busy in its engine
 """
 
 import gc
-import math
 import os
 import selectors
 import signal
@@ -17,47 +16,20 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from r1zero.config.errors import RewardError
+from r1zero.reward.workers.handle import PATIENCE_S, Worker
 from r1zero.reward.workers.protocol import Frames, frame, receive
 from r1zero.reward.workers.worker import Task, Work, die_with_parent, failure, killed, serve
 
-PATIENCE_S = 0.25  # processor seconds after which a sample is set aside and another worker takes the next one
-PATIENCE_WALL_S = 1.0  # the same in wall time, for a sample that sleeps; at most a quarter of the deadline
+PATIENCE_WALL_S = 1.0  # like PATIENCE_S in wall time, for a sample that sleeps; at most a quarter of the deadline
 LOOK_S = 0.1  # seconds between two checks of a worker whose patience may be exceeded
 ASIDE = 3  # largest number of samples set aside, per worker of the pool
 HAND = 8  # largest number of tasks that a worker holds, so that it need not be woken for each
 PARENT_CHECK_S = 1.0
 REASONS = 20  # largest number of different reasons that are written
 BOX = "\\boxed"  # a response without it has no answer to compare
-
-
-@dataclass(eq=False)
-class Worker:
-    """A worker process and its tasks."""
-
-    pid: int
-    sock: socket.socket
-    frames: Frames = field(default_factory=Frames)
-    outbox: bytearray = field(default_factory=bytearray)
-    tasks: deque[Task] = field(default_factory=deque)
-    """The current task, followed by those that it has received and not begun."""
-    started: float = 0.0  # monotonic seconds at which the current task was sent, or the one before it was finished
-    patience: float = 0.0  # processor seconds of the process at which the current task is set aside
-    aside: bool = False
-    robbed: bool = False
-    """Whether others do the tasks that it has received after the current one, so that it must end after that one."""
-
-    @property
-    def task(self) -> Task | None:
-        """The current task."""
-        return self.tasks[0] if self.tasks else None
-
-    def begin(self) -> None:
-        """Start the clocks of the current task."""
-        self.started, self.patience = time.monotonic(), _cpu_s(self.pid) + PATIENCE_S
 
 
 class Supervisor:
@@ -248,7 +220,7 @@ class Supervisor:
                 self._end(worker)
             elif not worker.aside and len(self.workers) < self.size * (1 + ASIDE):
                 slow = elapsed >= min(PATIENCE_WALL_S, self.deadline_s / 4)
-                worker.aside = slow or (elapsed >= PATIENCE_S and _cpu_s(worker.pid) >= worker.patience)
+                worker.aside = slow or (elapsed >= PATIENCE_S and worker.processor_s() >= worker.patience)
                 if worker.aside:
                     self._rob(worker)
 
@@ -273,11 +245,6 @@ class Supervisor:
         self.workers.remove(worker)
         os.kill(worker.pid, signal.SIGKILL)  # it is not reaped yet, so its process id cannot have been reused
         return os.waitpid(worker.pid, 0)[1]
-
-
-def _cpu_s(pid: int) -> float:
-    """Returns the processor seconds that a child has used, on Linux from its clock, whose id derives from the pid."""
-    return time.clock_gettime((~pid << 3) | 2) if sys.platform == "linux" else math.inf
 
 
 def main() -> None:
