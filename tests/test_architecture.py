@@ -113,9 +113,9 @@ def test_a_vendor_is_named_behind_its_door_only(vendor):
         assert not named or behind, f"{path} imports {vendor}"
 
 
-LONGER = {"config/schema": 320, "patches": 330, "rollout/engine": 310, "trainer": 350}
-"""Lines of the modules that may have more than 300: a list of keys, a list of patches, and two classes that read as one
-text each."""
+LONGER = {"config/schema": 316, "patches": 321, "trainer": 341}
+"""Lines of the modules that have more than 300: a list of keys, a list of patches, and a class that reads as one
+text."""
 
 
 def functions():
