@@ -84,10 +84,10 @@ def cached_tokens(engine: Any) -> Iterator[list[int]]:
     """Number of prompt tokens that each finished request found in the prefix cache."""
     found, plain = [], engine._outputs
 
-    def outputs() -> Iterator[Any]:
-        for output in plain():
-            found.append(output.num_cached_tokens)
-            yield output
+    def outputs() -> Iterator[list[Any]]:
+        for ended in plain():
+            found.extend(output.num_cached_tokens for output in ended)
+            yield ended
 
     with mock.patch.object(engine, "_outputs", outputs):
         yield found
