@@ -12,7 +12,7 @@ from r1zero.reward import Scorer
 from r1zero.reward.boxes import last_box
 from r1zero.reward.scorer import MEMORY_MIB
 
-DEADLINE_S = 8.0
+DEADLINE_S = 5.0
 # The pool keeps to 0.5 s past the deadline; where more processes run than there are cores it must wait for its turn
 # first.
 SLACK_S = 0.5 * max(1.0, os.getloadavg()[0])
