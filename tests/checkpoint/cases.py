@@ -7,13 +7,15 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-from r1zero.config import Checkpoint, MegatronGrid, UserError
+from r1zero.config import Checkpoint, Config, MegatronGrid, Run, UserError
+from r1zero.distributed import layout
 from tests.model.cases import Built, build_on
 from tests.oracles.transformers_model import Oracle
 
@@ -193,3 +195,33 @@ def load_another_model(rank: int, oracle: Oracle, folder: Path) -> str:
 
 
 FILE_TOO_LARGE = os.strerror(errno.EFBIG)
+
+
+def memory_of_a_save(rank: int, oracle: Oracle, folder: Path, piece: int) -> tuple[int, int]:
+    """Bytes by which resident memory grows at most while a model with a large vocabulary is saved in pieces of `piece`
+    bytes, and the bytes of the checkpoint."""
+    from r1zero.checkpoint import saving, state_shards
+    from r1zero.model import build
+    from r1zero.model.families import read_shape
+    from r1zero.model.optimizer import build_optimizer
+
+    cfg = Config(run=Run(dtype="float32"))
+    grids = layout._megatron("layout.train", MegatronGrid(), 1)
+    hosts, shape = build.initialize(grids, "cpu", 1), replace(read_shape(oracle.folder), vocab_size=65536)
+    chunks = build.build_model(shape, cfg, grids, True)
+    for parameter in chunks[0].parameters():
+        torch.nn.init.normal_(parameter)
+    optimizer, scheduler = build_optimizer(chunks, cfg.optimizer, grids)
+    chunks[0].zero_grad_buffer()
+    optimizer.step()
+    built = Built(grids, shape, chunks, optimizer, scheduler, cfg, hosts)
+
+    def resident(name: str) -> int:
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+
+    with torch.no_grad(), mock.patch.object(state_shards, "CHUNK_BYTES", piece):
+        saving.save(folder, 1, built.trained, {}, Checkpoint(keep=1))  # allocates what stays
+        Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+        before = resident("VmRSS")
+        saving.save(folder, 2, built.trained, {}, Checkpoint(keep=1))
+    return resident("VmHWM") - before, sum(path.stat().st_size for path in (folder / "step_2").iterdir())

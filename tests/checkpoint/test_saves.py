@@ -158,3 +158,11 @@ def test_a_link_to_the_checkpoints_is_followed_and_one_to_an_old_step_is_dropped
     save_aside(folder, 2)
     assert folder.is_symlink() and (tmp_path / "archived" / "kept").exists()
     assert {p.name for p in folder.glob("step_*")} == {"step_2"} and not list(folder.glob("*.old.tmp"))
+
+
+def test_a_save_takes_the_memory_of_two_pieces_as_the_plan_says(ranks, models, tmp_path):
+    """`--plan` states two pieces of CHUNK_BYTES; here they are smaller. The rest is what Python and torch allocate."""
+    piece = 4 << 20
+    ((grown, written),) = ranks.run(cases.memory_of_a_save, models("qwen2"), tmp_path / "checkpoints", piece, size=1)
+    assert written > 10 * piece
+    assert grown < 2 * piece + (6 << 20)
