@@ -3,10 +3,14 @@ tensor-parallel ranks.
 
 Logits are computed for ROWS target tokens at a time. If those of the whole pack take more than KEPT_BYTES, they are
 computed again in the backward pass. Rows of the pack that predict no target are not computed at all.
+
+On CUDA, torch.compile makes a few kernels of what is computed from a chunk's logits. As separate operations they would
+pass over the chunk in fp32 more than ten times each way, which takes longer than the matrix products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -51,11 +55,6 @@ class OutputLayer:
         owned_R = (columns_R >= 0) & (columns_R < len(self.weight_VH))
         return columns_R.clamp(0, len(self.weight_VH) - 1), owned_R
 
-    def scaled(self, logits: Tensor) -> Tensor:
-        """Returns logits / temperature in fp32, -inf for forbidden ids."""
-        x = logits.to(torch.float32, copy=True)
-        return x.div_(self.temperature).masked_fill_(self.forbidden_V, -torch.inf)
-
     def all_reduce(self, tensor: Tensor, operation: Any) -> None:
         """Reduce over the tensor-parallel ranks, in place."""
         if self.group is not None and self.group.size() > 1:
@@ -81,7 +80,8 @@ class _TokenStats(torch.autograd.Function):
         for rows in _chunks(rows_R):
             logits = hidden_TH[rows_R[rows]] @ weight_VH.T
             kept += [logits] if keep else []
-            found.append(_sums(layer.scaled(logits), at_R[rows], owned_R[rows]))
+            chunk = _Chunk(logits, layer.temperature, layer.forbidden_V, at_R[rows], owned_R[rows])
+            found.append(_fused(_sums, logits.device.type)(chunk))
         own_R, z_R, weighted_R, chosen_R = torch.cat(found, 1)
         highest_R = own_R.clone()
         layer.all_reduce(highest_R, dist.ReduceOp.MAX)
@@ -108,10 +108,11 @@ class _TokenStats(torch.autograd.Function):
         for number, rows in enumerate(_chunks(rows_R)):
             hidden = hidden_TH[rows_R[rows]]
             logits = ctx.kept[number] if ctx.kept else hidden @ weight_VH.T
-            p = layer.scaled(logits).sub_(highest_R[rows, None]).exp_().div_(z_R[rows, None])
+            chunk = _Chunk(logits, layer.temperature, layer.forbidden_V, at_R[rows], owned_R[rows])
             entropy = None if grad_entropy_R is None else (grad_entropy_R[rows] / layer.temperature, entropy_R[rows])
-            grad = _logits_gradient(p, scale_R[rows], at_R[rows], owned_R[rows], entropy).to(hidden.dtype)
-            del p, logits  # free them before those of the next chunk are allocated
+            of_rows = highest_R[rows], z_R[rows], scale_R[rows], entropy
+            grad = _fused(_logits_gradient, logits.device.type)(chunk, *of_rows)
+            del chunk, logits  # free them before those of the next chunk are allocated
             grad_hidden_TH.index_add_(0, rows_R[rows], (grad @ weight_VH).to(wide))
             if ctx.needs_input_grad[1]:
                 grad_weight.add(grad.T @ hidden)
@@ -142,31 +143,58 @@ def _chunks(rows_R: Tensor) -> Iterator[slice]:
         yield slice(begin, begin + ROWS)
 
 
-def _sums(x: Tensor, at: Tensor, owned: Tensor) -> Tensor:
-    """Returns (4, rows): the maximum m of x, the sum of exp(x - m), the sum of exp(x - m) * (x - m), and x - m of the
-    target, or 0 if another rank owns it.
+@cache
+def _fused(function: Callable[..., Tensor], kind: str) -> Callable[..., Tensor]:
+    """Returns the function compiled for a CUDA device; as it is for others, where it works in place."""
+    return torch.compile(function) if kind == "cuda" else function
 
-    x: (rows, V) scaled logits of this rank's part of the vocabulary.
-    """
+
+class _Chunk(NamedTuple):
+    """The logits of some rows, and what makes them distributions."""
+
+    logits: Tensor
+    """(rows, V) of this rank's part of the vocabulary."""
+    temperature: float
+    forbidden_V: Tensor
+    at: Tensor
+    """The columns of the targets; those that another rank owns are meaningless."""
+    owned: Tensor
+
+    def scaled(self) -> Tensor:
+        """Returns logits / temperature in fp32, -inf for forbidden ids."""
+        x = self.logits.to(torch.float32, copy=True)
+        return x.div_(self.temperature).masked_fill_(self.forbidden_V, -torch.inf)
+
+
+def _sums(chunk: _Chunk) -> Tensor:
+    """Returns (4, rows): of the scaled logits x, the maximum m, the sum of exp(x - m), the sum of exp(x - m) * (x - m),
+    and x - m of the target, or 0 if another rank owns it."""
+    x = chunk.scaled()
     highest = x.amax(1).clamp_(min=torch.finfo(x.dtype).min)  # every id of this part may be forbidden
     x = x.sub_(highest[:, None])
-    chosen = torch.where(owned, x.gather(1, at[:, None])[:, 0], 0.0)
+    chosen = torch.where(chunk.owned, x.gather(1, chunk.at[:, None])[:, 0], 0.0)
     p = x.exp()
     z = p.sum(1)
     return torch.stack([highest, z, p.mul_(x.clamp_(min=torch.finfo(x.dtype).min)).sum(1), chosen])
 
 
 def _logits_gradient(
-    p: Tensor, scale: Tensor, at: Tensor, owned: Tensor, entropy: tuple[Tensor, Tensor] | None
+    chunk: _Chunk, highest: Tensor, z: Tensor, scale: Tensor, entropy: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """Returns the (rows, V) gradient of the logits.
+    """Returns the (rows, V) gradient of the logits, in their type.
 
-    p: softmax of the logits. scale: gradient of each row's logprob. entropy: gradient of each row's entropy, and the
-    entropy itself.
+    highest, z: the maximum m of the scaled logits x over all ranks, and the sum of exp(x - m). scale: gradient of each
+    row's logprob. entropy: gradient of each row's entropy, and the entropy itself.
     """
+    p = chunk.scaled().sub_(highest[:, None]).exp_().div_(z[:, None])
     grad = p * -scale[:, None]
-    grad.scatter_add_(1, at[:, None], torch.where(owned, scale, 0.0)[:, None])
+    of_target = torch.where(chunk.owned, scale, 0.0)[:, None]
+    if torch.compiler.is_compiling():  # a scattered sum would need grad in memory in fp32, and a kernel of its own
+        columns = torch.arange(p.shape[1], device=p.device)
+        grad = grad + torch.where(columns == chunk.at[:, None], of_target, 0.0)
+    else:
+        grad.scatter_add_(1, chunk.at[:, None], of_target)
     if entropy is not None:  # d entropy / d x = -p (log p + entropy)
         slope, value = entropy
         grad -= slope[:, None] * (torch.xlogy(p, p) + p * value[:, None])
-    return grad
+    return grad.to(chunk.logits.dtype)

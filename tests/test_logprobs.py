@@ -71,6 +71,13 @@ def test_any_number_of_rows_at_a_time_with_logits_kept_or_computed_again(monkeyp
     check([cut_in(0, 1, BONUS)], BONUS)
 
 
+@pytest.mark.parametrize("forbidden", [FORBIDDEN, torch.zeros(V, dtype=torch.bool)])
+def test_what_torch_compiles_for_cuda(monkeypatch, forbidden):
+    """The functions as they are traced, without the compilation of the trace."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    check([cut_in(0, 1, BONUS, forbidden)], BONUS, forbidden)
+
+
 def test_the_gradient_of_the_weight_is_added_to_its_main_grad(monkeypatch):
     monkeypatch.setattr(logprobs, "ROWS", 2)
     check([cut_in(0, 1, BONUS, main_grad=True)], BONUS)

@@ -124,18 +124,23 @@ LINEARS = ("linear_fc1", "linear_fc2")
 class GroupedExperts(SequentialMLP):
     """The experts of a rank, multiplied together. Their parameters have the names that they have one after another."""
 
-    def __init__(self, *args: Any, linear: GroupedLinear, swiglu: Callable[[Tensor], Tensor], **kwargs: Any):
+    def __init__(
+        self, *args: Any, linear: GroupedLinear, weighted_swiglu: Callable[[Tensor, Tensor], Tensor], **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
-        self.linear, self.swiglu = linear, swiglu
+        self.linear, self.weighted_swiglu = linear, weighted_swiglu
+        # megatron-core lays the weights of a trained model into one buffer, the last ones first. With the last expert
+        # as the first one, they lie there in the order in which a kernel that takes one tensor wants them.
+        self.local_experts._modules = dict(reversed(self.local_experts._modules.items()))
 
     def forward(
         self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
     ) -> tuple[Tensor, None]:
         """(R, H) and the rows' probabilities (R,) to (R, H), weighted by them. R: rows, sorted by expert."""
         rows = permuted_local_hidden_states
-        first, second = ([getattr(expert, name).weight for expert in self.local_experts] for name in LINEARS)
-        inner = self.swiglu(self.linear(rows, first, tokens_per_expert))
-        weighted = (inner * permuted_probs.unsqueeze(-1)).to(rows.dtype)
+        experts = [self.local_experts[number] for number in range(len(self.local_experts))]  # by name, not by place
+        first, second = ([getattr(expert, name).weight for expert in experts] for name in LINEARS)
+        weighted = self.weighted_swiglu(self.linear(rows, first, tokens_per_expert), permuted_probs.unsqueeze(-1))
         return self.linear(weighted, second, tokens_per_expert), None
 
 
@@ -185,8 +190,13 @@ def _use_kernels(mlp: MLPSubmodules | MoESubmodules, kernels: Kernels) -> None:
         return
     mlp.experts.submodules.activation_func = mlp.shared_experts.submodules.activation_func = kernels.swiglu
     if kernels.grouped_linear:
-        functions = {"linear": kernels.grouped_linear, "swiglu": kernels.swiglu}
+        weighted = kernels.weighted_swiglu or partial(_swiglu_and_product, kernels.swiglu)
+        functions = {"linear": kernels.grouped_linear, "weighted_swiglu": weighted}
         mlp.experts = ModuleSpec(module=GroupedExperts, submodules=mlp.experts.submodules, params=functions)
+
+
+def _swiglu_and_product(swiglu: Callable[[Tensor], Tensor], rows: Tensor, weights: Tensor) -> Tensor:
+    return (swiglu(rows) * weights).to(rows.dtype)
 
 
 def _rotate_packed(

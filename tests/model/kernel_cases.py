@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1zero.logprobs import OutputLayer, token_stats
 from r1zero.model import packing
 from r1zero.model.kernels.choice import kernels_of
 from r1zero.model.kernels.interface import Kernels
@@ -38,16 +39,26 @@ def plain_swiglu(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def norm(kernels: Kernels) -> Case:
-    return Case(kernels.rms_norm, plain_norm, [values(37, 48), 1 + values(48, seed=1, scale=0.2)], (1e-6,))
+def norm(kernels: Kernels, rows: int = 37, width: int = 48) -> Case:
+    return Case(kernels.rms_norm, plain_norm, [values(rows, width), 1 + values(width, seed=1, scale=0.2)], (1e-6,))
 
 
 def norm_of_heads(kernels: Kernels) -> Case:
     return Case(kernels.rms_norm, plain_norm, [values(37, 3, 24), 1 + values(24, seed=1, scale=0.2)], (1e-5,))
 
 
-def swiglu(kernels: Kernels, *axes: int) -> Case:
-    return Case(kernels.swiglu, plain_swiglu, [values(37, *axes, 2 * 24)])
+def swiglu(kernels: Kernels, *axes: int, rows: int = 37, width: int = 24) -> Case:
+    return Case(kernels.swiglu, plain_swiglu, [values(rows, *axes, 2 * width)])
+
+
+def weighted_swiglu(kernels: Kernels, rows: int = 37, width: int = 24) -> Case:
+    ours = kernels.weighted_swiglu
+    assert ours
+
+    def plain(x: Tensor, weights: Tensor) -> Tensor:
+        return plain_swiglu(x) * weights
+
+    return Case(ours, plain, [values(rows, 2 * width), values(rows, 1, seed=1).sigmoid()])
 
 
 def attention(kernels: Kernels, heads: tuple[int, int, int, int], lengths: list[int], shared: list[int]) -> Case:
@@ -61,21 +72,20 @@ def attention(kernels: Kernels, heads: tuple[int, int, int, int], lengths: list[
     return Case(of(kernels.attend), of(CPU.attend), [values(tokens, *x, seed=x[1]) for x in ((h, d), (g, d), (g, e))])
 
 
-def rotary(kernels: Kernels) -> Case:
+def rotary(kernels: Kernels, rows: int = 37, heads: int = 4, width: int = 16) -> Case:
     from megatron.core.models.common.embeddings.rope_utils import _rotate_half
 
-    width = 16
-    half = torch.arange(37)[:, None] * 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    half = torch.arange(rows)[:, None] * 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angles = torch.cat((half, half), -1)[:, None]
     assert kernels.rotate
 
     def plain(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         return x * cosines + _rotate_half(x, False) * sines
 
-    return Case(kernels.rotate, plain, [values(37, 4, width)], (angles.cos(), angles.sin()))
+    return Case(kernels.rotate, plain, [values(rows, heads, width)], (angles.cos(), angles.sin()))
 
 
-def experts(kernels: Kernels, counts: list[int]) -> Case:
+def experts(kernels: Kernels, counts: list[int], width: int = 16, inner: int = 24) -> Case:
     """counts: rows of each expert. They are on the host, where megatron-core's dispatcher leaves them."""
     linear = kernels.grouped_linear
     assert linear
@@ -86,30 +96,50 @@ def experts(kernels: Kernels, counts: list[int]) -> Case:
     def plain(rows: Tensor, *weights: Tensor) -> Tensor:
         return torch.cat([part @ weight.t() for part, weight in zip(rows.split(counts), weights, strict=True)])
 
-    return Case(ours, plain, [values(sum(counts), 16), *(values(24, 16, seed=1 + e) for e in range(len(counts)))])
+    weights = [values(inner, width, seed=1 + e) for e in range(len(counts))]
+    return Case(ours, plain, [values(sum(counts), width), *weights])
 
 
-ROUTES = torch.rand(37, 8, generator=torch.Generator().manual_seed(3)).argsort(1) < 3
-"""(tokens, experts), three experts for each token."""
-
-
-def permutation(kernels: Kernels) -> Case:
+def permutation(kernels: Kernels, rows: int = 37, width: int = 16, experts: int = 8) -> Case:
+    """Three experts for each token."""
     from megatron.core.transformer.moe import moe_utils
 
     assert kernels.permute and kernels.unpermute
     pairs = ((kernels.permute, kernels.unpermute), (moe_utils.permute, moe_utils.unpermute))
-    ours, plain = (partial(_there_and_back, *pair) for pair in pairs)
-    return Case(ours, plain, [values(37, 16), values(37, 8, seed=2)])
+    routes = torch.rand(rows, experts, generator=torch.Generator().manual_seed(3)).argsort(1) < 3
+    ours, plain = (partial(_there_and_back, *pair, routes) for pair in pairs)
+    return Case(ours, plain, [values(rows, width), values(rows, experts, seed=2)])
 
 
-def _there_and_back(permute: Callable[..., Any], unpermute: Callable[..., Tensor], x: Tensor, probs: Tensor) -> Tensor:
+def _there_and_back(
+    permute: Callable[..., Any], unpermute: Callable[..., Tensor], routes: Tensor, x: Tensor, probs: Tensor
+) -> Tensor:
     """Tokens to their experts, where each row is changed by its place and weighted, and back; and the rows."""
-    routes = ROUTES.to(x.device)
-    rows, chosen, order = permute(x, routes, probs, num_out_tokens=int(ROUTES.sum()))
+    routes = routes.to(x.device)
+    rows, chosen, order = permute(x, routes, probs, num_out_tokens=3 * len(x))
     scale = torch.linspace(0.5, 2.0, len(rows)).to(rows).unsqueeze(1)
     weighted = (rows * scale * chosen.unsqueeze(1)).to(x.dtype)
     back = unpermute(weighted, order, restore_shape=x.shape, probs=None, routing_map=routes)
     return torch.cat((back, weighted))
+
+
+def log_probabilities(kernels: Kernels, rows: int = 37, width: int = 16, vocabulary: int = 96) -> Case:
+    """The same module on all devices; on CUDA it is compiled."""
+    every = torch.arange(rows)
+
+    def ours(hidden: Tensor, weight: Tensor) -> Tensor:
+        none = torch.zeros(vocabulary, dtype=torch.bool, device=hidden.device)
+        at, targets = (x.to(hidden.device) for x in (every, every % vocabulary))
+        found = token_stats(hidden, at, targets, OutputLayer(weight, none, 0.7, None))
+        return (found.logprobs_R + found.entropy_R).to(hidden.dtype)
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        logits = (hidden @ weight.t()).to(torch.promote_types(hidden.dtype, torch.float32))
+        found = (logits / 0.7).log_softmax(1)
+        chosen = found.gather(1, (every % vocabulary).to(hidden.device)[:, None])[:, 0]
+        return (chosen - (found.exp() * found).sum(1)).to(hidden.dtype)
+
+    return Case(ours, plain, [values(rows, width), values(vocabulary, width, seed=1, scale=width**-0.5)])
 
 
 CASES: dict[str, Callable[[Kernels], Case]] = {
@@ -117,6 +147,7 @@ CASES: dict[str, Callable[[Kernels], Case]] = {
     "norm of heads": norm_of_heads,
     "swiglu": swiglu,
     "swiglu of three axes": lambda kernels: swiglu(kernels, 1),
+    "weighted swiglu": weighted_swiglu,
     "attention": partial(attention, heads=(4, 2, 16, 16), lengths=[5, 9, 1, 7], shared=[0, 0, 0, 0]),
     "attention over shared prompts": partial(
         attention, heads=(3, 3, 24, 16), lengths=[7, 1, 9, 5, 2, 1], shared=[0, 3, 3, 0, 0, 1]
@@ -127,6 +158,7 @@ CASES: dict[str, Callable[[Kernels], Case]] = {
     "experts without rows": partial(experts, counts=[0, 0]),
     "more experts than a list takes": partial(experts, counts=[1] * 130),
     "permutation": permutation,
+    "log-probabilities": log_probabilities,
 }
 
 
@@ -145,19 +177,24 @@ class Errors:
 
 def compare(kernels: Kernels, name: str, device: str, dtype: torch.dtype) -> Errors:
     case = CASES[name](kernels)
-    exact = _run(case.plain, case, "cpu", torch.float64)
-    plain, ours = _run(case.plain, case, "cpu", dtype), _run(case.ours, case, device, dtype)
+    exact = run(case.plain, case, "cpu", torch.float64)
+    plain, ours = run(case.plain, case, "cpu", dtype), run(case.ours, case, device, dtype)
     return Errors(_error(ours, exact), _error(plain, exact))
 
 
-def _run(function: Callable[..., Tensor], case: Case, device: str, dtype: torch.dtype) -> list[Tensor]:
+def run(function: Callable[..., Tensor], case: Case, device: str, dtype: torch.dtype) -> list[Tensor]:
     """The result, and the gradients of its sum weighted by fixed numbers."""
-    moved = [x.to(dtype).to(device).requires_grad_() for x in case.learned]
-    others = [x.to(dtype).to(device) if isinstance(x, Tensor) else x for x in case.others]
+    moved, others = on_device(case, device, dtype)
     out = function(*moved, *others)
     assert out.dtype == dtype
     weights = values(*out.shape, seed=9).to(dtype).to(device)
     return [x.detach().cpu().double() for x in (out, *torch.autograd.grad(out, moved, weights))]
+
+
+def on_device(case: Case, device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Any]]:
+    """The arguments with a gradient, and the others."""
+    moved = [x.to(dtype).to(device).requires_grad_() for x in case.learned]
+    return moved, [x.to(dtype).to(device) if isinstance(x, Tensor) else x for x in case.others]
 
 
 def _error(found: list[Tensor], exact: list[Tensor]) -> float:

@@ -5,17 +5,27 @@ The kernels of the NPU are tested in tests/twin/test_kernels.py.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from r1zero.model.kernels.choice import kernels_of
-from tests.model import kernel_cases
+from r1zero.config import MegatronGrid
+from r1zero.model.kernels import cuda
+from r1zero.model.kernels.choice import KERNELS, kernels_of
+from tests.bench import device as bench
+from tests.model import cases, kernel_cases
+from tests.model.cases import grid
+from tests.oracles.transformers_model import Oracle
 
-CUDA = ("norm", "norm of heads", "swiglu", "swiglu of three axes", "experts", "experts without rows")
+CUDA = (
+    *("norm", "norm of heads", "swiglu", "swiglu of three axes", "weighted swiglu", "rotary", "permutation"),
+    *("experts", "experts without rows", "more experts than a list takes"),
+)
 ATTENTION = ("attention", "attention over shared prompts", "attention over many sequences")
 
 
@@ -34,7 +44,63 @@ def test_a_backward_pass_of_our_own_is_that_of_autograd(name: str, dtype: torch.
 def test_the_log_names_the_module_of_each_function() -> None:
     said = kernels_of("npu").described()
     assert "attend from r1zero.model.kernels.npu" in said and "rms_norm from r1zero.model.kernels.npu" in said
-    assert "rotate from megatron-core" in kernels_of("cuda").described()
+    assert "grouped_linear from megatron-core" in kernels_of("cpu").described()
+
+
+# model, ranks, grid
+MODELS = {
+    "Qwen2 over TP2": ("qwen2", 2, grid(tp=2)),
+    "Qwen3-MoE": ("qwen3_moe", 1, grid()),
+    "DeepSeek-V3 with YaRN": ("deepseek_yarn_half", 1, grid()),
+    "DeepSeek-V3 over EP2": ("deepseek", 2, grid(ep=2)),
+}
+
+
+def parity_with_kernels_for_cuda(rank: int, oracle: Oracle, place: MegatronGrid) -> Any:
+    copying = mock.patch.object(cuda, "_copy", side_effect=AssertionError("the weights of experts are copied"))
+    with mock.patch.dict(KERNELS, cpu=kernels_of("cuda")), copying:
+        return cases.parity(rank, oracle, place)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_the_functions_for_cuda_equals_transformers(ranks: Any, models: Any, name: str) -> None:
+    """In fp32, in which attention is plain torch's."""
+    model, size, place = MODELS[name]
+    for found in ranks.run(parity_with_kernels_for_cuda, models(model), place, size=size):
+        assert found["logits"] <= 1e-5 * found["scale"]
+        assert max(found["gradients"].values()) <= 1e-4
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("order, copied", [((0, 1, 2), False), ((2, 1, 0), True), ((0, 2, 1), True), ((1,), False)])
+def test_weights_of_experts_are_copied_only_if_they_do_not_follow_each_other(
+    order: tuple[int, ...], copied: bool, transposed: bool
+) -> None:
+    """A weight and another one of each expert in a buffer, as of a trained model."""
+    buffer = kernel_cases.values(3, 4 * 5 + 7)
+    weights = [buffer[number, :20].view(4, 5) for number in order]
+    found = cuda._stack([weight.t() if transposed else weight for weight in weights])
+    assert torch.equal(found.transpose(1, 2) if transposed else found, torch.stack(weights))
+    assert (found.untyped_storage().data_ptr() != buffer.untyped_storage().data_ptr()) == copied
+
+
+def test_a_weights_gradient_for_cuda_is_added_in_fp32() -> None:
+    """aten's function, which is compiled for CUDA only, is written out. It refuses what the one for CUDA refuses."""
+
+    def addmm(self: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor, **factors: Any) -> Tensor:
+        assert left.dtype == right.dtype == torch.bfloat16 and out.dtype == self.dtype == dtype == torch.float32
+        assert not factors and self.data_ptr() == out.data_ptr()
+        return out.copy_(self + left.float() @ right.float())
+
+    x, gradient = (kernel_cases.values(37, width, seed=width).bfloat16() for width in (16, 24))
+    total = kernel_cases.values(24, 16).float()
+    expected = total + gradient.float().t() @ x.float()
+    accumulate = kernels_of("cuda").accumulate
+    assert accumulate
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("addmm.dtype_out", addmm, "CPU")
+        accumulate(x, gradient, total)
+    torch.testing.assert_close(total, expected)
 
 
 class Ragged:
@@ -105,3 +171,18 @@ def test_attention_for_cuda_is_flash_attention_in_16_bits(flash_attention: list[
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_for_cuda_is_that_of_plain_torch_in_fp32(name: str) -> None:
     assert kernel_cases.compare(kernels_of("cuda"), name, "cpu", torch.float32).are_of_rounding(torch.float32)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_check_of_a_device_names_a_kernel_that_is_wrong(monkeypatch: Any, capsys: Any, wrong: bool) -> None:
+    """On a CPU, with the kernels for CUDA that run there. The wrong norm has another epsilon."""
+    kernels = kernels_of("cuda")
+    right = kernels.rms_norm
+    if wrong:
+        kernels = replace(kernels, rms_norm=lambda x, weight, epsilon: right(x, weight, 1e-3))
+    monkeypatch.setitem(KERNELS, "cuda", kernels)
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    monkeypatch.setattr(bench, "WARM_UP", 0)
+    assert bench.main(["--device", "cpu", "--kernels", "cuda", "--small"]) == wrong
+    printed = capsys.readouterr().out
+    assert ("larger than" in printed) == wrong and "permutation" in printed and "attention" not in printed

@@ -33,6 +33,9 @@ class Kernels:
     """(x, cosines, sines) to x * cosines + r(x) * sines, where r swaps the halves of the last axis and negates the new
     first half. x (T, h, d); cosines and sines (T, 1, d), of the same type."""
     grouped_linear: GroupedLinear | None = None
+    weighted_swiglu: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(rows (R, 2 F), weights (R, 1) in any floating type) to (R, F) in the rows' type: swiglu of each row times its
+    weight. For experts that are multiplied together; None: swiglu and a product."""
     permute: Callable[..., tuple[Tensor, Tensor | None, Tensor]] | None = None
     unpermute: Callable[..., Tensor] | None = None
     """megatron-core's functions of these names in moe_utils, without tokens that are dropped or padded. What permute
