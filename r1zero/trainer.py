@@ -134,6 +134,7 @@ class Trainer:
                 with self.watch.phase("save"):
                     if writer and not last:
                         writer.flush()
+                    self.recorder.flush()
                     self.checkpoints.begin(iteration)
                     if last:
                         self.checkpoints.finish()

@@ -71,7 +71,7 @@ class SampleRecorder:
                 for k in range(len(samples.responses))
             ]
             path = self.folder / FOLDER / f"iteration_{iteration}" / f"engine_{self.engine}.parquet"
-            self._wait()
+            self.flush()
             self._written = self._thread.submit(tables.write, path, rows)
 
     def look_at_first(self, values: Mapping[str, float]) -> None:
@@ -85,12 +85,15 @@ class SampleRecorder:
 
     def close(self) -> None:
         """Wait until all files are written."""
-        self._wait()
+        self.flush()
         if self._thread:
             self._thread.shutdown()
 
-    def _wait(self) -> None:
-        """Wait for the pending Parquet file. A file that could not be written is reported and does not stop the run."""
+    def flush(self) -> None:
+        """Wait for the pending Parquet file. Before each checkpoint, so that it never precedes the responses up to it.
+
+        A file that could not be written is reported and does not stop the run.
+        """
         try:
             if self._written:
                 self._written.result()

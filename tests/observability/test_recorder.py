@@ -4,6 +4,7 @@ python -m pytest tests/observability/test_recorder.py
 """
 
 import json
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -66,6 +67,19 @@ def test_without_a_dump_only_the_first_engine_writes_and_nothing_else(tmp_path):
         one.close()
     assert [p.name for p in tmp_path.iterdir()] == ["samples.jsonl"]
     assert len(recorder.read(tmp_path, None)) == 1
+
+
+def test_a_flush_waits_for_the_file(tmp_path, monkeypatch):
+    may_write, write = threading.Event(), recorder.tables.write
+    monkeypatch.setattr(recorder.tables, "write", lambda *given: (may_write.wait(), write(*given)))
+    one = made(tmp_path, "all")
+    one.record(1, *batch())
+    file = tmp_path / "samples" / "iteration_1" / "engine_0.parquet"
+    assert not file.exists()
+    may_write.set()
+    one.flush()
+    assert file.exists()
+    one.close()
 
 
 def test_a_dump_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):
