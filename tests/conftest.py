@@ -13,6 +13,14 @@ import pytest
 
 from tests.ranks import Ranks
 
+WAITING = ("watchdog", "failure")
+"""Folders of tests that mostly wait for deadlines of whole jobs."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the tests that wait, while others use the processor; the last one would otherwise run alone."""
+    items.sort(key=lambda item: item.path.parent.name not in WAITING)
+
 
 @pytest.fixture(scope="session")
 def ranks():
