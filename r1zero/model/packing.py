@@ -11,6 +11,7 @@ computed once per micro-batch and shared by all layers.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -130,6 +131,12 @@ class PackedSequences(PackedSeqParams):
         return torch.full((longest, longest), float("-inf"), device=self.positions_T.device).triu(1)
 
 
+WIDE_TOKENS = {torch.float16: inf, torch.bfloat16: 192}
+"""On a CPU, the longest sequences for which torch's attention takes less time in fp32 than in this type. Its backward
+pass in 16 bits takes two to four times as long as in fp32 for short sequences; processors that multiply bfloat16 are
+faster for long ones."""
+
+
 class Slots(NamedTuple):
     """The positions of tokens in a layout that has slots for them, int64."""
 
@@ -244,9 +251,13 @@ def _attend_padded(q: Tensor, k: Tensor, v: Tensor, scale: float, packed: Packed
     length = q.shape[2]
     if length <= DENSE_TOKENS and q.device.type == "cpu":
         return _products(q, k, v, scale, packed.mask_LL[:length, :length])
-    return torch.nn.functional.scaled_dot_product_attention(
+    dtype = q.dtype
+    if q.device.type == "cpu" and length <= WIDE_TOKENS.get(dtype, 0.0):
+        q, k, v = q.float(), k.float(), v.float()
+    out = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+    return out.to(dtype)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> Tensor:

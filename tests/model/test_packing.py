@@ -108,7 +108,7 @@ def test_views_hold_sequences_of_similar_length_once_tokens_are_shared():
     assert [packed.attended[n] for n in packed.order] == [10, 13, 15, 44, 45, 45, 55]
 
 
-@pytest.mark.parametrize("longest", [24, 200], ids=["products", "fused"])
+@pytest.mark.parametrize("longest", [24, 150, 200], ids=["products", "fused in fp32", "fused"])
 def test_in_bfloat16_the_gradient_of_a_shared_token_is_rounded_once(longest):
     """64 responses to one prompt: sums in bfloat16 would lose about 64 / 2 * 2^-9 of the prompt's gradient."""
     make = torch.Generator().manual_seed(0)
@@ -123,6 +123,37 @@ def test_in_bfloat16_the_gradient_of_a_shared_token_is_rounded_once(longest):
         found.append(torch.autograd.grad(out.sum(), v)[0][:8].double())
     error, scale = (found[0] - found[1]).abs().max(), found[1].abs().max()
     assert error <= 2**-8 * scale
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "widened"),
+    [
+        (torch.bfloat16, 150, True),
+        (torch.bfloat16, 300, False),
+        (torch.float16, 300, True),
+        (torch.float32, 150, False),
+        (torch.float64, 150, False),
+    ],
+)
+def test_attention_in_16_bits_is_computed_in_fp32_where_that_is_faster(dtype, length, widened):
+    make = torch.Generator().manual_seed(0)
+    packed = packing.pack([length, length - 3], 1, CPU)
+    rows = [torch.randn(2 * length - 3, h, 8, generator=make).to(dtype) for h in (4, 2, 2)]
+    found, asked = [], []
+    attention = torch.nn.functional.scaled_dot_product_attention
+    for kind in (dtype, torch.float64):
+        q, k, v = (x.to(kind).requires_grad_() for x in rows)
+        with mock.patch.object(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda q, *others, **more: (asked.append(q.dtype), attention(q, *others, **more))[1],
+        ):
+            out = packing.attend(q, k, v, 0.35, packed)
+        assert out.dtype == kind
+        found.append([out.double(), *(g.double() for g in torch.autograd.grad(out.sum(), (q, k, v)))])
+    assert asked == [torch.float32 if widened else dtype, torch.float64]
+    for ours, exact in zip(*found, strict=True):
+        assert (ours - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
 
 
 def test_positions_begin_anew_in_each_sequence():
@@ -149,7 +180,7 @@ def test_padding_changes_no_token_of_the_sequence_that_it_lengthens(dense_tokens
     assert (padded - alone).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("longest", [24, 200], ids=["products", "fused"])
+@pytest.mark.parametrize("longest", [24, 150, 200], ids=["products", "fused in fp32", "fused"])
 def test_in_bfloat16_scores_that_a_key_bias_makes_large_keep_their_differences(longest):
     """Qwen2's key biases reach 145, so that scores of some hundreds differ by fractions: bfloat16 has steps of 1 to 2
     there. The error against fp64 must be that of rounding the weights and the output, whose relative step is 2^-8."""
