@@ -133,12 +133,12 @@ def job(arguments: list[str], out: str) -> None:
 
 
 def planned(arguments: list[str]) -> dict[str, int]:
-    """Returns phase of the plan -> planned bytes of the single rank."""
+    """Returns phase of the plan -> planned bytes of rank 0."""
     done = subprocess.run(
         [sys.executable, "train.py", *arguments, "--plan", "--json"], capture_output=True, text=True, check=False
     )
-    ledger = json.loads(done.stdout)["places"][0]["ledger"]["device"]
-    return {phase: sum(kinds.values()) for phase, kinds in ledger.items()}
+    memory = json.loads(done.stdout)["places"][0]["phase_memory"]["device"]
+    return {phase: sum(kinds.values()) for phase, kinds in memory.items()}
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from r1zero.plan.machine import machine_for
 from r1zero.rollout import engine_limits
 from r1zero.weight_sync.routes import Routes
 from tests import fast
+from tests.bench import real
 
 ROOT = Path(__file__).parents[2]
 GB = 1e9
@@ -465,3 +466,8 @@ def test_the_tables_say_what_the_data_say(recipe: plan.Plan) -> None:
 def test_12288_ranks_are_planned() -> None:
     made = plan.plan(load("a3", "grpo.prompts_per_iteration=12288"), 12288)
     assert not made.problems and made.nodes == 768 and sum(row.ranks for row in made.places) == 12288
+
+
+def test_the_benchmarks_find_the_planned_bytes_of_each_phase():
+    found = real.planned(["configs/recipes/gsm8k_0.5b.toml"])
+    assert set(real.PHASES.values()) <= set(found) and all(found.values())
