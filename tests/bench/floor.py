@@ -39,20 +39,26 @@ def recorded(run: Path, first: int, rank: int) -> list[list[dict[str, Any]]]:
     return [tables.read([file]) for file in files[:1] * WARM_UP + files]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def opened(description: str | None) -> tuple[Config, launcher.Launch, list[list[tuple[list[int], int]]]]:
+    """Read the command line. Returns, for each iteration, the tokens of the prompts and the lengths of the responses of
+    this rank's engine."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config")
     parser.add_argument("run", type=Path)
     parser.add_argument("first", type=int)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.config, args.overrides, Config)
-    launch = launcher.read_launch()
-    prompts = PromptSet.open(cfg.data.path)
+    launch, prompts = launcher.read_launch(), PromptSet.open(cfg.data.path)
     requests = [
         [(list(prompts[row["row"]].token_ids), row["length"]) for row in rows]
         for rows in recorded(args.run, args.first, launch.rank)
     ]
+    return cfg, launch, requests
+
+
+def main() -> None:
+    cfg, launch, requests = opened(__doc__)
     world.join(launch, device.start(cfg.run.device, launch.local_rank), cfg.run.timeout_s)
     seconds = measure(cfg, requests)
     if launch.rank == 0:

@@ -9,12 +9,10 @@ Rank 0 prints a JSON object with the seconds of each iteration: `reference` (a f
 backward, all-reduce, clipping and Adam) and `sync` (a copy of all weights).
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +20,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r1zero import config
 from r1zero.config import Config, UserError
-from r1zero.data.prompts import PromptSet
-from r1zero.distributed import device, launcher, world
+from r1zero.distributed import device, world
 from r1zero.model import build, overrides
-from tests.bench.floor import WARM_UP, recorded
+from tests.bench.floor import WARM_UP, opened
 
 Sample = tuple[int, int]
 """Number of tokens of a prompt and of its response."""
@@ -99,24 +95,13 @@ class Bare(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("first", type=int)
-    parser.add_argument("overrides", nargs="*")
-    args = parser.parse_intermixed_args()
-    cfg = config.load(args.config, args.overrides, Config)
+    cfg, launch, requests = opened(__doc__)
     shape = overrides.stated_config(cfg.model)
     if shape["model_type"] != "qwen2":
         raise UserError(
             f'the plain model is a Qwen2, but the model_type of {cfg.model.path} is "{shape["model_type"]}"'
         )
-    launch = launcher.read_launch()
-    prompts = PromptSet.open(cfg.data.path)
-    samples = [
-        [(len(prompts[row["row"]].token_ids), row["length"]) for row in rows]
-        for rows in recorded(args.run, args.first, launch.rank)
-    ]
+    samples = [[(len(tokens), length) for tokens, length in of_iteration] for of_iteration in requests]
     world.join(launch, device.start(cfg.run.device, launch.local_rank), cfg.run.timeout_s)
     seconds = measure(cfg, shape, samples)
     if launch.rank == 0:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.reward import RewardError, Scorer
+from r1zero.reward import RewardError, Scorer, Submission
 from r1zero.reward.rules import RULES
 from r1zero.reward.workers.supervisor import Supervisor
 
@@ -137,6 +137,18 @@ def test_honest_samples_do_not_queue_behind_hanging_ones(rule_file):
         while not scorer._pool._results:
             scorer._pool._take()
         assert [scorer._keys[number] for number in scorer._pool._results] == ["honest"]
+
+
+def test_tasks_behind_one_that_fails_or_hangs_are_graded_by_others(rule_file):
+    """A worker holds several tasks. Here it waits with a limit, because `collect` would wait for a lost one forever."""
+    kinds = ["right", "crash", "right", "sleep", "right", "crash", "right", "right"]
+    with Scorer(rules={f"{rule_file}:slow": 1.0}, workers=1, deadline_s=60.0) as scorer:
+        scorer._pool.wait_started()
+        scorer.submit_all({number: Submission(kind, "right") for number, kind in enumerate(kinds)})
+        scorer._pool._sock.settimeout(0.1)
+        assert wait_until(lambda: scorer._pool._take() is None or len(scorer._pool._results) == len(kinds) - 1, 40)
+        found = {number: result[0] for number, result in scorer._pool._results.items()}
+    assert found == {n: {"right": "scored", "crash": "failed"}[kind] for n, kind in enumerate(kinds) if kind != "sleep"}
 
 
 def test_no_worker_is_left_as_a_zombie_or_beyond_the_pool(slow_scorer):
