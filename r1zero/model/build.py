@@ -124,6 +124,8 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
         cpu_megatron.look_like_cuda(model)
     if not trainable:
         return [model.requires_grad_(False).eval()]
+    if cfg.run.device == "cpu" and model.pre_process and cfg.run.dtype != "float32":
+        cpu_megatron.add_gradient_of_the_embedding_in_parts(model)
     overlap = cfg.train.overlap_grad_reduce and cfg.run.device in OVERLAPPING
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -204,8 +206,7 @@ def _settings(
 
 def _training_settings(shape: Shape, cfg: config.Config, grids: MegatronGrids, kernels: Kernels) -> dict[str, Any]:
     """Returns the settings that matter for a backward pass."""
-    fused = kernels.accumulate is not None and cfg.run.dtype != "float32"
-    return dict(gradient_accumulation_fusion=fused) | _recomputation(shape, cfg, grids)
+    return dict(gradient_accumulation_fusion=kernels.accumulate is not None) | _recomputation(shape, cfg, grids)
 
 
 def _recomputation(shape: Shape, cfg: config.Config, grids: MegatronGrids) -> dict[str, Any]:

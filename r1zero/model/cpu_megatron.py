@@ -36,6 +36,9 @@ _MODULES = (
     "dist_checkpointing.strategies.fully_parallel",
 )
 
+PART = 1 << 20
+"""Number of elements of a gradient that are added together."""
+
 
 def install() -> None:
     """Apply the patches; a second call does nothing. Raises UserError for a version that they were not checked with."""
@@ -50,6 +53,7 @@ def install() -> None:
             "megatron Tensor.cuda": lambda _: lambda tensor, *args, **kwargs: tensor,
             "megatron get generator": lambda _: lambda *args, **kwargs: torch.get_rng_state(),
             "megatron token_dispatcher to host": lambda _: _to_numbers,
+            "megatron exchange with itself": _unless_alone,
             "megatron clip": _clip_with,
         }
     )
@@ -64,6 +68,25 @@ def look_like_cuda(model: torch.nn.Module) -> None:
 def _name_as_cuda(tensor: Any) -> None:
     name = f"torch.cuda.{torch.Tensor.type(tensor).removeprefix('torch.')}"
     tensor.type = lambda: name
+
+
+def add_gradient_of_the_embedding_in_parts(model: Any) -> None:
+    """Add the gradient of a 16-bit embedding to its sum in fp32 for PART elements at a time.
+
+    megatron-core adds it at once, for which torch copies all of it to fp32 in memory. Linear layers add theirs by
+    themselves (`accumulate` of model/kernels/cpu.py).
+    """
+    weight = model.embedding.word_embeddings.weight
+
+    def add(gradient: torch.Tensor) -> None:
+        for total, part in zip(weight.main_grad.view(-1).split(PART), gradient.view(-1).split(PART), strict=True):
+            total.add_(part)
+        weight.grad_added_to_main_grad = True  # megatron-core's hook, which runs later, then leaves it out
+
+    # With this mark megatron-core adds what it finds in any case, because a fused output layer that shares the weight
+    # would leave zeros there. r1zero/logprobs.py leaves nothing.
+    weight.zero_out_wgrad = False
+    weight.register_hook(add)
 
 
 class _Idle:
@@ -118,6 +141,18 @@ def _on_cpu(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return make(*args, **kwargs)
 
     return made
+
+
+def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """The collective, except in a group of one rank, where megatron-core gives it two views of the same memory."""
+
+    def communicate(target: torch.Tensor, source: torch.Tensor, *args: Any, group: Any, **kwargs: Any) -> Any:
+        if group.size() > 1:
+            return collective(target, source, *args, group=group, **kwargs)
+        assert target.data_ptr() == source.data_ptr() and target.shape == source.shape
+        return None
+
+    return communicate
 
 
 def _clip_with(clip: Callable[..., None]) -> Callable[..., None]:

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> int:
 
     kernels = kernels_of(options.kernels or options.device)
     is_own = options.kernels in (None, options.device)
+    if not is_own:  # it may need an operator that torch has for its own device only
+        kernels = replace(kernels, accumulate=None)
 
     def runs(case: str) -> bool:
         kernel = "grouped_linear" if "experts" in case else OPTIONAL.get(case, "attend")
@@ -66,10 +69,10 @@ def errors(kernels: Kernels, names: list[str], kind: str) -> tuple[Table, bool]:
             good &= right
             verdict = "rounding" if right else "[bold]larger than rounding[/bold]"
             table.add_row(name, str(dtype).removeprefix("torch."), f"{found.ours:.1e}", f"{found.plain:.1e}", verdict)
-    if kernels.accumulate and kind != "cpu":
-        found = weight_gradient_error(kernels, kind)
-        good &= found < 1e-6
-        table.add_row("gradient of a weight", "bfloat16", f"{found:.1e}", "", "rounding" if found < 1e-6 else "wrong")
+    if kernels.accumulate:
+        found, limit = weight_gradient_error(kernels, kind), 2.0**-9 if kind == "cpu" else 1e-6
+        good &= found < limit  # on a CPU the product is rounded before it is added
+        table.add_row("gradient of a weight", "bfloat16", f"{found:.1e}", "", "rounding" if found < limit else "wrong")
     return table, good
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from r1zero.config import MegatronGrid
-from r1zero.model.kernels import cuda
+from r1zero.model.kernels import cpu, cuda
 from r1zero.model.kernels.choice import KERNELS, kernels_of
 from tests.bench import device as bench
 from tests.model import cases, kernel_cases
@@ -101,6 +101,19 @@ def test_a_weights_gradient_for_cuda_is_added_in_fp32() -> None:
         library.impl("addmm.dtype_out", addmm, "CPU")
         accumulate(x, gradient, total)
     torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)], ids=str)
+def test_a_weights_gradient_on_a_cpu_is_added_in_fp32_for_some_outputs_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
+) -> None:
+    """The sum is larger than the product by more than bfloat16 can hold, so that a sum in bfloat16 would lose it."""
+    monkeypatch.setattr(cpu, "ADDED_OUTPUTS", 7)
+    x, gradient = (kernel_cases.values(37, width, seed=width).to(dtype) for width in (16, 24))
+    total = torch.full((24, 16), 4096.0)
+    product = gradient.double().t() @ x.double()
+    cpu.add_weight_gradient(x, gradient, total)
+    assert (total.double() - 4096 - product).abs().max() < tolerance * product.abs().max() + 4096 * 2.0**-23
 
 
 class Ragged:

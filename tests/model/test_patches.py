@@ -1,5 +1,7 @@
 """Every patch of megatron-core is needed: without it a training step fails on a CPU, or gives other gradients."""
 
+import cProfile
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -15,8 +17,9 @@ from tests.without import without
 # What a step needs: experts over ranks (EP2), recomputation, clipping, tensor parallelism; and an embedding at both
 # ends of a pipeline, on ranks that do not begin at 0.
 LAYOUTS = {"experts": ("deepseek", 2, grid(tp=2, ep=2)), "tied pipeline": ("qwen2_tied", 3, grid(ranks="1-2", pp=2))}
+SLOW = "megatron exchange with itself"
 IN_A_TIED_PIPELINE = ("megatron global ranks", "megatron Tensor.cuda")
-LEFT_OUT = [name for name, patch in PATCHES.items() if patch.test == "tests/model/test_patches.py"]
+LEFT_OUT = [name for name, patch in PATCHES.items() if patch.test == "tests/model/test_patches.py" and name != SLOW]
 
 
 def step(rank, oracle, place, *names):
@@ -53,3 +56,51 @@ def test_without_it_a_step_fails_or_is_another(ranks, models, whole, name):
     except AssertionError:  # a rank failed or had to be ended
         return
     assert ended != whole[layout]
+
+
+def collectives_of_a_step(rank, oracle, *names):
+    """The functions of torch's process groups that a step of one rank calls, and a digest of its weights."""
+    with without(*names):
+        built = cases.build_on(oracle, grid(), clip_grad=0.1)
+        samples = cases.my_samples(built, oracle)[1]
+        with cProfile.Profile() as profile:
+            cases.schedule(built, samples, 2)
+            built.chunks[0].finish_grad_sync()  # what the trainer's schedule does
+            built.optimizer.step()
+    called = {one.code for one in profile.getstats() if isinstance(one.code, str) and "distributed_c10d" in one.code}
+    weights = sum(float(p.detach().double().square().sum()) for p in built.chunks[0].parameters())
+    return {name for name in called if "scatter" in name or "gather" in name}, weights
+
+
+def test_one_rank_exchanges_neither_gradients_nor_parameters_with_itself(ranks, models):
+    ((called, weights),), ((others, same),) = (
+        ranks.run(collectives_of_a_step, models("qwen2"), *names, size=1) for names in ((), (SLOW,))
+    )
+    assert weights == same and not called
+    gather, scatter = sorted(others)
+    assert "gather" in gather and "scatter" in scatter
+
+
+def embedding_gradient(rank, oracle, in_parts):
+    """The gradient of a tied embedding in bfloat16 from two micro-batches."""
+    from r1zero.model import cpu_megatron
+
+    whole = (
+        nullcontext()
+        if in_parts
+        else mock.patch.object(cpu_megatron, "add_gradient_of_the_embedding_in_parts", lambda model: None)
+    )
+    with whole:
+        built = cases.build_on(oracle, grid(), "bfloat16")
+    weight = built.chunks[0].module.embedding.word_embeddings.weight
+    with mock.patch.object(cpu_megatron, "PART", 7):
+        cases.schedule(built, cases.my_samples(built, oracle)[1], 2)
+    return weight.main_grad.tolist(), len(weight._backward_hooks or ())
+
+
+def test_the_gradient_of_an_embedding_is_the_same_if_it_is_added_in_parts(ranks, models):
+    """It is no patch: the hook is torch's, and it tells megatron-core what it has added by the library's own mark."""
+    ((found, hooks),), ((expected, others),) = (
+        ranks.run(embedding_gradient, models("qwen2_tied"), in_parts, size=1) for in_parts in (True, False)
+    )
+    assert (hooks, others) == (1, 0) and found == expected and any(any(row) for row in found)

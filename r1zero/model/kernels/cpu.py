@@ -12,6 +12,9 @@ from torch import Tensor
 from r1zero.model.kernels.interface import Kernels
 from r1zero.model.packing import attend
 
+ADDED_OUTPUTS = 1024
+"""Number of a layer's outputs whose weight gradients are computed and added together."""
+
 
 def _wide(x: Tensor) -> Tensor:
     """Returns x as (rows, width), in fp32 if its type is narrower."""
@@ -103,4 +106,17 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return _Rotate.apply(x, cosines, sines)
 
 
-KERNELS = Kernels(rms_norm=rms_norm, swiglu=swiglu, attend=attend, rotate=rotate)
+def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
+    """On a CPU torch has no product of 16-bit matrices in fp32, so it is rounded before it is added.
+
+    Few outputs are computed at a time, so that their part is still in the cache then. Torch's addition of 16 bits to
+    fp32 would first copy the whole product to fp32 in memory.
+    """
+    if inputs.dtype == total.dtype:
+        total.addmm_(gradient.t(), inputs)
+        return
+    for part, of_part in zip(total.split(ADDED_OUTPUTS), gradient.split(ADDED_OUTPUTS, 1), strict=True):
+        part.add_(of_part.t() @ inputs)
+
+
+KERNELS = Kernels(rms_norm=rms_norm, swiglu=swiglu, attend=attend, rotate=rotate, accumulate=add_weight_gradient)

@@ -177,7 +177,10 @@ def unpermute(
 
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
     """cuBLAS multiplies 16-bit matrices and adds to fp32, as the functions of apex and transformer-engine do."""
-    torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
+    if inputs.dtype == total.dtype:
+        total.addmm_(gradient.t(), inputs)
+    else:
+        torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
 
 
 KERNELS = Kernels(

@@ -41,8 +41,8 @@ class Kernels:
     """megatron-core's functions of these names in moe_utils, without tokens that are dropped or padded. What permute
     returns last is for unpermute only."""
     accumulate: Callable[[Tensor, Tensor, Tensor], None] | None = None
-    """(input (T, in), gradient of the output (T, out), total (out, in) in fp32), the first two in a 16-bit type: adds
-    the weight's gradient to the total, in place. Without it the product is made first, in the 16-bit type."""
+    """(input (T, in), gradient of the output (T, out), total (out, in) in fp32), the first two in fp32 or a 16-bit
+    type: adds the weight's gradient to the total, in place. Without it the product is made first, in their type."""
     shared_expert_overlap: bool = False
     """Whether shared experts are computed on a stream of their own while tokens travel to the routed ones."""
 

@@ -122,7 +122,10 @@ def unpermute(
 
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
     """ATB's operator, which MindSpeed calls for the same purpose through C++ that it compiles at first use."""
-    torch.ops.atb._npu_matmul_add_fp32(gradient, inputs, total)
+    if inputs.dtype == total.dtype:
+        total.addmm_(gradient.t(), inputs)
+    else:
+        torch.ops.atb._npu_matmul_add_fp32(gradient, inputs, total)
 
 
 KERNELS = Kernels(
