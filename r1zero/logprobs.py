@@ -4,8 +4,9 @@ tensor-parallel ranks.
 Logits are computed for ROWS target tokens at a time. If those of the whole pack take more than KEPT_BYTES, they are
 computed again in the backward pass. Rows of the pack that predict no target are not computed at all.
 
-On CUDA, torch.compile makes a few kernels of what is computed from a chunk's logits. As separate operations they would
-pass over the chunk in fp32 more than ten times each way, which takes longer than the matrix products.
+What is computed from a chunk's logits passes over them in fp32 more than ten times each way. If every pass goes through
+memory, this takes longer than the matrix products. On CUDA, torch.compile makes a few kernels of it. On a CPU it is
+computed for a few rows at a time, which stay in the cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ ROWS = 1024
 """Number of target tokens whose logits are in memory at the same time."""
 KEPT_BYTES = 32 << 20
 """Logits of at most this size are kept for the backward pass."""
+BLOCK_BYTES = 4 << 20
+"""Size in fp32 of the logits that are in a CPU's cache at the same time."""
 
 
 class TokenStats(NamedTuple):
@@ -48,6 +51,9 @@ class OutputLayer:
     reports: bool = False
     """Give autograd a gradient of zeros for a weight whose gradient is added to its `main_grad`. If megatron-core
     reduces gradients during the backward pass, it learns from it that the weight is ready."""
+    accumulate: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    """(input, gradient of the output, total): adds the weight's gradient to its `main_grad`. Without it the product is
+    made first, in the type of the hidden states."""
 
     def owned(self, targets_R: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the columns of the targets, and whether this rank owns each; columns of others are meaningless."""
@@ -80,8 +86,8 @@ class _TokenStats(torch.autograd.Function):
         for rows in _chunks(rows_R):
             logits = hidden_TH[rows_R[rows]] @ weight_VH.T
             kept += [logits] if keep else []
-            chunk = _Chunk(logits, layer.temperature, layer.forbidden_V, at_R[rows], owned_R[rows])
-            found.append(_fused(_sums, logits.device.type)(chunk))
+            found.append(_sums_of(_Chunk(logits, layer.temperature, layer.forbidden_V, at_R[rows], owned_R[rows])))
+            del logits  # unless they are kept, free them before those of the next chunk are allocated
         own_R, z_R, weighted_R, chosen_R = torch.cat(found, 1)
         highest_R = own_R.clone()
         layer.all_reduce(highest_R, dist.ReduceOp.MAX)
@@ -104,18 +110,16 @@ class _TokenStats(torch.autograd.Function):
         grad_R, grad_entropy_R = grads
         scale_R = (torch.zeros_like(entropy_R) if grad_R is None else grad_R) / layer.temperature
         grad_hidden_TH = torch.zeros_like(hidden_TH, dtype=wide)  # a row is the sum over all its targets
-        grad_weight = _WeightGradient(weight_VH, layer.reports and ctx.needs_input_grad[1])
+        grad_weight = _WeightGradient(weight_VH, layer, ctx.needs_input_grad[1])
         for number, rows in enumerate(_chunks(rows_R)):
             hidden = hidden_TH[rows_R[rows]]
             logits = ctx.kept[number] if ctx.kept else hidden @ weight_VH.T
             chunk = _Chunk(logits, layer.temperature, layer.forbidden_V, at_R[rows], owned_R[rows])
-            entropy = None if grad_entropy_R is None else (grad_entropy_R[rows] / layer.temperature, entropy_R[rows])
-            of_rows = highest_R[rows], z_R[rows], scale_R[rows], entropy
-            grad = _fused(_logits_gradient, logits.device.type)(chunk, *of_rows)
-            del chunk, logits  # free them before those of the next chunk are allocated
+            slope = None if grad_entropy_R is None else grad_entropy_R[rows] / layer.temperature
+            grad = _gradient_of(chunk, _Rows(highest_R[rows], z_R[rows], scale_R[rows], entropy_R[rows], slope))
+            del chunk, logits
             grad_hidden_TH.index_add_(0, rows_R[rows], (grad @ weight_VH).to(wide))
-            if ctx.needs_input_grad[1]:
-                grad_weight.add(grad.T @ hidden)
+            grad_weight.add(hidden, grad)
             del grad
         ctx.kept = []
         return grad_hidden_TH.to(hidden_TH.dtype), grad_weight.total, None, None, None
@@ -124,17 +128,24 @@ class _TokenStats(torch.autograd.Function):
 class _WeightGradient:
     """Sums the parts of a weight's gradient in fp32: in the weight's `main_grad`, or in a tensor of its own."""
 
-    def __init__(self, weight: Tensor, reports: bool):
+    def __init__(self, weight: Tensor, layer: OutputLayer, needed: bool):
         self.main: Tensor | None = getattr(weight, "main_grad", None)
-        self.total: Tensor | None = weight.new_zeros(()).expand_as(weight) if reports else None
+        self.total: Tensor | None = weight.new_zeros(()).expand_as(weight) if layer.reports and needed else None
+        self.accumulate, self.needed = layer.accumulate, needed
 
-    def add(self, part: Tensor) -> None:
-        if self.main is not None:
-            self.main.add_(part)
+    def add(self, hidden: Tensor, grad: Tensor) -> None:
+        """Add the part of some rows, from their hidden states and the gradient of their logits."""
+        if not self.needed:
+            return
+        if self.main is not None and self.accumulate:
+            if len(hidden):  # a vendor's operator need not know empty matrices
+                self.accumulate(hidden, grad, self.main)
+        elif self.main is not None:
+            self.main.add_(grad.T @ hidden)
         elif self.total is None:
-            self.total = part.to(torch.promote_types(part.dtype, torch.float32))
+            self.total = (grad.T @ hidden).to(torch.promote_types(grad.dtype, torch.float32))
         else:
-            self.total += part
+            self.total += grad.T @ hidden
 
 
 def _chunks(rows_R: Tensor) -> Iterator[slice]:
@@ -144,8 +155,8 @@ def _chunks(rows_R: Tensor) -> Iterator[slice]:
 
 
 @cache
-def _fused(function: Callable[..., Tensor], kind: str) -> Callable[..., Tensor]:
-    """Returns the function compiled for a CUDA device; as it is for others, where it works in place."""
+def _as_on(kind: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns the function compiled for CUDA, and as it is for an NPU."""
     return torch.compile(function) if kind == "cuda" else function
 
 
@@ -160,10 +171,55 @@ class _Chunk(NamedTuple):
     """The columns of the targets; those that another rank owns are meaningless."""
     owned: Tensor
 
+    def of(self, rows: slice) -> "_Chunk":
+        """Returns some rows of the chunk."""
+        return self._replace(logits=self.logits[rows], at=self.at[rows], owned=self.owned[rows])
+
+    def blocks(self) -> Iterator[slice]:
+        """Yields the rows that are computed together on a CPU; at least one slice."""
+        size = max(1, BLOCK_BYTES // (4 * self.logits.shape[1]))
+        for begin in range(0, max(1, len(self.logits)), size):
+            yield slice(begin, begin + size)
+
     def scaled(self) -> Tensor:
         """Returns logits / temperature in fp32, -inf for forbidden ids."""
         x = self.logits.to(torch.float32, copy=True)
         return x.div_(self.temperature).masked_fill_(self.forbidden_V, -torch.inf)
+
+
+class _Rows(NamedTuple):
+    """What the backward pass knows about each row of a chunk."""
+
+    highest: Tensor
+    """The maximum m of the scaled logits x over all ranks."""
+    z: Tensor
+    """The sum of exp(x - m) over all ranks."""
+    scale: Tensor
+    """Gradient of the row's logprob, by x."""
+    entropy: Tensor
+    slope: Tensor | None
+    """Gradient of the row's entropy; None if it is not used."""
+
+    def of(self, rows: slice) -> "_Rows":
+        """Returns what is known about some rows."""
+        slope = None if self.slope is None else self.slope[rows]
+        return _Rows(self.highest[rows], self.z[rows], self.scale[rows], self.entropy[rows], slope)
+
+
+def _sums_of(chunk: _Chunk) -> Tensor:
+    """Returns `_sums` of the chunk."""
+    if chunk.logits.device.type == "cpu":
+        return torch.cat([_sums(chunk.of(rows)) for rows in chunk.blocks()], 1)
+    return _as_on(chunk.logits.device.type, _sums)(chunk)
+
+
+def _gradient_of(chunk: _Chunk, known: _Rows) -> Tensor:
+    """Returns `_logits_gradient` of the chunk. On a CPU it takes the place of the logits."""
+    if chunk.logits.device.type == "cpu":
+        for rows in chunk.blocks():
+            chunk.logits[rows] = _logits_gradient(chunk.of(rows), known.of(rows))
+        return chunk.logits
+    return _as_on(chunk.logits.device.type, _logits_gradient)(chunk, known)
 
 
 def _sums(chunk: _Chunk) -> Tensor:
@@ -178,23 +234,16 @@ def _sums(chunk: _Chunk) -> Tensor:
     return torch.stack([highest, z, p.mul_(x.clamp_(min=torch.finfo(x.dtype).min)).sum(1), chosen])
 
 
-def _logits_gradient(
-    chunk: _Chunk, highest: Tensor, z: Tensor, scale: Tensor, entropy: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Returns the (rows, V) gradient of the logits, in their type.
-
-    highest, z: the maximum m of the scaled logits x over all ranks, and the sum of exp(x - m). scale: gradient of each
-    row's logprob. entropy: gradient of each row's entropy, and the entropy itself.
-    """
-    p = chunk.scaled().sub_(highest[:, None]).exp_().div_(z[:, None])
-    grad = p * -scale[:, None]
-    of_target = torch.where(chunk.owned, scale, 0.0)[:, None]
+def _logits_gradient(chunk: _Chunk, known: _Rows) -> Tensor:
+    """Returns the (rows, V) gradient of the logits, in their type."""
+    p = chunk.scaled().sub_(known.highest[:, None]).exp_().div_(known.z[:, None])
+    grad = p * -known.scale[:, None]
+    of_target = torch.where(chunk.owned, known.scale, 0.0)[:, None]
     if torch.compiler.is_compiling():  # a scattered sum would need grad in memory in fp32, and a kernel of its own
         columns = torch.arange(p.shape[1], device=p.device)
         grad = grad + torch.where(columns == chunk.at[:, None], of_target, 0.0)
     else:
         grad.scatter_add_(1, chunk.at[:, None], of_target)
-    if entropy is not None:  # d entropy / d x = -p (log p + entropy)
-        slope, value = entropy
-        grad -= slope[:, None] * (torch.xlogy(p, p) + p * value[:, None])
+    if known.slope is not None:  # d entropy / d x = -p (log p + entropy)
+        grad -= known.slope[:, None] * (torch.xlogy(p, p) + p * known.entropy[:, None])
     return grad.to(chunk.logits.dtype)

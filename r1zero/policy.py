@@ -20,6 +20,7 @@ from r1zero.config import Config
 from r1zero.division import micro_batches, spread
 from r1zero.logprobs import OutputLayer, TokenStats, token_stats
 from r1zero.model import build, packing, routing
+from r1zero.model.kernels.choice import kernels_of
 from r1zero.model.optimizer import clip_and_step
 from r1zero.objective import SUMS, Inputs, objective
 
@@ -246,6 +247,7 @@ class Policy:
             self.cfg.rollout.temperature,
             self.tp_group,
             build.reduces_during_backward(self.chunks[-1]),
+            kernels_of(self.cfg.run.device).accumulate,
         )
         return token_stats(hidden, p.rows.to(self.device), p.targets.to(self.device), layer)
 

@@ -15,7 +15,8 @@ from r1zero.rollout.engine_limits import cache_elements
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 LOGIT_ROWS = 1024
 KEPT_LOGITS_BYTES = 32 << 20
-"""Equal to r1zero.logprobs.ROWS and KEPT_BYTES, which cannot be imported here without torch."""
+LOGIT_BLOCK_BYTES = 4 << 20
+"""Equal to r1zero.logprobs.ROWS, KEPT_BYTES and BLOCK_BYTES, which cannot be imported here without torch."""
 
 
 class RankRoles(NamedTuple):
@@ -234,13 +235,15 @@ def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
     """
     tokens, size, width = inputs.cfg.train.micro_batch_tokens, inputs.itemsize, inputs.routes.shape.hidden_size
     rows = min(tokens, LOGIT_ROWS)
+    # In fp32 for all rows, except on a CPU: without training the scaled logits and their exponentials; with it the
+    # softmax and its gradient, of which there is then a copy in the run's type.
+    on_cpu, copy = inputs.cfg.run.device == "cpu", (0 if size == 4 else size)
+    blocks = 5 * LOGIT_BLOCK_BYTES if on_cpu else 0
     if not training:
-        return rows * columns * (size + 8)  # logits, and in fp32 the scaled logits and their exponentials
+        return rows * columns * (size if on_cpu else size + 8) + blocks
     kept = tokens if tokens * columns * size <= KEPT_LOGITS_BYTES else rows
-    copy = 0 if size == 4 else size
-    chunk = kept * size + rows * (8 + copy)  # the softmax and its gradient in fp32, and that gradient in the run's type
-    weight = rows * size + width * size  # that gradient, and the part of the weight's gradient that it makes
-    return columns * max(chunk, weight) + tokens * width * (4 + copy)
+    chunk = kept * size + rows * (0 if on_cpu else 8 + copy)
+    return columns * chunk + tokens * width * (4 + copy) + blocks
 
 
 def cache_need(inputs: MemoryInputs) -> tuple[int, int]:

@@ -292,7 +292,7 @@ def test_other_shortages_are_named(overrides: tuple[str, ...], words: list[str])
 
 
 @pytest.mark.parametrize(
-    "gib, cure", [(40, 'run.dtype = "bfloat16"'), (16, "2 ranks on this machine"), (5, "on more machines")]
+    "gib, cure", [(34, 'run.dtype = "bfloat16"'), (16, "2 ranks on this machine"), (5, "on more machines")]
 )
 def test_ranks_on_a_cpu_share_this_machines_memory_and_the_cure_names_type_reference_and_fewer_ranks(
     monkeypatch, gib, cure
@@ -412,6 +412,7 @@ def test_the_rows_of_a_chunk_of_logits_are_those_of_the_trainer() -> None:
     from r1zero import logprobs
 
     assert (memory.LOGIT_ROWS, memory.KEPT_LOGITS_BYTES) == (logprobs.ROWS, logprobs.KEPT_BYTES)
+    assert memory.LOGIT_BLOCK_BYTES == logprobs.BLOCK_BYTES
 
 
 def test_split_roles_leave_each_others_lines_out() -> None:
