@@ -29,3 +29,17 @@ def test_a_step_with_a_known_norm_equals_the_librarys(ranks, models, name):
     )
     for ours, theirs, other in zip(clipped, expected, free, strict=True):
         assert torch.equal(ours, theirs) and not torch.equal(ours, other)
+
+
+def operators_of_adam(rank, oracle):
+    built = cases.build_on(oracle, grid())
+    cases.schedule(built, cases.my_samples(built, oracle)[1], 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        built.optimizer.step()
+    return {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
+
+
+def test_adam_passes_over_the_weights_once(ranks, models):
+    (found,) = ranks.run(operators_of_adam, models("qwen2"), size=1)
+    assert "aten::_fused_adamw_" in found
+    assert not found & {"aten::sqrt", "aten::addcdiv_", "aten::lerp_", "aten::_foreach_sqrt"}
