@@ -195,10 +195,10 @@ class _Rows(NamedTuple):
     z: Tensor
     """The sum of exp(x - m) over all ranks."""
     scale: Tensor
-    """Gradient of the row's logprob, by x."""
+    """Derivative of the loss by the row's logprob, divided by the temperature, because x is logits / temperature."""
     entropy: Tensor
     slope: Tensor | None
-    """Gradient of the row's entropy; None if it is not used."""
+    """Derivative of the loss by the row's entropy, divided by the temperature; None if it is not used."""
 
     def of(self, rows: slice) -> "_Rows":
         """Returns what is known about some rows."""

@@ -150,6 +150,33 @@ def update_in(rank, oracle, dtype, first):
     return tried, cases.gathered(built, oracle, lambda parameter: parameter.main_grad)
 
 
+def tied_gradient(rank, oracle, dtype, in_parts):
+    """The gradient of the shared weight of embedding and output layer after several micro-batches of an update."""
+    from r1zero import policy
+    from r1zero.batch import LossSize
+    from r1zero.model import cpu_megatron
+
+    replaced = {} if in_parts else {"add_gradient_of_the_embedding_in_parts": lambda model: None}
+    with mock.patch.multiple(cpu_megatron, PART=7, **replaced):
+        built = cases.build_on(oracle, grid(), dtype)
+        cfg = replace(built.cfg, train=replace(built.cfg.train, micro_batch_tokens=165))
+        model = policy.Policy(cfg, built.chunks, VOCABULARY, [], built.optimizer, built.scheduler)
+        added, weight = [], built.chunks[0].module.embedding.word_embeddings.weight
+        weight.register_hook(lambda gradient: added.append(weight.grad_added_to_main_grad))
+        model._update(samples(True), LossSize(60.0, 12.0, 20))
+    return weight.main_grad.tolist(), added
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_gradient_of_an_embedding_is_the_same_if_it_is_added_in_parts(ranks, models, dtype):
+    """Bit-equal, also for a weight to which the log-probabilities add theirs."""
+    ((found, added),), ((expected, others),) = (
+        ranks.run(tied_gradient, models("qwen2_tied"), dtype, in_parts, size=1) for in_parts in (True, False)
+    )
+    assert len(added) > 1 and all(added) and not any(others)
+    assert found == expected and any(any(row) for row in found)
+
+
 @pytest.mark.parametrize("name", fast.only(["qwen2"], ["qwen2", "deepseek"]))
 def test_in_float16_the_loss_is_scaled_until_no_gradient_is_too_small_or_too_large(ranks, models, name):
     def error(found):

@@ -191,9 +191,10 @@ def set_step(optimizer: Any, step: float) -> None:
     """Set Adam's step count where the optimizer's class keeps it, in the state made by `allocate_moments`."""
     for part in parts(optimizer):
         if isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-            fused = any(group["fused"] for group in part.optimizer.param_groups)  # it counts on the device
-            for state in part.optimizer.state.values():
-                state["step"] = torch.tensor(step, device=state[MOMENTS[0]].device if fused else "cpu")
+            for group in part.optimizer.param_groups:
+                for master in group["params"]:
+                    device = master.device if group.get("fused") else "cpu"  # where that form counts
+                    part.optimizer.state[master]["step"] = torch.tensor(step, device=device)
         else:
             for group in part.optimizer.param_groups:
                 group["step"] = int(step)

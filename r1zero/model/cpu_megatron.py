@@ -1,4 +1,5 @@
-"""Replacements for what megatron-core 0.16.1 needs of torch.cuda, so that it runs on a CPU. Used only on that device.
+"""Replacements for what megatron-core 0.16.1 needs of torch.cuda, so that it runs on a CPU, and for two things that it
+does slowly there. Used only on that device.
 
 The library refers to CUDA in three ways: through the module `torch` that its files import, through methods of tensors,
 and through functions of its own. For the first, a facade replaces the global name `torch` in the library's own modules,
@@ -73,8 +74,8 @@ def _name_as_cuda(tensor: Any) -> None:
 def add_gradient_of_the_embedding_in_parts(model: Any) -> None:
     """Add the gradient of a 16-bit embedding to its sum in fp32 for PART elements at a time.
 
-    megatron-core adds it at once, for which torch copies all of it to fp32 in memory. Linear layers add theirs by
-    themselves (`accumulate` of model/kernels/cpu.py).
+    megatron-core adds it at once, for which torch copies all of it to fp32 in memory. Its linear layers add theirs by
+    `accumulate` of model/kernels/cpu.py; those of norms and the like are small.
     """
     weight = model.embedding.word_embeddings.weight
 
@@ -83,8 +84,8 @@ def add_gradient_of_the_embedding_in_parts(model: Any) -> None:
             total.add_(part)
         weight.grad_added_to_main_grad = True  # megatron-core's hook, which runs later, then leaves it out
 
-    # With this mark megatron-core adds what it finds in any case, because a fused output layer that shares the weight
-    # would leave zeros there. r1zero/logprobs.py leaves nothing.
+    # megatron-core sets this on a shared weight, and then adds `.grad` even if the mark above is set, because its own
+    # output layer would leave zeros there. Here it would add the gradient a second time.
     weight.zero_out_wgrad = False
     weight.register_hook(add)
 

@@ -45,8 +45,7 @@ def build_optimizer(
             chunks,
         )
     for part in optimizer.chained_optimizers:
-        if part.optimizer is not None:  # a rank may have no parameters of a kind
-            _fuse(part.optimizer)
+        _fuse(part.optimizer)
     warmup = cfg.lr_warmup_iterations
     scheduler = OptimizerParamScheduler(
         optimizer,
@@ -69,10 +68,13 @@ def _fuse(adam: Any) -> None:
 
     Otherwise torch makes more than ten passes, on a GPU with temporary tensors of 4 bytes per parameter.
     """
+    groups = [group for group in adam.param_groups if group["params"]]  # a rank may have no parameters of a group
     if isinstance(adam, torch.optim.AdamW):
-        for group in adam.param_groups:
-            group["fused"] = all(p.device.type in FUSED for p in group["params"])
-    log.info("Adam is %s.%s", type(adam).__module__, type(adam).__qualname__)
+        for group in groups:
+            if all(p.device.type in FUSED for p in group["params"]):
+                group["fused"] = True
+    fused = ", fused" if any(group.get("fused") for group in groups) else ""
+    log.info("Adam is %s.%s%s", type(adam).__module__, type(adam).__qualname__, fused)
 
 
 def clip_and_step(optimizer: ChainedOptimizer, grad_norm: float) -> None:

@@ -211,6 +211,9 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
     if stage == pp - 1:
         beyond = _head_bytes(inputs, shape.vocab_size // tp, training) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
+    if training and stage == 0:  # the last gradient that is computed, in a tensor of its own
+        beyond = shape.vocab_size // tp * shape.hidden_size * size - sum(found.values())
+        found |= {"embedding gradient": beyond} if beyond > 0 else {}
     return found
 
 
@@ -235,10 +238,12 @@ def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
     """
     tokens, size, width = inputs.cfg.train.micro_batch_tokens, inputs.itemsize, inputs.routes.shape.hidden_size
     rows = min(tokens, LOGIT_ROWS)
-    # In fp32 for all rows, except on a CPU: without training the scaled logits and their exponentials; with it the
-    # softmax and its gradient, of which there is then a copy in the run's type.
+    # Devices other than a CPU hold fp32 tensors for all rows of a chunk: without training the scaled logits and their
+    # exponentials; with it the softmax and its gradient, and then a copy of that in the run's type. A CPU holds two
+    # such blocks at the same time, and three more for the gradient of an entropy bonus.
     on_cpu, copy = inputs.cfg.run.device == "cpu", (0 if size == 4 else size)
-    blocks = 5 * LOGIT_BLOCK_BYTES if on_cpu else 0
+    count = 5 if training and inputs.cfg.grpo.entropy_coef else 2
+    blocks = count * min(LOGIT_BLOCK_BYTES, 4 * rows * columns) if on_cpu else 0
     if not training:
         return rows * columns * (size if on_cpu else size + 8) + blocks
     kept = tokens if tokens * columns * size <= KEPT_LOGITS_BYTES else rows

@@ -176,7 +176,8 @@ def unpermute(
 
 
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
-    """cuBLAS multiplies 16-bit matrices and adds to fp32, as the functions of apex and transformer-engine do."""
+    """cuBLAS multiplies 16-bit matrices and adds to fp32, as the functions of apex and transformer-engine do. In fp32
+    it needs no mixed types."""
     if inputs.dtype == total.dtype:
         total.addmm_(gradient.t(), inputs)
     else:

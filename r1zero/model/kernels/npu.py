@@ -121,7 +121,7 @@ def unpermute(
 
 
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
-    """ATB's operator, which MindSpeed calls for the same purpose through C++ that it compiles at first use."""
+    """In 16 bits ATB's operator. MindSpeed calls it for the same purpose, through C++ that it compiles at first use."""
     if inputs.dtype == total.dtype:
         total.addmm_(gradient.t(), inputs)
     else:
