@@ -33,8 +33,8 @@ class Device:
 DEVICES = {
     # One thread per rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile
     # costs 3 s at the first sample without a gain for small models. vLLM's allocator is sized by kv_cache_memory_bytes.
-    # Large tensors are new memory each time. With huge pages, if the kernel's setting is madvise or always, mapping it
-    # takes fewer page faults: 1.6 instead of 7.1 million in three iterations of a model with 0.5 billion parameters.
+    # Each large tensor is new memory, whose first use causes a page fault for every page. With huge pages there are
+    # fewer of them, if the kernel's setting for transparent huge pages is madvise or always.
     "cpu": Device(
         "cpu",
         "gloo",

@@ -75,7 +75,7 @@ def add_gradient_of_the_embedding_in_parts(model: Any) -> None:
     """Add the gradient of a 16-bit embedding to its sum in fp32 for PART elements at a time.
 
     megatron-core adds it at once, for which torch copies all of it to fp32 in memory. Its linear layers add theirs by
-    `accumulate` of model/kernels/cpu.py; those of norms and the like are small.
+    `accumulate` of model/kernels/cpu.py, and the weights of norms are small.
     """
     weight = model.embedding.word_embeddings.weight
 

@@ -472,3 +472,13 @@ def test_12288_ranks_are_planned() -> None:
 def test_the_benchmarks_find_the_planned_bytes_of_each_phase():
     found = real.planned(["configs/recipes/gsm8k_0.5b.toml"])
     assert set(real.PHASES.values()) <= set(found) and all(found.values())
+
+
+def test_the_embeddings_gradient_is_planned_where_it_is_more_than_the_activations() -> None:
+    """With short sequences, on the first stage: a quarter of 129,280 x 7,168 elements in bf16, for TP4."""
+    short = ("rollout.max_prompt_tokens=32", "rollout.max_response_tokens=32", "train.micro_batch_tokens=64")
+    for row in plan.plan(load("a3", "train.recompute=full", *short), 384).places:
+        update = row.phase_memory.device["update"]
+        assert ("embedding gradient" in update) == (row.place.train == 0)
+        if row.place.train == 0:
+            assert update["activations"] + update["embedding gradient"] == 129_280 // 4 * 7_168 * 2

@@ -176,8 +176,7 @@ def unpermute(
 
 
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
-    """cuBLAS multiplies 16-bit matrices and adds to fp32, as the functions of apex and transformer-engine do. In fp32
-    it needs no mixed types."""
+    """In 16 bits cuBLAS multiplies and adds to fp32 in one operation, as apex and transformer-engine do."""
     if inputs.dtype == total.dtype:
         total.addmm_(gradient.t(), inputs)
     else:
