@@ -103,6 +103,17 @@ def test_a_weights_gradient_for_cuda_is_added_in_fp32() -> None:
     torch.testing.assert_close(total, expected)
 
 
+@pytest.mark.parametrize("kind", KERNELS)
+def test_a_weights_gradient_in_fp32_is_added_without_an_operator_of_the_device(kind: str) -> None:
+    """The operators for CUDA and NPU, which are for 16-bit types, do not exist here."""
+    x, gradient, total = (kernel_cases.values(*shape).float() for shape in ((37, 16), (37, 24), (24, 16)))
+    expected = total + gradient.t() @ x
+    accumulate = kernels_of(kind).accumulate
+    assert accumulate
+    accumulate(x, gradient, total)
+    torch.testing.assert_close(total, expected)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)], ids=str)
 def test_a_weights_gradient_on_a_cpu_is_added_in_fp32_for_some_outputs_at_a_time(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float

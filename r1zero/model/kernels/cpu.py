@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1zero.model.kernels.interface import Kernels
+from r1zero.model.kernels.interface import Kernels, extend_to_fp32
 from r1zero.model.packing import attend
 
 ADDED_OUTPUTS = 1024
@@ -106,15 +106,13 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return _Rotate.apply(x, cosines, sines)
 
 
+@extend_to_fp32
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
     """On a CPU torch has no product of 16-bit matrices in fp32, so it is rounded before it is added.
 
     Few outputs are computed at a time, so that their part is still in the cache then. Torch's addition of 16 bits to
     fp32 would first copy the whole product to fp32 in memory.
     """
-    if inputs.dtype == total.dtype:
-        total.addmm_(gradient.t(), inputs)
-        return
     for part, of_part in zip(total.split(ADDED_OUTPUTS), gradient.split(ADDED_OUTPUTS, 1), strict=True):
         part.add_(of_part.t() @ inputs)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r1zero.model.kernels import cpu
 from r1zero.model.kernels.grouped import GroupedLinear, Products
-from r1zero.model.kernels.interface import Kernels
+from r1zero.model.kernels.interface import Kernels, extend_to_fp32
 from r1zero.model.packing import PackedSequences, attended_keys
 
 
@@ -175,12 +175,10 @@ def unpermute(
     return _FromRows.apply(permuted_tokens, token_of_row, sorted_indices)
 
 
+@extend_to_fp32
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
-    """In 16 bits cuBLAS multiplies and adds to fp32 in one operation, as apex and transformer-engine do."""
-    if inputs.dtype == total.dtype:
-        total.addmm_(gradient.t(), inputs)
-    else:
-        torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
+    """cuBLAS multiplies and adds to fp32 in one operation, as apex and transformer-engine do."""
+    torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
 
 
 KERNELS = Kernels(

@@ -7,6 +7,7 @@ R rows, one for each token and each of its experts, sorted by expert; X experts 
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import wraps
 
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from r1zero.model.packing import PackedSequences
 GroupedLinear = Callable[[Tensor, list[Tensor], Tensor], Tensor]
 """(rows (R, in), X weights (out, in), counts (X,)) to (R, out): the first counts[0] rows times the transposed first
 weight, and so on. counts: int64, on the host or the device; their sum is R, which may be 0."""
+AddWeightGradient = Callable[[Tensor, Tensor, Tensor], None]
+"""(input (T, in), gradient of the output (T, out), total (out, in) in fp32), the first two in fp32 or a 16-bit type:
+adds the gradient of a linear layer's weight to the total, in place."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,8 @@ class Kernels:
     unpermute: Callable[..., Tensor] | None = None
     """megatron-core's functions of these names in moe_utils, without tokens that are dropped or padded. What permute
     returns last is for unpermute only."""
-    accumulate: Callable[[Tensor, Tensor, Tensor], None] | None = None
-    """(input (T, in), gradient of the output (T, out), total (out, in) in fp32), the first two in fp32 or a 16-bit
-    type: adds the weight's gradient to the total, in place. Without it the product is made first, in their type."""
+    accumulate: AddWeightGradient | None = None
+    """Without it the product is made first, in the type of the layer's input."""
     shared_expert_overlap: bool = False
     """Whether shared experts are computed on a stream of their own while tokens travel to the routed ones."""
 
@@ -51,3 +54,16 @@ class Kernels:
         functions = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "shared_expert_overlap"}
         modules = {name: function.__module__ if function else "megatron-core" for name, function in functions.items()}
         return ", ".join(f"{name} from {module}" for name, module in modules.items())
+
+
+def extend_to_fp32(in_16_bits: AddWeightGradient) -> AddWeightGradient:
+    """Returns the function of a device for 16-bit types, extended to fp32, where every device has torch's own."""
+
+    @wraps(in_16_bits)
+    def add(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
+        if inputs.dtype == total.dtype:
+            total.addmm_(gradient.t(), inputs)
+        else:
+            in_16_bits(inputs, gradient, total)
+
+    return add

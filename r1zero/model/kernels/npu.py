@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from r1zero.model.kernels.grouped import GroupedLinear, Products
-from r1zero.model.kernels.interface import Kernels
+from r1zero.model.kernels.interface import Kernels, extend_to_fp32
 from r1zero.model.packing import PackedSequences, attended_keys
 
 
@@ -120,12 +120,10 @@ def unpermute(
     return operator(permuted_tokens, sorted_indices, list(restore_shape))
 
 
+@extend_to_fp32
 def add_weight_gradient(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
-    """In 16 bits ATB's operator. MindSpeed calls it for the same purpose, through C++ that it compiles at first use."""
-    if inputs.dtype == total.dtype:
-        total.addmm_(gradient.t(), inputs)
-    else:
-        torch.ops.atb._npu_matmul_add_fp32(gradient, inputs, total)
+    """ATB's operator. MindSpeed calls it for the same purpose, through C++ that it compiles at first use."""
+    torch.ops.atb._npu_matmul_add_fp32(gradient, inputs, total)
 
 
 KERNELS = Kernels(
