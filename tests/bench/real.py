@@ -45,9 +45,10 @@ JOB = [
     "grpo.prompts_per_iteration=4",
     "grpo.group_size=4",
     "train.micro_batch_tokens=512",
-    f'reward.rules={{"{Path(__file__).resolve()}:even_share" = 1.0}}',
     "optimizer.lr=1e-6",
 ]
+RULE = f'reward.rules={{"{Path(__file__).resolve()}:even_share" = 1.0}}'
+FOLDER = Path("runs/bench_real")
 PHASES = {
     "rollout": "rollout",
     "reference_model": "reference",
@@ -147,15 +148,37 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--untied", action="store_true")
     parser.add_argument("--iterations", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_real"))
+    parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_intermixed_args()
     if args.folder and "=" in str(args.folder):
         args.overrides, args.folder = [str(args.folder), *args.overrides], None
-    args.out.mkdir(parents=True, exist_ok=True)
-    model = args.folder or args.out / ("untied" if args.untied else "tied")
-    if not (model / "config.json").exists():
-        make(model, not args.untied)
+    model = args.folder or half_billion(args.out, not args.untied)
     print_report(*measure(args.out, model, args.iterations, args.overrides))
+
+
+def half_billion(out: Path, tied: bool) -> Path:
+    """Returns the folder of the model with the shape of Qwen2.5-0.5B, and makes it if necessary."""
+    model = out / ("tied" if tied else "untied")
+    if not (model / "config.json").exists():
+        make(model, tied)
+    return model
+
+
+def prepare(out: Path, model: Path) -> list[str]:
+    """Write an empty config and the prompts of the miniature for this model.
+
+    Returns the arguments of train.py: the config, JOB, model and data.
+    """
+    from r1zero.miniature import problems
+
+    out.mkdir(parents=True, exist_ok=True)
+    problems.write(out / "problems.jsonl", problems.draw(problems.split()["train"], 64, random.Random(0)))
+    data = out / f"data_{model.name}"
+    fields = [f"input={out}/problems.jsonl", f"tokenizer={model}", f"output={data}", "max_prompt_tokens=64"]
+    command = [sys.executable, "preprocess.py", "configs/data/quickstart.toml", *fields]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (out / "job.toml").write_text("")
+    return [str(out / "job.toml"), *JOB, f"model.path={model}", f"data.path={data}"]
 
 
 def measure(
@@ -165,35 +188,10 @@ def measure(
 
     Returns the lines of metrics.jsonl, and the measured and the planned bytes by phase.
     """
-    from r1zero.miniature import problems
     from r1zero.observability import metrics
 
-    problems.write(out / "problems.jsonl", problems.draw(problems.split()["train"], 64, random.Random(0)))
     name = f"run_{os.getpid()}"
-    data = out / f"data_{model.name}"
-    subprocess.run(
-        [
-            sys.executable,
-            "preprocess.py",
-            "configs/data/quickstart.toml",
-            f"input={out}/problems.jsonl",
-            f"tokenizer={model}",
-            f"output={data}",
-            "max_prompt_tokens=64",
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    (out / "job.toml").write_text("")
-    arguments = [
-        str(out / "job.toml"),
-        *JOB,
-        f"run.dir={out}",
-        f"run.name={name}",
-        f"model.path={model}",
-        f"data.path={data}",
-        *overrides,
-    ]
+    arguments = [*prepare(out, model), RULE, f"run.dir={out}", f"run.name={name}", *overrides]
     for last in (iterations, iterations + 1):
         command = [sys.executable, "-W", "ignore", "-m", "tests.bench.real", "--job", str(out / "peaks.json")]
         subprocess.run([*command, *arguments, f"run.iterations={last}"], check=True)

@@ -1,12 +1,13 @@
-"""Compares the job with TRL's GRPOTrainer: python -m tests.bench.trl CONFIG [--rounds 3] [--steps 8] [--venv FOLDER]
-[--hidden WIDTH --layers N] [section.key=value ...]
+"""Compares the job with TRL's GRPOTrainer: python -m tests.bench.trl CONFIG [--rounds 3] [--steps 8] [--ranks 2]
+[--venv FOLDER] [--hidden WIDTH --layers N] [section.key=value ...], or the same with --half-billion instead of CONFIG.
 
 Both get the same model, prompts, lengths, type and number of cores, and run in turns; medians and their ratio are
 printed. TRL runs in a virtual environment of its own, made at the first use beside the installed packages, whose torch
 and transformers it shares. With --hidden and --layers the model is a random Qwen2 of that size with the tokenizer and
-the prompts of CONFIG; otherwise it is that of CONFIG. Tokens are those of prompts and responses of all samples, however
-often a trainer computes them. On a shared machine only the ratio is meaningful, and processor seconds are steadier than
-wall seconds.
+the prompts of CONFIG; otherwise it is that of CONFIG. With --half-billion the job is that of tests.bench.real in bf16:
+a random model with the shape of Qwen2.5-0.5B, one process with two threads. Tokens are those of prompts and responses
+of all samples, however often a trainer computes them. On a shared machine only the ratio is meaningful, and processor
+seconds are steadier than wall seconds.
 """
 
 import argparse
@@ -27,9 +28,16 @@ from rich.table import Table
 from r1zero import config
 from r1zero.config import Config
 from r1zero.data.prompts import PromptSet
-from tests.bench import step
+from tests.bench import real, step
 
 PACKAGES = ("trl==1.16.0", "accelerate", "datasets")
+HALF_BILLION = [
+    "run.dtype=bfloat16",
+    "run.threads=2",
+    "train.micro_batch_tokens=2048",  # TRL computes all samples at once
+    "checkpoint.after_last=false",
+]
+"""What differs from the job of tests.bench.real, whose own reward rule TRL does not have."""
 WARM_UP = step.WARM_UP
 
 
@@ -100,29 +108,38 @@ def peer(python: Path, cfg: Config, steps: int) -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("arguments", nargs="*", help="CONFIG, section.key=value ...")
+    parser.add_argument("--half-billion", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int)
     parser.add_argument("--hidden", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "trl-venv")
     args = parser.parse_intermixed_args()
+    configs = [word for word in args.arguments if "=" not in word]
+    if len(configs) + args.half_billion != 1:
+        parser.error(f"give either one CONFIG or --half-billion; the configs are {configs}")
+    overrides = [word for word in args.arguments if "=" in word]
+    ranks = args.ranks or (1 if args.half_billion else 2)
     python = environment(args.venv)
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        overrides = args.overrides
+        if args.half_billion:
+            [path, *job] = real.prepare(real.FOLDER, real.half_billion(real.FOLDER, True))
+            overrides = [*job, *HALF_BILLION, *overrides]
+        else:
+            [path] = configs
         if args.hidden:
-            source = config.load(args.config, overrides, Config).model.path
+            source = config.load(path, overrides, Config).model.path
             made = random_model(Path(folder), source, args.hidden, args.layers)
             overrides = [*overrides, f"model.path={made}", "model.checkpoint="]
-        cfg = config.load(args.config, overrides, Config)
+        cfg = config.load(path, overrides, Config)
         for _ in range(args.rounds):
-            ours += step.run(args.config, args.ranks, args.steps, overrides)
+            ours += step.run(path, ranks, args.steps, overrides)
             theirs += peer(python, cfg, args.steps)
-    Console().print(table(ours, theirs, args.ranks))
+    Console().print(table(ours, theirs, ranks))
 
 
 def table(ours: list[dict[str, float]], theirs: list[dict[str, float]], ranks: int) -> Table:
