@@ -116,16 +116,17 @@ class Field:
     def wanted(self) -> str:
         """The second half of an error message, which states the allowed values."""
         if self.only is None:
-            return f"it must be {self.kind.says}"
-        values = (
-            f"only {' or '.join(map(shown, self.only))} is supported" if self.only else "this field is not supported"
-        )
+            values = f"it must be {self.kind.says}"
+        elif self.only:
+            values = f"only {' or '.join(map(shown, self.only))} is supported"
+        else:
+            values = "this field is not supported"
         return f"{values}: {self.why}" if self.why else values
 
 
-def read(kind: Kind, default: Any = REQUIRED) -> Field:
-    """A field that describes the model."""
-    return Field(kind, default)
+def read(kind: Kind, default: Any = REQUIRED, why: str = "") -> Field:
+    """A field that describes the model. why: the reason for the kind, or the cure."""
+    return Field(kind, default, why=why)
 
 
 def only(*values: Any, why: str = "", default: Any = None) -> Field:

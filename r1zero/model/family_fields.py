@@ -180,14 +180,17 @@ LATENT: Fields = COMMON | {
     "pretraining_tp": no_effect(optional(whole())),
 }
 
+ONE_GROUP = "a model that chooses among all of its experts has n_group = 1 and topk_group = 1"
+
 DEEPSEEK_V3: Fields = LATENT | {
     "model_type": only("deepseek_v3", default=REQUIRED),
     "rope_interleave": only(True, why="vLLM always rotates pairs of neighbouring elements"),
     # Must equal n_routed_experts. If it contradicts that, Hugging Face uses this one.
     "num_local_experts": read(whole(), None),
     "num_experts_per_tok": read(whole(2)),
-    "n_group": read(whole()),
-    "topk_group": read(whole()),
+    # With null neither Hugging Face nor vLLM computes anything: both raise an error in the router.
+    "n_group": read(whole(), why=ONE_GROUP),
+    "topk_group": read(whole(), why=ONE_GROUP),
     "norm_topk_prob": only(True),
     # Files written by transformers 5 have neither, so rollout/arguments.py passes them to the engine.
     "scoring_func": only("sigmoid"),

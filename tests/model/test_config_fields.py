@@ -190,6 +190,20 @@ def test_a_field_that_trainer_or_engine_would_read_otherwise_is_refused_by_name(
     assert "\n" not in said and str(tmp_path / "config.json") in said and name in said
 
 
+@pytest.mark.parametrize("name", ["n_group", "topk_group"])
+def test_null_for_the_groups_of_experts_is_refused_with_the_cure(tmp_path, name):
+    """The cure is one of TOGETHER, whose logits are compared above. Hugging Face computes nothing with null."""
+    null, cure = (MINIMAL[DEEPSEEK] | dict.fromkeys(("n_group", "topk_group"), value) for value in (None, 1))
+    cured = shape_of(tmp_path, cure).require_moe()
+    assert (cured.groups, cured.topk_groups) == (1, 1)
+    with pytest.raises(UserError, match=f"{name} = null; .* has n_group = 1 and topk_group = 1"):
+        shape_of(tmp_path, cure | {name: None})
+    folder = saved(tmp_path, MINIMAL[DEEPSEEK])
+    (folder / "config.json").write_text(json.dumps(null))
+    with pytest.raises(TypeError):
+        logits_of_transformers(folder)
+
+
 def sections(family):
     """Top-level fields, and those of rotary positions and FP8, each with a config that has it at the value."""
     base = MINIMAL[family]
