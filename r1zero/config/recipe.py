@@ -1,10 +1,21 @@
 """Checks for fields of `[grpo]` that contradict each other, or fields of `[rollout]`."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 from r1zero.config.errors import UserError
 from r1zero.config.grpo import Grpo
 from r1zero.config.schema import Rollout
+
+SWITCHES: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "max_rounds": ("dynamic_sampling", (True,)),
+    "rollout_correction_level": ("rollout_correction", ("truncate", "mask")),
+    "rollout_correction_cap": ("rollout_correction", ("truncate", "mask")),
+    "rollout_correction_floor": ("rollout_correction", ("mask",)),
+    "overlong_buffer_tokens": ("overlong", ("penalty",)),
+}
+"""Field -> the field that switches it on, and the values of that field with which it is used."""
 
 
 def check(grpo: Grpo, rollout: Rollout) -> None:
@@ -16,6 +27,7 @@ def check(grpo: Grpo, rollout: Rollout) -> None:
         *_correction(grpo),
         *_updates(grpo),
         *_length(grpo, rollout),
+        *_unused(grpo),
     ):
         raise UserError(sentence)
 
@@ -59,12 +71,7 @@ def _correction(grpo: Grpo) -> Iterator[str]:
             f'grpo.rollout_correction = "{kind}" with grpo.old_logprobs = "rollout", which already uses the engine\'s '
             'logprobs; set rollout_correction = "none" or old_logprobs = "trainer"'
         )
-    if kind != "mask" and floor > 0:
-        yield (
-            f'grpo.rollout_correction_floor = {floor} with grpo.rollout_correction = "{kind}", which does not use it; '
-            'set rollout_correction = "mask", or remove rollout_correction_floor'
-        )
-    if floor >= cap:
+    if kind == "mask" and floor >= cap:
         yield f"grpo.rollout_correction_floor = {floor}; it must be less than grpo.rollout_correction_cap = {cap}"
 
 
@@ -84,8 +91,13 @@ def _length(grpo: Grpo, rollout: Rollout) -> Iterator[str]:
             f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "penalty"; it must be between 1 and '
             f"rollout.max_response_tokens = {longest}"
         )
-    if grpo.overlong != "penalty" and buffer > 0:
-        yield (
-            f'grpo.overlong_buffer_tokens = {buffer} with grpo.overlong = "{grpo.overlong}", which does not use it; '
-            'set overlong = "penalty", or remove overlong_buffer_tokens'
-        )
+
+
+def _unused(grpo: Grpo) -> Iterator[str]:
+    for name, (switch, on) in SWITCHES.items():
+        value, state = getattr(grpo, name), getattr(grpo, switch)
+        if state not in on and value != getattr(Grpo, name):
+            yield (
+                f"grpo.{name} = {json.dumps(value)} with grpo.{switch} = {json.dumps(state)}, which does not use it; "
+                f"set {switch} = {' or '.join(map(json.dumps, on))}, or remove {name}"
+            )

@@ -23,6 +23,16 @@ ROLLOUT = Rollout(max_response_tokens=100)
         (dict(dual_clip=3.0, surrogate="cispo"), 'grpo.dual_clip = 3.0 with grpo.surrogate = "cispo"'),
         (dict(rollout_correction="mask", old_logprobs="rollout"), '"mask" with grpo.old_logprobs = "rollout"'),
         (dict(rollout_correction_floor=0.5), 'rollout_correction_floor = 0.5 with grpo.rollout_correction = "none"'),
+        (
+            dict(rollout_correction_cap=5.0),
+            'cap = 5.0 with grpo.rollout_correction = "none".*set.* = "truncate" or "mask", or remove.*_cap',
+        ),
+        (dict(rollout_correction_level="sequence"), 'level = "sequence" with grpo.rollout_correction = "none"'),
+        (
+            dict(rollout_correction="truncate", rollout_correction_floor=0.5),
+            'floor = 0.5 with grpo.rollout_correction = "truncate".*set rollout_correction = "mask", or remove',
+        ),
+        (dict(max_rounds=10), "max_rounds = 10 with grpo.dynamic_sampling = false.*set dynamic_sampling = true, or"),
         (dict(rollout_correction="mask", rollout_correction_floor=2.0), "floor = 2.0; it must be less than.* = 2.0"),
         (dict(prompts_per_iteration=2, group_size=2, mini_batches=5), "mini_batches = 5; it must be at most the 4"),
         (dict(mini_batches=0), "grpo.mini_batches = 0; it must be at least 1"),
@@ -44,6 +54,9 @@ def test_a_contradiction_is_refused(fields, sentence):
         dict(dual_clip=3.0, clip_high=0.28, importance_ratio="sequence", aggregation="sequence"),
         dict(overlong="penalty", overlong_buffer_tokens=100),
         dict(rollout_correction="mask", rollout_correction_floor=0.5, rollout_correction_cap=5.0, mini_batches=4),
+        dict(rollout_correction="truncate", rollout_correction_cap=5.0, rollout_correction_level="sequence"),
+        dict(dynamic_sampling=True, max_rounds=10),
+        dict(rollout_correction_cap=2.0, rollout_correction_level="token", max_rounds=4),  # the defaults
         dict(old_logprobs="rollout", mini_batches=4, epochs=2),
     ],
 )
