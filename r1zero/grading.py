@@ -84,15 +84,23 @@ class Grader:
         """Sample -> (response, label), for the samples that this rank is grading."""
 
     def submit(self, prompts: list[Prompt], responses: list[Response]) -> None:
-        """Start grading finished responses. prompts: the list that was given to the engine."""
+        """Start grading finished responses, for `collect`. prompts: the list that was given to the engine."""
+        started = self.start(prompts, responses, self.cfg.grpo.group_size)
+        self.submitted |= {sample: (one.response, one.label) for sample, one in started.items()}
+
+    def start(self, prompts: list[Prompt], responses: list[Response], group_size: int) -> dict[int, Submission]:
+        """Start grading this rank's share of finished responses, of which each prompt has `group_size`.
+
+        Returns what the scorer got, by the number of the sample: prompt * group_size + sample.
+        """
         submissions: dict[int, Submission] = {}
         for response in responses:
-            sample = response.prompt * self.cfg.grpo.group_size + response.sample
+            sample = response.prompt * group_size + response.sample
             if sample % self.peers == self.turn:
-                prompt, text = prompts[response.prompt], self.text(response)
-                self.submitted[sample] = text, prompt.label
-                submissions[sample] = Submission(text, prompt.label, prompt.text, prompt.additional)
+                prompt = prompts[response.prompt]
+                submissions[sample] = Submission(self.text(response), prompt.label, prompt.text, prompt.additional)
         self.require_scorer().submit_all(submissions)
+        return submissions
 
     def require_scorer(self) -> Scorer:
         """Returns this rank's scorer. Raises RuntimeError on a rank without an engine."""

@@ -22,7 +22,7 @@ from r1zero.evaluation.figures import NO_VOTE, Outcomes
 from r1zero.grading import Grader
 from r1zero.observability import tables
 from r1zero.observability.progress import Progress
-from r1zero.reward import Score, Submission
+from r1zero.reward import Score
 from r1zero.reward.boxes import last_box
 from r1zero.reward.rules import has_base_format
 from r1zero.rollout.engine import Engine, Sampling, request_seed
@@ -108,13 +108,7 @@ class Evaluator:
 
         def grade(responses: list[Response]) -> None:
             self.progress.see(responses)
-            submissions: dict[tuple[int, int], Submission] = {}
-            for response in responses:
-                if (response.prompt * one.samples + response.sample) % self.grader.peers == self.grader.turn:
-                    prompt, text = share[response.prompt], self.grader.text(response)
-                    key = response.prompt, response.sample
-                    submissions[key] = Submission(text, prompt.label, prompt.text, prompt.additional)
-            self.grader.require_scorer().submit_all(submissions)
+            self.grader.start(share, responses, one.samples)
 
         return engine.evaluate(share, sampling, grade)
 
@@ -130,7 +124,7 @@ class Evaluator:
         voters: dict[int, list[int]] = {}
         for response, text in zip(responses, texts, strict=True):
             p, row = response.prompt, share[response.prompt].row
-            if score := scores.get((p, response.sample)):
+            if score := scores.get(p * table.shape[1] + response.sample):
                 table[row, response.sample, :7] = torch.tensor(self._columns(score, response, text))
             if p % self.grader.peers == self.grader.turn and (box := last_box(text)):
                 boxes.setdefault(row, []).append(box.content)
