@@ -11,6 +11,7 @@ _COMMANDS = re.compile(
     r"|\^\s*(?=\()|\\log\s*_\s*(?=[0-9]\s*[0-9])"
 )
 _FUNCTION = re.compile(r"\\(?P<name>(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp)(?![A-Za-z])\s*")
+_ABSOLUTE = re.compile(r"\\abs\s*(?=[({])")
 _TRIGONOMETRIC = re.compile("(?:sin|cos|tan|cot|sec|csc)$")
 _SCRIPT, _BLANKS = re.compile(r"\s*[\^_]\s*(?=\S)"), re.compile(r"\s*")
 _END = re.compile(
@@ -40,6 +41,24 @@ def braced(text: str) -> str:
                 break
             out.append("{" + braced(argument) + "}")
             place = end
+    return "".join([*out, text[place:]])
+
+
+def in_bars(text: str) -> str:
+    r"""Returns the text with |x| for \abs(x), unless bars would meet other bars, whose pairs a reader could not tell.
+
+    >>> in_bars(r"\abs (x-1)+2\abs{y}"), in_bars(r"\abs(x+|y|)"), in_bars(r"\abs(1-\abs(x))")
+    ('|x-1|+2|y|', '\\abs(x+|y|)', '\\abs(1-\\abs(x))')
+    """
+    if "|" in text or "\\abs" not in text:
+        return text
+    out, place = [], 0
+    while match := _ABSOLUTE.search(text, place):
+        argument, end = _argument(text, match.end(), round_too=True)
+        if not argument or "\\abs" in argument:
+            return text
+        out += [text[place : match.start()], f"|{argument}|"]
+        place = end
     return "".join([*out, text[place:]])
 
 

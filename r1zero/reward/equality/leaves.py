@@ -19,6 +19,7 @@ _JUXTAPOSED = re.compile(
     r"|\\frac\{[^{}]*\}\{[^{}]*\}\s*[0-9]"
 )
 _QUOTES = re.compile(r"\"|[0-9]\s*'")  # feet and inches, whose marks math-verify drops
+_BASE_INSIDE = re.compile(r"[0-9]\s*_")  # a number in a base beside other parts, whose base math-verify drops
 _COMPUTED_ON_READING = re.compile(r"\\det|vmatrix|operatorname\{(?!gcd|lcm|floor|ceil)")
 
 
@@ -95,7 +96,7 @@ def tree_of(text: str) -> solver.Tree | None:
     value = numeral(text)
     if value is not None and not value.rounded:
         return sympy.Rational(value.value.numerator, value.value.denominator)
-    if not text or _JUXTAPOSED.search(text) or _QUOTES.search(text):
+    if not text or any(pattern.search(text) for pattern in (_JUXTAPOSED, _QUOTES, _BASE_INSIDE)):
         return None  # math-verify would add numbers that stand side by side, as in a mixed number
     return solver.parse(text)
 

@@ -6,7 +6,7 @@ changed: only ASCII digits are numbers.
 
 import re
 
-from r1zero.reward.equality.arguments import braced
+from r1zero.reward.equality.arguments import braced, in_bars
 from r1zero.reward.equality.characters import as_tex
 
 _DIGIT_GROUPS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:\{,\}|,\\!|\\[,;: ]|~)[0-9]{3})+(?![0-9])")
@@ -38,17 +38,22 @@ _POWER_IN_TEXT = re.compile(r"(\\text\{[^{}]*\^)\{(-?[0-9])\}(?=[^{}]*\})")
 # ]1, 2[ is the French notation for (1, 2). U between brackets is a union.
 _OUTWARD = re.compile(r"(?P<left>[][])(?P<ends>[^][(),;]+[,;][^][(),;]+)(?P<right>[][])")
 _UNION = re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])")
+# TeX sets both orders alike. math-verify drops a subscript that comes after an exponent.
+_SCRIPTS = re.compile(r"(\^\s*(?:\{[^{}]*\}|[0-9A-Za-z]))\s*(_\s*(?:\{[^{}]*\}|[0-9A-Za-z]))")
 _COMBINATIONS = re.compile(r"(?:\\text\{\s*C\s*\}|(?<![A-Za-z\\])C)\s*_\s*\{?([0-9]+)\}?\s*\^\s*\{?([0-9]+)\}?")
+# Another C beside combinations, which is neither a choice nor in a word.
+_OTHER_C = re.compile(r"\\text\{[^{}]*\}|\(C\)|\\mathbb\{C\}|(?<![A-Za-z\\])(?P<letter>C)")
 _CHOOSE = re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}")
 # The letters of an angle have an order and are not a product.
 _ANGLE = re.compile(r"\\(angle|triangle)\s*(?:\{\s*)?([A-Z]+)(?![A-Za-z])(?:\s*\})?")
 _LETTER = re.compile(r"\\(?:text|operatorname)\s*\{\s*([ieIE])\s*\}")
 # Names of functions in a text font or without a backslash. `sec` and `min` are also units, and `max` is also a word.
 _NAMES = r"(?:arc)?(?:sin|cos|tan|cot|csc)h?|arcsech?|sech|ln|log|exp|gcd|lcm|floor|ceil"
+_BEFORE_PARENTHESES = "max|min|abs"
 _FUNCTION = re.compile(
     rf"\\(?:text|operatorname\s*\*?)\s*\{{\s*(?:(?P<wrapped>{_NAMES})\s*\}}(?=\s*[\\({{_^A-Za-z0-9])"
-    r"|(?P<ambiguous>sec|max|min)\s*\}(?=\(|\\\{))"
-    rf"|(?<![A-Za-z\\])(?P<bare>{_NAMES}|max|min)(?=\(|\\\{{|(?<=log)_)"
+    rf"|(?P<ambiguous>sec|{_BEFORE_PARENTHESES})\s*\}}(?=\(|\\\{{))"
+    rf"|(?<![A-Za-z\\])(?P<bare>{_NAMES}|{_BEFORE_PARENTHESES})(?=\(|\\\{{|(?<=log)_)"
 )
 _IN_BRACES = re.compile(r"\\(?P<name>gcd|lcm|max|min)\s*\\\{(?P<inside>(?:[^{}\\]|\\[^{}]|\{[^{}]*\})*)\\\}")
 _CONNECTIVE = re.compile(
@@ -97,10 +102,10 @@ def plain(text: str) -> str:
         text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
     text = _IN_BRACES.sub(r"\\\g<name>(\g<inside>)", _FUNCTION.sub(_function, text))
     text = _INFINITY.sub(r"\\infty ", text)
-    text = _COMBINATIONS.sub(r"\\binom{\1}{\2}", _UNION.sub(r" \\cup ", _OUTWARD.sub(_inward, text)))
+    text = _combinations(_SCRIPTS.sub(r"\2\1", _UNION.sub(r" \\cup ", _OUTWARD.sub(_inward, text))))
     text = _ASCII_RELATIONS.sub(lambda match: r"\le " if "<" in match.group() else r"\ge ", text)
     text = _SHORT_SUBSCRIPT.sub(r"_\1", _SIGN_IN_BRACES.sub(r"\1", text))
-    return braced(text).strip()
+    return in_bars(braced(text)).strip()
 
 
 def _space(match: re.Match[str]) -> str:
@@ -110,6 +115,19 @@ def _space(match: re.Match[str]) -> str:
 def _function(match: re.Match[str]) -> str:
     name = match["wrapped"] or match["ambiguous"] or match["bare"]
     return rf"\operatorname{{{name}}}" if name in ("floor", "ceil") else rf"\{name} "
+
+
+def _combinations(text: str) -> str:
+    r"""Returns the text with \binom{6}{2} for C_6^2.
+
+    C_2 may also be a constant and C_2^2 its square, as in C_1^2 + C_2^2 or in C_1 + C_2^2. So nothing is replaced if
+    there is any other C, or one with a larger exponent than subscript.
+    """
+    found = list(_COMBINATIONS.finditer(text))
+    if not all(int(match[2]) <= int(match[1]) for match in found):
+        return text
+    others = _OTHER_C.finditer(_COMBINATIONS.sub("", text)) if found else ()
+    return text if any(match["letter"] for match in others) else _COMBINATIONS.sub(r"\\binom{\1}{\2}", text)
 
 
 def _number_set(match: re.Match[str]) -> str:
