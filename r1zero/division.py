@@ -6,6 +6,7 @@ Only numbers of tokens decide, so this needs neither torch nor the samples, and 
 import heapq
 import random
 from collections.abc import Sequence
+from itertools import count as count_up
 from typing import NamedTuple
 
 ATTENDED = 2
@@ -44,6 +45,36 @@ def micro_batches(sizes: Sequence[SampleSize], budget: int) -> list[list[int]]:
             prompt_is_there = True
             room, attended = room - needed, attended - alone
     return found
+
+
+def pieces(engines: int, share: int, group_size: int, samples: int) -> list[range]:
+    """Returns the samples of all engines, group after group, cut into pieces of at most `samples`.
+
+    share: number of groups of each engine. A piece is some whole groups of one engine, or a part of one group if
+    `samples` is less than a group.
+    """
+    of_engine, step = share * group_size, samples
+    if samples >= group_size:
+        step, spans = samples // group_size * group_size, [(e * of_engine, of_engine) for e in range(engines)]
+    else:
+        spans = [(group * group_size, group_size) for group in range(engines * share)]
+    return [range(at, min(at + step, first + n)) for first, n in spans for at in range(first, first + n, step)]
+
+
+def surely_fit(prompt: int, response: int, group_size: int, budget: int, shared: bool) -> int:
+    """Returns the number of samples that fit one micro-batch whatever their lengths are: those of whole groups, or
+    fewer than a group has, and at least one.
+
+    prompt, response: largest numbers of tokens. budget: as in `micro_batches`. shared: whether the samples of a group
+    share their prompt.
+    """
+
+    def fits(count: int) -> bool:
+        prompts = -(-count // group_size) if shared else count
+        return prompts * prompt + count * response <= budget and count * (prompt + response) <= ATTENDED * budget
+
+    groups = next(n for n in count_up(1) if not fits(n * group_size)) - 1
+    return groups * group_size or max((n for n in range(1, group_size) if fits(n)), default=1)
 
 
 def count_tokens(sizes: Sequence[SampleSize], indices: Sequence[int]) -> int:

@@ -90,12 +90,13 @@ class Policy:
         }
 
     @torch.no_grad()
-    def logprobs(self, batch: Batch) -> Tensor | None:
+    def logprobs(self, batch: Batch, parts: list[list[int]] | None = None) -> Tensor | None:
         """Returns the (R,) fp32 logprobs of the response tokens, in the batch's order, on the last pipeline stage.
 
-        Returns None on other stages. Collective over the ranks of the role.
+        Returns None on other stages. Collective over the ranks of the role. parts: the positions of the samples of each
+        micro-batch, the same number on all data-parallel ranks; otherwise the batch is cut here.
         """
-        return self._logprobs(batch, self._micro_batches(batch))
+        return self._logprobs(batch, self._micro_batches(batch) if parts is None else _pack_all(batch, parts))
 
     @torch.no_grad()
     def logprobs_and_ties(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
@@ -256,7 +257,7 @@ class Policy:
         groups = micro_batches(batch.sizes, self.cfg.train.micro_batch_tokens)
         count = torch.tensor(len(groups), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX, group=self.dp_group)
-        return [pack(batch, torch.tensor(g, dtype=torch.long)) for g in spread(groups, int(count))]
+        return _pack_all(batch, spread(groups, int(count)))
 
     def _schedule(
         self,
@@ -289,3 +290,7 @@ class Policy:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+
+
+def _pack_all(batch: Batch, parts: list[list[int]]) -> list[MicroBatch]:
+    return [pack(batch, torch.tensor(part, dtype=torch.long)) for part in parts]

@@ -88,17 +88,21 @@ class Roles:
         else:
             load_base_weights(chunks, self.shape, grids, self.cfg.model.path)
 
-    def reference_logprobs(self, batch: Batch | None) -> Tensor | None:
-        """Returns the (R,) logprobs under the original weights, on the last stage of the grid that holds them.
+    @contextmanager
+    def reference_model(self) -> Iterator[Policy]:
+        """The model with the original weights, on a rank of the grid that holds them.
 
-        Returns None on other ranks.
+        If it is the trainer's, they take the policy's place inside the context: copied from the host, or by exchanging
+        pointers.
         """
-        if batch is None:
-            return None
         if self.reference:
-            return self.reference.logprobs(batch)
-        with self._with_reference_weights():
-            return self.require_policy().logprobs(batch)
+            yield self.reference
+            return
+        self._swap_weights("original")
+        try:
+            yield self.require_policy()
+        finally:
+            self._swap_weights("policy")
 
     def to_training(self) -> None:
         """Free the engine's device memory if the trainer or the reference uses the same device."""
@@ -127,15 +131,6 @@ class Roles:
         """Free the trainer's device memory while the engines generate, if train.offload is set."""
         if self.weight_offload:
             self.weight_offload.offload()
-
-    @contextmanager
-    def _with_reference_weights(self) -> Iterator[None]:
-        """Use the original weights inside the context: copied from the host, or by exchanging pointers."""
-        self._swap_weights("original")
-        try:
-            yield
-        finally:
-            self._swap_weights("policy")
 
     def _swap_weights(self, name: str) -> None:
         if self.weight_offload:

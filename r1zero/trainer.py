@@ -19,7 +19,7 @@ from r1zero.config import Config
 from r1zero.data import tokenizer
 from r1zero.data.prompts import PromptOrder, PromptSet
 from r1zero.distributed.device import seed
-from r1zero.distributed.exchange import BatchLengths, Exchange, Rewards
+from r1zero.distributed.exchange import Exchange, Rewards
 from r1zero.distributed.launcher import Launch
 from r1zero.distributed.layout import Layout
 from r1zero.evaluation.best import Best
@@ -36,6 +36,7 @@ from r1zero.observability import metrics, step_metrics, trackers
 from r1zero.observability.progress import Progress
 from r1zero.observability.recorder import SampleRecorder
 from r1zero.observability.writer import RunWriter, show_evaluation
+from r1zero.reference import Reference
 from r1zero.reward import Scorer, refuse_share
 from r1zero.roles import Roles
 from r1zero.run_checkpoints import RunCheckpoints
@@ -84,6 +85,7 @@ class Trainer:
         )
         self.exchange = Exchange(layout, launch.rank, device)
         self.chosen = shape.choices if cfg.train.routing_replay else None
+        self.reference = Reference(cfg, layout, launch.rank, self.roles, self.exchange, self.chosen)
         self.sync = Sync(cfg, layout, self.roles.shape, launch.rank, device)
         self.gate = ParityGate(cfg, self.roles, self.exchange, self.sync.compiled, self.prompts)
         self.skip_limit = skipped.SkipLimit(cfg.optimizer.max_skipped, self.folder)
@@ -185,7 +187,7 @@ class Trainer:
         cfg, watch, roles = self.cfg, self.watch, self.roles
         rounds: list[Round] = []
         while not rounds or not is_enough(cfg, rounds):
-            rounds.append(self._sample_and_grade(iteration))
+            rounds.append(self._sample_and_grade(iteration, len(rounds)))
         samples, graded = merge_rounds(rounds)
         chosen = choose_groups(cfg, rounds, self.layout.engines)
         with watch.phase("adv"):
@@ -197,7 +199,7 @@ class Trainer:
         with watch.phase("resharding_to_train"):
             roles.to_training()
         with watch.phase("reference_model"):
-            ref_logprobs_R = self._reference(mine, batch, lengths)
+            ref_logprobs_R = self.reference.logprobs(mine, batch, lengths, chosen.groups)
             if batch is not None and ref_logprobs_R is not None:
                 batch = replace(batch, ref_logprobs_R=ref_logprobs_R)
         batch = self._with_old_policy(batch)
@@ -207,16 +209,17 @@ class Trainer:
         if self.checkpoints.iteration:
             with watch.phase("save"):
                 self.checkpoints.finish()
-        with watch.phase("update"):
-            update = roles.update(batch, updates(cfg, iteration, lengths))
-            if batch is not None and update.get("skipped"):
-                skipped.keep(self.folder, iteration, self.rank, roles.require_policy(), batch)
-        parity = self.sync_and_check(iteration)
         with watch.phase("record"):
             self.distributions = step_metrics.distributions(chosen.rewards, lengths)
             # Before the reduction, so that rank 0 finds the samples of all iterations in samples.jsonl.
             self.recorder.record(iteration, samples, graded)
+        with watch.phase("update"):
+            update = roles.update(batch, updates(cfg, iteration, lengths))
+            if batch is not None and update.get("skipped"):
+                skipped.keep(self.folder, iteration, self.rank, roles.require_policy(), batch)
+            # Ranks that do not train wait here for the others, so on all ranks the time counts as that of the update.
             sums, peaks = self._reduce(samples, graded, update)
+        parity = self.sync_and_check(iteration)
         return (
             step_metrics.step_metrics(cfg, sums, peaks, lengths.loss_tokens * cfg.grpo.epochs)
             | step_metrics.rounds(cfg, len(rounds), len(chosen.groups) / chosen.drawn)
@@ -237,18 +240,20 @@ class Trainer:
             self.roles.offload_trainer()
         return parity
 
-    def _sample_and_grade(self, iteration: int) -> Round:
-        """Run one round of rollout and grading.
+    def _sample_and_grade(self, iteration: int, number: int) -> Round:
+        """Run round `number` of rollout and grading; the first is 0.
 
         Returns this engine's samples and grades, and the rewards of all engines' samples.
         """
         graded = mine = None
         with self.watch.phase("rollout"):
+            self.reference.begin_round(iteration, number)
             samples = self._generate(iteration)
         with self.watch.phase("non_overlap_rule_reward"):
             if samples:
                 graded = self.grader.collect(len(samples.responses))
-        with self.watch.phase("adv"):
+        # A rank without an engine waits here for the engines, so there the time counts as that of the rollout.
+        with self.watch.phase("adv" if self.roles.engine else "rollout"):
             if samples and graded:
                 mine = engine_rewards(self.cfg, samples, graded)
             count = self.cfg.grpo.prompts_per_iteration * self.cfg.grpo.group_size
@@ -263,6 +268,7 @@ class Trainer:
         position = self.order.taken
         rows = self.order.take(self.cfg.grpo.prompts_per_iteration)
         if self.roles.engine is None:
+            self.reference.run_ahead()
             return None
         share = len(rows) // self.layout.engines
         first = self.layout.engine_of(self.rank) * share
@@ -272,26 +278,13 @@ class Trainer:
         def on_finished(responses: list[Response]) -> None:
             self.progress.see(responses)
             self.grader.submit(prompts, responses)
+            self.reference.see(prompts, first, responses)
 
         # The seeds depend on the position in the run's order, so a prompt that is drawn again gets new responses.
         responses = self.roles.engine.generate(
             prompts, self.cfg.grpo.group_size, iteration, position + first, on_finished
         )
         return Samples(prompts, responses, first * self.cfg.grpo.group_size)
-
-    def _reference(self, mine: Batch | None, batch: Batch | None, lengths: BatchLengths) -> Tensor | None:
-        """Returns the (R,) reference logprobs of this rank's training batch, on the last pipeline stage of the trainer.
-
-        Returns None on other ranks, and on all ranks if the loss has no KL term.
-        """
-        if self.cfg.grpo.kl_coef == 0.0:
-            return None
-        if self.layout.reference is None:
-            return self.roles.reference_logprobs(batch)
-        grid = self.layout.reference.dense
-        theirs = self.exchange.to_grid(mine, lengths, grid, self.chosen)
-        values = self.roles.reference_logprobs(theirs)
-        return self.exchange.regrid(values, lengths, grid, self.layout.train.dense)
 
     def _advantages(self, rewards: Rewards) -> Tensor:
         """Returns the (B,) float32 advantages of all samples of the iteration, by the formula of grpo.advantage."""

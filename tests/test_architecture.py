@@ -42,10 +42,11 @@ MAY_IMPORT = {
     "checkpoint": "config distributed model observability",
     "plan": "config distributed division model rollout weight_sync",
     "roles": "batch checkpoint config distributed model policy rollout weight_sync",
+    "reference": "batch config distributed division roles",
     "guard": "batch config data distributed model policy roles weight_sync",
     "run_checkpoints": "checkpoint config data evaluation guard roles",
     "trainer": "batch checkpoint config data distributed evaluation grading groups grpo guard model observability "
-    "reward roles run_checkpoints shaping weight_sync",
+    "reference reward roles run_checkpoints shaping weight_sync",
     "report": "config reward",
     "samples": "config observability reward",
     "preflight": "config distributed model observability plan trainer weight_sync",

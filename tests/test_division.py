@@ -3,7 +3,17 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1zero.division import ATTENDED, SampleSize, balance, count_tokens, micro_batches, mini_batches, spread
+from r1zero.division import (
+    ATTENDED,
+    SampleSize,
+    balance,
+    count_tokens,
+    micro_batches,
+    mini_batches,
+    pieces,
+    spread,
+    surely_fit,
+)
 
 # Groups: the length of the prompt, and those of the responses to it.
 LARGE_GROUPS = st.lists(
@@ -101,3 +111,32 @@ def test_groups_stay_together_unless_dividing_them_is_faster():
     # Whole: 44 and 88 tokens. In halves: 24 + 24 + 24 twice.
     assert sorted(map(len, balance(sizes_of([(4, [10] * 4)] * 3), 2))) == [6, 6]
     assert [len(h) for h in balance(sizes_of([(4, [10] * 4)]), 4)] == [1, 1, 1, 1]
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+    st.data(),
+)
+def test_a_piece_is_one_micro_batch_of_one_engine_even_if_all_lengths_are_the_largest(
+    engines, share, group_size, prompt, response, shared, data
+):
+    budget = data.draw(st.integers(prompt + response, 8 * (prompt + response) * group_size))
+    samples = surely_fit(prompt, response, group_size, budget, shared)
+    found = pieces(engines, share, group_size, samples)
+    assert [i for piece in found for i in piece] == list(range(engines * share * group_size))
+
+    def packs(numbers):
+        return len(
+            micro_batches([SampleSize(i // group_size if shared else i, prompt, response) for i in numbers], budget)
+        )
+
+    for piece in found:
+        assert len({i // (share * group_size) for i in piece}) == 1 and packs(piece) == 1
+        assert len({i // group_size for i in piece}) == 1 or len(piece) % group_size == 0
+    more = samples + group_size if samples >= group_size else samples + 1
+    assert packs(range(more)) > 1, "a piece is as large as it can be"

@@ -39,7 +39,7 @@ def save_during_the_reference_pass(rank, cfg):
         with mock.patch.object(saving, "append", held):
             trainer.checkpoints.begin(1)
             before = step_folders.newest(folder)
-            with roles._with_reference_weights():
+            with roles.reference_model():
                 differs = not torch.equal(parameters[0].detach().view(-1), expected[0])
                 may_write.set()
                 trainer.checkpoints._pending.writing.result()

@@ -97,16 +97,16 @@ def steps(rank, cfg, count, stale=False):
 
     def use(trainer):
         sampled, references = [], []
-        generate, reference = trainer._generate, trainer._reference
+        generate, reference = trainer._generate, trainer.reference.logprobs
 
-        def keep_reference(mine, batch, census):
-            values = reference(mine, batch, census)
+        def keep_reference(mine, batch, lengths, groups):
+            values = reference(mine, batch, lengths, groups)
             if values is not None and not references:
                 references.append((batch.tokens_T, batch.prompt_lengths_B, batch.response_lengths_B, values))
             return values
 
         trainer._generate = lambda iteration: sampled.append(generate(iteration)) or sampled[-1]
-        trainer._reference = keep_reference
+        trainer.reference.logprobs = keep_reference
         trainer.sync_and_check(0)
         if stale:
             trainer.sync.push = lambda chunks, engine: None

@@ -159,10 +159,16 @@ class Exchange:
         )
         return batch if experts_T is None else replace(batch, experts_T=experts_T)
 
-    def regrid(self, values_R: Tensor | None, lengths: BatchLengths, source: Grid, target: Grid) -> Tensor | None:
-        """Move values of response tokens from the shards of `source`, where the last pipeline stage holds them, to the
-        shards of `target`. Collective over the world; returns None on ranks outside `target`."""
-        source_shards, last = self.shards(lengths, source), source.size("pp") - 1
+    def regrid(
+        self, values_R: Tensor | None, lengths: BatchLengths, source_shards: list[list[int]], source: Grid, target: Grid
+    ) -> Tensor | None:
+        """Move values of response tokens from the data-parallel ranks of `source`, where the last pipeline stage holds
+        them, to the shards of `target`.
+
+        values_R: in the order of the samples in this rank's entry of source_shards. Collective over the world; returns
+        None on ranks outside `target`.
+        """
+        last = source.size("pp") - 1
         holders: list[tuple[int, ...]] = [()] * len(lengths.scored_B)
         for dp, shard in enumerate(source_shards):
             group = tuple(source.at(tp=tp, dp=dp, pp=last) for tp in range(source.size("tp")))

@@ -248,3 +248,14 @@ def check_batch(cfg: config.Config, layout: Layout) -> None:
         raise UserError(
             f"an iteration has {samples} responses for {dp} data-parallel ranks; raise grpo.prompts_per_iteration"
         )
+
+
+def reference_runs_ahead(cfg: config.Config, layout: Layout) -> bool:
+    """Returns whether the reference's logprobs are computed during the rollout, because its ranks do not generate.
+
+    They are not with expert parallelism, where tokens of several data-parallel ranks are multiplied together: the
+    rounding would depend on which samples meet. Nor with routing replay, whose experts are too much data to send twice.
+    """
+    grids = layout.reference or layout.train
+    split = not set(grids.dense.ranks) & set(layout.rollout.ranks)
+    return bool(split and cfg.grpo.kl_coef and grids.experts.size("ep") == 1 and not cfg.train.routing_replay)

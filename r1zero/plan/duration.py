@@ -1,6 +1,6 @@
 """Estimate of the seconds of one iteration by phase, from the assumed rates of the machine."""
 
-from r1zero.distributed.layout import MegatronGrids
+from r1zero.distributed.layout import MegatronGrids, reference_runs_ahead
 from r1zero.model import placement
 from r1zero.plan.memory import cache_need, optimizer_bytes, weight_bytes
 from r1zero.plan.sizes import Stage, absorbed_elements, attention_operations
@@ -9,11 +9,14 @@ from r1zero.rollout.engine_limits import cache_elements
 
 
 def seconds(inputs: MemoryInputs) -> dict[str, float]:
-    """Returns phase -> seconds. Grading overlaps the rollout, and the exchange of samples is negligible."""
+    """Returns phase -> seconds. Grading overlaps the rollout, and so does the reference on ranks that do not generate.
+    The exchange of samples is negligible."""
     prefill, decode = _rollout(inputs)
     found, trained = {"prefill": prefill, "decode": decode}, inputs.layout.train
     if inputs.reference:
-        found["reference"] = _passes(inputs, inputs.reference, inputs.layout.reference or trained, forward=True)
+        reference = _passes(inputs, inputs.reference, inputs.layout.reference or trained, forward=True)
+        beside = prefill + decode if reference_runs_ahead(inputs.cfg, inputs.layout) else 0.0
+        found["reference"] = max(0.0, reference - beside)
     recipe = inputs.cfg.grpo
     updates = recipe.mini_batches * recipe.epochs
     if recipe.old_logprobs == "trainer" and (updates > 1 or recipe.kl_in == "reward"):

@@ -61,7 +61,9 @@ def send_everything(rank, cfg):
     if grids.reference:
         theirs = exchange.to_grid(mine, lengths, grids.reference.dense, CHOSEN)
         doubled = theirs.rollout_logprobs_R * 2 if theirs else None
-        came = exchange.regrid(doubled, lengths, grids.reference.dense, grids.train.dense)
+        came = exchange.regrid(
+            doubled, lengths, exchange.shards(lengths, grids.reference.dense), grids.reference.dense, grids.train.dense
+        )
         assert (came is None) == (batch is None)
         assert batch is None or torch.equal(came, batch.rollout_logprobs_R * 2)
     return lengths.loss_tokens, None if batch is None else vars(batch)
