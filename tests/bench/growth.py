@@ -22,7 +22,7 @@ from rich.table import Table
 from r1zero import config
 from r1zero.config import Config
 from r1zero.observability import metrics
-from tests.bench import real, step, trl
+from tests.bench import real, step, work
 
 
 class Sizes(NamedTuple):
@@ -66,7 +66,7 @@ def measure(folder: Path, path: str, sizes: Sizes, iterations: int, overrides: l
     source = config.load(path, overrides, Config).model.path
     model = folder / f"{sizes.hidden}_{sizes.layers}" / "model"
     if not model.exists():
-        trl.random_model(model.parent, source, sizes.hidden, sizes.layers)
+        work.random_model(model.parent, source, sizes.hidden, sizes.layers)
     name = "_".join(map(str, sizes))
     arguments = [
         path,

@@ -37,10 +37,12 @@ def run(path: str, ranks: int, iterations: int, overrides: list[str]) -> list[di
         return run_in(Path(folder), path, ranks, iterations, overrides)
 
 
-def run_in(folder: Path, path: str, ranks: int, iterations: int, overrides: list[str]) -> list[dict[str, float]]:
-    """Like `run`, in a folder of the caller."""
+def run_in(
+    folder: Path, path: str, ranks: int, iterations: int, overrides: list[str], tree: Path | None = None
+) -> list[dict[str, float]]:
+    """Like `run`, in a folder of the caller. tree: where train.py is; by default the working directory."""
     own = [f"run.dir={folder}", "run.name=bench", f"run.iterations={WARM_UP + iterations}"]
-    launch(ranks, ["train.py", path, *own, *overrides])
+    launch(ranks, ["train.py", path, *own, *overrides], cwd=tree)
     return metrics.read(folder / "bench")[WARM_UP:]
 
 
