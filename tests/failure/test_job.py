@@ -5,6 +5,7 @@ python -m pytest tests/failure/test_job.py -m "long or not long"
 
 import re
 import time
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
@@ -17,10 +18,13 @@ DEADLINE_S, SILENCE_S, PROMISE_S = 10 * SLOWNESS, 8 * SLOWNESS, 15 * SLOWNESS
 """phase_timeout_s, silence_timeout_s, and what may pass beyond them to the last rank's end: longer where others use the
 same cores."""
 GRIDS = ["layout.train.tensor_model_parallel_size=2", "layout.rollout.tensor_parallel_size=2"]
+SPLIT = ["layout.train.ranks=0", "layout.rollout.ranks=1"]
 PHASES = ("rollout", "non_overlap_rule_reward", "reference_model", "update", "resharding_to_infer", "save")
 
 
-def check(ranks, base: Path, folder: Path, size: int, accident: tuple[str, int, str]) -> None:
+def check(
+    ranks, base: Path, folder: Path, size: int, accident: tuple[str, int, str], grids: Sequence[str] = GRIDS
+) -> None:
     kind, rank, phase = accident
     before = shared_memory.left_behind()
     log = folder / "log"
@@ -30,7 +34,7 @@ def check(ranks, base: Path, folder: Path, size: int, accident: tuple[str, int, 
         f"run.phase_timeout_s={DEADLINE_S}",
         f"run.silence_timeout_s={SILENCE_S}",
         "checkpoint.every_iterations=1",
-        *GRIDS,
+        *grids,
     ]
     ended = ranks.job(size, arguments, log, f"{kind} {rank} {phase} 2 0")
     out = log.read_text()
@@ -60,6 +64,13 @@ def check(ranks, base: Path, folder: Path, size: int, accident: tuple[str, int, 
 @pytest.mark.parametrize("kind, rank, phase", [("exception", 1, "save"), ("hang", 1, "rollout"), ("stop", 0, "update")])
 def test_the_job_names_the_culprit_and_leaves_nothing(ranks, base, tmp_path, kind, rank, phase):
     check(ranks, base, tmp_path, 2, (kind, rank, phase))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["exception", "hang"])
+def test_a_trainer_that_waits_for_responses_is_not_the_culprit(ranks, base, tmp_path, kind):
+    """It is in the rollout like the engine, and computes the reference of what has come."""
+    check(ranks, base, tmp_path, 2, (kind, 1, "rollout"), SPLIT)
 
 
 @pytest.mark.long
