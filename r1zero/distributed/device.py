@@ -31,8 +31,11 @@ class Device:
 
 
 DEVICES = {
-    # One thread per rank: spinning threads that share cores with other ranks stall at every barrier. torch.compile
-    # costs 3 s at the first sample without a gain for small models. vLLM's allocator is sized by kv_cache_memory_bytes.
+    # One thread per rank, unless r1zero/distributed/threads.py finds more cores. Threads that spin while they wait
+    # stall other ranks on their cores. Threads that sleep at once lose more time between two operators than most
+    # operators take. So those of libgomp, which torch uses, spin for about a tenth of a millisecond, and those of other
+    # runtimes do not. torch.compile costs 3 s at the first sample without a gain for small models. vLLM's allocator is
+    # sized by kv_cache_memory_bytes.
     # Each large tensor is new memory, whose first use causes a page fault for every page. With huge pages there are
     # fewer of them, if the kernel's setting for transparent huge pages is madvise or always.
     "cpu": Device(
@@ -41,6 +44,7 @@ DEVICES = {
         (
             ("OMP_NUM_THREADS", "1"),
             ("OMP_WAIT_POLICY", "PASSIVE"),
+            ("GOMP_SPINCOUNT", "10000"),
             ("TORCHDYNAMO_DISABLE", "1"),
             ("THP_MEM_ALLOC_ENABLE", "1"),
             ("VLLM_TARGET_DEVICE", "cpu"),

@@ -95,6 +95,27 @@ def test_without_it_sums_of_doubles_and_writes_are_lost(tmp_path: Path) -> None:
     assert first.startswith("[1.0, 1.0, 1.0] 0.0 ModuleSpec") and second.startswith("[2.0, 2.0, 2.0] 0.0")
 
 
+def printed(code: str, **environment: str) -> str:
+    """What a process prints that starts the CPU as its device and then runs the code."""
+    program = f"from r1zero.distributed import device\ndevice.start('cpu', 0)\nimport torch\n{code}"
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PATH": "", "PYTHONPATH": root, **environment},
+        check=True,
+    )
+    return done.stdout
+
+
+def test_torchs_threads_spin_before_they_sleep() -> None:
+    said = printed("torch.ones(3).sum()", OMP_DISPLAY_ENV="verbose")
+    assert "GOMP_SPINCOUNT = '10000'" in said, said
+    assert "GOMP_SPINCOUNT = '7'" in printed("", OMP_DISPLAY_ENV="verbose", GOMP_SPINCOUNT="7")
+
+
 def test_every_sized_group_is_one_that_megatron_asks_options_for() -> None:
     import inspect
     import re
