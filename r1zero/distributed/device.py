@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from r1zero.config import Run, UserError, shared_error
+from r1zero.distributed import host
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ DEVICES = {
     # operators take. So those of libgomp, which torch uses, spin for about a tenth of a millisecond, and those of other
     # runtimes do not. torch.compile costs 3 s at the first sample without a gain for small models. vLLM's allocator is
     # sized by kv_cache_memory_bytes.
-    # Each large tensor is new memory, whose first use causes a page fault for every page. With huge pages there are
-    # fewer of them, if the kernel's setting for transparent huge pages is madvise or always.
+    # The first use of new memory causes a page fault for every page. With huge pages there are fewer of them, if the
+    # kernel's setting for transparent huge pages is madvise or always.
     "cpu": Device(
         "cpu",
         "gloo",
@@ -161,7 +162,9 @@ def start(kind: str, local_rank: int) -> Device:
                 importlib.import_module(vendor)
     except ImportError as error:
         raise _without(kind, 0, local_rank, f" ({error})") from None
-    if kind != "cpu":
+    if kind == "cpu":
+        host.keep_memory()
+    else:
         there = module(kind).device_count() if module(kind).is_available() else 0
         if local_rank >= there:
             raise _without(kind, there, local_rank)

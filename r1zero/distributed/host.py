@@ -6,8 +6,11 @@ from math import inf
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-UNUSED_BYTES = 256 << 20
-"""Bytes of freed memory that glibc's allocator may keep before they are returned to the system."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's mallopt (malloc.h)."""
+LARGE_BYTES = 32 << 20
+"""Blocks of this size are returned to the system as soon as they are freed. It is the largest value that glibc accepts,
+and the one that it arrives at by itself."""
 
 
 def total_memory() -> int:
@@ -39,18 +42,31 @@ def cpu_quota() -> float:
         return inf
 
 
-def give_back_memory(kind: str) -> None:
-    """Return freed memory to the system (CPU only; other devices have their own allocators).
+def keep_memory() -> None:
+    """Let glibc's allocator keep freed blocks of less than LARGE_BYTES, for the rest of the process.
 
-    glibc keeps freed blocks of up to 32 MiB for reuse. After a forward pass of a large model that can be gigabytes. The
-    call costs nothing if little is kept.
+    By default it returns them as soon as there are many. A step needs as much memory as the one before it, and the
+    kernel fills each page with zeros before it gives it out, which can take longer than the computation that uses it.
     """
     libc = ctypes.CDLL(None)
-    if kind != "cpu" or not hasattr(libc, "mallinfo2"):
-        return
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)  # setting the other one would otherwise leave it at 128 KiB
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def unused_memory() -> int:
+    """Returns the freed bytes that glibc's allocator keeps; 0 with another C library."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return 0
     libc.mallinfo2.restype = _MallocState
-    if libc.mallinfo2().fordblks > UNUSED_BYTES:
-        libc.malloc_trim(0)
+    return libc.mallinfo2().fordblks
+
+
+def give_back_memory(kind: str) -> None:
+    """Return freed memory to the system if that has less left (CPU only; other devices have their own allocators)."""
+    if kind == "cpu" and available_memory() < unused_memory():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cgroup_bytes(name: str, otherwise: int) -> int:

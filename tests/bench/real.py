@@ -4,7 +4,8 @@
 Trains the model in a Hugging Face folder for a few iterations, resumes, exports, and prints seconds and bytes by phase,
 with the bytes that the plan predicts. Without FOLDER it makes a model with the shape of Qwen2.5-0.5B and random
 weights: vocabulary 151,936, two end tokens, tied embeddings unless --untied is given. Bytes are the process's anonymous
-and shared memory (RssAnon and RssShmem, sampled 50 times per second), without pages that are mapped from files.
+and shared memory (RssAnon and RssShmem, sampled 50 times per second), without pages that are mapped from files, and
+without what the allocator keeps of freed blocks.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from r1zero.distributed import host
 
 SHAPE = dict(
     hidden_size=896,
@@ -106,6 +109,7 @@ class Memory(threading.Thread):
     def _see(self) -> None:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().split("\n") if ":" in line)
         now = sum(int(lines[kind].split()[0]) for kind in ("RssAnon", "RssShmem")) * 1024
+        now -= host.unused_memory()  # freed by an earlier phase, and kept for the next step
         self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), now)
 
 

@@ -116,6 +116,35 @@ def test_torchs_threads_spin_before_they_sleep() -> None:
     assert "GOMP_SPINCOUNT = '7'" in printed("", OMP_DISPLAY_ENV="verbose", GOMP_SPINCOUNT="7")
 
 
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    code = """
+from resource import RUSAGE_SELF, getpagesize, getrusage
+def faults():
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    [torch.ones(1024 * getpagesize(), dtype=torch.uint8) for _ in range(32)]
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())
+"""
+    first, second = map(int, printed(code, THP_MEM_ALLOC_ENABLE="0").split())
+    assert first >= 32 * 1024 and second < first / 4
+
+
+def test_freed_memory_is_given_back_if_the_host_has_less_left() -> None:
+    code = """
+from pathlib import Path
+from r1zero.distributed import host
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * host.os.sysconf("SC_PAGE_SIZE") >> 20
+[torch.ones(4 << 20, dtype=torch.uint8) for _ in range(64)]
+for available in (512 << 20, 128 << 20):
+    host.available_memory = lambda: available
+    host.give_back_memory("cpu")
+    print(resident(), host.unused_memory() >> 20)
+"""
+    kept, unused, left, _ = map(int, printed(code).split())
+    assert 250 < unused < 512 and 250 < kept - left < 300
+
+
 def test_every_sized_group_is_one_that_megatron_asks_options_for() -> None:
     import inspect
     import re
