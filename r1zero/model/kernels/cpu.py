@@ -66,7 +66,8 @@ class _SwiGlu(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_gate, grad_up = grad_x.chunk(2, -1)
         torch.mul(grad, gated, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        torch.mul(grad, up, out=grad_gate)
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
         return grad_x
 
 
