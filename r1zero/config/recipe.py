@@ -15,7 +15,8 @@ SWITCHES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "rollout_correction_floor": ("rollout_correction", ("mask",)),
     "overlong_buffer_tokens": ("overlong", ("penalty",)),
 }
-"""Field -> the field that switches it on, and the values of that field with which it is used."""
+"""Field -> the field that switches it on, and the values of that field with which it is used. With another value of
+that field only the default is accepted."""
 
 
 def check(grpo: Grpo, rollout: Rollout) -> None:
@@ -95,9 +96,10 @@ def _length(grpo: Grpo, rollout: Rollout) -> Iterator[str]:
 
 def _unused(grpo: Grpo) -> Iterator[str]:
     for name, (switch, on) in SWITCHES.items():
-        value, state = getattr(grpo, name), getattr(grpo, switch)
-        if state not in on and value != getattr(Grpo, name):
+        value, state, default = getattr(grpo, name), getattr(grpo, switch), getattr(Grpo, name)
+        if state not in on and value != default:
             yield (
                 f"grpo.{name} = {json.dumps(value)} with grpo.{switch} = {json.dumps(state)}, which does not use it; "
-                f"set {switch} = {' or '.join(map(json.dumps, on))}, or remove {name}"
+                f"set {switch} = {' or '.join(map(json.dumps, on))}, or remove {name}, or set it to its "
+                f"default, {json.dumps(default)}"
             )

@@ -25,7 +25,7 @@ ROLLOUT = Rollout(max_response_tokens=100)
         (dict(rollout_correction_floor=0.5), 'rollout_correction_floor = 0.5 with grpo.rollout_correction = "none"'),
         (
             dict(rollout_correction_cap=5.0),
-            'cap = 5.0 with grpo.rollout_correction = "none".*set.* = "truncate" or "mask", or remove.*_cap',
+            'cap = 5.0 with grpo.rollout_correction = "none".*set.* = "truncate" or "mask", or remove.*_cap, or.* 2.0$',
         ),
         (dict(rollout_correction_level="sequence"), 'level = "sequence" with grpo.rollout_correction = "none"'),
         (
