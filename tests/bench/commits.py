@@ -24,8 +24,8 @@ PHASES = ("rollout", "reference_model", "update", "all")
 
 
 def extract(commit: str, folder: Path) -> Path:
-    """Write the files of a commit to a folder. Returns the folder."""
-    archive = subprocess.run(["git", "archive", commit], check=True, capture_output=True).stdout
+    """Write the files of a commit to a folder. Returns the folder. If there is no such commit, git says so."""
+    archive = subprocess.run(["git", "archive", commit], check=True, stdout=subprocess.PIPE).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
     return folder
@@ -70,4 +70,4 @@ def table(lines: dict[str, list[dict[str, float]]], before: str, ranks: int) -> 
 
 
 if __name__ == "__main__":
-    main()
+    work.run(main)

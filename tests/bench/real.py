@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1zero.distributed import host
+from tests.bench import work
 
 SHAPE = dict(
     hidden_size=896,
@@ -237,4 +238,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         job(sys.argv[3:], sys.argv[2])
     else:
-        main()
+        work.run(main)

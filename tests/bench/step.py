@@ -22,6 +22,7 @@ from rich.table import Table
 
 from r1zero import config
 from r1zero.observability import metrics
+from tests.bench import work
 
 WARM_UP = 2
 
@@ -176,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work.run(main)

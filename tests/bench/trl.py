@@ -80,12 +80,12 @@ def main() -> None:
     work.add_arguments(parser)
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "trl-venv")
     args = parser.parse_intermixed_args()
-    python = environment(args.venv)
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         path, ranks, overrides = work.prepare(parser, args, Path(folder))
         cfg = config.load(path, overrides, Config)
+        python = environment(args.venv)
         for _ in range(args.rounds):
             ours += step.run(path, ranks, args.steps, overrides)
             theirs += peer(python, cfg, args.steps)
@@ -112,4 +112,4 @@ def table(ours: list[dict[str, float]], theirs: list[dict[str, float]], ranks: i
 
 
 if __name__ == "__main__":
-    main()
+    work.run(main)

@@ -1,12 +1,15 @@
 """The work of the benchmarks that compare the job with something else, as their command lines name it."""
 
 import argparse
+import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from r1zero import config
-from r1zero.config import Config
-from tests.bench import real
+from r1zero.config import Config, UserError
 
 HALF_BILLION = [
     "run.dtype=bfloat16",
@@ -17,26 +20,54 @@ HALF_BILLION = [
 """What differs from the job of tests.bench.real, whose own reward rule TRL does not have."""
 
 
+def run(main: Callable[[], None]) -> None:
+    """Call the `main` of a benchmark. An error in its arguments, or of a program that it starts and that has said what
+    is wrong, is shown as one sentence, and the exit status is 2."""
+    try:
+        main()
+    except UserError as error:
+        said = str(error)
+    except subprocess.CalledProcessError as error:
+        said = f"{shlex.join(map(str, error.cmd))}: ended with status {error.returncode}, for the reason above"
+    else:
+        return
+    sys.stderr.write(f"{said}\n")
+    sys.exit(2)
+
+
+def count(text: str) -> int:
+    """An argument that is a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that `prepare` reads, and --rounds and --steps."""
     parser.add_argument("arguments", nargs="*", help="CONFIG, section.key=value ...")
     parser.add_argument("--half-billion", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--ranks", type=int)
-    parser.add_argument("--hidden", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--steps", type=count, default=8)
+    parser.add_argument("--ranks", type=count)
+    parser.add_argument("--hidden", type=count, default=0)
+    parser.add_argument("--layers", type=count, default=4)
 
 
 def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path) -> tuple[str, int, list[str]]:
-    """Returns config, number of ranks and overrides. A model that has to be made is written below `folder`."""
+    """Returns config, number of ranks and overrides. A model that has to be made is written below `folder`.
+
+    Paths to what is made are absolute, because the job may run in another folder.
+    """
+    from tests.bench import real  # which uses `run`
+
     configs = [word for word in args.arguments if "=" not in word]
     if len(configs) + args.half_billion != 1:
         parser.error(f"give either one CONFIG or --half-billion; the configs are {configs}")
     overrides = [word for word in args.arguments if "=" in word]
     ranks = args.ranks or (1 if args.half_billion else 2)
     if args.half_billion:
-        [path, *job] = real.prepare(real.FOLDER, real.half_billion(real.FOLDER, True))
+        made_in = real.FOLDER.resolve()
+        [path, *job] = real.prepare(made_in, real.half_billion(made_in, True))
         overrides = [*job, *HALF_BILLION, *overrides]
     else:
         [path] = configs
