@@ -145,7 +145,7 @@ class Reference:
             values = torch.cat([torch.empty(0), *(self._logprobs[samples[at]] for at in own)])
         moved = self.exchange.regrid(values, lengths, shards, self.grid, self.layout.train.dense)
         self._logprobs = {}
-        # All ranks of the reference have read their messages, because they have taken part in the exchange.
+        # All ranks of the reference have read their messages: at the end of a round they take part in gather_rewards.
         if self.rank in self.grid and self.rank == self.grid.at(dp=(dp := self.grid.coordinate(self.rank, "dp"))):
             for number in range(self._round[1] + 1):
                 self.mailbox.remove(self._box(number, dp), self._count(dp))

@@ -23,7 +23,10 @@ class Mailbox:
         self._store = dist.PrefixStore(f"attempt_{attempt}/mailbox", server)
 
     def send(self, box: str, message: bytes) -> None:
-        """Add a message to a box, behind those that any rank has sent to it before."""
+        """Add a message to a box, behind those that any rank has sent to it before.
+
+        message: at most 8 MiB, which is the limit of torch's store.
+        """
         number = self._store.add(box, 1) - 1
         self._store.set(f"{box}/{number}", message)  # type: ignore[arg-type]  # bytes are accepted, and `get` returns them
 

@@ -57,7 +57,8 @@ class Kernels:
 
 
 def extend_to_fp32(in_16_bits: AddWeightGradient) -> AddWeightGradient:
-    """Returns the function of a device for 16-bit types, extended to fp32, where every device has torch's own."""
+    """Returns a function that uses `in_16_bits` for 16-bit types, and for fp32 torch's own operator, which every device
+    has."""
 
     @wraps(in_16_bits)
     def add(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
