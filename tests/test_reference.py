@@ -96,10 +96,12 @@ def test_the_logprobs_are_those_of_a_single_process(ranks, qwen2, name):
 
 
 def test_a_rank_without_a_role_in_a_phase_counts_its_waiting_as_that_phase(ranks, qwen2):
+    """The rollout of a trainer ends when all rewards are known, which the engine counts in three phases."""
     trainer, engine = (figures for figures, *_ in ranks.run(first_step, jobs.job_config(qwen2, TWO), size=2))
-    for phase in ("rollout", "update"):
-        assert trainer[f"timing/{phase}"] == pytest.approx(engine[f"timing/{phase}"], rel=0.5), phase
-    assert trainer["vllm_tps"] == pytest.approx(engine["vllm_tps"], rel=1)
+    rollout = sum(engine[f"timing/{phase}"] for phase in ("rollout", "non_overlap_rule_reward", "adv"))
+    assert trainer["timing/rollout"] == pytest.approx(rollout, rel=0.5)
+    assert engine["timing/update"] == pytest.approx(trainer["timing/update"], rel=0.5)
+    assert trainer["vllm_tps"] < 2 * engine["vllm_tps"]
 
 
 @pytest.mark.slow
