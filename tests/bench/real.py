@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -164,8 +165,11 @@ def main() -> None:
 def half_billion(out: Path, tied: bool) -> Path:
     """Returns the folder of the model with the shape of Qwen2.5-0.5B, and makes it if necessary."""
     model = out / ("tied" if tied else "untied")
-    if not (model / "config.json").exists():
-        make(model, tied)
+    if not model.exists():
+        begun = model.with_name(f"{model.name}.tmp")
+        shutil.rmtree(begun, ignore_errors=True)  # of a run that ended while it was writing
+        make(begun, tied)
+        begun.rename(model)
     return model
 
 
