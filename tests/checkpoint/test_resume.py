@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -172,6 +173,8 @@ def test_the_real_job_whose_launcher_is_killed_at_a_random_moment_ends_and_goes_
         killed.wait()
         gone = patience.wait(lambda: not jobs.alive(str(qwen2 / "job.toml"), "run.name=cut"), [])
         assert gone, f"seed {seed}: ranks outlive their launcher"
+        # Open MPI's folder would stop a later mpirun that gets the same process id.
+        shutil.rmtree(Path(tempfile.gettempdir()) / f"ompi.{killed.pid}", ignore_errors=True)
         done = len(metrics.read_bytes().splitlines())
         assert patience.finish(job(qwen2, "cut", log)) == 0, (
             f"seed {seed}, killed after {done}:\n" + (tmp_path / "log").read_text()[-3000:]
