@@ -39,7 +39,7 @@ class Reference:
         """chosen: as in Exchange.to_grid."""
         self.cfg, self.layout, self.rank, self.roles, self.exchange = cfg, layout, rank, roles, exchange
         self.chosen = chosen
-        self.grid = (layout.reference or layout.train).dense
+        self.grid = layout.reference_grids.dense
         rollout, recipe, share = cfg.rollout, cfg.grpo, cfg.grpo.prompts_per_iteration // layout.engines
         self.pieces = division.pieces(
             layout.engines,

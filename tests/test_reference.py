@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from r1zero import config
 from r1zero.config import MegatronGrid, VllmGrid
@@ -96,12 +97,15 @@ def test_the_logprobs_are_those_of_a_single_process(ranks, qwen2, name):
 
 
 def test_a_rank_without_a_role_in_a_phase_counts_its_waiting_as_that_phase(ranks, qwen2):
-    """The rollout of a trainer ends when all rewards are known, which the engine counts in three phases."""
-    trainer, engine = (figures for figures, *_ in ranks.run(first_step, jobs.job_config(qwen2, TWO), size=2))
+    """The rollout of a trainer ends when all rewards are known, which the engine counts in three phases. There is no
+    reference here, so the trainer only waits."""
+    cfg = jobs.job_config(qwen2, TWO, grpo=dict(kl_coef=0.0))
+    trainer, engine = (figures for figures, *_ in ranks.run(first_step, cfg, size=2))
     rollout = sum(engine[f"timing/{phase}"] for phase in ("rollout", "non_overlap_rule_reward", "adv"))
-    assert trainer["timing/rollout"] == pytest.approx(rollout, rel=0.5)
-    assert engine["timing/update"] == pytest.approx(trainer["timing/update"], rel=0.5)
-    assert trainer["vllm_tps"] < 2 * engine["vllm_tps"]
+    # Both wait for each other at the end of the phase. Otherwise the seconds differ by a factor of thousands.
+    assert trainer["timing/rollout"] > rollout / 10
+    assert engine["timing/update"] > trainer["timing/update"] / 10
+    assert trainer["vllm_tps"] < 10 * engine["vllm_tps"]
 
 
 @pytest.mark.slow
@@ -140,6 +144,32 @@ def test_several_rounds_make_the_batch_of_a_single_process(ranks, qwen2):
     assert found.keys() == expected.keys()
     for sample, values_R in found.items():
         torch.testing.assert_close(values_R, expected[sample], atol=1e-5, rtol=1e-5)
+
+
+def messages_left(rank, cfg):
+    """The boxes and messages of the store while the reference reads its first piece, and after two steps."""
+
+    def use(trainer):
+        store, receive, seen = trainer.reference.mailbox._store, trainer.reference.mailbox.receive, []
+
+        def look(box, number):
+            message = receive(box, number)
+            seen.append(len(store.list_keys()))
+            return message
+
+        trainer.reference.mailbox.receive = look
+        trainer.sync_and_check(0)
+        for iteration in (1, 2):
+            trainer.step(iteration)
+        dist.barrier()
+        return seen[:1], store.list_keys()
+
+    return jobs.with_trainer(rank, cfg, use)
+
+
+def test_no_message_is_left_in_the_store(ranks, qwen2):
+    (before, after), _ = ranks.run(messages_left, jobs.job_config(qwen2, TWO), size=2)
+    assert before[0] >= 2 and after == []
 
 
 def wait_for_the_reference(rank, cfg):

@@ -89,6 +89,11 @@ class Layout:
     """Axes tp, dp, replica. Each (dp, replica) is an engine with its own requests."""
 
     @property
+    def reference_grids(self) -> MegatronGrids:
+        """The grids of the ranks that compute the reference: its own, or those of train."""
+        return self.reference or self.train
+
+    @property
     def engines(self) -> int:
         """Number of engines."""
         return self.rollout.size("dp") * self.rollout.size("replica")
@@ -256,6 +261,6 @@ def reference_runs_ahead(cfg: config.Config, layout: Layout) -> bool:
     They are not with expert parallelism, where tokens of several data-parallel ranks are multiplied together: the
     rounding would depend on which samples meet. Nor with routing replay, whose experts are too much data to send twice.
     """
-    grids = layout.reference or layout.train
+    grids = layout.reference_grids
     split = not set(grids.dense.ranks) & set(layout.rollout.ranks)
     return bool(split and cfg.grpo.kl_coef and grids.experts.size("ep") == 1 and not cfg.train.routing_replay)

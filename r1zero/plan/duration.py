@@ -14,7 +14,7 @@ def seconds(inputs: MemoryInputs) -> dict[str, float]:
     prefill, decode = _rollout(inputs)
     found, trained = {"prefill": prefill, "decode": decode}, inputs.layout.train
     if inputs.reference:
-        reference = _passes(inputs, inputs.reference, inputs.layout.reference or trained, forward=True)
+        reference = _passes(inputs, inputs.reference, inputs.layout.reference_grids, forward=True)
         beside = prefill + decode if reference_runs_ahead(inputs.cfg, inputs.layout) else 0.0
         found["reference"] = max(0.0, reference - beside)
     recipe = inputs.cfg.grpo

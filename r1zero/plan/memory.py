@@ -51,7 +51,7 @@ def roles_of(layout: Layout, rank: int, has_reference: bool) -> RankRoles:
     train = layout.train.dense.coordinate(rank, "pp") if rank in layout.train.dense else None
     reference = None
     if has_reference:
-        grid = (layout.reference or layout.train).dense
+        grid = layout.reference_grids.dense
         reference = grid.coordinate(rank, "pp") if rank in grid else None
     return RankRoles(train, reference, rank in layout.rollout)
 
@@ -193,7 +193,7 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
     stage = place.train if training else place.reference
     if stage is None:
         return {}
-    grids = inputs.layout.train if training else inputs.layout.reference or inputs.layout.train
+    grids = inputs.layout.train if training else inputs.layout.reference_grids
     shape, tp, pp = inputs.routes.shape, grids.dense.size("tp"), grids.dense.size("pp")
     tokens, size = inputs.cfg.train.micro_batch_tokens, inputs.itemsize
     each = [trainer_layer(inputs, grids, i) for i in placement.stages(shape, grids)[stage]]

@@ -38,7 +38,7 @@ class MemoryInputs:
 
 
 def memory_inputs(cfg: Config, layout: Layout, routes: Routes, machine: Machine) -> MemoryInputs:
-    grids = layout.reference or layout.train
+    grids = layout.reference_grids
     reference = stages(routes, grids) if cfg.grpo.kl_coef else []
     traffic = sync_traffic(routes, ITEMSIZES[cfg.run.dtype], int(machine.node_ranks))
     return MemoryInputs(

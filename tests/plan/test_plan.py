@@ -19,7 +19,7 @@ from r1zero.config import Config, UserError, limits
 from r1zero.distributed import layout
 from r1zero.model import families
 from r1zero.model.weights import weights
-from r1zero.plan import communicators, machine, memory, workload
+from r1zero.plan import communicators, duration, machine, memory, workload
 from r1zero.plan.machine import machine_for
 from r1zero.rollout import engine_limits
 from r1zero.weight_sync.routes import Routes
@@ -482,3 +482,13 @@ def test_the_embeddings_gradient_is_planned_where_it_is_more_than_the_activation
         assert ("embedding gradient" in update) == (row.place.train == 0)
         if row.place.train == 0:
             assert update["activations"] + update["embedding gradient"] == 129_280 // 4 * 7_168 * 2
+
+
+def test_the_reference_takes_no_time_of_its_own_on_ranks_that_would_wait_for_the_rollout():
+    split = ("layout.train.ranks=0-7", "layout.rollout.ranks=8-15")
+    together, apart = (
+        duration.seconds(books_of(load("a3_qwen2.5_7b", "layout.world=16", *overrides), 16))
+        for overrides in ((), split)
+    )
+    assert together["reference"] > 0 and apart["reference"] == 0.0
+    assert apart["prefill"] + apart["decode"] > 2 * together["reference"]  # on half of the ranks
