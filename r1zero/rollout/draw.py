@@ -2,7 +2,7 @@
 
 vLLM keeps a random generator for each request that has a seed. It draws from them one request after another, and must
 set them back for a prompt that is prefilled in chunks. Here nothing is kept between steps: `Draw` is a logits processor
-(vLLM's extension point), which draws the tokens of the whole batch at once and leaves each row only the drawn token.
+(vLLM's extension point), which draws the tokens of the whole batch at once and makes each the largest logit of its row.
 Its requests are greedy for vLLM (temperature 0).
 
 A token is found by inverting cumulative distributions of at most BLOCK entries: first over blocks of the vocabulary,
@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from r1zero.rollout.distribution import BLOCK, block_sums, kept_sums, weight_sums
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.sampling_params import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate
 
-BLOCK = 64
-"""Number of entries of a cumulative distribution."""
 MOST_LEVELS = 4
 """Uniform numbers that are set aside for a token: enough for BLOCK**4 = 16.8 million ids."""
 SINGLE_PRECISION = ("npu",)
@@ -69,44 +69,58 @@ def uniforms(seeds_R: np.ndarray, counts_R: np.ndarray, levels: int) -> np.ndarr
     return (z >> np.uint64(11)) * 2.0**-53
 
 
-def choose(weights_RV: Tensor, uniforms_RL: Tensor) -> Tensor:
-    """Returns one token id per row, (R,), drawn with probabilities proportional to the weights.
+def choose(logprobs_RV: Tensor, uniforms_RL: Tensor, sums_RM: Tensor | None = None) -> Tensor:
+    """Returns one token id per row, (R,), drawn with probabilities proportional to exp(logprobs).
 
-    weights_RV: not negative, in fp32. uniforms_RL: in [0, 1), L = levels(V). A token of weight 0 is never returned,
-    unless a row has no other weight.
+    logprobs_RV: need not be normalised. uniforms_RL: in [0, 1), L = levels(V). sums_RM: the sums of exp(logprobs) over
+    blocks, up to a factor for each row, if they are known (`distribution.kept_sums`). A token of logprob -inf is never
+    returned, unless a row has no other.
     """
-    sums = [weights_RV]
-    while sums[-1].shape[1] > BLOCK:
-        sums.append(_block_sums(sums[-1]))
-    index_R = _invert(sums.pop(), uniforms_RL[:, 0])
-    for uniform_R in uniforms_RL.unbind(1)[1:]:
-        entries_RN = sums.pop()
-        index_RB = index_R[:, None] * BLOCK + torch.arange(BLOCK, device=entries_RN.device)
-        last = entries_RN.shape[1] - 1
-        block_RB = entries_RN.gather(1, index_RB.clamp(max=last)).masked_fill_(index_RB > last, 0.0)
-        index_R = index_R * BLOCK + _invert(block_RB, uniform_R)
+    entries = [logprobs_RV]
+    if logprobs_RV.shape[1] > BLOCK:
+        entries.append(weight_sums(logprobs_RV) if sums_RM is None else sums_RM)
+    while entries[-1].shape[1] > BLOCK:
+        entries.append(block_sums(entries[-1]))
+    index_R: Tensor | None = None
+    for uniform_R in uniforms_RL.unbind(1):
+        part_RB = entries.pop()
+        if index_R is not None:
+            part_RB = _block(part_RB, index_R, 0.0 if entries else -torch.inf)
+        if not entries:
+            # The largest weight becomes 1: all others could otherwise round to 0.
+            part_RB = (part_RB - part_RB.amax(1, keepdim=True)).exp_()
+        inner_R = _invert(part_RB, uniform_R)
+        index_R = inner_R if index_R is None else index_R * BLOCK + inner_R
+    assert index_R is not None
     return index_R
 
 
-def _block_sums(entries_RN: Tensor) -> Tensor:
-    """Returns the sum of each block of BLOCK entries; the last block may be shorter."""
-    whole = entries_RN.shape[1] // BLOCK * BLOCK
-    sums_RM = entries_RN[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
-    rest_RB = entries_RN[:, whole:]
-    return torch.cat([sums_RM, rest_RB.sum(-1, keepdim=True)], 1) if rest_RB.shape[1] else sums_RM
+def _block(entries_RN: Tensor, block_R: Tensor, padding: float) -> Tensor:
+    """Returns the entries of one block of each row, (R, BLOCK); the last block may be shorter and is padded."""
+    index_RB = block_R[:, None] * BLOCK + torch.arange(BLOCK, device=entries_RN.device)
+    last = entries_RN.shape[1] - 1
+    if (last + 1) % BLOCK == 0:
+        return entries_RN.gather(1, index_RB)
+    return entries_RN.gather(1, index_RB.clamp(max=last)).masked_fill_(index_RB > last, padding)
 
 
 def _invert(weights_RN: Tensor, uniforms_R: Tensor) -> Tensor:
     """Returns the first index of each row at which the cumulative weight exceeds the given share of the whole weight.
 
     Rounding cannot lead outside: an index of weight 0 is passed over, and if no index is left, the last one with a
-    weight is returned.
+    weight is returned, or 0 if there is none.
     """
     total_RN = weights_RN.to(uniforms_R.dtype).cumsum(-1)
+    aim_R1 = uniforms_R[:, None] * total_RN[:, -1:]
+    N = weights_RN.shape[1]
+    if total_RN.device.type == "cpu" and total_RN.dtype == torch.float64:
+        # Weights are added one after another, so totals never decrease, and an index of weight 0 has the total of the
+        # one before. A uniform number is at most 1 - 2**-53, which makes the aim less than the whole weight, unless
+        # that is 0 or NaN: N is found then.
+        return torch.searchsorted(total_RN, aim_R1, right=True)[:, 0].remainder_(N)
     positive_RN = weights_RN > 0
-    beyond_RN = positive_RN & (total_RN > (uniforms_R * total_RN[:, -1])[:, None])
-    index_N = torch.arange(weights_RN.shape[1], device=weights_RN.device)
-    first_R = torch.where(beyond_RN, index_N, len(index_N)).amin(-1)
+    index_N = torch.arange(N, device=weights_RN.device)
+    first_R = torch.where(positive_RN & (total_RN > aim_R1), index_N, N).amin(-1)
     last_R = torch.where(positive_RN, index_N, 0).amax(-1)
     return torch.minimum(first_R, last_R)
 
@@ -131,7 +145,10 @@ class Draw:
         self._dtype = torch.float32 if device.type in SINGLE_PRECISION else torch.float64
         self._requests: dict[int, _Request] = {}
         """Row of the batch -> request, for the requests whose tokens are drawn, in the order of the rows."""
+        self._outputs: list[Sequence[int]] = []
         self._seeds_R = np.zeros(0, np.uint64)
+        self._tempered: dict[int, float] = {}
+        """Number of a request in this order -> its temperature, for those with another temperature than 1."""
 
     def is_argmax_invariant(self) -> bool:
         """Returns False, so that vLLM calls `apply` for greedy requests."""
@@ -143,23 +160,38 @@ class Draw:
 
         if process_dict_updates(self._requests, batch_update, _request):
             self._requests = dict(sorted(self._requests.items()))
-            self._seeds_R = np.array([request.seed for request in self._requests.values()], np.uint64)
+            requests = list(self._requests.values())
+            self._outputs = [request.output for request in requests]
+            self._seeds_R = np.array([request.seed for request in requests], np.uint64)
+            self._tempered = {r: request.temperature for r, request in enumerate(requests) if request.temperature != 1}
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Draw a token in each row of a request with a seed, and set all other logits of the row to -inf, in place.
+        """Draw a token in each row of a request with a seed, and set its logit to infinity, in place.
 
-        logits: (R, V); each row is normalised, as the model returns it (`return_logprobs` in models.py).
+        logits: (R, V) in fp32; each row is normalised, as the model returns it (`distribution.normalise`). vLLM takes
+        the largest logit of a row and reports the logprob that the token had before.
         """
         if not self._requests:
             return logits
-        counts_R = np.array([len(request.output) for request in self._requests.values()], np.uint64)
-        drawn_RL = uniforms(self._seeds_R, counts_R, levels(logits.shape[1]))
-        uniforms_RL = torch.from_numpy(drawn_RL).to(self._dtype).to(self._device)
-        temperatures = [request.temperature for request in self._requests.values()]
+        sums_RM = kept_sums(logits)
         if len(self._requests) == len(logits):
-            return _leave_one(logits, temperatures, uniforms_RL)
-        rows = torch.tensor(list(self._requests), device=self._device)
-        return logits.index_copy_(0, rows, _leave_one(logits[rows], temperatures, uniforms_RL))
+            return logits.scatter_(1, self._tokens(logits, sums_RM)[:, None], torch.inf)
+        rows_R = torch.tensor(list(self._requests), device=self._device)
+        tokens_R = self._tokens(logits[rows_R], None if sums_RM is None else sums_RM[rows_R])
+        logits[rows_R, tokens_R] = torch.inf
+        return logits
+
+    def _tokens(self, logprobs_RV: Tensor, sums_RM: Tensor | None) -> Tensor:
+        """Returns the next token of each request, (R,)."""
+        counts_R = np.fromiter(map(len, self._outputs), np.uint64, len(self._outputs))
+        drawn_RL = uniforms(self._seeds_R, counts_R, levels(logprobs_RV.shape[1]))
+        uniforms_RL = torch.from_numpy(drawn_RL).to(self._dtype).to(self._device)
+        tokens_R = choose(logprobs_RV, uniforms_RL, sums_RM)
+        if self._tempered:
+            rows_N = torch.tensor(list(self._tempered), device=self._device)
+            scale_N = torch.tensor(list(self._tempered.values()), device=self._device)
+            tokens_R[rows_N] = choose(logprobs_RV[rows_N] / scale_N[:, None], uniforms_RL[rows_N])
+        return tokens_R
 
 
 def as_logits_processor() -> type[Draw]:
@@ -173,17 +205,3 @@ def as_logits_processor() -> type[Draw]:
 def _request(params: "SamplingParams", prompt: list[int] | None, output: list[int]) -> _Request | None:
     arguments = params.extra_args
     return _Request(arguments["seed"], arguments["temperature"], output) if arguments else None
-
-
-def _leave_one(logprobs_RV: Tensor, temperatures: Sequence[float], uniforms_RL: Tensor) -> Tensor:
-    """Draw a token in each row, and leave 0 at the token and -inf elsewhere, in place."""
-    other = [row for row, temperature in enumerate(temperatures) if temperature != 1.0]
-    if other:
-        rows = torch.tensor(other, device=logprobs_RV.device)
-        scale_R = torch.tensor([temperatures[row] for row in other], device=logprobs_RV.device)
-        part_RV = logprobs_RV[rows]
-        # The largest logit becomes 0: at a low temperature all weights would otherwise round to 0.
-        part_RV -= part_RV.amax(-1, keepdim=True)
-        logprobs_RV[rows] = part_RV / scale_R[:, None]
-    tokens_R = choose(logprobs_RV.float().exp_(), uniforms_RL)  # fp32 logits in place, as they are replaced below
-    return logprobs_RV.fill_(-torch.inf).scatter_(1, tokens_R[:, None], 0.0)

@@ -108,7 +108,7 @@ class Engine:
             table.bind(self._llm)
         self._llm.apply_model(lambda model: models.return_logprobs(model, cfg.rollout.temperature, forbidden_ids))
         self._sampling = lambda **fields: SamplingParams(
-            temperature=0.0,  # greedy; `Draw` leaves a request with a seed only the drawn token
+            temperature=0.0,  # greedy; `Draw` makes the token that it draws the likeliest
             detokenize=False,
             flat_logprobs=True,  # lists of numbers instead of an object for each token
             ignore_eos=True,

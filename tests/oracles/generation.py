@@ -41,5 +41,5 @@ def redrawn(case: Case, answer: Answer) -> list[list[int]]:
         numbers = draw.uniforms(
             np.full(count, seed, np.uint64), np.arange(count, dtype=np.uint64), draw.levels(of_all.shape[1])
         )
-        found.append(draw.choose(of_all[-count:].exp(), torch.from_numpy(numbers)).tolist())
+        found.append(draw.choose(of_all[-count:], torch.from_numpy(numbers)).tolist())
     return found

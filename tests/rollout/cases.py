@@ -16,6 +16,7 @@ from r1zero import config
 from r1zero.batch import Prompt, Response
 from r1zero.distributed import device, layout
 from r1zero.patches import PATCHES
+from r1zero.rollout import distribution, draw
 from tests import shared_memory
 from tests.oracles import tiny_models as models
 from tests.without import without
@@ -205,11 +206,29 @@ def _use(engine: Any, case: Case) -> Answer:
         seen.extend((response.prompt, response.sample) for response in responses)
         decoding.append(engine._llm.llm_engine.get_num_unfinished_requests())
 
-    responses = engine.generate(list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished)
+    with sums_are_kept():
+        responses = engine.generate(
+            list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, on_finished
+        )
     order = [(p, s) for p in range(len(case.prompts)) for s in range(case.group_size)]
     assert [(r.prompt, r.sample) for r in responses] == order and sorted(seen) == order
     given = Answer(responses, [], decoding, len(preempted), engine.owned_experts, {}, max(steps), sum(steps))
     return replace(given, scores=engine.score(texts(case, given)))
+
+
+@contextmanager
+def sums_are_kept() -> Iterator[None]:
+    """Fails if in any step the draw's logits are not those that the model returned, with their sums."""
+    found: list[bool] = []
+
+    def kept(logprobs_RV: torch.Tensor) -> torch.Tensor | None:
+        sums_RM = distribution.kept_sums(logprobs_RV)
+        found.append(sums_RM is not None)
+        return sums_RM
+
+    with mock.patch.object(draw, "kept_sums", kept):
+        yield
+    assert found and all(found)
 
 
 def _counting(function: Any, calls: list[int]) -> Any:

@@ -271,8 +271,11 @@ def test_the_sampler_calls_our_logits_processor_for_greedy_requests_and_reports_
     forward = wheels.source(node(VLLM, "vllm.v1.sample.sampler", "Sampler.forward"))
     raw, processed = forward.index("raw_logprobs = logits.clone()"), forward.index("self.apply_logits_processors(")
     assert raw < processed < forward.index("self.sample(")
+    assert "logits = logits.to(torch.float32)" in forward, "the same tensor, with the sums that the model keeps with it"
     applied = wheels.source(node(VLLM, "vllm.v1.sample.sampler", "Sampler.apply_logits_processors"))
     assert "for processor in sampling_metadata.logitsprocs.non_argmax_invariant" in applied
+    sample = wheels.source(node(VLLM, "vllm.v1.sample.sampler", "Sampler.sample"))
+    assert sample.index("self.greedy_sample(logits)") < sample.index("if sampling_metadata.all_greedy")
     runner = wheels.source(wheels.tree(ASCEND, "vllm_ascend.worker.model_runner_v1"))
     assert "logitsprocs=build_logitsprocs(" in runner and "self.vllm_config.model_config.logits_processors" in runner
 

@@ -134,7 +134,7 @@ def calls() -> dict[str, int]:
 
 
 def _answer(engine: Any, case: Case) -> Answer:
-    with project.preemptions(engine) as preempted, project.cached_tokens(engine) as cached:
+    with project.preemptions(engine) as preempted, project.cached_tokens(engine) as cached, project.sums_are_kept():
         responses = engine.generate(
             list(case.prompts), case.group_size, case.iteration, case.prompts[0].row, lambda responses: None
         )

@@ -19,7 +19,7 @@ from tests import jobs
 from tests.oracles import tiny_models as models
 from tests.oracles.generation import expected, gap
 from tests.oracles.transformers_model import LENGTHS, Oracle
-from tests.rollout.cases import Answer, Case, prompts, share, texts
+from tests.rollout.cases import Answer, Case, prompts, share, sums_are_kept, texts
 
 KIND = "npu"
 DEVICE = device.DEVICES[KIND]
@@ -265,6 +265,7 @@ __all__ = [
     "run_folder",
     "share",
     "short_job",
+    "sums_are_kept",
     "texts",
     "weights_for",
     "without_kernels",
