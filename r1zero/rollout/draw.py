@@ -38,12 +38,47 @@ SINGLE_PRECISION = ("npu",)
 """Device types without double precision. torch_npu would replace it silently."""
 
 
-def request_arguments(seed: int, temperature: float = 1.0) -> dict[str, Any]:
-    """Returns `extra_args` of a request whose tokens are to be drawn. A request without them is decoded greedily.
+def request_arguments(number: int, seed: int, temperature: float = 1.0) -> dict[str, Any]:
+    """Returns `extra_args` of a request whose tokens are to be drawn. vLLM chooses the token of any other request.
 
-    seed: 0 <= seed < 2**64. temperature: relative to the logits that the model returns; greater than 0.
+    number: its number in the journal. seed: 0 <= seed < 2**64. temperature: relative to the logits that the model
+    returns; 0 for the likeliest token.
     """
-    return {"seed": seed, "temperature": temperature}
+    return {"number": number, "seed": seed, "temperature": temperature}
+
+
+class Journal:
+    """The logprobs of drawn tokens. They stay on the device until they are taken, so that no step waits for them."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[np.ndarray, np.ndarray, Tensor]] = []
+
+    def add(self, numbers_R: np.ndarray, counts_R: np.ndarray, logprobs_R: Tensor) -> None:
+        """Keep the logprobs of one step. counts_R: the number of tokens that each request had sampled before."""
+        self._steps.append((numbers_R, counts_R, logprobs_R))
+
+    def clear(self) -> None:
+        """Forget all logprobs."""
+        self._steps = []
+
+    def take(self, lengths_N: Sequence[int]) -> list[list[float]]:
+        """Returns the logprobs of the tokens of requests 0 .. N - 1, and forgets all.
+
+        A token that was drawn more than once, as happens while a prompt is prefilled in chunks, has its last logprob; a
+        token that was not drawn has NaN. What was drawn beyond the end of a response is left out.
+        """
+        table_NT = np.full((len(lengths_N), max(lengths_N, default=0)), np.nan, np.float32)
+        if self._steps:
+            numbers, counts, values = zip(*self._steps, strict=True)
+            number, count, value = (
+                np.concatenate(numbers),
+                np.concatenate(counts),
+                torch.cat(values).float().cpu().numpy(),
+            )
+            inside = count < table_NT.shape[1]
+            table_NT[number[inside], count[inside]] = value[inside]
+        self.clear()
+        return [row_T[:length].tolist() for row_T, length in zip(table_NT, lengths_N, strict=True)]
 
 
 def levels(vocabulary: int) -> int:
@@ -127,6 +162,7 @@ def _invert(weights_RN: Tensor, uniforms_R: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Request:
+    number: int
     seed: int
     temperature: float
     output: Sequence[int]
@@ -135,6 +171,9 @@ class _Request:
 
 class Draw:
     """A logits processor of vLLM, the same on all devices. vLLM makes one for each engine and calls its methods."""
+
+    journal: Journal
+    """Takes the logprobs of the drawn tokens (`as_logits_processor`)."""
 
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
@@ -146,9 +185,12 @@ class Draw:
         self._requests: dict[int, _Request] = {}
         """Row of the batch -> request, for the requests whose tokens are drawn, in the order of the rows."""
         self._outputs: list[Sequence[int]] = []
+        self._numbers_R = np.zeros(0, np.int64)
         self._seeds_R = np.zeros(0, np.uint64)
         self._tempered: dict[int, float] = {}
-        """Number of a request in this order -> its temperature, for those with another temperature than 1."""
+        """Number of a request in this order -> its temperature, for those with another temperature than 0 and 1."""
+        self._greedy: list[int] = []
+        """Numbers of the requests of temperature 0."""
 
     def is_argmax_invariant(self) -> bool:
         """Returns False, so that vLLM calls `apply` for greedy requests."""
@@ -162,46 +204,56 @@ class Draw:
             self._requests = dict(sorted(self._requests.items()))
             requests = list(self._requests.values())
             self._outputs = [request.output for request in requests]
+            self._numbers_R = np.array([request.number for request in requests], np.int64)
             self._seeds_R = np.array([request.seed for request in requests], np.uint64)
-            self._tempered = {r: request.temperature for r, request in enumerate(requests) if request.temperature != 1}
+            self._tempered = {
+                r: request.temperature for r, request in enumerate(requests) if request.temperature not in (0.0, 1.0)
+            }
+            self._greedy = [r for r, request in enumerate(requests) if request.temperature == 0.0]
 
     def apply(self, logits: Tensor) -> Tensor:
         """Draw a token in each row of a request with a seed, and set its logit to infinity, in place.
 
         logits: (R, V) in fp32; each row is normalised, as the model returns it (`distribution.normalise`). vLLM takes
-        the largest logit of a row and reports the logprob that the token had before.
+        the largest logit of a row.
         """
         if not self._requests:
             return logits
         sums_RM = kept_sums(logits)
         if len(self._requests) == len(logits):
-            return logits.scatter_(1, self._tokens(logits, sums_RM)[:, None], torch.inf)
+            return logits.scatter_(1, self._tokens(logits, sums_RM), torch.inf)
         rows_R = torch.tensor(list(self._requests), device=self._device)
-        tokens_R = self._tokens(logits[rows_R], None if sums_RM is None else sums_RM[rows_R])
-        logits[rows_R, tokens_R] = torch.inf
+        tokens_R1 = self._tokens(logits[rows_R], None if sums_RM is None else sums_RM[rows_R])
+        logits[rows_R[:, None], tokens_R1] = torch.inf
         return logits
 
     def _tokens(self, logprobs_RV: Tensor, sums_RM: Tensor | None) -> Tensor:
-        """Returns the next token of each request, (R,)."""
-        counts_R = np.fromiter(map(len, self._outputs), np.uint64, len(self._outputs))
-        drawn_RL = uniforms(self._seeds_R, counts_R, levels(logprobs_RV.shape[1]))
+        """Returns the next token of each request, (R, 1), whose logprob goes to the journal."""
+        counts_R = np.fromiter(map(len, self._outputs), np.int64, len(self._outputs))
+        drawn_RL = uniforms(self._seeds_R, counts_R.view(np.uint64), levels(logprobs_RV.shape[1]))
         uniforms_RL = torch.from_numpy(drawn_RL).to(self._dtype).to(self._device)
         tokens_R = choose(logprobs_RV, uniforms_RL, sums_RM)
         if self._tempered:
             rows_N = torch.tensor(list(self._tempered), device=self._device)
             scale_N = torch.tensor(list(self._tempered.values()), device=self._device)
             tokens_R[rows_N] = choose(logprobs_RV[rows_N] / scale_N[:, None], uniforms_RL[rows_N])
-        return tokens_R
+        if self._greedy:
+            rows_N = torch.tensor(self._greedy, device=self._device)
+            tokens_R[rows_N] = logprobs_RV[rows_N].argmax(-1)
+        tokens_R1 = tokens_R[:, None]
+        self.journal.add(self._numbers_R, counts_R, logprobs_RV.gather(1, tokens_R1)[:, 0])
+        return tokens_R1
 
 
-def as_logits_processor() -> type[Draw]:
-    """Returns `Draw`, registered with vLLM's base class, which is imported only here because importing vLLM is slow."""
+def as_logits_processor(journal: Journal) -> type[Draw]:
+    """Returns `Draw` with its journal. It is registered with vLLM's base class, which is imported only here because
+    importing vLLM is slow."""
     from vllm.v1.sample.logits_processor import LogitsProcessor
 
     LogitsProcessor.register(Draw)
-    return Draw
+    return type("Draw", (Draw,), {"journal": journal})
 
 
 def _request(params: "SamplingParams", prompt: list[int] | None, output: list[int]) -> _Request | None:
     arguments = params.extra_args
-    return _Request(arguments["seed"], arguments["temperature"], output) if arguments else None
+    return _Request(**arguments, output=output) if arguments else None

@@ -7,9 +7,9 @@ The tensor-parallel ranks of an engine receive the same requests and sample the 
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +37,8 @@ ADAPTERS: dict[str, Any] = {"cpu": cpu, "cuda": cuda, "npu": npu}
 """run.device -> the module with the parts that differ between devices. All have the same functions."""
 
 OnFinished = Callable[[list[Response]], None]
-"""Called with the responses that end in the same step of the engine, while others are still being decoded."""
+"""Called with the responses that end in the same step of the engine, while others are still being decoded. They have
+their logprobs only when all have ended."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Engine:
             self._dense_layers = read_shape(cfg.model.path, cfg.model.overrides).require_moe().first_dense_layers
             table = None if self._adapter.RETURN_EXPERTS else routing.RouteTable()
             arguments |= {"scheduler_cls": routing.as_scheduler(table)} if table else self._adapter.RETURN_EXPERTS
-        arguments |= {"logits_processors": [draw.as_logits_processor()]}
+        self._journal = draw.Journal()
+        arguments |= {"logits_processors": [draw.as_logits_processor(self._journal)]}
         arguments = engine_options.merge(arguments, cfg.rollout.engine)
         self._stack.enter_context(self._adapter.while_alive())
         with (
@@ -110,7 +112,6 @@ class Engine:
         self._sampling = lambda **fields: SamplingParams(
             temperature=0.0,  # greedy; `Draw` makes the token that it draws the likeliest
             detokenize=False,
-            flat_logprobs=True,  # lists of numbers instead of an object for each token
             ignore_eos=True,
             skip_clone=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -136,40 +137,46 @@ class Engine:
             rollout.max_response_tokens,
             lambda p, sample: request_seed(run_seed, iteration, first_position + p, sample),
         )
-        return self._sample(prompts, sampling, on_finished, self._cfg.train.routing_replay)
+        return self._sample(prompts, sampling, on_finished, self._stop_token_ids, self._cfg.train.routing_replay)
 
     def evaluate(self, prompts: list[Prompt], sampling: "Sampling", on_finished: OnFinished) -> list[Response]:
         """Like `generate`, but with the given sampling parameters, and without effect on later calls."""
-        responses = self._sample(prompts, sampling, on_finished, with_experts=False)
+        responses = self._sample(prompts, sampling, on_finished, self._stop_token_ids)
         self._drop_prefixes()
         return responses
 
     def _sample(
-        self, prompts: list[Prompt], sampling: "Sampling", on_finished: OnFinished, with_experts: bool
+        self,
+        prompts: list[Prompt],
+        sampling: "Sampling",
+        on_finished: OnFinished = lambda responses: None,
+        stop_token_ids: Sequence[int] = (),
+        with_experts: bool = False,
     ) -> list[Response]:
         # The model's logits are already divided by the rollout's temperature.
         temperature = sampling.temperature / self._cfg.rollout.temperature
-        for p, prompt in enumerate(prompts):
-            for sample in range(sampling.samples):
-                self._request(
-                    f"{p}-{sample}",
-                    prompt.token_ids,
-                    extra_args=draw.request_arguments(sampling.seed(p, sample), temperature) if temperature else None,
-                    logprobs=0,
-                    max_tokens=sampling.max_tokens,
-                    stop_token_ids=self._stop_token_ids,
-                )
+        names = [(p, sample) for p in range(len(prompts)) for sample in range(sampling.samples)]
+        self._journal.clear()
+        for number, (p, sample) in enumerate(names):
+            self._request(
+                f"{p}-{sample}",
+                prompts[p].token_ids,
+                extra_args=draw.request_arguments(number, sampling.seed(p, sample), temperature),
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=stop_token_ids,
+            )
         responses: dict[tuple[int, int], Response] = {}
         for outputs in self._outputs():
             ended = [self._response(output, with_experts) for output in outputs]
             responses |= {(response.prompt, response.sample): response for response in ended}
             on_finished(ended)
-        return [responses[p, sample] for p in range(len(prompts)) for sample in range(sampling.samples)]
+        logprobs = self._journal.take([len(responses[name].token_ids) for name in names])
+        return [replace(responses[name], logprobs=own) for name, own in zip(names, logprobs, strict=True)]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         """Returns the logprobs of all tokens of each sequence but the first, from logits like those of `generate`."""
         for i, tokens in enumerate(sequences):
-            self._request(str(i), tokens, max_tokens=1, prompt_logprobs=0)
+            self._request(str(i), tokens, max_tokens=1, prompt_logprobs=0, flat_logprobs=True)
         scores: dict[int, list[float]] = {}
         for output in chain.from_iterable(self._outputs()):
             pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
@@ -193,15 +200,9 @@ class Engine:
 
     def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
         """Returns one response of this many tokens to each prompt. The seeds are fixed, so only the weights matter."""
-        for p, prompt in enumerate(prompts):
-            self._request(
-                f"{p}-0",
-                prompt.token_ids,
-                extra_args=draw.request_arguments(request_seed(self._cfg.run.seed, 0, p, 0)),
-                logprobs=0,
-                max_tokens=tokens,
-            )
-        responses = sorted(map(self._response, chain.from_iterable(self._outputs())), key=lambda r: r.prompt)
+        seed = self._cfg.run.seed
+        every = Sampling(1, self._cfg.rollout.temperature, tokens, lambda p, _: request_seed(seed, 0, p, 0))
+        responses = self._sample(prompts, every)
         self._drop_prefixes()  # so that later calls are not affected
         return responses
 
@@ -277,17 +278,15 @@ class Engine:
             while engine.engine_core.engine_core.batch_queue:
                 engine.step()
 
-    def _response(self, output: Any, with_experts: bool = False) -> Response:
+    def _response(self, output: Any, with_experts: bool) -> Response:
         prompt, sample = map(int, output.request_id.split("-"))
         (sampled,) = output.outputs
-        # With logprobs=0 there is one logprob at each position, that of the sampled token.
-        token_ids, logprobs = list(sampled.token_ids), list(sampled.logprobs.logprobs)
         experts = None
         if with_experts:
             experts = torch.from_numpy(sampled.routed_experts[:, self._dense_layers :].astype(np.int16))
             if (experts.sort(-1).values.diff(dim=-1) == 0).any():  # zeros, where nothing was recorded
                 raise config.UserError("vLLM did not return all tokens' experts; set train.routing_replay to false")
-        return Response(prompt, sample, token_ids, logprobs, sampled.finish_reason, experts)
+        return Response(prompt, sample, list(sampled.token_ids), [], sampled.finish_reason, experts)
 
 
 def request_seed(*key: int | str) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r1zero.rollout import draw
 from r1zero.rollout.distribution import BLOCK, kept_sums, normalise
-from r1zero.rollout.draw import MOST_LEVELS, Draw, choose, levels, request_arguments, uniforms
+from r1zero.rollout.draw import MOST_LEVELS, Journal, as_logits_processor, choose, levels, request_arguments, uniforms
 
 SPLITMIX64 = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821)
 """The first outputs of the reference implementation (prng.di.unimi.it/splitmix64.c) for seed 1234567."""
@@ -198,7 +198,8 @@ class Batch:
     """What vLLM tells its logits processors about a batch."""
 
     def __init__(self) -> None:
-        self.draw = Draw(None, torch.device("cpu"), False)
+        self.journal = Journal()
+        self.draw = as_logits_processor(self.journal)(None, torch.device("cpu"), False)
 
     def tell(self, added=(), removed=(), moved=(), size=0) -> None:
         from vllm.v1.sample.logits_processor import BatchUpdate
@@ -223,12 +224,12 @@ def chosen(row: Tensor, seed: int, count: int, temperature: float = 1.0) -> int:
 @pytest.mark.parametrize("vocabulary", [40, 1000])
 def test_a_row_of_256_is_drawn_as_a_row_alone(vocabulary):
     together, outputs = Batch(), [[0] * (row % 7) for row in range(256)]
-    together.tell([(row, request_arguments(row**5), outputs[row]) for row in range(256)], size=256)
+    together.tell([(row, request_arguments(row, row**5), outputs[row]) for row in range(256)], size=256)
     logits = logprobs(256, vocabulary)
     tokens = together.tokens(logits)
     for row in range(256):
         alone = Batch()
-        alone.tell([(0, request_arguments(row**5), outputs[row])], size=1)
+        alone.tell([(0, request_arguments(row, row**5), outputs[row])], size=1)
         assert alone.tokens(logits[row : row + 1]) == [tokens[row]]
         assert chosen(logits[row], row**5, row % 7) == tokens[row]
     outputs[3].append(5)  # vLLM's list of the sampled tokens grows, and nothing is told
@@ -246,7 +247,7 @@ def test_requests_keep_their_seed_and_count_when_rows_come_go_and_move():
 
     def add(row: int, name: str) -> tuple[int, dict, list[int]]:
         seed, output = requests[name]
-        return row, request_arguments(seed), output
+        return row, request_arguments(seed - 10, seed), output
 
     def check(rows: str) -> None:
         assert batch.tokens(logits[: len(rows)]) == [
@@ -267,7 +268,7 @@ def test_requests_keep_their_seed_and_count_when_rows_come_go_and_move():
 
 def test_rows_without_a_seed_keep_their_logits():
     batch, logits = Batch(), logprobs(4, 50)
-    batch.tell([(row, request_arguments(row) if row % 2 else None, []) for row in range(4)], size=4)
+    batch.tell([(row, request_arguments(row, row) if row % 2 else None, []) for row in range(4)], size=4)
     left = batch.draw.apply(logits.clone())
     assert torch.equal(left[::2], logits[::2])
     assert left[1::2].argmax(-1).tolist() == [chosen(logits[row], row, 0) for row in (1, 3)]
@@ -279,8 +280,9 @@ def test_rows_without_a_seed_keep_their_logits():
 @pytest.mark.parametrize("temperature", [0.01, 0.6, 1.0, 1.7])
 def test_a_row_of_another_temperature_is_drawn_from_the_tempered_distribution(temperature):
     batch, logits = Batch(), logprobs(200, 300)
-    batch.tell([(row, request_arguments(row, temperature if row % 2 else 1.0), []) for row in range(200)], size=200)
-    expected = [chosen(logits[row], row, 0, temperature if row % 2 else 1.0) for row in range(200)]
+    temperatures = [temperature if row % 2 else 1.0 for row in range(200)]
+    batch.tell([(row, request_arguments(row, row, one), []) for row, one in enumerate(temperatures)], size=200)
+    expected = [chosen(logits[row], row, 0, one) for row, one in enumerate(temperatures)]
     assert batch.tokens(logits) == expected
 
 
@@ -289,7 +291,7 @@ def test_the_tokens_are_those_of_the_logprobs_alone_whether_or_not_their_sums_ar
     """`normalise` keeps sums with its result. Logits of any other tensor, such as a copy or some of the rows, have sums
     of their own."""
     batch, rows = Batch(), 60
-    batch.tell([(row, request_arguments(row), []) for row in range(rows)], size=rows)
+    batch.tell([(row, request_arguments(row, row), []) for row in range(rows)], size=rows)
     first, second = (
         normalise(logprobs(rows, vocabulary, seed=seed) + 5.0, 1.0, torch.zeros(0, dtype=torch.long)) for seed in (1, 2)
     )
@@ -307,7 +309,7 @@ def test_the_tokens_are_those_of_the_logprobs_alone_whether_or_not_their_sums_ar
 def test_the_sums_that_are_kept_are_used():
     """With the sums of another distribution the blocks are those of the other."""
     batch, logits = Batch(), normalise(logprobs(60, 1000), 1.0, torch.zeros(0, dtype=torch.long))
-    batch.tell([(row, request_arguments(row), []) for row in range(60)], size=60)
+    batch.tell([(row, request_arguments(row, row), []) for row in range(60)], size=60)
     kept_sums(logits)[:] = torch.nn.functional.one_hot(torch.arange(60) % 15, 16)
     assert [token // BLOCK for token in batch.draw.apply(logits).argmax(-1).tolist()] == [row % 15 for row in range(60)]
 
@@ -317,7 +319,7 @@ def test_in_a_batch_of_which_some_rows_are_drawn_their_tokens_are_the_same():
     logits, batch = normalise(logprobs(40, 1000), 1.0, none), Batch()
     expected = [chosen(row, number, 0) for number, row in enumerate(logits)]
     before = logits.clone()
-    batch.tell([(row, request_arguments(row) if row % 3 else None, []) for row in range(40)], size=40)
+    batch.tell([(row, request_arguments(row, row) if row % 3 else None, []) for row in range(40)], size=40)
     left = batch.draw.apply(logits)
     assert torch.equal(left[::3], before[::3])
     assert [token for row, token in enumerate(left.argmax(-1).tolist()) if row % 3] == [
@@ -328,6 +330,38 @@ def test_in_a_batch_of_which_some_rows_are_drawn_their_tokens_are_the_same():
 def test_at_a_low_temperature_only_the_likeliest_tokens_are_drawn():
     """A token 0.3 behind the likeliest has e**-300 of its weight; without a shift all weights would round to 0."""
     batch, logits = Batch(), logprobs(200, 300)
-    batch.tell([(row, request_arguments(row, 0.001), []) for row in range(200)], size=200)
+    batch.tell([(row, request_arguments(row, row, 0.001), []) for row in range(200)], size=200)
     tokens = torch.tensor(batch.tokens(logits))
     assert (logits.gather(1, tokens[:, None])[:, 0] > logits.amax(-1) - 0.3).all()
+
+
+def test_at_temperature_0_the_likeliest_token_is_taken_beside_rows_that_are_drawn():
+    batch, logits = Batch(), logprobs(4, 300)
+    logits[0, [7, 200]] = 0.5  # equal and the largest
+    batch.tell([(row, request_arguments(row, row, float(row % 2)), []) for row in range(4)], size=4)
+    assert batch.tokens(logits) == [7, chosen(logits[1], 1, 0), logits[2].argmax().item(), chosen(logits[3], 3, 0)]
+
+
+def test_the_journal_has_the_logprobs_that_the_tokens_had_before_their_rows_were_changed():
+    batch, outputs = Batch(), [[], [], [0, 0]]
+    requests = [(row, request_arguments(2 - row, row, 1.0 - row / 2), outputs[row]) for row in range(3)]
+    batch.tell(requests, size=3)
+    first = logprobs(3, 300)
+    before = first[range(3), batch.tokens(first)].tolist()
+    outputs[0].append(5)  # the prompt of row 1 is not yet prefilled, so its first token is drawn again
+    batch.tell([(3, None, [])], size=4)
+    second = logprobs(4, 300, seed=1)
+    after = second[range(4), batch.draw.apply(second.clone()).argmax(-1)].tolist()
+    of_row_2, of_row_1, of_row_0 = batch.journal.take([3, 1, 2])
+    assert of_row_0 == [before[0], after[0]] and of_row_1 == [after[1]]
+    assert of_row_2 == pytest.approx([math.nan, math.nan, after[2]], abs=0, nan_ok=True)
+    assert batch.journal.take([1]) == [pytest.approx([math.nan], nan_ok=True)], "what was taken is forgotten"
+
+
+def test_the_journal_leaves_out_what_was_drawn_beyond_the_end_of_a_response():
+    """Steps that are scheduled ahead draw one token more."""
+    journal = Journal()
+    for count in range(3):
+        journal.add(np.array([0]), np.array([count]), torch.tensor([-1.0 - count]))
+    assert journal.take([2]) == [[-1.0, -2.0]]
+    assert journal.take([]) == []
