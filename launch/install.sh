@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Create .venv from requirements.txt, unless it exists and was made from the same files. Other scripts source this file; it also runs
-# alone.
+# Create .venv from requirements.txt, unless it exists and was made from the same files. A .venv that something else made, such as the
+# one for NPUs or CUDA cards, is refused. Other scripts source this file; it also runs alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,10 +26,13 @@ install() {
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
         return
     fi
+    if [ -e .venv ] && [ ! -e "$stamp" ] && [ ! -e .venv/.installing ]; then
+        die "$PWD/.venv was not made by launch/install.sh, which would replace it by the CPU environment. Use that environment without this script (python -m pytest tests, python train.py CONFIG), or remove it: rm -r .venv"
+    fi
     python=$(find_python)
     command -v cc >/dev/null || command -v gcc >/dev/null || die "No C compiler was found. On Debian or Ubuntu: apt-get install build-essential"
     say "Installing into .venv with $($python --version) (a few minutes, 3 GB) ..."
-    rm -rf .venv && "$python" -m venv .venv
+    rm -rf .venv && mkdir .venv && touch .venv/.installing && "$python" -m venv .venv
     # The CPU build of torch has its own index, which is used only if the configured indexes do not have the build.
     if ! .venv/bin/pip download -qq --no-deps -d .venv/torch "$(grep ^torch== requirements.txt)" 2>/dev/null; then
         index=(--extra-index-url https://download.pytorch.org/whl/cpu)
@@ -38,7 +41,7 @@ install() {
     rm -rf .venv/torch
     # Compile on all cores, as pip uses only one. A few files are written for another Python and cannot be compiled.
     .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
-    printf '%s\n' "$want" > "$stamp"
+    printf '%s\n' "$want" > "$stamp" && rm .venv/.installing
     say "Installed."
 }
 

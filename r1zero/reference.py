@@ -1,7 +1,8 @@
 """The reference's logprobs of the responses of an iteration.
 
-Where the ranks of the reference do not generate (a split layout), they would be idle during the rollout. They then
-compute the logprobs of each piece of the samples as soon as its responses have ended. A piece is one micro-batch.
+Where the ranks of the reference do not generate (a split layout), they would be idle during the rollout. Except with
+expert parallelism or routing replay, they then compute the logprobs of each piece of the samples as soon as its
+responses have ended. A piece is one micro-batch.
 Neither its samples nor its data-parallel rank depend on the lengths of responses, so the logprobs are the same
 whichever response ends first.
 """
@@ -111,7 +112,7 @@ class Reference:
     ) -> Tensor | None:
         """Returns the (R,) reference logprobs of this rank's training batch, on the last pipeline stage of the trainer.
 
-        Returns None on other ranks, and on all ranks if the loss has no KL term. mine: the samples of this rank's
+        Returns None on other ranks, and on all ranks if grpo.kl_coef is 0. mine: the samples of this rank's
         engine. batch: those of the trainer. groups: those of which the batch consists, counted over all rounds.
         Collective over the world.
         """

@@ -137,7 +137,7 @@ class Roles:
             self.weight_offload.onload(name)
             return
         original = self.original
-        assert original is not None  # kept if the weights are not offloaded and the loss has a KL term
+        assert original is not None  # kept if the weights are not offloaded and grpo.kl_coef is not 0
         for i, p in enumerate(self.require_policy().chunks[0].parameters()):
             p.data, original[i] = original[i], p.data
 

@@ -143,7 +143,7 @@ class Trainer:
             if last:
                 break
         if writer and not remaining:
-            writer.close()
+            writer.close_finished()
         self.recorder.close()
         self.progress.close()
         self.roles.close()

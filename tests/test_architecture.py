@@ -114,7 +114,7 @@ def test_a_vendor_is_named_behind_its_door_only(vendor):
         assert not named or behind, f"{path} imports {vendor}"
 
 
-LONGER = {"config/schema": 316, "patches": 328, "trainer": 335}
+LONGER = {"config/schema": 320, "patches": 328, "trainer": 335}
 """Lines of the modules that have more than 300: a list of keys, a list of patches, and a class that reads as one
 text."""
 

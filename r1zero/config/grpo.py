@@ -9,7 +9,8 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Grpo:
-    """GRPO and its variants. The defaults are those of the DeepSeek-R1-Zero-671B recipe that MindSpeed-RL published."""
+    """GRPO and its variants. The defaults are those of the DeepSeek-R1-Zero-671B recipe that MindSpeed-RL published,
+    except kl_estimator."""
 
     prompts_per_iteration: int = 384
     """P: number of prompts in an iteration, over all ranks."""
@@ -36,7 +37,8 @@ class Grpo:
     """The ratio to the old policy is clipped to 1 - clip_low .. 1 + clip_high (DAPO). 1 or more: no lower bound."""
     clip_high: float = 0.2
     dual_clip: float = 0.0
-    """If the advantage A is negative, the loss of a token is at most -dual_clip * A. Above 1, or 0: no such bound."""
+    """If the advantage A is negative, the loss of a token is at most -dual_clip * A. It must be more than 1; 0: no such
+    bound."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """token: the mean over all tokens of the batch. sequence: the mean over responses of the mean over their tokens.
     constant: the sum over tokens divided by the responses and by rollout.max_response_tokens (Dr. GRPO)."""

@@ -1,4 +1,5 @@
-"""The configuration: a tree of frozen dataclasses that mirrors the TOML file. Each default is defined once, here.
+"""The configuration: a tree of frozen dataclasses that mirrors the TOML file. Each default is defined once: here, or
+in grpo.py and evaluation.py for the sections of these names.
 
 Precedence: the defaults below, then the TOML file, then `section.key=value` on the command line. The value is in TOML
 notation; a text field may omit the quotes. An unknown key is an error that names the nearest known key, or all of them.
@@ -24,6 +25,7 @@ class Run:
     iterations: int = 100
     """Number of iterations of GRPO: one rollout and one update each."""
     device: Literal["cpu", "cuda", "npu"] = "cpu"
+    """The device on which each rank trains and generates."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     """Type of weights and activations in trainer and engine. Gradients and Adam's state are always fp32.
 
@@ -117,6 +119,7 @@ class Rollout:
     temperature: float = 1.0
     """Trainer and engine both divide the logits by it."""
     max_prompt_tokens: int = 1024
+    """Data with a longer prompt is refused."""
     max_response_tokens: int = 2048
     max_num_seqs: int = 128
     """Number of responses that one engine decodes at a time."""
@@ -156,6 +159,7 @@ class Optimizer:
 
     lr: float = 1e-6
     lr_warmup_iterations: int = 0
+    """Number of iterations over which the rate rises to `lr`."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
@@ -273,8 +277,8 @@ class Alarms:
     least_gap: float = 1e-5
     """... and at least this large."""
     highest_gap: float = 0.0
-    """Warn if the logprob gap of the engines is larger, whatever it was at first; 0: the parity gate's tolerance, for
-    models with experts that of tokens that follow a tie."""
+    """Warn if the logprob gap of the engines is larger, whatever it was at first; 0: the parity gate's tolerance, or
+    that of tokens that follow a tie, for models with experts in float32."""
     entropy_share: float = 0.1
     """Warn if the entropy falls below this share of its first value while the reward is low."""
 

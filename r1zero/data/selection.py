@@ -31,6 +31,7 @@ class Selection:
     """Number of rows to keep, chosen by a hash of the prompt and `seed`. They stay in the order of the file. 0: all,
     or, if the sources have weights, as many as these permit."""
     seed: int = 0
+    """Another seed chooses another sample."""
     limit: int = 0
     """Number of rows to keep, counted from the first. 0: all."""
     order: Literal["file", "pass_rate"] = "file"

@@ -79,6 +79,14 @@ class RunWriter:
         for path in draw(self.folder):
             self.terminal.print(f"drew {path}")
 
+    def close_finished(self) -> None:
+        """Close the files of a run that had finished before it was started, and say so."""
+        self.close()
+        self.terminal.print(
+            f"{self.folder} already has all of its {self.iterations} iterations, so nothing was trained; for another "
+            "run give another run.name, and for a longer one a larger run.iterations"
+        )
+
     def _line(self, iteration: int, m: Mapping[str, float]) -> Text:
         done = round(20 * iteration / self.iterations)
         line = Text(f"{iteration:>{len(str(self.iterations))}}/{self.iterations} ")

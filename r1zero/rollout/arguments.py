@@ -26,7 +26,9 @@ def _routing(model_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def engine_arguments(cfg: Config, model_config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments that are the same on all devices. They are valid for vLLM 0.23.0 (NPU) and 0.32.0 (CPU).
+    """Returns the arguments that do not come from the device's adapter.
+
+    They are valid for vLLM 0.23.0 (NPU) and 0.32.0 (CPU and CUDA).
 
     model_config: the model's config.json.
     """

@@ -1,5 +1,5 @@
-"""The models that vLLM builds: which experts a rank holds, and what is changed in them, which is that they return
-logprobs in place of logits, and the epsilon of some norms."""
+"""Which experts a rank of vLLM holds, and two changes to the models that vLLM builds: they return logprobs in place of
+logits, and the norms inside latent attention have an epsilon of 1e-6."""
 
 from collections.abc import Callable
 from typing import Any

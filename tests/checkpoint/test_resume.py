@@ -5,6 +5,7 @@ python -m pytest tests/checkpoint/test_resume.py
 
 import contextlib
 import dataclasses
+import io
 import os
 import random
 import shutil
@@ -134,6 +135,22 @@ def test_a_run_that_must_not_resume_refuses_a_folder_with_a_checkpoint(ranks, qw
     never = dataclasses.replace(cfg, checkpoint=config.Checkpoint(resume="never"))
     for sentence in ranks.run(refused, never, size=2):
         assert 'checkpoint.resume = "never"' in sentence and "step_1 exists" in sentence
+    assert (tmp_path / "job/metrics.jsonl").read_text() == before
+
+
+def printed(rank, cfg):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run(rank, cfg, 1)
+    return out.getvalue()
+
+
+def test_a_finished_run_that_is_started_again_says_that_it_trained_nothing(ranks, qwen2, tmp_path):
+    cfg = jobs.job_config(qwen2, config.Layout(), run=dict(dir=str(tmp_path), iterations=1))
+    assert "nothing was trained" not in ranks.run(printed, cfg, size=1)[0]
+    before = (tmp_path / "job/metrics.jsonl").read_text()
+    (said,) = ranks.run(printed, cfg, size=1)
+    assert f"{tmp_path / 'job'} already has all of its 1 iterations" in " ".join(said.split())
+    assert "give another run.name" in " ".join(said.split())
     assert (tmp_path / "job/metrics.jsonl").read_text() == before
 
 

@@ -4,10 +4,12 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the launch scripts start it as a file
 from r1zero.distributed import device, launcher, world
 
 

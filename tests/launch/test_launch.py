@@ -28,7 +28,6 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": path,
-        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "TRAIN": "tests/launch/hello.py",
         "R1ZERO_MARK": "carried",
@@ -234,6 +233,35 @@ def test_scripts_write_in_bold_on_terminals_only(to: str, more: dict[str, str], 
     assert said.strip() == ("\x1b[1mone two\x1b[0m" if bold else "one two")
     escapes = [line for script in SCRIPTS for line in script.read_text().splitlines() if "033" in line]
     assert escapes == [say], "a script writes colours of its own"
+
+
+def installed(folder: Path, *made: str) -> subprocess.CompletedProcess:
+    """What launch/install.sh says beside a .venv with these files. No Python is found, so it never gets further."""
+    (folder / "launch").mkdir()
+    shutil.copy(LAUNCH / "install.sh", folder / "launch")
+    (folder / "requirements.txt").touch()
+    for name in made:
+        (folder / ".venv" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / ".venv" / name).touch()
+    command = ["bash", str(folder / "launch/install.sh")]
+    return subprocess.run(
+        command, env={"PATH": os.environ["PATH"], "PYTHON": "none"}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (["bin/python"], ".venv was not made by launch/install.sh"),
+        (["bin/python", ".installed"], "No Python 3.11"),  # of other requirements: it is made again
+        (["bin/python", ".installing"], "No Python 3.11"),  # an installation that was interrupted
+        ([], "No Python 3.11"),
+    ],
+)
+def test_an_environment_that_the_script_did_not_make_is_not_replaced(tmp_path, made: list[str], said: str) -> None:
+    done = installed(tmp_path, *made)
+    assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert all((tmp_path / ".venv" / name).exists() for name in made)
 
 
 def sourced(**before: str) -> dict[str, str]:
