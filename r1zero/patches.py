@@ -262,7 +262,7 @@ PATCHES = {
     "megatron clip": Patch(
         *_MEGATRON,
         "megatron.core.optimizer.optimizer:clip_grad_by_total_norm_fp32",
-        "it asserts that the type name of a gradient begins with torch.cuda",
+        "it asserts that the type name of a gradient begins with torch.cuda, and copies each gradient to scale it",
         _MEGATRON_TEST,
         _NO_CPU,
     ),

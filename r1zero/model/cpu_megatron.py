@@ -55,7 +55,7 @@ def install() -> None:
             "megatron get generator": lambda _: lambda *args, **kwargs: torch.get_rng_state(),
             "megatron token_dispatcher to host": lambda _: _to_numbers,
             "megatron exchange with itself": _unless_alone,
-            "megatron clip": _clip_with,
+            "megatron clip": lambda _: _clip,
         }
     )
 
@@ -156,14 +156,16 @@ def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
     return communicate
 
 
-def _clip_with(clip: Callable[..., None]) -> Callable[..., None]:
-    def clipped(parameters: list[torch.Tensor], *args: Any, **kwargs: Any) -> None:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                _name_as_cuda(parameter.grad)
-        clip(parameters, *args, **kwargs)
+def _clip(parameters: list[torch.Tensor], max_norm: float, total_norm: float, use_decoupled_grad: bool = False) -> None:
+    """Scale the gradients in place. The library would make a scaled copy of each gradient first.
 
-    return clipped
+    use_decoupled_grad: the library's argument, True only for an optimizer that this program does not use.
+    """
+    assert not use_decoupled_grad
+    factor = max_norm / (total_norm + 1e-6)
+    for parameter in parameters if factor < 1.0 else ():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
 
 
 def _to_numbers(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

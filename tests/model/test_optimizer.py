@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 
@@ -29,6 +31,28 @@ def test_a_step_with_a_known_norm_equals_the_librarys(ranks, models, name):
     )
     for ours, theirs, other in zip(clipped, expected, free, strict=True):
         assert torch.equal(ours, theirs) and not torch.equal(ours, other)
+
+
+def test_gradients_on_a_cpu_are_clipped_to_what_the_library_clips_them_to():
+    """Its own function, which asserts that a gradient is on a GPU."""
+    from megatron.core.optimizer import clip_grads
+
+    from r1zero.model import cpu_megatron
+
+    found = []
+    for clip in (cpu_megatron._clip, clip_grads.clip_grad_by_total_norm_fp32):
+        parameters = [torch.nn.Parameter(torch.ones(n)) for n in (3, 70, 2)]
+        draw = torch.Generator().manual_seed(0)
+        for parameter in parameters[:2]:
+            parameter.grad = torch.randn(len(parameter), generator=draw)
+            parameter.grad.type = lambda: "torch.cuda.FloatTensor"
+        with mock.patch.object(clip_grads, "torch", cpu_megatron._facade()):
+            found.append([])
+            for norm in (0.3, 7.0):
+                clip(parameters, max_norm=1.0, total_norm=norm)
+                found[-1] += [parameter.grad.clone() for parameter in parameters[:2]]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert torch.equal(found[0][2], found[0][0] * (1.0 / (7.0 + 1e-6)))
 
 
 def operators_of_adam(rank, oracle):
