@@ -163,7 +163,7 @@ class Engine:
                 prompts[p].token_ids,
                 extra_args=draw.request_arguments(number, sampling.seed(p, sample), temperature),
                 max_tokens=sampling.max_tokens,
-                stop_token_ids=stop_token_ids,
+                stop_token_ids=list(stop_token_ids),
             )
         responses: dict[tuple[int, int], Response] = {}
         for outputs in self._outputs():
