@@ -150,8 +150,8 @@ def alone(dense):
     return dense(1, ONE)
 
 
-def check_same(alone, results):
-    for one, many in zip(alone[0].figures, results[0].figures, strict=True):
+def check_same(alone, results, iterations=UPDATES):
+    for one, many in list(zip(alone[0].figures, results[0].figures, strict=True))[:iterations]:
         for key in SAME:
             assert many[key] == pytest.approx(one[key], rel=1e-5, abs=1e-5), key
 
@@ -164,7 +164,10 @@ def test_dense_engines_agree_after_every_update_and_the_layout_changes_neither_t
     assert max(f["rollout_gap/max"] for f in results[0].figures) < 1e-5
     if layout.rollout.tensor_parallel_size == 1:
         assert tokens_of(results) == tokens_of(alone)
-    check_same(alone, results)
+        check_same(alone, results)
+    else:
+        # Its sums are rounded differently, and on some processors a token of a later iteration is drawn differently.
+        check_same(alone, results, iterations=1)
 
 
 def steps_with_all_away(rank, cfg):

@@ -94,6 +94,10 @@ def test_without_it_the_engine_leaves_another_number_of_threads(checkpoint, rank
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "AVX512" not in torch.backends.cpu.get_cpu_capability(),
+    reason="vLLM's build for processors without AVX-512 has no shared memory",
+)
 def test_without_it_the_engine_leaves_shared_memory(checkpoint, ranks, no_shared_memory_of_vllms_own):
     check_trace(checkpoint, ranks, "vllm shared memory name", "shared memory")
 
