@@ -212,7 +212,7 @@ class Draw:
             self._greedy = [r for r, request in enumerate(requests) if request.temperature == 0.0]
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Draw a token in each row of a request with a seed, and set its logit to infinity, in place.
+        """Draw a token in each row of a request with `request_arguments`, and set its logit to infinity, in place.
 
         logits: (R, V) in fp32; each row is normalised, as the model returns it (`distribution.normalise`). vLLM takes
         the largest logit of a row.

@@ -201,8 +201,8 @@ class Engine:
     def probe(self, prompts: list[Prompt], tokens: int) -> list[Response]:
         """Returns one response of this many tokens to each prompt. The seeds are fixed, so only the weights matter."""
         seed = self._cfg.run.seed
-        every = Sampling(1, self._cfg.rollout.temperature, tokens, lambda p, _: request_seed(seed, 0, p, 0))
-        responses = self._sample(prompts, every)
+        sampling = Sampling(1, self._cfg.rollout.temperature, tokens, lambda p, _: request_seed(seed, 0, p, 0))
+        responses = self._sample(prompts, sampling)
         self._drop_prefixes()  # so that later calls are not affected
         return responses
 

@@ -14,9 +14,9 @@ from r1zero.rollout.distribution import normalise
 def return_logprobs(model: Any, temperature: float, forbidden_ids: list[int]) -> None:
     """Make the model return logprobs in place of logits: fp32, divided by the temperature, masked and normalised.
 
-    Doing this once, before vLLM's sampler, covers the sampled tokens, their logprobs, and prompt logprobs, to which
-    vLLM applies neither temperature nor mask. It also covers samplers that report logprobs from before the temperature
-    (vllm-ascend). vLLM is configured to report these values unchanged (`logprobs_mode`).
+    Doing this once, before vLLM's sampler, covers the drawn tokens and their logprobs (draw.py) as well as prompt
+    logprobs, to which vLLM applies neither temperature nor mask, and which it is configured to report as they are here
+    (`logprobs_mode`).
     """
     plain = model.compute_logits
     forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=next(model.parameters()).device)
