@@ -150,10 +150,11 @@ def alone(dense):
     return dense(1, ONE)
 
 
-def check_same(alone, results, iterations=UPDATES):
-    for one, many in list(zip(alone[0].figures, results[0].figures, strict=True))[:iterations]:
+def check_same(alone, results, tolerances=(1e-5,) * UPDATES):
+    """tolerances: the relative ones, of the first iterations."""
+    for one, many, tolerance in zip(alone[0].figures, results[0].figures, tolerances, strict=False):
         for key in SAME:
-            assert many[key] == pytest.approx(one[key], rel=1e-5, abs=1e-5), key
+            assert many[key] == pytest.approx(one[key], rel=tolerance, abs=1e-5), key
 
 
 @pytest.mark.slow
@@ -164,10 +165,12 @@ def test_dense_engines_agree_after_every_update_and_the_layout_changes_neither_t
     assert max(f["rollout_gap/max"] for f in results[0].figures) < 1e-5
     if layout.rollout.tensor_parallel_size == 1:
         assert tokens_of(results) == tokens_of(alone)
+    if layout.train.tensor_model_parallel_size == 1:
         check_same(alone, results)
     else:
-        # Its sums are rounded differently, and on some processors a token of a later iteration is drawn differently.
-        check_same(alone, results, iterations=1)
+        # Its gradients are rounded differently, and Adam's first step makes much of the smallest ones. On a processor
+        # with AVX2 one of the 32 responses of the second iteration is another, and training goes on from it.
+        check_same(alone, results, (1e-5, 0.05))
 
 
 def steps_with_all_away(rank, cfg):
