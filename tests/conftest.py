@@ -8,6 +8,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import shutil
+import sys
 
 import pytest
 
@@ -20,6 +21,16 @@ WAITING = ("watchdog", "failure")
 def pytest_collection_modifyitems(items):
     """Begin with the tests that wait, while others use the processor; the last one would otherwise run alone."""
     items.sort(key=lambda item: item.path.parent.name not in WAITING)
+
+
+@pytest.fixture(autouse=True)
+def threads_stay():
+    """The number of torch's threads decides the last digits of sums, so a test that leaves another fails itself."""
+    yield
+    if torch := sys.modules.get("torch"):
+        left, wanted = torch.get_num_threads(), int(os.environ["OMP_NUM_THREADS"])
+        torch.set_num_threads(wanted)
+        assert left == wanted, f"the test leaves torch with {left} threads in place of {wanted}"
 
 
 @pytest.fixture(scope="session")

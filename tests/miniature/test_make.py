@@ -184,7 +184,7 @@ def test_problems_that_make_did_not_write_are_a_sentence(content, why, tmp_path,
     path = tmp_path / "p.jsonl"
     if content is not None:
         path.write_text(content)
-    assert miniature.main(["evaluate", str(tmp_path), str(path)]) == 2
+    assert miniature.main(["--threads", "1", "evaluate", str(tmp_path), str(path)]) == 2
     said = capsys.readouterr().err
     assert str(path) in said and why in said and "name a file of problems that `make` wrote" in said
 
