@@ -168,8 +168,8 @@ def test_dense_engines_agree_after_every_update_and_the_layout_changes_neither_t
     if layout.train.tensor_model_parallel_size == 1:
         check_same(alone, results)
     else:
-        # Its gradients are rounded differently, and Adam's first step makes much of the smallest ones. On a processor
-        # with AVX2 one of the 32 responses of the second iteration is another, and training goes on from it.
+        # Its gradients are rounded differently. On a processor with AVX2 one of the 32 responses of the second
+        # iteration is another one, and training goes on from it.
         check_same(alone, results, (1e-5, 0.05))
 
 
