@@ -3,6 +3,7 @@
 python -m pytest tests/test_logprobs.py
 """
 
+import ctypes
 from types import SimpleNamespace
 from unittest import mock
 
@@ -31,6 +32,12 @@ SECOND_HALF = torch.arange(V) >= V // 2
 def inputs():
     draw = torch.Generator().manual_seed(0)
     return torch.randn(T, H, generator=draw) * 3, torch.randn(V, H, generator=draw)
+
+
+def cut_into_blocks(rank, parts, ids, *args):
+    """As cut_in, with the logits of so many ids at a time."""
+    with mock.patch.object(logprobs, "BLOCK_BYTES", len(ROWS) * 4 * ids):
+        return cut_in(rank, parts, *args)
 
 
 def cut_in(rank, parts, bonus_R=NO_BONUS, forbidden=FORBIDDEN, targets=TARGETS, main_grad=False, accumulate=None):
@@ -71,12 +78,22 @@ def check(results, bonus_R=NO_BONUS, forbidden=FORBIDDEN, targets=TARGETS):
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("rows", [1, 3, 5])
-@pytest.mark.parametrize("rows_of_block", [1, 2, 5])
-def test_any_number_of_rows_at_a_time_with_logits_kept_or_computed_again(monkeypatch, rows, rows_of_block, kept_bytes):
+@pytest.mark.parametrize("ids", [1, 5, V])
+@pytest.mark.parametrize(
+    "way", [{}, {"main_grad": True}, {"main_grad": True, "accumulate": kernels_of("cpu").accumulate}]
+)
+def test_any_rows_and_ids_at_a_time_with_logits_kept_or_computed_again(monkeypatch, rows, ids, kept_bytes, way):
     monkeypatch.setattr(logprobs, "ROWS", rows)
-    monkeypatch.setattr(logprobs, "BLOCK_BYTES", rows_of_block * V * 4)
+    monkeypatch.setattr(logprobs, "BLOCK_BYTES", rows * ids * 4)
     monkeypatch.setattr(logprobs, "KEPT_BYTES", kept_bytes)
-    check([cut_in(0, 1, BONUS)], BONUS)
+    check([cut_in(0, 1, BONUS, **way)], BONUS)
+
+
+def test_all_ids_of_a_block_may_be_forbidden(monkeypatch):
+    monkeypatch.setattr(logprobs, "BLOCK_BYTES", len(ROWS) * 4 * (V // 4))
+    forbidden = FORBIDDEN | (torch.arange(V) < V // 4)
+    targets = torch.where(TARGETS < V // 4, 6, TARGETS)
+    check([cut_in(0, 1, BONUS, forbidden, targets)], BONUS, forbidden, targets)
 
 
 @pytest.mark.parametrize("forbidden", [FORBIDDEN, torch.zeros(V, dtype=torch.bool)])
@@ -84,12 +101,6 @@ def test_what_torch_compiles_for_cuda(monkeypatch, forbidden):
     """The functions as they are traced, without the compilation of the trace."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     check([cut_in(0, 1, BONUS, forbidden)], BONUS, forbidden)
-
-
-@pytest.mark.parametrize("accumulate", [None, kernels_of("cpu").accumulate])
-def test_the_gradient_of_the_weight_is_added_to_its_main_grad(monkeypatch, accumulate):
-    monkeypatch.setattr(logprobs, "ROWS", 2)
-    check([cut_in(0, 1, BONUS, main_grad=True, accumulate=accumulate)], BONUS)
 
 
 def test_two_tensor_parallel_ranks_add_their_parts_of_the_weights_gradient(ranks):
@@ -132,45 +143,36 @@ def test_a_micro_batch_without_response_tokens_leaves_the_weights_gradient_as_it
     assert (weight.grad is not None) == reports  # tells megatron-core that the weight is ready
 
 
-def highest_growth(rank, tokens, width, vocabulary, dtype=torch.float32, entropy_coef=0.0):
+def highest_growth(rank, tokens, width, vocabulary, dtype, entropy_coef):
     """Bytes of resident memory that forward and backward take at most beyond the inputs and the weight's gradient."""
+    ctypes.CDLL(None).mallopt(host.M_MMAP_THRESHOLD, 1 << 20)  # freed tensors are given back at once
     hidden_TH = torch.zeros(tokens, width, dtype=dtype).normal_().requires_grad_()
-    weight_VH = torch.zeros(vocabulary, width, dtype=dtype).normal_().requires_grad_()
-    weight_VH.main_grad = torch.zeros(vocabulary, width).normal_()
+    weight_VH, main_grad = (torch.zeros(vocabulary, width, dtype=kind).normal_() for kind in (dtype, torch.float32))
+    every = torch.arange(tokens)
 
     def resident(name):
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
 
-    every = torch.arange(tokens)
-    accumulate = kernels_of("cpu").accumulate
-    layer = OutputLayer(weight_VH, torch.zeros(vocabulary, dtype=torch.bool), 1.0, None, accumulate=accumulate)
-    token_stats(hidden_TH[:8], every[:8], every[:8], layer).logprobs_R.sum().backward()  # allocates what stays
+    def use(ids, rows):
+        weight = weight_VH[:ids].detach().requires_grad_()
+        weight.main_grad = main_grad[:ids]
+        layer = OutputLayer(
+            weight, torch.zeros(ids, dtype=torch.bool), 1.0, None, accumulate=kernels_of("cpu").accumulate
+        )
+        got = token_stats(hidden_TH, every[:rows], every[:rows], layer)
+        (got.logprobs_R.sum() + entropy_coef * got.entropy_R.sum() if entropy_coef else got.logprobs_R.sum()).backward()
+
+    use(4096, 1024)  # loads the code, and allocates what libraries keep
     with mock.patch.object(host, "available_memory", return_value=0):
-        host.give_back_memory("cpu")  # what earlier tests have freed
+        host.give_back_memory("cpu")  # what was freed before
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the highest so far
     before = resident("VmRSS")
-    got = token_stats(hidden_TH, every, every, layer)
-    loss = got.logprobs_R.sum()
-    (loss + entropy_coef * got.entropy_R.sum() if entropy_coef else loss).backward()
+    use(vocabulary, tokens)
     return resident("VmHWM") - before
 
 
-def test_memory_is_that_of_one_chunk_however_many_rows_there_are(ranks):
-    """All logits in fp32 would take 268 MB for 4,096 rows, and their gradient as much again."""
-    width, vocabulary = 16, 16384
-    chunk = 4 * logprobs.ROWS * vocabulary
-    for tokens in (4096, 8192):
-        (grown,) = ranks.run(highest_growth, tokens, width, vocabulary, size=1)
-        assert chunk < grown < 2 * chunk, tokens
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("entropy_coef", [0.0, 0.01])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory_with_the_vocabulary_of_qwen_is_what_the_plan_says(ranks, dtype, entropy_coef):
-    """All logits of 4,096 rows in fp32 would take 2.5 GB, and their gradient as much again."""
-    width, vocabulary, tokens = 64, 151_936, 4096
+def check_memory(ranks, tokens, width, vocabulary, dtype, entropy_coef):
     inputs = SimpleNamespace(
         cfg=Config(train=Train(micro_batch_tokens=tokens), grpo=Grpo(entropy_coef=entropy_coef)),
         itemsize=dtype.itemsize,
@@ -178,8 +180,23 @@ def test_memory_with_the_vocabulary_of_qwen_is_what_the_plan_says(ranks, dtype, 
     )
     planned = memory._head_bytes(inputs, vocabulary, training=True)
     (grown,) = ranks.run(highest_growth, tokens, width, vocabulary, dtype, entropy_coef, size=1)
-    print(f"{dtype}, entropy_coef {entropy_coef}: {grown / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB planned")
-    assert 0.9 < planned / grown < 1.05  # in 16 bits oneDNN takes some 20 MB for a product
+    print(f"{dtype}, entropy_coef {entropy_coef}: {grown / 1e6:.1f} MB measured, {planned / 1e6:.1f} MB planned")
+    assert 0.85 < planned / grown < 1.1
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.01])
+@pytest.mark.parametrize("tokens, vocabulary", [(4096, 32768), (8192, 32768), (2048, 65536)])
+def test_memory_is_that_of_a_few_blocks_however_many_rows_and_ids_there_are(ranks, tokens, vocabulary, entropy_coef):
+    """As the plan says. The logits of 1,024 rows in fp32 alone would take 16 or 32 blocks."""
+    check_memory(ranks, tokens, 16, vocabulary, torch.float32, entropy_coef)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_with_the_vocabulary_of_qwen_is_what_the_plan_says(ranks, dtype, entropy_coef):
+    """All logits of 4,096 rows in fp32 would take 2.5 GB, and their gradient as much again."""
+    check_memory(ranks, 4096, 64, 151_936, dtype, entropy_coef)
 
 
 @pytest.mark.parametrize("bonus_R", [NO_BONUS, BONUS])
@@ -187,7 +204,8 @@ def test_one_rank(bonus_R):
     check([cut_in(0, 1, bonus_R)], bonus_R)
 
 
+@pytest.mark.parametrize("ids", [V, 4])
 @pytest.mark.parametrize("forbidden, targets", [(FORBIDDEN, TARGETS), (SECOND_HALF, TARGETS % (V // 2))])
-def test_two_tensor_parallel_ranks(ranks, forbidden, targets):
+def test_two_tensor_parallel_ranks(ranks, forbidden, targets, ids):
     """Also if no id of the second part stands for a token, as with a vocabulary that is padded for the division."""
-    check(ranks.run(cut_in, 2, BONUS, forbidden, targets, size=2), BONUS, forbidden, targets)
+    check(ranks.run(cut_into_blocks, 2, ids, BONUS, forbidden, targets, size=2), BONUS, forbidden, targets)

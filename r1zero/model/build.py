@@ -47,7 +47,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 class Model(GPTModel):
     """megatron-core's model, except that the last stage returns the hidden states from which its output layer would
-    compute the logits: (T with padding, H). `logprobs.token_stats` computes them, for some rows at a time."""
+    compute the logits: (T with padding, H). `logprobs.token_stats` computes them, for some rows and ids at a time."""
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.post_process:

@@ -15,7 +15,7 @@ from r1zero.rollout.engine_limits import cache_elements
 PHASES = ("rollout", "reference", "update", "step", "sync", "save")
 LOGIT_ROWS = 1024
 KEPT_LOGITS_BYTES = 32 << 20
-LOGIT_BLOCK_BYTES = 4 << 20
+LOGIT_BLOCK_BYTES = 8 << 20
 """Equal to r1zero.logprobs.ROWS, KEPT_BYTES and BLOCK_BYTES, which cannot be imported here without torch."""
 
 
@@ -238,17 +238,22 @@ def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
     """
     tokens, size, width = inputs.cfg.train.micro_batch_tokens, inputs.itemsize, inputs.routes.shape.hidden_size
     rows = min(tokens, LOGIT_ROWS)
-    # Devices other than a CPU hold fp32 tensors for all rows of a chunk: without training the scaled logits and their
-    # exponentials; with it the softmax and its gradient, and then a copy of that in the run's type. A CPU holds two
-    # such blocks at the same time, and three more for the gradient of an entropy bonus.
-    on_cpu, copy = inputs.cfg.run.device == "cpu", (0 if size == 4 else size)
-    count = 5 if training and inputs.cfg.grpo.entropy_coef else 2
-    blocks = count * min(LOGIT_BLOCK_BYTES, 4 * rows * columns) if on_cpu else 0
+    copy = 0 if size == 4 else size
+    keeps = training and tokens * columns * size <= KEPT_LOGITS_BYTES
+    of_hidden = tokens * width * (4 + copy) if training else 0
+    if inputs.cfg.run.device == "cpu":
+        # In fp32 the scaled logits and their exponentials of a block, or the softmax and its gradient, which is then
+        # copied in the run's type, or three more for the gradient of an entropy bonus. In the run's type the logits.
+        # And the hidden states of a chunk's rows with their gradient.
+        block = min(LOGIT_BLOCK_BYTES, 4 * rows * columns)
+        temporary = 5 * block if training and inputs.cfg.grpo.entropy_coef else 2 * block + training * copy * block // 4
+        of_hidden += rows * width * 2 * (size + copy)
+        return (tokens * columns * size if keeps else block * size // 4) + temporary + of_hidden
+    # Other devices hold fp32 tensors for all rows of a chunk: without training the scaled logits and their
+    # exponentials; with it the softmax and its gradient, and then a copy of that in the run's type.
     if not training:
-        return rows * columns * (size if on_cpu else size + 8) + blocks
-    kept = tokens if tokens * columns * size <= KEPT_LOGITS_BYTES else rows
-    chunk = kept * size + rows * (0 if on_cpu else 8 + copy)
-    return columns * chunk + tokens * width * (4 + copy) + blocks
+        return rows * columns * (size + 8)
+    return columns * ((tokens if keeps else rows) * size + rows * (8 + copy)) + of_hidden
 
 
 def cache_need(inputs: MemoryInputs) -> tuple[int, int]:
