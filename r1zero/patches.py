@@ -6,7 +6,7 @@ beside the code that needs them: search for the row's name, or for `patched(` an
 
 Not in the table are changes to single models that this program has built, made with the library's classes as they are:
 vLLM's in rollout/models.py (`return_logprobs`), megatron-core's in model/layers.py (`use_packed_rotary`) and
-model/cpu_megatron.py (`look_like_cuda`, `add_gradient_of_the_embedding_in_parts`). MindSpeed makes its own patches when
+model/cpu_megatron.py (`look_like_cuda`, `add_gradient_of_the_embedding_by_rows`). MindSpeed makes its own patches when
 it is imported; `undo_mindspeed_patches` of distributed/device.py takes three of them back.
 """
 

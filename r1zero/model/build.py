@@ -124,9 +124,9 @@ def build_model(shape: Shape, cfg: config.Config, grids: MegatronGrids, trainabl
         cpu_megatron.look_like_cuda(model)
     if not trainable:
         return [model.requires_grad_(False).eval()]
-    if cfg.run.device == "cpu" and model.pre_process and cfg.run.dtype != "float32":
-        cpu_megatron.add_gradient_of_the_embedding_in_parts(model)
     overlap = cfg.train.overlap_grad_reduce and cfg.run.device in OVERLAPPING
+    if cfg.run.device == "cpu" and model.pre_process:
+        cpu_megatron.add_gradient_of_the_embedding_by_rows(model, overlap)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import mappings
 
 from r1zero import patches
 
@@ -36,9 +37,6 @@ _MODULES = (
     "dist_checkpointing.strategies.filesystem_async",
     "dist_checkpointing.strategies.fully_parallel",
 )
-
-PART = 1 << 20
-"""Number of elements of a gradient that are added together."""
 
 
 def install() -> None:
@@ -71,23 +69,44 @@ def _name_as_cuda(tensor: Any) -> None:
     tensor.type = lambda: name
 
 
-def add_gradient_of_the_embedding_in_parts(model: Any) -> None:
-    """Add the gradient of a 16-bit embedding to its sum in fp32 for PART elements at a time.
+def add_gradient_of_the_embedding_by_rows(model: Any, reports: bool) -> None:
+    """Let the embedding add its gradient to `main_grad` itself, in the rows of the tokens that occur.
 
-    megatron-core adds it at once, for which torch copies all of it to fp32 in memory. Its linear layers add theirs by
-    `accumulate` of model/kernels/cpu.py, and the weights of norms are small.
+    torch's derivative would be a tensor as large as the whole weight, almost all zeros, which megatron-core adds then.
+    reports: give autograd a gradient of zeros, which needs no memory. If megatron-core reduces gradients during the
+    backward pass, it learns from it that the weight is ready.
     """
-    weight = model.embedding.word_embeddings.weight
+    embedding = model.embedding.word_embeddings
 
-    def add(gradient: torch.Tensor) -> None:
-        for total, part in zip(weight.main_grad.view(-1).split(PART), gradient.view(-1).split(PART), strict=True):
-            total.add_(part)
-        weight.grad_added_to_main_grad = True  # megatron-core's hook, which runs later, then leaves it out
+    def forward(tokens: torch.Tensor) -> torch.Tensor:
+        """As VocabParallelEmbedding.forward. (1, T) to (T, 1, H) with sequence parallelism, (1, T, H) otherwise."""
+        if embedding.tp_group.size() == 1:
+            return _Embedding.apply(embedding.weight, tokens, reports)
+        rows = tokens - embedding.vocab_start_index
+        others = (rows < 0) | (rows >= len(embedding.weight))
+        found = _Embedding.apply(embedding.weight, rows.masked_fill(others, 0), reports)
+        found = found.masked_fill(others.unsqueeze(-1), 0.0)
+        if embedding.reduce_scatter_embeddings:
+            found = found.transpose(0, 1).contiguous()
+            return mappings.reduce_scatter_to_sequence_parallel_region(found, group=embedding.tp_group)
+        return mappings.reduce_from_tensor_model_parallel_region(found, group=embedding.tp_group)
 
-    # megatron-core sets this on a shared weight, and then adds `.grad` even if the mark above is set, because its own
-    # output layer would leave zeros there. Here it would add the gradient a second time.
-    weight.zero_out_wgrad = False
-    weight.register_hook(add)
+    embedding.forward = forward
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, rows: torch.Tensor, reports: bool) -> torch.Tensor:
+        ctx.save_for_backward(weight, rows)
+        ctx.reports = reports
+        return torch.nn.functional.embedding(rows, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        weight, rows = ctx.saved_tensors
+        total = weight.main_grad
+        total.index_add_(0, rows.flatten(), grad.flatten(0, -2).to(total.dtype))
+        return weight.new_zeros(()).expand_as(weight) if ctx.reports else None, None, None
 
 
 class _Idle:

@@ -211,7 +211,7 @@ def _passes(inputs: MemoryInputs, place: RankRoles, training: bool) -> dict[str,
     if stage == pp - 1:
         beyond = _head_bytes(inputs, shape.vocab_size // tp, training) - int(tokens * size * live)
         found |= {"logits": beyond} if beyond > 0 else {}
-    if training and stage == 0:  # the last gradient that is computed, in a tensor of its own
+    if training and stage == 0 and not inputs.on_cpu:  # computed last, in a tensor of its own
         beyond = shape.vocab_size // tp * shape.hidden_size * size - sum(found.values())
         found |= {"embedding gradient": beyond} if beyond > 0 else {}
     return found
