@@ -87,12 +87,12 @@ def config_keys(cls: type, prefix: str = "") -> set[str]:
 
 def migration_tables(text: str) -> dict[str, str]:
     """The other trainer's name -> the table from its keys to ours."""
-    found = re.findall(r"((?:^\| (MindSpeed-RL|verl) \|.*\n)(?:^\|.*\n)+)", text, re.MULTILINE)
+    found = re.findall(r"((?:^\| (MindSpeed-RL|verl|TRL) \|.*\n)(?:^\|.*\n)+)", text, re.MULTILINE)
     return {name: table for table, name in found}
 
 
 FOREIGN = re.compile(r"^\|[^|]*\|", re.MULTILINE)
-"""The first column of a table, which in the tables about verl and MindSpeed-RL has their keys."""
+"""The first column of a table, which in the tables about other trainers has their keys."""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -111,7 +111,7 @@ def test_the_config_keys_that_a_document_names_exist(document: str) -> None:
 
 
 @pytest.mark.parametrize("document", ["README.md", "launch/README.zh-CN.md"])
-@pytest.mark.parametrize("trainer", ["MindSpeed-RL", "verl"])
+@pytest.mark.parametrize("trainer", ["MindSpeed-RL", "verl", "TRL"])
 def test_the_keys_beside_those_of_another_trainer_exist(document: str, trainer: str) -> None:
     """Each piece of code in the second column is a key, the last part of one, a value, a file, or the other's key."""
     table = migration_tables((ROOT / document).read_text(encoding="utf-8"))[trainer]
