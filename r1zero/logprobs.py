@@ -175,7 +175,7 @@ class _Block(NamedTuple):
     logits: Tensor
     """(rows, ids)."""
     temperature: float
-    forbidden_V: Tensor
+    forbidden: Tensor
     at: Tensor
     """The columns of the targets; those of targets among other ids are meaningless."""
     owned: Tensor
@@ -191,7 +191,7 @@ class _Block(NamedTuple):
     def scaled(self) -> Tensor:
         """Returns logits / temperature in fp32, -inf for forbidden ids."""
         x = self.logits.to(torch.float32, copy=True)
-        return x.div_(self.temperature).masked_fill_(self.forbidden_V, -torch.inf)
+        return x.div_(self.temperature).masked_fill_(self.forbidden, -torch.inf)
 
 
 class _Rows(NamedTuple):

@@ -151,7 +151,8 @@ def update_in(rank, oracle, dtype, first):
 
 
 def gradient_of_the_embedding(rank, oracle, dtype, by_rows):
-    """Of an update of several micro-batches, in which tokens occur repeatedly; and the gradients that autograd made."""
+    """Returns the gradient of an update of several micro-batches, in which tokens occur repeatedly, and how many
+    gradients of the embedding autograd made."""
     from r1zero import policy
     from r1zero.batch import LossSize
     from r1zero.model import cpu_megatron

@@ -1,5 +1,5 @@
-"""Replacements for what megatron-core 0.16.1 needs of torch.cuda, so that it runs on a CPU, and for two things that it
-does slowly there. Used only on that device.
+"""Replacements for what megatron-core 0.16.1 needs of torch.cuda, so that it runs on a CPU, and for what it does
+slowly there. Used only on that device.
 
 The library refers to CUDA in three ways: through the module `torch` that its files import, through methods of tensors,
 and through functions of its own. For the first, a facade replaces the global name `torch` in the library's own modules,
@@ -73,23 +73,20 @@ def add_gradient_of_the_embedding_by_rows(model: Any, reports: bool) -> None:
     """Let the embedding add its gradient to `main_grad` itself, in the rows of the tokens that occur.
 
     torch's derivative would be a tensor as large as the whole weight, almost all zeros, which megatron-core adds then.
-    reports: give autograd a gradient of zeros, which needs no memory. If megatron-core reduces gradients during the
-    backward pass, it learns from it that the weight is ready.
+    reports: give autograd a gradient of zeros. If megatron-core reduces gradients during the backward pass, it learns
+    from it that the weight is ready.
     """
     embedding = model.embedding.word_embeddings
 
     def forward(tokens: torch.Tensor) -> torch.Tensor:
-        """As VocabParallelEmbedding.forward. (1, T) to (T, 1, H) with sequence parallelism, (1, T, H) otherwise."""
+        """As VocabParallelEmbedding.forward: (1, T) to (T / tp, 1, H) on several tensor ranks, (1, T, H) on one."""
         if embedding.tp_group.size() == 1:
             return _Embedding.apply(embedding.weight, tokens, reports)
         rows = tokens - embedding.vocab_start_index
         others = (rows < 0) | (rows >= len(embedding.weight))
         found = _Embedding.apply(embedding.weight, rows.masked_fill(others, 0), reports)
-        found = found.masked_fill(others.unsqueeze(-1), 0.0)
-        if embedding.reduce_scatter_embeddings:
-            found = found.transpose(0, 1).contiguous()
-            return mappings.reduce_scatter_to_sequence_parallel_region(found, group=embedding.tp_group)
-        return mappings.reduce_from_tensor_model_parallel_region(found, group=embedding.tp_group)
+        found = found.masked_fill(others.unsqueeze(-1), 0.0).transpose(0, 1).contiguous()
+        return mappings.reduce_scatter_to_sequence_parallel_region(found, group=embedding.tp_group)
 
     embedding.forward = forward
 

@@ -234,7 +234,8 @@ def _saved_and_recomputed(inputs: MemoryInputs, layers: list[LayerSize], stage: 
 def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
     """Returns what the output layer needs on a rank that has so many columns of it (see r1zero/logprobs.py).
 
-    All of it is freed before the layers run backward.
+    All of it is freed before the layers run backward. A micro-batch is assumed to be full: one with few tokens may keep
+    up to KEPT_LOGITS_BYTES of logits where this counts those of one block.
     """
     tokens, size, width = inputs.cfg.train.micro_batch_tokens, inputs.itemsize, inputs.routes.shape.hidden_size
     rows = min(tokens, LOGIT_ROWS)
@@ -242,9 +243,9 @@ def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
     keeps = training and tokens * columns * size <= KEPT_LOGITS_BYTES
     of_hidden = tokens * width * (4 + copy) if training else 0
     if inputs.cfg.run.device == "cpu":
-        # In fp32 the scaled logits and their exponentials of a block, or the softmax and its gradient, which is then
-        # copied in the run's type, or three more for the gradient of an entropy bonus. In the run's type the logits.
-        # And the hidden states of a chunk's rows with their gradient.
+        # A CPU holds two fp32 tensors of a block: the scaled logits and their exponentials, or the softmax and its
+        # gradient. The gradient is then copied in the run's type. An entropy bonus needs three more. Beside these are
+        # the block's logits in the run's type, and the hidden states of a chunk's rows with their gradient.
         block = min(LOGIT_BLOCK_BYTES, 4 * rows * columns)
         temporary = 5 * block if training and inputs.cfg.grpo.entropy_coef else 2 * block + training * copy * block // 4
         of_hidden += rows * width * 2 * (size + copy)
