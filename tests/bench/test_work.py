@@ -20,7 +20,7 @@ MISSING = "configs/missing.toml"
 @pytest.mark.parametrize(
     "main, arguments, said",
     [
-        (commits.main, ["no-such-commit", "configs/cpu.toml"], "git archive no-such-commit: ended with status 128"),
+        (commits.main, ["no-such-commit", "configs/cpu.toml"], "no-such-commit: ended with status 128"),
         (commits.main, ["HEAD", MISSING], f"{MISSING}: "),
         (commits.main, ["HEAD", "configs/cpu.toml", "grpo.group_sise=4"], "group_sise"),
         (commits.main, ["configs/cpu.toml"], "give either one CONFIG or --half-billion; the configs are []"),
