@@ -175,6 +175,7 @@ def highest_growth(rank, tokens, width, vocabulary, dtype, entropy_coef):
 def check_memory(ranks, tokens, width, vocabulary, dtype, entropy_coef):
     inputs = SimpleNamespace(
         cfg=Config(train=Train(micro_batch_tokens=tokens), grpo=Grpo(entropy_coef=entropy_coef)),
+        on_cpu=True,
         itemsize=dtype.itemsize,
         routes=SimpleNamespace(shape=SimpleNamespace(hidden_size=width)),
     )

@@ -242,7 +242,7 @@ def _head_bytes(inputs: MemoryInputs, columns: int, training: bool) -> int:
     copy = 0 if size == 4 else size
     keeps = training and tokens * columns * size <= KEPT_LOGITS_BYTES
     of_hidden = tokens * width * (4 + copy) if training else 0
-    if inputs.cfg.run.device == "cpu":
+    if inputs.on_cpu:
         # A CPU holds two fp32 tensors of a block: the scaled logits and their exponentials, or the softmax and its
         # gradient. The gradient is then copied in the run's type. An entropy bonus needs three more. Beside these are
         # the block's logits in the run's type, and the hidden states of a chunk's rows with their gradient.

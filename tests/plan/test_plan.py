@@ -484,6 +484,14 @@ def test_the_embeddings_gradient_is_planned_where_it_is_more_than_the_activation
             assert update["activations"] + update["embedding gradient"] == 129_280 // 4 * 7_168 * 2
 
 
+def test_on_a_cpu_the_embeddings_gradient_takes_no_tensor_of_its_own() -> None:
+    short = ("rollout.max_prompt_tokens=32", "rollout.max_response_tokens=32", "train.micro_batch_tokens=64")
+    for device, expected in (("npu", True), ("cpu", False)):
+        cfg = load("a3_qwen2.5_7b", f"run.device={device}", "train.recompute=full", *short)
+        update = plan.plan(cfg, 16).places[0].phase_memory.device["update"]
+        assert ("embedding gradient" in update) == expected, device
+
+
 def test_the_reference_takes_no_time_of_its_own_on_ranks_that_would_wait_for_the_rollout():
     split = ("layout.train.ranks=0-7", "layout.rollout.ranks=8-15")
     together, apart = (
